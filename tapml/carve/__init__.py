@@ -1,0 +1,1 @@
+"""Recording what every operator sees and returns; the run folder; tolerances."""

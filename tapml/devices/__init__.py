@@ -1,0 +1,1 @@
+"""Where kernels run, one file an implementation of the runtime interface."""

@@ -1,0 +1,78 @@
+"""The runtime interface: all that TapML asks of a platform.
+
+A device allocates buffers, moves bytes, loads kernels and runs batches of launches. Handles are small integers that the device
+hands out. A batch is recorded by the caller and submitted at once; launches in it run in order, each seeing what the ones
+before it wrote, with no read-back between. `run` may return before the work is done; `read` and `synchronize` wait for it.
+
+Errors: `DeviceError(stage, message)` for one refused request ('driver': the kernel was not accepted; 'launch': it
+could not be run), after which the device still works; `DeviceLost` when the device is gone. Implementations live one a
+file beside this one and pass `tests/devices/test_conformance.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from tapml.kernels import Kernel
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """What a device is. `platform` names the interface ("opencl", "vulkan", …); `software` is True for a driver
+    that emulates a GPU on the processor; `limits` holds sizes in bytes or counts (`max_buffer_bytes`, `max_binding_bytes`,
+    `max_workgroup_invocations`, `max_workgroup_memory_bytes`, `max_workgroups_per_dimension`, `max_storage_buffers`);
+    `features` what is optional ("float16", "subgroups", …)."""
+
+    platform: str
+    name: str
+    driver: str
+    software: bool
+    limits: dict[str, int] = field(default_factory=dict)
+    features: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch in a batch: a loaded kernel and the buffers bound to its arguments, in order."""
+
+    kernel: int
+    buffers: tuple[int, ...]
+
+
+class Device(Protocol):
+    """See the module's docstring. Not thread-safe: one caller at a time."""
+
+    @property
+    def info(self) -> DeviceInfo: ...
+
+    def allocate(self, nbytes: int) -> int:
+        """A new buffer of at least `nbytes` bytes, contents undefined. DeviceError('launch') when there is no room."""
+
+    def free(self, buffer: int) -> None:
+        """Gives a buffer back. Launches that use it may still be under way."""
+
+    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0) -> None:
+        """Copies `data` into the buffer. The caller may reuse `data` as soon as this returns."""
+
+    def read(self, buffer: int, nbytes: int, offset: int = 0) -> bytes:
+        """The bytes of the buffer after all launches submitted before."""
+
+    def load(self, kernel: Kernel) -> int:
+        """Hands the kernel to the driver. DeviceError('driver') with the driver's own log if it refuses."""
+
+    def unload(self, kernel: int) -> None:
+        """Forgets a loaded kernel."""
+
+    def run(self, batch: Sequence[Launch]) -> None:
+        """Submits a batch in order."""
+
+    def synchronize(self) -> None:
+        """Waits until everything submitted is done."""
+
+    def close(self) -> None:
+        """Frees all that the device holds. May be called twice."""

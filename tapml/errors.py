@@ -1,0 +1,72 @@
+"""Every error that a user of TapML can meet, as one tree.
+
+    TapmlError
+    ├── UsageError             wrong flag, name, file or combination             exit code 2
+    │   ├── ModelError         the model cannot be loaded, exported or cut
+    │   ├── PromptError        a prompt is empty, or longer than the cache
+    │   ├── RunError           a run folder is missing, damaged or of another model or version
+    │   └── TargetError        no such target or device, or an option that it does not have
+    └── UnavailableError       a target or device is not there, or was lost      exit code 3
+        ├── DeviceError        a device refused or failed one request; the device itself lives on
+        └── DeviceLost         the device is gone (its process died, its connection broke)
+
+Each message says what happened, with which input, and what to try next. `ValueError` and `assert` are for
+mistakes inside TapML. A kernel that fails is no error: it is a verdict (see `tapml.verdicts`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TapmlError(Exception):
+    """Base of all errors that TapML raises on purpose. `exit_code` is what the command line returns."""
+
+    exit_code = 2
+
+
+class UsageError(TapmlError):
+    """The request cannot be carried out as it was put."""
+
+
+class ModelError(UsageError):
+    """The model cannot be loaded, exported or cut into operators."""
+
+
+class PromptError(UsageError):
+    """A prompt is empty, or does not fit the key-value cache."""
+
+
+class RunError(UsageError):
+    """A run folder is missing, damaged, or belongs to another model or version."""
+
+
+class TargetError(UsageError):
+    """No such target or device, or an option that it does not have."""
+
+
+class UnavailableError(TapmlError):
+    """A target or a device is not there. The message says why."""
+
+    exit_code = 3
+
+
+class DeviceError(UnavailableError):
+    """A device failed one request: `stage` is 'driver' (refused the kernel) or 'launch' (could not run it)."""
+
+    def __init__(self, stage: str, message: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+
+
+class DeviceLost(UnavailableError):
+    """The device is gone. What ran on it is lost; what was recorded is not."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: the close matches, then all that exist."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    meant = f"Did you mean {' or '.join(close)}? " if close else ""
+    return f"{meant}Known: {', '.join(names)}."

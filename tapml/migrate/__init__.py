@@ -1,0 +1,1 @@
+"""Testing operators on a device, and moving them there one after another."""

@@ -1,0 +1,1 @@
+"""Cutting an exported graph into operators, and running them in PyTorch."""

@@ -1,0 +1,233 @@
+"""The graph of a model and its operators, as plain data: no torch here, so that every stage can read it.
+
+A `Graph` is what `torch.export` gave, functional and normalised: named values, and nodes that call ATen operators on them.
+Cutting (`tapml.operators.cut`) assigns each node to one `Operator`. An operator's `Body` is the same
+computation with its values renamed by position; equal bodies have equal signatures, so operators that differ only
+in their weights share one body, and with it the compiled kernels.
+
+Arguments of a node are JSON: numbers, strings, booleans, None and lists stand for themselves; `{"ref": "name"}` is a
+value; `{"dtype": "float32"}`, `{"memory_format": "contiguous_format"}`, `{"layout": "strided"}`,
+`{"device": "cpu"}` and `{"float": "inf"}` (also "-inf", "nan") are what they say. A node that returns several tensors is read by nodes of target "getitem".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from tapml.tensors import TensorSpec
+
+Role = Literal["input", "weight", "state"]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One call of an ATen operator, `target` as torch spells it ("aten.linear.default"). `outputs` has one spec,
+    or several when the call returns a tuple. `module` is the module path that it came from, `source` the line of
+    the model's code ("modeling_llama.py:84"), both "" when unknown."""
+
+    name: str
+    target: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[TensorSpec, ...]
+    module: str = ""
+    source: str = ""
+
+    @cached_property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the values that it reads, each once, in order of appearance."""
+        found: dict[str, None] = {}
+        _collect([list(self.args), self.kwargs], found)
+        return tuple(found)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "target": self.target,
+            "args": list(self.args),
+            "kwargs": self.kwargs,
+            "outputs": [o.to_json() for o in self.outputs],
+            "module": self.module,
+            "source": self.source,
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Node:
+        return Node(
+            data["name"], data["target"], tuple(data["args"]), data["kwargs"],
+            tuple(TensorSpec.from_json(o) for o in data["outputs"]), data["module"], data["source"],
+        )
+
+
+def _collect(argument: Any, found: dict[str, None]) -> None:
+    if isinstance(argument, dict):
+        if "ref" in argument:
+            found[argument["ref"]] = None
+        else:
+            for item in argument.values():
+                _collect(item, found)
+    elif isinstance(argument, list | tuple):
+        for item in argument:
+            _collect(item, found)
+
+
+def rename(argument: Any, names: dict[str, str]) -> Any:
+    """The same argument with every `{"ref": …}` renamed."""
+    if isinstance(argument, dict):
+        if "ref" in argument:
+            return {"ref": names[argument["ref"]]}
+        return {k: rename(v, names) for k, v in argument.items()}
+    if isinstance(argument, list | tuple):
+        return [rename(item, names) for item in argument]
+    return argument
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """A value that a graph is given. `key` is the user's argument name for an input, the key in the weights
+    table for a weight (parameters, constants and buffers that never change), the buffer's name for a state."""
+
+    name: str
+    role: Role
+    key: str
+    spec: TensorSpec
+
+    def to_json(self) -> list[Any]:
+        return [self.name, self.role, self.key, self.spec.to_json()]
+
+    @staticmethod
+    def from_json(data: list[Any]) -> Placeholder:
+        return Placeholder(data[0], data[1], data[2], TensorSpec.from_json(data[3]))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A functional graph: nodes in execution order. `outputs` names the values that the user gets, with
+    `output_keys` naming them; `mutations` maps a state's key to the value that becomes its next content (after the
+    whole graph has run)."""
+
+    name: str
+    placeholders: tuple[Placeholder, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    output_keys: tuple[str, ...]
+    mutations: dict[str, str]
+
+    @cached_property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Spec of every value that is one tensor."""
+        found = {p.name: p.spec for p in self.placeholders}
+        found.update({n.name: n.outputs[0] for n in self.nodes if len(n.outputs) == 1})
+        return found
+
+    @cached_property
+    def inputs(self) -> tuple[Placeholder, ...]:
+        return tuple(p for p in self.placeholders if p.role == "input")
+
+    @cached_property
+    def weights(self) -> tuple[Placeholder, ...]:
+        return tuple(p for p in self.placeholders if p.role == "weight")
+
+    @cached_property
+    def states(self) -> tuple[Placeholder, ...]:
+        return tuple(p for p in self.placeholders if p.role == "state")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "placeholders": [p.to_json() for p in self.placeholders],
+            "nodes": [n.to_json() for n in self.nodes],
+            "outputs": list(self.outputs),
+            "output_keys": list(self.output_keys),
+            "mutations": self.mutations,
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Graph:
+        return Graph(
+            data["name"],
+            tuple(Placeholder.from_json(p) for p in data["placeholders"]),
+            tuple(Node.from_json(n) for n in data["nodes"]),
+            tuple(data["outputs"]), tuple(data["output_keys"]), data["mutations"],
+        )
+
+
+@dataclass(frozen=True)
+class Body:
+    """An operator's computation with values named by position: inputs "i0", "i1", …; node results "n0", "n1", ….
+    `roles` says what each input is in the graph ("value" for a result of another operator). `kind` is what the
+    operator is called to people: "linear", "rms_norm", "attention", …"""
+
+    kind: str
+    inputs: tuple[TensorSpec, ...]
+    roles: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+
+    @cached_property
+    def output_specs(self) -> tuple[TensorSpec, ...]:
+        specs = {n.name: n.outputs[0] for n in self.nodes if len(n.outputs) == 1}
+        specs.update({f"i{k}": spec for k, spec in enumerate(self.inputs)})
+        return tuple(specs[name] for name in self.outputs)
+
+    @cached_property
+    def signature(self) -> str:
+        """Hash of everything that the kernels depend on: graph, shapes, dtypes and constants; not weights' values."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "inputs": [i.to_json() for i in self.inputs],
+            "roles": list(self.roles),
+            "nodes": [n.to_json() for n in self.nodes],
+            "outputs": list(self.outputs),
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Body:
+        return Body(
+            data["kind"], tuple(TensorSpec.from_json(i) for i in data["inputs"]), tuple(data["roles"]),
+            tuple(Node.from_json(n) for n in data["nodes"]), tuple(data["outputs"]),
+        )
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A region of a graph. `name` is unique in the run and comes from the module path, with the graph's name in front
+    when there are several graphs ("decode/layers.3.self_attn.q_proj"). `inputs` are value names of the graph in the order of
+    the body's inputs; `outputs` are the values that others read, in the order of the body's outputs; `nodes` are the
+    names of its nodes in execution order."""
+
+    name: str
+    graph: str
+    kind: str
+    signature: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[str, ...]
+    module: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "graph": self.graph,
+            "kind": self.kind,
+            "signature": self.signature,
+            "inputs": list(self.inputs),
+            "outputs": list(self.outputs),
+            "nodes": list(self.nodes),
+            "module": self.module,
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Operator:
+        return Operator(
+            data["name"], data["graph"], data["kind"], data["signature"], tuple(data["inputs"]),
+            tuple(data["outputs"]), tuple(data["nodes"]), data["module"],
+        )

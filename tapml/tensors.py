@@ -1,0 +1,87 @@
+"""Shapes, dtypes and host arrays, named the same way in every part of TapML.
+
+A dtype is a string: PyTorch's name without the `torch.` ("float32", "bfloat16", "int64", "bool"). On the host a
+tensor is a C-contiguous numpy array; bfloat16 is `ml_dtypes.bfloat16`. This module imports neither torch nor tvm,
+so that devices and deployed models can use it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+HostArray: TypeAlias = NDArray[Any]
+
+NUMPY: dict[str, np.dtype[Any]] = {
+    name: np.dtype(name)
+    for name in ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+# Distance from 1.0 to the next larger number (machine epsilon).
+EPSILON: dict[str, float] = {
+    "float64": 2.0**-52,
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of a tensor; a scalar has shape ()."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * NUMPY[self.dtype].itemsize
+
+    def to_json(self) -> list[Any]:
+        return [list(self.shape), self.dtype]
+
+    @staticmethod
+    def from_json(data: list[Any]) -> TensorSpec:
+        return TensorSpec(tuple(int(n) for n in data[0]), str(data[1]))
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+def dtype_name(array: HostArray) -> str:
+    """The TapML name of a numpy array's dtype. Raises ValueError for one that TapML does not carry."""
+    name = str(array.dtype)
+    if name not in NUMPY:
+        raise ValueError(f"numpy dtype {name} has no TapML name; known: {', '.join(NUMPY)}")
+    return name
+
+
+def spec_of(array: HostArray) -> TensorSpec:
+    return TensorSpec(tuple(array.shape), dtype_name(array))
+
+
+def convert(array: HostArray, dtype: str) -> HostArray:
+    """The same values in another dtype, as a device stores them (int64 as int32, bool as int32, bfloat16 as
+    float32). Raises OverflowError when an integer does not fit."""
+    want = NUMPY[dtype]
+    if array.dtype == want:
+        return np.ascontiguousarray(array).reshape(array.shape)
+    if want.kind == "i" and array.dtype.kind in "iu" and want.itemsize < array.dtype.itemsize and array.size:
+        limits = np.iinfo(want)
+        low, high = int(array.min()), int(array.max())
+        # An "until the end" index (2**63 - 1) keeps its meaning when it saturates; others would change value.
+        if low < limits.min or (high > limits.max and high != np.iinfo(array.dtype).max):
+            raise OverflowError(f"integers from {low} to {high} do not fit {dtype}")
+        return np.clip(array, limits.min, limits.max).astype(want)
+    return np.ascontiguousarray(array.astype(want)).reshape(array.shape)
