@@ -11,7 +11,8 @@ class Case:
     """`file` (relative to the run) is a safetensors file with "i{k}" for each body input k that is no weight, and "o{k}"
     for each output. `prompt` and `step` say when: step 0 is the first call of the generation, prefill chunks counted.
     `reasons` say why it was kept ("first layer", "largest magnitude", …). `source_error` is, for each output, the
-    distance of the source from the float64 oracle, in the unit of `tapml.carve.tolerance.distance` (0.0 for an output that must be equal)."""
+    distance of the source from the float64 oracle, in the unit of `tapml.carve.tolerance.distance` (0.0 for an output that
+    must be equal)."""
 
     id: str
     operator: str

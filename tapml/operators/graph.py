@@ -7,7 +7,8 @@ in their weights share one body, and with it the compiled kernels.
 
 Arguments of a node are JSON: numbers, strings, booleans, None and lists stand for themselves; `{"ref": "name"}` is a
 value; `{"dtype": "float32"}`, `{"memory_format": "contiguous_format"}`, `{"layout": "strided"}`,
-`{"device": "cpu"}` and `{"float": "inf"}` (also "-inf", "nan") are what they say. A node that returns several tensors is read by nodes of target "getitem".
+`{"device": "cpu"}` and `{"float": "inf"}` (also "-inf", "nan") are what they say. A node that returns several tensors
+is read by nodes of target "getitem".
 """
 
 from __future__ import annotations
