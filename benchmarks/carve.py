@@ -29,8 +29,8 @@ def main() -> int:
     ratio = cold.data["stages"]["record"] / cold.data["source_seconds"]
     share = cold.data["bytes"] / cold.data["naive_bytes"]
     figures = {name: brief(run) for name, run in runs.items()} | {"record_over_source": ratio, "bytes_over_naive": share}
-    print(f"cold {cold.seconds:.1f} s, warm {runs['warm'].seconds:.1f} s, recording {ratio:.2f} x source, run {share:.2%} of naive,")
-    print(f"peak memory {cold.peak_bytes / 2**30:.2f} GiB")
+    print(f"cold {cold.seconds:.1f} s, warm {runs['warm'].seconds:.1f} s, recording {ratio:.2f} x source")
+    print(f"run {share:.2%} of all activations, peak memory {cold.peak_bytes / 2**30:.2f} GiB")
     limit = 2.5 * WEIGHT_BYTES + 2**30
     return save("carve", figures, {
         "carve within 90 s, load, export and oracle included": cold.seconds <= 90,

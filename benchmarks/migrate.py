@@ -24,8 +24,9 @@ def main() -> int:
         sys.exit(cold.log + warm.log)
     limit = 2.5 * WEIGHT_BYTES + 2**30
     signatures = len({v["signature"] for v in cold.data["verdicts"]})
-    print(f"cold {cold.seconds:.1f} s, warm {warm.seconds:.1f} s, {signatures} signatures, compiled {cold.data['compiled']} and ", end="")
-    print(f"{warm.data['compiled']}, peak {cold.peak_bytes / 2**30:.2f} and {warm.peak_bytes / 2**30:.2f} GiB")
+    print(f"{signatures} signatures")
+    for name, done in (("cold", cold), ("warm", warm)):
+        print(f"{name} {done.seconds:.1f} s, compiled {done.data['compiled']}, peak {done.peak_bytes / 2**30:.2f} GiB")
     return save("migrate", {"cold": brief(cold), "warm": brief(warm), "signatures": signatures}, {
         "everything passed and moved, tokens equal": cold.code == 0 and warm.code == 0 and not cold.data["kept_on_source"],
         "cold within 8 minutes": cold.seconds <= 480,
