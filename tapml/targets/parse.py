@@ -1,0 +1,73 @@
+"""The text of `--target`, parsed once: `name` or `name:option=value,option=value`.
+
+    parse("vulkan")               TargetChoice("vulkan", {})
+    parse("opencl:f16=0,device=1")
+
+Options: `f16=0` computes float16 models in float32, `f16=1` insists on float16; `schedule=NAME` tries only that
+schedule; `device=N` or `device=TEXT` picks among several devices of the platform, by index or by a part of the name.
+What a choice means on a given device is `tapml.targets.resolve`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tapml.errors import TargetError, nearest
+from tapml.targets.known import SCHEDULES, TARGETS
+
+OPTIONS = {"f16": "0 or 1", "schedule": ", ".join(SCHEDULES), "device": "an index, or a part of the device's name"}
+
+
+@dataclass(frozen=True)
+class TargetChoice:
+    """A target as the user named it. `str()` gives the canonical text, options sorted."""
+
+    name: str
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def f16(self) -> bool | None:
+        """True or False when the user said so, None to follow the device."""
+        return None if "f16" not in self.options else self.options["f16"] == "1"
+
+    @property
+    def schedule(self) -> str | None:
+        return self.options.get("schedule")
+
+    @property
+    def device(self) -> str | None:
+        """Which of the platform's devices: an index, or a part of its name."""
+        return self.options.get("device")
+
+    def __str__(self) -> str:
+        options = ",".join(f"{k}={v}" for k, v in sorted(self.options.items()))
+        return f"{self.name}:{options}" if options else self.name
+
+
+def parse(text: str) -> TargetChoice:
+    """Raises TargetError for a target, option or value that does not exist, naming those that do."""
+    name, colon, rest = text.strip().partition(":")
+    name = name.strip()
+    if name not in TARGETS:
+        raise TargetError(f"There is no target {name!r}. {nearest(name, TARGETS)}")
+    options: dict[str, str] = {}
+    if colon and not rest.strip():
+        raise TargetError(f"Target {text!r} ends in a colon without options. {_explain_options()}")
+    for item in rest.split(",") if rest else ():
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if key not in OPTIONS:
+            raise TargetError(f"Target {text!r}: there is no option {key!r}. {nearest(key, OPTIONS)} {_explain_options()}")
+        if not equals or not value:
+            raise TargetError(f"Target {text!r}: option {key} has no value; write {key}=VALUE. {_explain_options()}")
+        if key in options:
+            raise TargetError(f"Target {text!r}: option {key} is given twice.")
+        if key == "f16" and value not in ("0", "1"):
+            raise TargetError(f"Target {text!r}: f16={value!r} is neither 0 nor 1.")
+        if key == "schedule" and value not in SCHEDULES:
+            raise TargetError(f"Target {text!r}: there is no schedule {value!r}. {nearest(value, SCHEDULES)}")
+        options[key] = value
+    return TargetChoice(name, options)
+
+
+def _explain_options() -> str:
+    return "Options: " + "; ".join(f"{k}= {v}" for k, v in OPTIONS.items()) + "."

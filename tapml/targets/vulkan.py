@@ -1,0 +1,29 @@
+"""Vulkan, through WGSL source text that wgpu translates for the driver. It differs from `webgpu` in its limits: it
+takes what the adapter has, where `webgpu` stays within what every browser has.
+"""
+
+from __future__ import annotations
+
+from tapml.targets.target import Limits, Target
+from tapml.targets.webgpu import STORAGE
+
+TARGET = Target(
+    name="vulkan",
+    language="wgsl",
+    tvm={
+        "kind": "webgpu",
+        "max_num_threads": 256,
+        "max_shared_memory_per_block": 32768,
+        "thread_warp_size": 1,
+        "supports_subgroups": False,
+    },
+    storage=STORAGE,
+    schedules=("dlight", "simple"),
+    limits=Limits(
+        workgroup_invocations=256,
+        workgroup_memory=32768,
+        workgroups_per_dimension=65535,
+        binding_bytes=2**31,
+        storage_buffers=32,
+    ),
+)
