@@ -1,0 +1,225 @@
+"""OpenCL by pyopencl: one context and one in-order queue, so launches see each other's writes without events.
+
+The driver compiles OpenCL C at `load`; PoCL finishes that at the first launch with a given workgroup size, so its first launch is
+slow, and a compiler crash can surface there. pyopencl's own program cache stays off, the driver's stays as it is. Which
+device is used: the first GPU, else the first of any kind, or the one that `device` picks.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tapml.devices.handles import Handles, check_arguments, check_range
+from tapml.devices.interface import DeviceInfo, Launch
+from tapml.devices.select import pick
+from tapml.errors import DeviceError, DeviceLost, UnavailableError
+from tapml.kernels import Kernel
+
+LOST = ("OUT_OF_RESOURCES", "INVALID_COMMAND_QUEUE", "INVALID_CONTEXT", "DEVICE_NOT_AVAILABLE")
+INSTALL = (
+    "Install a driver (for NVIDIA, AMD or Intel it comes with the GPU's own driver), or `pip install 'pyopencl[pocl]'` for one "
+    "that runs on the processor."
+)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    kernel: Any
+    entry: str
+    arguments: int
+    size: tuple[int, int, int]
+    block: tuple[int, int, int]
+
+
+class OpenClDevice:
+    """Implements `tapml.devices.interface.Device`. Raises UnavailableError when pyopencl or a driver is missing, TargetError
+    when `device` matches none."""
+
+    def __init__(self, device: str | None = None) -> None:
+        try:
+            import pyopencl
+        except (ImportError, OSError) as error:
+            raise UnavailableError(f"OpenCL is not available: pyopencl cannot be imported ({error}). {INSTALL}") from error
+        self._cl: Any = pyopencl
+        chosen = _choose(self._cl, device)
+        try:
+            self._context = self._cl.Context([chosen])
+            self._queue = self._cl.CommandQueue(self._context, chosen)
+        except self._cl.Error as error:
+            raise UnavailableError(f"OpenCL device {chosen.name.strip()} cannot be opened: {error}") from error
+        self._device = chosen
+        self._info = _describe(self._cl, chosen)
+        self._buffers: Handles[Any] = Handles("buffer")
+        self._kernels: Handles[_Loaded] = Handles("kernel")
+        self._bytes = 0
+        self._room = int(chosen.global_mem_size)
+        self._closed = False
+
+    @property
+    def info(self) -> DeviceInfo:
+        return self._info
+
+    def allocate(self, nbytes: int) -> int:
+        self._check_open()
+        size = max(4, (nbytes + 3) // 4 * 4)
+        largest = self._info.limits["max_buffer_bytes"]
+        if size > largest:
+            raise DeviceError("launch", f"a buffer of {size} bytes is more than {self._info.name} allows ({largest})")
+        if self._bytes + size > self._room:
+            raise DeviceError(
+                "launch", f"no room for {size} bytes on {self._info.name}: {self._bytes} of {self._room} are in use"
+            )
+        try:
+            buffer = self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size)
+        except self._cl.Error as error:
+            raise DeviceError("launch", f"{self._info.name} could not allocate {size} bytes: {error}") from error
+        self._bytes += size
+        return self._buffers.add(buffer)
+
+    def free(self, buffer: int) -> None:
+        memory = self._buffers.pop(buffer)
+        self._bytes -= memory.size
+        memory.release()
+
+    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0) -> None:
+        memory = self._buffers[buffer]
+        view = memoryview(data).cast("B")
+        check_range(memory.size, offset, view.nbytes)
+        if view.nbytes:
+            try:
+                self._cl.enqueue_copy(self._queue, memory, view, dst_offset=offset, is_blocking=True)
+            except self._cl.Error as error:
+                raise self._failure("write", error) from error
+
+    def read(self, buffer: int, nbytes: int, offset: int = 0) -> bytes:
+        memory = self._buffers[buffer]
+        check_range(memory.size, offset, nbytes)
+        data = bytearray(nbytes)
+        if nbytes:
+            try:
+                self._cl.enqueue_copy(self._queue, data, memory, src_offset=offset, is_blocking=True)
+            except self._cl.Error as error:
+                raise self._failure("read", error) from error
+        return bytes(data)
+
+    def load(self, kernel: Kernel) -> int:
+        self._check_open()
+        if kernel.language != "opencl-c":
+            raise DeviceError("driver", f"OpenCL takes opencl-c, and kernel {kernel.entry} is {kernel.language}")
+        x, y, z = kernel.block
+        if x * y * z > self._info.limits["max_workgroup_invocations"]:
+            raise DeviceError(
+                "driver",
+                f"kernel {kernel.entry} has workgroups of {x * y * z} invocations; {self._info.name} allows "
+                f"{self._info.limits['max_workgroup_invocations']}",
+            )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a compiler's remarks on a program that it accepts
+                program = self._cl.Program(self._context, kernel.source).build(cache_dir=False)
+                loaded = self._cl.Kernel(program, kernel.entry)
+        except self._cl.Error as error:
+            raise DeviceError("driver", f"{self._info.driver} refused kernel {kernel.entry}: {error}") from error
+        if loaded.num_args != len(kernel.access):
+            raise DeviceError(
+                "driver", f"kernel {kernel.entry} has {loaded.num_args} arguments; {len(kernel.access)} were declared"
+            )
+        gx, gy, gz = kernel.grid
+        size = (gx * x, gy * y, gz * z)
+        return self._kernels.add(_Loaded(loaded, kernel.entry, len(kernel.access), size, kernel.block))
+
+    def unload(self, kernel: int) -> None:
+        self._kernels.pop(kernel)
+
+    def run(self, batch: Sequence[Launch]) -> None:
+        self._check_open()
+        enqueue = self._cl.enqueue_nd_range_kernel
+        for launch in batch:
+            loaded = self._kernels[launch.kernel]
+            check_arguments(loaded.entry, loaded.arguments, len(launch.buffers))
+            memories = [self._buffers[b] for b in launch.buffers]
+            if 0 in loaded.size:
+                continue
+            try:
+                loaded.kernel.set_args(*memories)
+                enqueue(self._queue, loaded.kernel, loaded.size, loaded.block)
+            except self._cl.Error as error:
+                raise self._failure(f"launch of {loaded.entry}", error) from error
+        self._queue.flush()
+
+    def synchronize(self) -> None:
+        self._check_open()
+        try:
+            self._queue.finish()
+        except self._cl.Error as error:
+            raise self._failure("wait", error) from error
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._queue.finish()
+        finally:
+            self._kernels.clear()
+            for memory in self._buffers:
+                memory.release()
+            self._buffers.clear()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the device is closed")
+
+    def _failure(self, what: str, error: Exception) -> UnavailableError:
+        """DeviceLost for the codes after which a driver accepts nothing more, else DeviceError."""
+        text = f"{what} failed on {self._info.name}: {error}"
+        if any(code in str(error) for code in LOST):
+            return DeviceLost(text)
+        return DeviceError("launch", text)
+
+
+def _choose(cl: Any, wanted: str | None) -> Any:
+    try:
+        platforms = cl.get_platforms()
+    except cl.Error as error:  # the loader reports "no platform" as an error
+        raise UnavailableError(f"OpenCL is not available: no driver is installed ({error}). {INSTALL}") from error
+    devices: list[Any] = []
+    for platform in platforms:
+        try:
+            devices.extend(platform.get_devices())
+        except cl.Error as error:
+            if "DEVICE_NOT_FOUND" not in str(error):
+                raise UnavailableError(f"OpenCL platform {platform.name} cannot list its devices: {error}") from error
+    if not devices:
+        raise UnavailableError(f"OpenCL is not available: the installed drivers have no device. {INSTALL}")
+    gpus = [i for i, d in enumerate(devices) if d.type & cl.device_type.GPU]
+    index = pick("OpenCL", [d.name.strip() for d in devices], wanted, gpus[0] if gpus else 0)
+    return devices[index]
+
+
+def _describe(cl: Any, device: Any) -> DeviceInfo:
+    extensions = device.extensions.split()
+    features = [
+        feature
+        for feature, extension in (("float16", "cl_khr_fp16"), ("float64", "cl_khr_fp64"), ("subgroups", "cl_khr_subgroups"))
+        if extension in extensions
+    ]
+    return DeviceInfo(
+        platform="opencl",
+        name=device.name.strip(),
+        driver=f"{device.platform.name.strip()} {device.driver_version.strip()} ({device.version.strip()})",
+        software=bool(device.type & cl.device_type.CPU),
+        limits={
+            "max_buffer_bytes": int(device.max_mem_alloc_size),
+            "max_binding_bytes": int(device.max_mem_alloc_size),
+            "max_workgroup_invocations": int(device.max_work_group_size),
+            "max_workgroup_memory_bytes": int(device.local_mem_size),
+            "max_workgroups_per_dimension": 2**31 - 1,
+            "max_storage_buffers": int(device.max_parameter_size) // 8,
+            "memory_bytes": int(device.global_mem_size),
+        },
+        features=tuple(features),
+    )
