@@ -1,0 +1,349 @@
+"""Running bodies and cut graphs in PyTorch: the source that every target is compared with.
+
+    f = body_function(body)                                    # torch tensors in, torch tensors out
+    oracle = body_function(body, torch.float64)                # the same computation in float64
+    g = host_function(body)                                    # numpy in, numpy out, for callers that do not import torch
+    model = GraphExecutor(graphs, operators, bodies, weights, states, hook)     # a cut model as a Stepper
+    model = GraphExecutor.uncut(graphs, weights, states)                        # the same, each graph run as a whole
+
+Tensors that are passed around may be views of one another: nothing here writes to a tensor, and a hook must not either, nor keep
+one without copying it. All of it runs on CPU and CUDA.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from tapml.errors import ModelError
+from tapml.operators.graph import Body, Graph, Node, Operator, rename
+from tapml.tensors import HostArray, TensorSpec
+
+Tensors = Sequence[torch.Tensor]
+BodyFunction = Callable[[Tensors], tuple[torch.Tensor, ...]]
+HostFunction = Callable[[Sequence[HostArray]], tuple[HostArray, ...]]
+Hook = Callable[[Operator, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]], None]
+
+# A view that was legal for the strides at export may not be for those of another device or dtype; reshape gives the same values.
+_AS_RESHAPE = ("aten.view.default", "aten._unsafe_view.default")
+
+
+def body_function(body: Body, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> BodyFunction:
+    """The body as a function of its inputs in order, giving its outputs in order.
+
+    With `dtype` (a floating point one) every floating point number in it has that dtype instead: inputs are cast, dtypes named in
+    the body are replaced, and PyTorch's default dtype is `dtype` during a call (so not for several threads at once). `device`
+    is where tensors that the body makes from nothing are put; inputs are expected there. Raises ModelError for an operator
+    that this PyTorch does not have, and for a body that reinterprets bits when `dtype` is given.
+    """
+    slots = {f"i{k}": k for k in range(len(body.inputs))}
+    for node in body.nodes:
+        slots[node.name] = len(slots)
+    outputs = tuple(slots[name] for name in body.outputs)
+    frees = _frees([[slots[r] for r in node.reads] for node in body.nodes], keep=set(outputs))
+    plan = [_Instruction(node, slots, free, dtype, torch.device(device)) for node, free in zip(body.nodes, frees, strict=True)]
+    spare: list[Any] = [None] * len(body.nodes)
+
+    def run(inputs: Tensors) -> tuple[torch.Tensor, ...]:
+        values = [*inputs, *spare]
+        for step in plan:
+            step.run(values)
+        return tuple([values[k] for k in outputs])
+
+    if dtype is None:
+        return run
+
+    def run_in_dtype(inputs: Tensors) -> tuple[torch.Tensor, ...]:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            return run([t.to(dtype) if t.is_floating_point() else t for t in inputs])
+        finally:
+            torch.set_default_dtype(before)
+
+    return run_in_dtype
+
+
+def host_function(body: Body, dtype: str | None = None, device: str = "cpu") -> HostFunction:
+    """`body_function` from numpy arrays to C-contiguous numpy arrays; nothing is copied on the way in. `dtype` is a name
+    ("float64"); outputs then have it too. An output may share memory with an input."""
+    function = body_function(body, None if dtype is None else torch_dtype(dtype), device)
+
+    def run(inputs: Sequence[HostArray]) -> tuple[HostArray, ...]:
+        with torch.inference_mode():
+            return tuple([host_from_tensor(t) for t in function([tensor_from_host(a, device) for a in inputs])])
+
+    return run
+
+
+class GraphExecutor:
+    """A cut model as a `tapml.generation.Stepper`: runs each graph operator by operator, keeps the states between calls.
+
+    `operators` hold those of all graphs, each graph's in execution order; `bodies` are by signature. `states` gives for each
+    state its spec (it starts as zeros) or its first content. Weights decide the device. `hook(operator, inputs, outputs)` is
+    called after each operator. States advance after the last operator, so all operators of a call see the old content.
+    Values are freed after their last use.
+    """
+
+    def __init__(
+        self,
+        graphs: Sequence[Graph],
+        operators: Sequence[Operator],
+        bodies: Mapping[str, Body],
+        weights: Mapping[str, torch.Tensor],
+        states: Mapping[str, TensorSpec | torch.Tensor],
+        hook: Hook | None = None,
+    ) -> None:
+        self.hook = hook
+        self.device = next((t.device for t in weights.values()), torch.device("cpu"))
+        self._first = {key: _content(value, self.device) for key, value in states.items()}
+        self.states = dict(self._first)
+        functions = {s: body_function(bodies[s], device=self.device) for s in {o.signature for o in operators}}
+        self._plans = {
+            graph.name: _Plan(graph, [o for o in operators if o.graph == graph.name], functions, weights) for graph in graphs
+        }
+
+    @staticmethod
+    def uncut(
+        graphs: Sequence[Graph],
+        weights: Mapping[str, torch.Tensor],
+        states: Mapping[str, TensorSpec | torch.Tensor],
+    ) -> GraphExecutor:
+        """The model with each graph as one operator: what cutting must reproduce."""
+        wholes = [_whole(graph) for graph in graphs]
+        return GraphExecutor(graphs, [o for o, _ in wholes], {o.signature: b for o, b in wholes}, weights, states)
+
+    def reset(self) -> None:
+        self.states = dict(self._first)
+
+    def step(self, graph: str, inputs: dict[str, HostArray]) -> dict[str, HostArray]:
+        given = {key: tensor_from_host(array, self.device) for key, array in inputs.items()}
+        return {key: host_from_tensor(tensor) for key, tensor in self.step_tensors(graph, given).items()}
+
+    def step_tensors(self, graph: str, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`step` with torch tensors, which may lie on any device; the outputs lie on the model's."""
+        with torch.inference_mode():
+            given = {key: tensor.to(self.device) for key, tensor in inputs.items()}
+            outputs, advanced = self._plans[graph].run(given, self.states, self.hook)
+        self.states.update(advanced)
+        return outputs
+
+
+def run_graph(
+    graph: Graph,
+    weights: Mapping[str, torch.Tensor],
+    states: Mapping[str, torch.Tensor],
+    inputs: Mapping[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """One call of a graph that is not cut: its outputs by key, and the next content of the states that it writes."""
+    executor = GraphExecutor.uncut([graph], weights, states)
+    outputs = executor.step_tensors(graph.name, inputs)
+    return outputs, {key: executor.states[key] for key in graph.mutations}
+
+
+class _Plan:
+    """One graph, with values in numbered slots: placeholders first (weights filled in), results of operators after."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        operators: Sequence[Operator],
+        functions: Mapping[str, BodyFunction],
+        weights: Mapping[str, torch.Tensor],
+    ) -> None:
+        slots: dict[str, int] = {}
+        for name in (*(p.name for p in graph.placeholders), *(v for o in operators for v in o.outputs)):
+            slots.setdefault(name, len(slots))
+        self.base: list[Any] = [None] * len(slots)
+        for placeholder in graph.weights:
+            self.base[slots[placeholder.name]] = weights[placeholder.key]
+        self.inputs = [(p.key, slots[p.name]) for p in graph.inputs]
+        self.states = [(p.key, slots[p.name]) for p in graph.states]
+        self.outputs = [(key, slots[name]) for key, name in zip(graph.output_keys, graph.outputs, strict=True)]
+        self.mutations = [(key, slots[name]) for key, name in graph.mutations.items()]
+        reads = [[slots[name] for name in operator.inputs] for operator in operators]
+        frees = _frees(reads, keep={slot for _, slot in (*self.outputs, *self.mutations)})
+        self.steps = [
+            (operator, functions[operator.signature], read, [slots[name] for name in operator.outputs], free)
+            for operator, read, free in zip(operators, reads, frees, strict=True)
+        ]
+
+    def run(
+        self, inputs: Mapping[str, torch.Tensor], states: Mapping[str, torch.Tensor], hook: Hook | None
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        values = self.base.copy()
+        for key, slot in self.inputs:
+            values[slot] = inputs[key]
+        for key, slot in self.states:
+            values[slot] = states[key]
+        for operator, function, read, write, free in self.steps:
+            given = [values[slot] for slot in read]
+            made = function(given)
+            for slot, value in zip(write, made, strict=True):
+                values[slot] = value
+            if hook is not None:
+                hook(operator, tuple(given), made)
+            for slot in free:
+                values[slot] = None
+        return {key: values[slot] for key, slot in self.outputs}, {key: values[slot] for key, slot in self.mutations}
+
+
+class _Instruction:
+    """One node, ready to run: its function, its constant arguments, and where the others come from and its result goes."""
+
+    __slots__ = ("args", "free", "function", "kwargs", "nested", "places", "result")
+
+    def __init__(
+        self, node: Node, slots: Mapping[str, int], free: Sequence[int], dtype: torch.dtype | None, device: torch.device
+    ) -> None:
+        self.function = _resolve(node, dtype)
+        self.args: list[Any] = []
+        self.places: list[tuple[int, int]] = []
+        self.nested: list[tuple[int, Any]] = []
+        for position, argument in enumerate(node.args):
+            if isinstance(argument, dict) and "ref" in argument:
+                self.places.append((position, slots[argument["ref"]]))
+                self.args.append(None)
+            elif isinstance(argument, list | tuple) and any(isinstance(i, dict) and "ref" in i for i in argument):
+                self.nested.append((position, [_decode(i, slots, dtype) for i in argument]))
+                self.args.append(None)
+            else:
+                self.args.append(_decode(argument, slots, dtype))
+        self.kwargs = {key: _decode(value, slots, dtype) for key, value in node.kwargs.items()}
+        if not node.reads and node.target != "getitem":
+            self.kwargs["device"] = device
+        self.result = slots[node.name]
+        self.free = tuple(free)
+
+    def run(self, values: list[Any]) -> None:
+        args = self.args.copy()
+        for position, slot in self.places:
+            args[position] = values[slot]
+        for position, items in self.nested:
+            args[position] = [values[i.index] if isinstance(i, _Slot) else i for i in items]
+        kwargs = self.kwargs
+        if any(isinstance(v, _Slot) for v in kwargs.values()):
+            kwargs = {k: values[v.index] if isinstance(v, _Slot) else v for k, v in kwargs.items()}
+        values[self.result] = self.function(*args, **kwargs)
+        for slot in self.free:
+            values[slot] = None
+
+
+class _Slot:
+    """Stands in an argument for the value in a slot."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
+def _decode(argument: Any, slots: Mapping[str, int], dtype: torch.dtype | None) -> Any:
+    """An argument of a node as PyTorch takes it (see `tapml.operators.graph` for how arguments are written)."""
+    if isinstance(argument, list | tuple):
+        return [_decode(item, slots, dtype) for item in argument]
+    if not isinstance(argument, dict):
+        return argument
+    ((what, word),) = argument.items()
+    if what == "ref":
+        return _Slot(slots[word])
+    if what == "dtype":
+        named = torch_dtype(word)
+        return dtype if dtype is not None and named.is_floating_point else named
+    if what == "float":
+        return float(word)
+    if what in ("memory_format", "layout"):
+        return getattr(torch, word)
+    if what == "device":
+        return torch.device(word)
+    raise ModelError(f"An argument of the graph is written as {argument}, which this version of TapML does not know.")
+
+
+def _resolve(node: Node, dtype: torch.dtype | None) -> Callable[..., Any]:
+    if node.target == "getitem":
+        return lambda values, index: values[index]
+    if node.target in _AS_RESHAPE:
+        found: Callable[..., Any] = torch.ops.aten.reshape.default
+        return found
+    if dtype is not None and node.target == "aten.view.dtype":
+        raise ModelError(f"{node.target} reinterprets bits, so the operator has no counterpart in {dtype}.")
+    found_any: Any = torch.ops
+    for part in node.target.split("."):
+        try:
+            found_any = getattr(found_any, part)
+        except (AttributeError, RuntimeError):
+            raise ModelError(
+                f"PyTorch {torch.__version__} has no operator {node.target}. If it is a custom operator, import the package "
+                "that registers it first; otherwise carve the model again with this version of PyTorch."
+            ) from None
+    return found_any  # type: ignore[no-any-return]
+
+
+def _frees(reads: Sequence[Sequence[int]], keep: set[int]) -> list[list[int]]:
+    """For each step, the slots that no later step reads. Slots in `keep` are never freed."""
+    last = {slot: step for step, slots in enumerate(reads) for slot in slots}
+    frees: list[list[int]] = [[] for _ in reads]
+    for slot, step in last.items():
+        if slot not in keep:
+            frees[step].append(slot)
+    return frees
+
+
+def _whole(graph: Graph) -> tuple[Operator, Body]:
+    """A graph as a single operator. Node names stay: its body is for running only, not for comparing."""
+    names = {p.name: f"i{k}" for k, p in enumerate(graph.placeholders)}
+    names |= {n.name: f"n{k}" for k, n in enumerate(graph.nodes)}
+    nodes = tuple(renamed(node, names) for node in graph.nodes)
+    outputs = tuple(dict.fromkeys((*graph.outputs, *graph.mutations.values())))
+    inputs = tuple(p.spec for p in graph.placeholders)
+    body = Body("graph", inputs, tuple(p.role for p in graph.placeholders), nodes, tuple(names[o] for o in outputs))
+    operator = Operator(
+        graph.name, graph.name, "graph", body.signature, tuple(p.name for p in graph.placeholders), outputs,
+        tuple(n.name for n in graph.nodes), "",
+    )
+    return operator, body
+
+
+def renamed(node: Node, names: dict[str, str]) -> Node:
+    """The node with itself and what it reads renamed, and without its place in the model."""
+    args = tuple(rename(list(node.args), names))
+    return replace(node, name=names[node.name], args=args, kwargs=rename(node.kwargs, names), module="", source="")
+
+
+def _content(value: TensorSpec | torch.Tensor, device: torch.device) -> torch.Tensor:
+    if isinstance(value, TensorSpec):
+        return torch.zeros(value.shape, dtype=torch_dtype(value.dtype), device=device)
+    return value.to(device)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a TapML dtype name."""
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"torch has no dtype {name}")
+    return found
+
+
+def tensor_from_host(array: HostArray, device: str | torch.device = "cpu") -> torch.Tensor:
+    """A tensor over the array's own memory (copied only to reach another device). Must not be written to."""
+    bits = array.view(np.int16) if array.dtype == ml_dtypes.bfloat16 else array
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        tensor = torch.from_numpy(np.ascontiguousarray(bits).reshape(bits.shape))
+    return (tensor.view(torch.bfloat16) if bits is not array else tensor).to(device)
+
+
+def host_from_tensor(tensor: torch.Tensor) -> HostArray:
+    """The tensor as a C-contiguous array, over its own memory where that is possible."""
+    plain = tensor.detach().cpu().contiguous()
+    if plain.dtype == torch.bfloat16:
+        bits: HostArray = plain.view(torch.int16).numpy()
+        return bits.view(ml_dtypes.bfloat16)
+    array: HostArray = plain.numpy()
+    return array

@@ -1,0 +1,312 @@
+"""A `torch.export` program becomes a `Graph`: plain data, static shapes, every value a tensor.
+
+The program must have gone through `run_decompositions`, so that it is functional ATen. This file reads what torch wrote (its
+signature, its metadata, its tensors); what follows from the graph alone (no-op views, equal nodes, dead nodes) is done in
+`tapml.operators.normalise`. Where the program came from, and how it was exported, is `tapml.source.export`'s.
+
+    graph, weights = graph_from_exported("decode", program, module, ("input_ids", "position_ids"), ("logits",))
+
+A graph belongs to no device: `device`, `layout` and `pin_memory` arguments are dropped, and whoever runs the graph says where.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import operator
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch.export.graph_signature import InputKind, OutputKind
+
+from tapml.errors import ModelError
+from tapml.operators.graph import Graph, Node, Placeholder, Role
+from tapml.operators.normalise import normalise
+from tapml.tensors import NUMPY, TensorSpec
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in ')
+_DROPPED_ARGUMENTS = ("device", "layout", "pin_memory", "non_blocking")
+_NO_RESULT = ("_assert", "sym_constrain", "sym_size")
+# Their value is their first argument; what they are for (an alias, a gradient) has no meaning in a functional graph.
+_SAME_VALUE = ("alias", "detach", "lift_fresh_copy", "lift_fresh", "lift", "detach_copy", "alias_copy")
+# The same value, and dropped only where the memory layout stays too, since a later view may need the new one.
+_COPIES = ("clone", "contiguous", "_to_copy")
+# Tagged as random because of their dropout argument, which is zero in a model that is evaluated.
+_DROPOUT_ARGUMENT = {"scaled_dot_product_attention": ("dropout_p", 4)}
+
+
+def graph_from_exported(
+    name: str,
+    exported: torch.export.ExportedProgram,
+    module: torch.nn.Module | None,
+    input_keys: tuple[str, ...],
+    output_keys: tuple[str, ...],
+    strip_prefix: str = "",
+    state_keys: Collection[str] = (),
+) -> tuple[Graph, dict[str, torch.Tensor]]:
+    """The normalised graph of a decomposed program, and its weights by key.
+
+    `input_keys` name the flat user inputs in order; one that is None is left out of the graph. `output_keys` name the
+    user outputs that are tensors. A weight's key is its name in the module; several names of one tensor become the first of them.
+    Tensors that are no parameter or buffer (constants in the code) get a key made of their content. A buffer is a state if
+    the program writes to it, or if it is among `state_keys` (another graph of the model writes to it). Writes to user
+    inputs are left out. `strip_prefix` (a module path) is taken off the front of module paths and of keys: the attribute
+    under which a wrapper holds the model.
+
+    Raises ModelError, naming the operator and the line of the model's code, for control flow, symbolic shapes, random
+    numbers, and dtypes that TapML does not carry.
+    """
+    return _Reader(name, exported, module, input_keys, output_keys, strip_prefix, state_keys).read()
+
+
+class _Reader:
+    """One reading of one program. `values` maps names of fx nodes to names of graph values: dropped nodes to what
+    they equal, and inputs that are None to None."""
+
+    def __init__(
+        self,
+        name: str,
+        exported: torch.export.ExportedProgram,
+        module: torch.nn.Module | None,
+        input_keys: tuple[str, ...],
+        output_keys: tuple[str, ...],
+        strip_prefix: str,
+        state_keys: Collection[str],
+    ) -> None:
+        self.name = name
+        self.exported = exported
+        self.input_keys = input_keys
+        self.output_keys = output_keys
+        self.prefix = strip_prefix.rstrip(".") + "." if strip_prefix else ""
+        self.state_keys = frozenset(state_keys)
+        self.tensors = _tensors(exported, module)
+        self.first_name = _first_names(self.tensors)
+        self.values: dict[str, str | None] = {}
+        self.placeholders: dict[tuple[str, str], Placeholder] = {}
+        self.weights: dict[str, torch.Tensor] = {}
+        self.nodes: list[Node] = []
+
+    def read(self) -> tuple[Graph, dict[str, torch.Tensor]]:
+        fx_nodes = {node.name: node for node in self.exported.graph.nodes}
+        self._read_placeholders(fx_nodes)
+        for fx in fx_nodes.values():
+            if fx.op == "call_function":
+                self._read_call(fx)
+            elif fx.op == "get_attr":
+                self._read_attribute(fx)
+        outputs, mutations = self._read_outputs()
+        graph = normalise(Graph(
+            self.name, tuple(self.placeholders.values()), tuple(self.nodes), outputs, self.output_keys, mutations,
+        ))
+        return graph, {p.key: self.weights[p.key] for p in graph.weights}
+
+    def _read_placeholders(self, fx_nodes: Mapping[str, Any]) -> None:
+        signature = self.exported.graph_signature
+        mutated = {
+            s.target for s in signature.output_specs if s.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
+        }
+        users = [s for s in signature.input_specs if s.kind == InputKind.USER_INPUT]
+        if len(users) != len(self.input_keys):
+            raise ValueError(f"graph {self.name} has {len(users)} flat inputs, named were {self.input_keys}")
+        keys = iter(self.input_keys)
+        for spec in signature.input_specs:
+            if spec.kind == InputKind.USER_INPUT:
+                key = next(keys)
+                fx = fx_nodes.get(getattr(spec.arg, "name", ""))
+                if fx is None or not isinstance(fx.meta.get("val"), torch.Tensor):
+                    if getattr(spec.arg, "name", "") in fx_nodes:
+                        self.values[spec.arg.name] = None
+                    continue
+                self._place(fx, "input", key)
+            elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+                state = spec.target in mutated or self._strip(spec.target) in self.state_keys
+                fqn = spec.target if state else self.first_name.get(spec.target, spec.target)
+                if not state:
+                    self.weights[self._strip(fqn)] = self.tensors[fqn]
+                self._place(fx_nodes[spec.arg.name], "state" if state else "weight", self._strip(fqn))
+            elif spec.kind == InputKind.CONSTANT_TENSOR:
+                self._constant(fx_nodes[spec.arg.name], self.tensors[spec.target])
+            else:
+                raise ModelError(
+                    f"The model passes a {spec.kind.name.lower().replace('_', ' ')} ({spec.target}) to an operator; only tensors "
+                    "can be moved to another platform. Replace the custom operator that takes it."
+                )
+
+    def _place(self, fx: Any, role: Role, key: str) -> None:
+        """Enters a placeholder, or points at the one that already holds the same role and key."""
+        known = self.placeholders.setdefault((role, key), Placeholder(fx.name, role, key, self._spec(fx, fx.meta["val"])))
+        self.values[fx.name] = known.name
+
+    def _constant(self, fx: Any, tensor: torch.Tensor) -> None:
+        data = tensor.detach().cpu().contiguous()
+        text = f"{data.dtype}{tuple(data.shape)}".encode() + data.reshape(-1).view(torch.uint8).numpy().tobytes()
+        key = "constant." + hashlib.blake2b(text, digest_size=8).hexdigest()
+        self.weights[key] = tensor
+        fx.meta.setdefault("val", tensor)
+        self._place(fx, "weight", key)
+
+    def _read_attribute(self, fx: Any) -> None:
+        found: Any = self.exported.graph_module
+        for part in fx.target.split("."):
+            found = getattr(found, part, None)
+        if not isinstance(found, torch.Tensor):
+            user = next(iter(fx.users), fx)
+            raise ModelError(_message(user, "holds control flow or a sub-program that torch.export could not flatten"))
+        self._constant(fx, found)
+
+    def _read_call(self, fx: Any) -> None:
+        if fx.target is operator.getitem:
+            self._read_getitem(fx)
+            return
+        if not isinstance(fx.target, torch._ops.OpOverload):
+            why = "is control flow" if isinstance(fx.target, torch._ops.HigherOrderOperator) else "works on a symbolic size"
+            raise ModelError(_message(fx, f"{why}, which has no place in a graph of static shapes"))
+        word = fx.target._schema.name.split("::")[1]
+        if word.startswith(_NO_RESULT):
+            return
+        val = fx.meta.get("val")
+        if word in _SAME_VALUE or (word in _COPIES and _same_layout(fx)) or (word == "dropout" and not fx.args[2]):
+            self.values[fx.name] = self.values[fx.args[0].name]
+            return
+        self._refuse_random(fx, word)
+        specs = tuple(self._spec(fx, v) for v in val) if isinstance(val, list | tuple) else (self._spec(fx, val),)
+        if isinstance(val, list | tuple) and len(val) == 1:
+            self._read_single(fx, word, specs[0])
+            return
+        args = tuple(self._argument(fx, a) for a in fx.args)
+        kwargs = {k: self._argument(fx, v) for k, v in fx.kwargs.items() if k not in _DROPPED_ARGUMENTS}
+        self._append(fx, str(fx.target), args, {k: v for k, v in kwargs.items() if v is not None}, specs)
+
+    def _read_single(self, fx: Any, word: str, spec: TensorSpec) -> None:
+        """A call that returns a list of one tensor (a split in one part) is written as the call that returns the tensor."""
+        source = {"ref": self.values[fx.args[0].name]}
+        if word == "unbind":
+            dim = fx.args[1] if len(fx.args) > 1 else fx.kwargs.get("dim", 0)
+            self._append(fx, "aten.select.int", (source, dim, 0), {}, (spec,))
+        elif word in ("split", "split_with_sizes", "chunk", "tensor_split"):
+            self.values[fx.name] = self.values[fx.args[0].name]
+        else:
+            raise ModelError(_message(fx, "returns a list of one tensor"))
+
+    def _read_getitem(self, fx: Any) -> None:
+        whole, index = fx.args
+        if len(whole.meta["val"]) == 1:
+            self.values[fx.name] = self.values[whole.name]
+            return
+        self._append(fx, "getitem", ({"ref": self.values[whole.name]}, index), {}, (self._spec(fx, fx.meta["val"]),))
+
+    def _append(
+        self, fx: Any, target: str, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: tuple[TensorSpec, ...]
+    ) -> None:
+        self.nodes.append(Node(fx.name, target, args, kwargs, outputs, self._module(fx), _line(fx)))
+        self.values[fx.name] = fx.name
+
+    def _read_outputs(self) -> tuple[tuple[str, ...], dict[str, str]]:
+        outputs: list[str] = []
+        mutations: dict[str, str] = {}
+        for spec in self.exported.graph_signature.output_specs:
+            name = getattr(spec.arg, "name", None)
+            value = self.values.get(name) if name is not None else None
+            if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
+                assert value is not None
+                mutations[self._strip(spec.target)] = value
+            elif spec.kind == OutputKind.USER_OUTPUT and value is not None:
+                outputs.append(value)
+        if len(outputs) != len(self.output_keys):
+            raise ValueError(f"graph {self.name} has {len(outputs)} tensor outputs, named were {self.output_keys}")
+        return tuple(outputs), mutations
+
+    def _argument(self, fx: Any, argument: Any) -> Any:
+        if isinstance(argument, torch.fx.Node):
+            value = self.values.get(argument.name)
+            return None if value is None else {"ref": value}
+        if argument is None or isinstance(argument, bool | int | str):
+            return argument
+        if isinstance(argument, float):
+            return argument if math.isfinite(argument) else {"float": str(argument)}
+        if isinstance(argument, list | tuple):
+            return [self._argument(fx, item) for item in argument]
+        if isinstance(argument, torch.dtype):
+            return {"dtype": str(argument).removeprefix("torch.")}
+        if isinstance(argument, torch.memory_format):
+            return {"memory_format": str(argument).removeprefix("torch.")}
+        if isinstance(argument, torch.layout):
+            return {"layout": str(argument).removeprefix("torch.")}
+        if isinstance(argument, torch.device):
+            return {"device": argument.type}
+        raise ModelError(_message(fx, f"has an argument of type {type(argument).__name__}, which TapML cannot write down"))
+
+    def _spec(self, fx: Any, value: Any) -> TensorSpec:
+        if value is None:
+            return TensorSpec((0,), "uint8")  # an optional result that the call does not give
+        if not isinstance(value, torch.Tensor):
+            raise ModelError(_message(fx, f"gives a {type(value).__name__}, not a tensor"))
+        if any(not isinstance(n, int) for n in value.shape):
+            raise ModelError(_message(fx, f"has a shape that depends on the data or the input: {tuple(value.shape)}"))
+        dtype = str(value.dtype).removeprefix("torch.")
+        if dtype not in NUMPY:
+            raise ModelError(_message(fx, f"gives {dtype}, a dtype that TapML does not carry (it carries {', '.join(NUMPY)})"))
+        return TensorSpec(tuple(int(n) for n in value.shape), dtype)
+
+    def _refuse_random(self, fx: Any, word: str) -> None:
+        if torch.Tag.nondeterministic_seeded not in fx.target.tags:
+            return
+        if word in _DROPOUT_ARGUMENT:
+            key, position = _DROPOUT_ARGUMENT[word]
+            if not (fx.args[position] if len(fx.args) > position else fx.kwargs.get(key, 0.0)):
+                return
+        raise ModelError(_message(fx, "draws random numbers, so no two runs agree. Call eval() on the model"))
+
+    def _strip(self, path: str) -> str:
+        return path.removeprefix(self.prefix) if self.prefix else path
+
+    def _module(self, fx: Any) -> str:
+        stack = fx.meta.get("nn_module_stack") or {}
+        path = next(reversed([entry[0] for entry in stack.values()]), "")
+        path = re.sub(r"@\d+", "", path)
+        return "" if path + "." == self.prefix else self._strip(path)
+
+
+def _tensors(exported: torch.export.ExportedProgram, module: torch.nn.Module | None) -> dict[str, torch.Tensor]:
+    """Every tensor that the program can name. The module's own are preferred: they are real where the program's are fake."""
+    found: dict[str, torch.Tensor] = {}
+    if module is not None:
+        found.update(module.named_parameters(remove_duplicate=False))
+        found.update(module.named_buffers(remove_duplicate=False))
+    for source in (exported.state_dict, exported.constants):
+        for key, value in source.items():
+            if isinstance(value, torch.Tensor):
+                found.setdefault(key, value)
+    return {key: value.detach() for key, value in found.items()}
+
+
+def _first_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Each name to the first name of the same memory in the same shape and dtype (tied weights)."""
+    first: dict[tuple[Any, ...], str] = {}
+    names: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        real = tensor.device.type != "meta" and type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.numel()
+        place = tensor.data_ptr() if real else 0
+        identity = (place, tensor.dtype, tuple(tensor.shape), tensor.stride()) if place else (name,)
+        names[name] = first.setdefault(identity, name)
+    return names
+
+
+def _same_layout(fx: Any) -> bool:
+    before, after = fx.args[0].meta["val"], fx.meta["val"]
+    return bool(before.dtype == after.dtype and before.shape == after.shape and before.stride() == after.stride())
+
+
+def _line(fx: Any) -> str:
+    """The innermost line of the model's own code: the first one outside of torch, if there is one."""
+    frames = _FRAME.findall(fx.meta.get("stack_trace") or "")
+    own = [frame for frame in frames if "/torch/" not in frame[0]] or frames
+    return "" if not own else f"{own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]}"
+
+
+def _message(fx: Any, what: str) -> str:
+    line = _line(fx)
+    where = f" ({line})" if line else ""
+    return f"The model cannot be cut into operators: {fx.target}{where} {what}."
