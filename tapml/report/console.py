@@ -1,0 +1,214 @@
+"""What people see at the end of a verb: tables, one summary line, two answers side by side.
+
+Everything here returns rich renderables for `Outcome.view`; nothing prints. Errors are shown as their share of the bound: 0.31
+means that the operator's error is 0.31 times what it may be; `source` is how wrong the source itself was, in the same unit. A
+row stands for all operators that share kernels and status (`alike` counts them) and shows the worst of them. Rows are worst
+first: those that did not pass, up to `ROWS_FAILED`, then the worst that did; what is left out is counted. All of it fits 80
+columns; names give way in their middle. rich honours NO_COLOR.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from tapml.report.progress import seconds
+from tapml.verdicts import STATUSES, Status, Verdict, summary
+
+ROWS = 12
+ROWS_FAILED = 40
+ROWS_BESIDE = 5
+REASON_LINES = 8
+WIDE = 100
+WIDTH_OF_A_FILE = 120
+
+STYLE: dict[Status, str] = {
+    "pass": "green", "fail": "bold red", "flaky": "bold magenta", "error": "bold yellow", "crash": "bold red", "skipped": "dim",
+}
+
+
+def stdout() -> Console:
+    """The console for results. Where stdout is no terminal, lines may be wider, so that names stay whole for `grep`."""
+    fixed = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if fixed else WIDTH_OF_A_FILE)
+
+
+def amount(nbytes: float) -> str:
+    """Bytes as people write them: "512 B", "1.4 MiB"."""
+    size = float(nbytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 99.5 else f"{size:.1f} {unit}"
+
+
+def number(value: float | None) -> str:
+    """A short number: "0.31", "8.1e+03", "inf"; "" for None."""
+    if value is None:
+        return ""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0 or 0.005 <= abs(value) < 99.95:
+        return f"{value:.2f}" if abs(value) < 9.995 else f"{value:.1f}"
+    return f"{value:.1e}"
+
+
+def of_bound(value: float | None, bound: float | None) -> str:
+    """An error as its share of the bound. A bound of 0 allows no difference: then "equal" or "not equal"."""
+    if value is None or bound is None:
+        return ""
+    if bound == 0:
+        return "equal" if value == 0 else "not equal"
+    return number(value / bound)
+
+
+def shorten(name: str, width: int) -> str:
+    """A name cut in its middle: "decode/layers…self_attn.q_proj"."""
+    if len(name) <= width:
+        return name
+    front = (width - 1) // 3
+    return f"{name[:front]}…{name[len(name) - (width - 1 - front):]}"
+
+
+def worst_first(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Everything that did not pass, then what passed, each by error over bound; equal ones in the order given."""
+    return sorted(verdicts, key=lambda v: -v.badness if not math.isnan(v.badness) else -math.inf)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Operators of one signature and status; `worst` is the first of them, worst first."""
+
+    worst: Verdict
+    alike: int
+
+
+def _rows(ordered: Sequence[Verdict]) -> list[_Row]:
+    groups: dict[tuple[str, Status, str | None], list[Verdict]] = {}
+    for v in ordered:
+        groups.setdefault((v.signature, v.status, v.stage), []).append(v)
+    return [_Row(group[0], len(group)) for group in groups.values()]
+
+
+class VerdictTable:
+    """A rich renderable: the verdicts, worst first, then the reasons of those that did not pass. Takes the width that it gets."""
+
+    def __init__(self, verdicts: Sequence[Verdict]) -> None:
+        rows = _rows(worst_first(verdicts))
+        bad = sum(row.worst.status != "pass" for row in rows)
+        count = max(min(bad, ROWS_FAILED), min(ROWS, bad + ROWS_BESIDE))
+        self._shown, self._hidden = rows[:count], rows[count:]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        if self._shown:
+            yield self._grid(options.max_width)
+        if self._hidden:
+            yield Text(_left_out(self._hidden), style="dim")
+        yield from _reasons(self._shown)
+
+    def _grid(self, width: int) -> Table:
+        wide = width >= WIDE
+        kind_room = min(max(len(row.worst.op) for row in self._shown), 16 if wide else 12)
+        longest = max(len(row.worst.operator) for row in self._shown)
+        room = max(min(longest, width - kind_room - (46 if wide else 37)), len("operator"))
+        grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        grid.add_column("operator", no_wrap=True, width=room)
+        grid.add_column("alike", no_wrap=True, justify="right", style="dim")
+        grid.add_column("kind", no_wrap=True, style="dim")
+        grid.add_column("status", no_wrap=True)
+        grid.add_column("of bound", no_wrap=True, justify="right")
+        grid.add_column("source", no_wrap=True, justify="right", style="dim")
+        if wide:
+            grid.add_column("bound", no_wrap=True, justify="right", style="dim")
+        for row in self._shown:
+            v = row.worst
+            cells = [
+                Text(shorten(v.operator, room)),
+                Text(str(row.alike)),
+                Text(shorten(v.op, kind_room)),
+                Text(v.status, style=STYLE[v.status]),
+                Text(of_bound(v.error, v.bound), style="" if v.status == "pass" else STYLE[v.status]),
+                Text(of_bound(v.source_error, v.bound)),
+                Text(number(v.bound)),
+            ]
+            grid.add_row(*cells[: 7 if wide else 6])
+        return grid
+
+
+def _reasons(shown: Sequence[_Row]) -> Iterator[RenderableType]:
+    """The reason of each row that did not pass, the tool's own message included."""
+    for row in shown:
+        v = row.worst
+        if v.status == "pass":
+            continue
+        more = f" and {row.alike - 1} more like it" if row.alike > 1 else ""
+        yield Text("")
+        yield Text.assemble((v.operator, "bold"), more, ": ", (v.status, STYLE[v.status]), f" at {v.stage}" if v.stage else "")
+        for line in v.reason.strip().splitlines()[:REASON_LINES] or ["(no reason was given)"]:
+            yield Padding(Text(line), (0, 0, 0, 2))
+
+
+def _left_out(hidden: Sequence[_Row]) -> str:
+    counts: dict[Status, int] = dict.fromkeys(STATUSES, 0)
+    for row in hidden:
+        counts[row.worst.status] += row.alike
+    words = [f"{count} more that {_DID[status]}" for status, count in counts.items() if count]
+    return f"… and {', '.join(words)}"
+
+
+_DID: dict[Status, str] = {
+    "pass": "passed",
+    "fail": "failed",
+    "flaky": "were flaky",
+    "error": "ended in an error",
+    "crash": "crashed",
+    "skipped": "were skipped",
+}
+
+
+def counts_line(verdicts: Sequence[Verdict], where: str, spent: float) -> Text:
+    """The summary line: "385 operators: 383 pass, 2 fail · opencl on PoCL · 41 s"."""
+    text = Text()
+    text.append(f"{len(verdicts)} operator{'' if len(verdicts) == 1 else 's'}: ", style="bold")
+    counts = summary(verdicts)
+    shown = [s for s in STATUSES if counts[s]]
+    for k, status in enumerate(shown):
+        text.append(", " if k else "")
+        text.append(f"{counts[status]} {status}", style=STYLE[status])
+    if not shown:
+        text.append("none tested")
+    text.append(f" · {where} · {seconds(spent)}", style="dim")
+    return text
+
+
+def side_by_side(left: tuple[str, str], right: tuple[str, str], same: bool) -> RenderableType:
+    """Two answers, each as (title, text), in two columns."""
+    grid = Table(box=None, expand=True, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    grid.add_column(Text(left[0]), ratio=1, overflow="fold")
+    grid.add_column(Text(right[0]), ratio=1, overflow="fold")
+    grid.add_row(Text(left[1]), Text(right[1], style="" if same else "red"))
+    return grid
+
+
+def facts(rows: Sequence[tuple[str, str]]) -> RenderableType:
+    """Aligned "name  value" lines."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        grid.add_row(Text(name), Text(value))
+    return grid
+
+
+def command(text: str) -> Text:
+    """The next command to type."""
+    return Text.assemble(("Next: ", "dim"), (text, "cyan"))

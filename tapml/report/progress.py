@@ -1,0 +1,130 @@
+"""Progress on stderr: one calm line at a terminal, almost nothing elsewhere.
+
+    with Progress("carve") as progress:
+        progress("export")                     a stage without a count
+        progress("record", 3, 40)              3 of 40 done in this stage
+
+Every stage of TapML takes such a callable, `(stage, done, total)`, and knows nothing else about people. At a terminal there is
+a bar with rate and time left, and each finished stage leaves a line with its seconds. Where stderr is no terminal (a log, CI),
+a line appears only when work has gone on for a while, at most one every `PLAIN_EVERY` seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+PLAIN_EVERY = 10.0
+
+
+def seconds(value: float) -> str:
+    """A duration as people write it: "0.4 s", "41 s", "3 min 05 s"."""
+    if value < 9.95:
+        return f"{value:.1f} s"
+    if value < 119.5:
+        return f"{value:.0f} s"
+    whole = round(value)
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Progress:
+    """See the module's docstring. `title` is the verb."""
+
+    def __init__(self, title: str, stream: TextIO | None = None) -> None:
+        self._title = title
+        self._stream = sys.stderr if stream is None else stream
+        self._terminal = self._stream.isatty()
+        self._stage = ""
+        self._started = self._said = time.monotonic()
+        self._done = self._first = 0
+        self._total = 0
+        self._bars: Bars | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._finish(whole=kind is None)
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
+        """`done` of `total` things of a stage are finished; total 0: nobody knows how many there are."""
+        if stage != self._stage:
+            self._finish(whole=True)
+            self._stage, self._started, self._first = stage, time.monotonic(), done
+            if self._terminal:
+                self._open()
+        self._done, self._total = done, total
+        if self._terminal:
+            if self._bars is not None and self._task is not None:
+                self._bars.update(self._task, completed=done, total=total or None)
+        else:
+            self._say()
+
+    def _open(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, TextColumn
+        from rich.progress import Progress as Bars
+        from rich.text import Text
+
+        pace = self._pace
+
+        class Pace(ProgressColumn):
+            def render(self, task: object) -> Text:
+                return Text(pace(), style="dim")
+
+        if self._bars is None:
+            self._bars = Bars(
+                SpinnerColumn(style="cyan"),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=20, complete_style="cyan", finished_style="cyan"),
+                Pace(),
+                console=Console(file=self._stream, highlight=False),
+                transient=True,
+                refresh_per_second=6,
+            )
+            self._bars.start()
+        self._task = self._bars.add_task(f"{self._title}: {self._stage}", total=None)
+
+    def _pace(self) -> str:
+        """What is known of the speed: "12/40, 3.1/s, 9 s left", or the seconds since the stage began."""
+        spent, count = time.monotonic() - self._started, self._done - self._first
+        if not self._total:
+            return seconds(spent)
+        parts = [f"{self._done}/{self._total}"]
+        if count > 0 and spent > 0.5:
+            rate = count / spent
+            parts.append(f"{rate:.1f}/s" if rate < 99.5 else f"{rate:.0f}/s")
+            if self._total > self._done:
+                parts.append(f"{seconds((self._total - self._done) / rate)} left")
+        return ", ".join(parts)
+
+    def _say(self) -> None:
+        now = time.monotonic()
+        if now - self._said >= PLAIN_EVERY:
+            self._said = now
+            print(f"{self._title}: {self._stage} ({self._pace()})", file=self._stream, flush=True)
+
+    def _finish(self, whole: bool) -> None:
+        """Closes the stage; at a terminal it leaves its name, count and seconds."""
+        if not self._stage:
+            return
+        if self._bars is not None and self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None
+            if whole:
+                from rich.text import Text
+
+                spent = seconds(time.monotonic() - self._started)
+                self._bars.console.print(Text.assemble(("  ✓ ", "green"), f"{self._stage:<28}", (f"{spent:>12}", "dim")))
+        self._stage = ""
