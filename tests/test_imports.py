@@ -1,0 +1,129 @@
+"""The import rule of ARCHITECTURE.md: stages import one way, torch and tvm stay where they belong, and starting is cheap."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "tapml"
+
+# A module may import its own level and those before it.
+LEVELS = (
+    {"errors", "tensors", "kernels", "verdicts", "generation"},
+    {"source", "operators"},
+    {"carve", "compile", "targets", "devices"},
+    {"migrate"},
+    {"report", "api"},
+    {"cli", "__main__"},
+)
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+
+# Third-party packages and the only parts of TapML that may import them.
+HOMES = {
+    "torch": {"source", "operators", "carve"},
+    "transformers": {"source"},
+    "gguf": {"source"},
+    "tvm": {"compile"},
+    "tvm_ffi": {"compile"},
+    "pyopencl": {"devices"},
+    "wgpu": {"devices"},
+    "rich": {"report", "cli"},
+}
+
+# Parts of torch-using stages that a run is read with, so that migrate/ and devices can do without torch.
+WITHOUT_TORCH = ("operators/graph.py", "carve/case.py", "carve/tolerance.py", "carve/folder.py", "source/weights.py")
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    """The stage that a file belongs to: "carve", "errors", …; "" for tapml/__init__.py."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return "" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted module) of every import in a file, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield node.lineno, name.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import; write the whole name"
+            assert node.module is not None
+            if node.module == "tapml":
+                for name in node.names:
+                    yield node.lineno, f"tapml.{name.name}"
+            else:
+                yield node.lineno, node.module
+
+
+def test_every_part_has_a_level() -> None:
+    parts = {part_of(path) for path in sources()} - {""}
+    assert parts == set(LEVEL), "a new part of the package needs a level in tests/test_imports.py and in ARCHITECTURE.md"
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    part = part_of(path)
+    if part == "":
+        return  # tapml/__init__.py names the public functions; the test of a cheap start watches what it loads
+    for line, module in imports(path):
+        pieces = module.split(".")
+        if pieces[0] == "tapml":
+            other = pieces[1] if len(pieces) > 1 else ""
+            if other in LEVEL:
+                assert LEVEL[other] <= LEVEL[part], f"{path}:{line}: {part} imports {module}, which comes after it"
+        elif pieces[0] in HOMES:
+            assert part in HOMES[pieces[0]], f"{path}:{line}: {pieces[0]} is imported in {sorted(HOMES[pieces[0]])} only"
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_reading_a_run_needs_no_torch(name: str) -> None:
+    for line, module in imports(PACKAGE / name):
+        assert module.split(".")[0] != "torch", f"{name}:{line} imports torch"
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules in a fresh interpreter after running `code`."""
+    script = f"{code}\nimport sys\nprint(*sorted({{m.split('.')[0] for m in sys.modules}}), file=sys.__stdout__)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def modules_below(*parts: str) -> list[str]:
+    """Dotted names of all modules of these parts."""
+    found = []
+    for path in sources():
+        if part_of(path) in parts:
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            found.append(name)
+    return found
+
+
+def test_devices_and_targets_load_neither_torch_nor_tvm() -> None:
+    names = modules_below("errors", "tensors", "kernels", "verdicts", "generation", "targets", "devices")
+    assert len(names) > 15
+    assert not {"torch", "tvm", "transformers"} & loaded_after(f"import {', '.join(names)}")
+
+
+def test_a_run_is_read_without_torch() -> None:
+    names = [f"tapml.{name.removesuffix('.py').replace('/', '.')}" for name in WITHOUT_TORCH]
+    assert not {"torch", "tvm", "transformers"} & loaded_after(f"import {', '.join(names)}")
+
+
+def test_importing_tapml_is_cheap() -> None:
+    assert not {"torch", "tvm", "numpy", "rich", "transformers"} & loaded_after("import tapml; dir(tapml); tapml.__version__")
+
+
+def test_help_is_cheap() -> None:
+    code = "from tapml.cli.main import main\nfor argv in (['--help'], ['carve', '--help'], ['tets']): main(argv)"
+    assert not {"torch", "tvm", "numpy", "transformers", "pyopencl", "wgpu"} & loaded_after(code)
