@@ -1,0 +1,28 @@
+"""Names of the files in a run, and the format that they are in. What is in each: ARCHITECTURE.md, "A run on disk"."""
+
+from __future__ import annotations
+
+FORMAT = "tapml-run"
+FORMAT_VERSION = 1
+
+MANIFEST = "run.json"
+GRAPHS = "graphs.jsonl"
+BODIES = "bodies.jsonl"
+OPERATORS = "operators.jsonl"
+WEIGHTS = "weights.jsonl"
+STATES = "states.jsonl"
+PROMPTS = "prompts.jsonl"
+ORACLE = "oracle.jsonl"
+CASES = "cases.jsonl"
+
+# Every finished run has these, and `run.json` holds the digest and line count of each.
+TABLES = (GRAPHS, BODIES, OPERATORS, WEIGHTS, STATES, PROMPTS, ORACLE, CASES)
+
+CASE_FOLDER = "cases"
+STATE_FOLDER = "states"
+INPUT_FOLDER = "inputs"
+TEST_FOLDER = "tests"
+TARGET_FOLDER = "targets"
+
+PARTIAL = ".partial"
+LOCK = ".lock"

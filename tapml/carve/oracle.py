@@ -1,0 +1,221 @@
+"""How wrong the source itself is: the same computation in float64, on the same inputs.
+
+    errors, masks = case_errors(function64, inputs, outputs)       one recorded call, isolated
+    for line in follow(...): ...                                   whole model, errors compound
+
+Isolated: an operator's recorded inputs are cast to float64, its weights too, and the recorded outputs are measured
+against what comes out. Only one operator's weights exist in float64 at a time.
+
+End to end (`follow`): source and float64 run side by side, operator by operator, each from its own values and its own
+states; tokens are the source's (teacher forcing), so both see the same text. A round is one call of each prompt: the
+prefill calls and the first `DECODE_STEPS` decode calls. All prompts advance together, so a weight is cast once an
+operator and round, whatever the number of prompts.
+
+Where the source is no judge (see `tapml.carve.tolerance`), elements are left out of its error and reported as masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tapml.carve.tolerance import distance, undecided
+from tapml.generation import Call, DecoderShape, decode_call, prefill_calls
+from tapml.operators.execute import BodyFunction, body_function, host_from_tensor, tensor_from_host
+from tapml.operators.graph import Body, Graph, Operator
+from tapml.tensors import FLOATS, HostArray, TensorSpec, dtype_name
+
+DECODE_STEPS = 2
+
+# Prompts that are followed together; more are followed in further groups, so memory stays bounded.
+GROUP = 8
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class OutputLine:
+    """End-to-end error of one call: for each graph output the source's distance from float64, and how many elements were
+    left out because the two disagree about finite or equal."""
+
+    prompt: int
+    step: int
+    graph: str
+    source_error: dict[str, float]
+    excluded: dict[str, int]
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "prompt": self.prompt, "step": self.step, "graph": self.graph,
+            "source_error": self.source_error, "excluded": self.excluded,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OperatorLine:
+    """Compound error of one operator at one call of the first prompt: for each output the source's distance from float64, with
+    everything before it in float64 too."""
+
+    operator: str
+    step: int
+    source_error: tuple[float, ...]
+
+    def to_json(self) -> dict[str, object]:
+        return {"operator": self.operator, "step": self.step, "source_error": list(self.source_error)}
+
+
+def source_error(source: HostArray, oracle: HostArray) -> tuple[float, Mask | None]:
+    """The source's distance from float64, and the elements on which it is no judge (None: it is on all). Integers and
+    booleans must be equal on a target, so their error is 0.0."""
+    mask = undecided(source, oracle)
+    if dtype_name(source) not in FLOATS:
+        return 0.0, mask
+    return distance(source, oracle if mask is None else np.ma.MaskedArray(oracle, mask)), mask
+
+
+def case_errors(
+    function: BodyFunction, inputs: Sequence[torch.Tensor], outputs: Sequence[HostArray]
+) -> tuple[tuple[float, ...], tuple[Mask | None, ...]]:
+    """For one recorded call: error and mask of each output. `function` is the body in float64, `inputs` all of the body's
+    inputs as the source had them."""
+    with torch.inference_mode():
+        exact = function(inputs)
+    pairs = [source_error(output, host_from_tensor(x)) for output, x in zip(outputs, exact, strict=True)]
+    return tuple(e for e, _ in pairs), tuple(m for _, m in pairs)
+
+
+def decoder_calls(prompt: Sequence[int], generated: Sequence[int], shape: DecoderShape) -> list[Call]:
+    """The calls of a generation up to `DECODE_STEPS` decode calls, with the tokens that the source chose."""
+    calls = list(prefill_calls(prompt, shape))
+    places = range(len(prompt), min(len(prompt) + DECODE_STEPS, shape.max_len))
+    return calls + [decode_call(token, place) for place, token in zip(places, generated[:-1], strict=False)]
+
+
+def follow(
+    graphs: Sequence[Graph],
+    operators: Sequence[Operator],
+    bodies: Mapping[str, Body],
+    weights: Mapping[str, torch.Tensor],
+    states: Mapping[str, TensorSpec | torch.Tensor],
+    generations: Sequence[Sequence[Call]],
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Iterator[OutputLine | OperatorLine]:
+    """Runs the calls of each generation on the source and in float64, and yields the errors: operators for the first
+    generation, outputs for all."""
+    device = next((t.device for t in weights.values()), torch.device("cpu"))
+    plans = {g.name: _Plan(g, [o for o in operators if o.graph == g.name]) for g in graphs}
+    functions = {s: _Pair(body, device) for s, body in bodies.items()}
+    total = sum(len(calls) for calls in generations)
+    done = 0
+    for start in range(0, len(generations), GROUP):
+        group = [_Run(start + k, calls, states, device) for k, calls in enumerate(generations[start : start + GROUP])]
+        for step in range(max(len(run.calls) for run in group)):
+            active = [run for run in group if step < len(run.calls)]
+            for name in dict.fromkeys(run.calls[step].graph for run in active):
+                together = [run for run in active if run.calls[step].graph == name]
+                yield from plans[name].round(together, step, functions, weights)
+                done += len(together)
+                if progress is not None:
+                    progress("oracle: end to end", done, total)
+
+
+class _Pair:
+    """A body in the source's dtype and in float64."""
+
+    def __init__(self, body: Body, device: torch.device) -> None:
+        self.source = body_function(body, device=device)
+        self.exact = body_function(body, torch.float64, device=device)
+
+
+class _Run:
+    """One generation: its states and values, on both sides."""
+
+    def __init__(
+        self, prompt: int, calls: Sequence[Call], states: Mapping[str, TensorSpec | torch.Tensor], device: torch.device
+    ) -> None:
+        self.prompt = prompt
+        self.calls = calls
+        self.states = {key: _content(value, device) for key, value in states.items()}
+        self.exact_states = {key: exact(tensor) for key, tensor in self.states.items()}
+        self.values: dict[str, torch.Tensor] = {}
+        self.exact_values: dict[str, torch.Tensor] = {}
+
+
+class _Plan:
+    """One graph: what each operator reads that is a weight, and after which operator a value is dead."""
+
+    def __init__(self, graph: Graph, operators: Sequence[Operator]) -> None:
+        self.graph = graph
+        self.operators = operators
+        self.weights = {p.name: p.key for p in graph.weights}
+        keep = {*graph.outputs, *graph.mutations.values()}
+        last = {name: k for k, operator in enumerate(operators) for name in (*operator.inputs, *operator.outputs)}
+        self.dead: list[list[str]] = [[] for _ in operators]
+        for name, k in last.items():
+            if name not in keep and name not in self.weights:
+                self.dead[k].append(name)
+
+    def round(
+        self, runs: Sequence[_Run], step: int, functions: Mapping[str, _Pair], weights: Mapping[str, torch.Tensor]
+    ) -> Iterator[OutputLine | OperatorLine]:
+        """One call of this graph for each run."""
+        graph = self.graph
+        for run in runs:
+            given = {key: tensor_from_host(array) for key, array in run.calls[step].inputs.items()}
+            for p in graph.inputs:
+                run.values[p.name] = given[p.key]
+                run.exact_values[p.name] = exact(given[p.key])
+            for p in graph.states:
+                run.values[p.name], run.exact_values[p.name] = run.states[p.key], run.exact_states[p.key]
+        for operator, dead in zip(self.operators, self.dead, strict=True):
+            pair = functions[operator.signature]
+            held = {name: weights[self.weights[name]] for name in operator.inputs if name in self.weights}
+            exact_held = {name: exact(tensor) for name, tensor in held.items()}
+            for run in runs:
+                with torch.inference_mode():
+                    made = pair.source([held[n] if n in held else run.values[n] for n in operator.inputs])
+                    exact_made = pair.exact([exact_held[n] if n in held else run.exact_values[n] for n in operator.inputs])
+                run.values.update(zip(operator.outputs, made, strict=True))
+                run.exact_values.update(zip(operator.outputs, exact_made, strict=True))
+                if run.prompt == 0:
+                    errors = [_error(a, b)[0] for a, b in zip(made, exact_made, strict=True)]
+                    yield OperatorLine(operator.name, step, tuple(errors))
+                for name in dead:
+                    run.values.pop(name, None)
+                    run.exact_values.pop(name, None)
+        for run in runs:
+            yield self._finish(run, step)
+
+    def _finish(self, run: _Run, step: int) -> OutputLine:
+        graph = self.graph
+        errors: dict[str, float] = {}
+        excluded: dict[str, int] = {}
+        for key, name in zip(graph.output_keys, graph.outputs, strict=True):
+            if name in self.weights:
+                continue  # a weight that is handed out as it is
+            errors[key], mask = _error(run.values[name], run.exact_values[name])
+            excluded[key] = 0 if mask is None else int(mask.sum())
+        for key, name in graph.mutations.items():
+            run.states[key], run.exact_states[key] = run.values[name], run.exact_values[name]
+        run.values.clear()
+        run.exact_values.clear()
+        return OutputLine(run.prompt, step, graph.name, errors, excluded)
+
+
+def exact(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float64; integers and booleans stay."""
+    return tensor.to(torch.float64) if tensor.is_floating_point() else tensor
+
+
+def _error(source: torch.Tensor, oracle: torch.Tensor) -> tuple[float, Mask | None]:
+    return source_error(host_from_tensor(source), host_from_tensor(oracle))
+
+
+def _content(value: TensorSpec | torch.Tensor, device: torch.device) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    return torch.zeros(value.shape, dtype=getattr(torch, value.dtype), device=device)
