@@ -108,10 +108,8 @@ class Journal:
                         f"The migration in {path} cannot be resumed, because it was of something else: {'; '.join(differences)}. "
                         "Start anew with --fresh (the old journal is kept beside the new one)."
                     )
-                file = path.open("r+b")
-                file.truncate(length)
-                file.seek(length)
-                return Journal(path, lock, file, records[1:])
+                os.truncate(path, length)
+                return Journal(path, lock, path.open("ab"), records[1:])
         if path.exists():
             _move_aside(path)
         file = path.open("xb")

@@ -147,7 +147,8 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 told = 0
 try:
-    with Journal.open(Path({str(tmp_path / "migrate.jsonl")!r}), Header("0.1.0", "run-digest", "opencl", "key", "local")) as journal:
+    path = Path({str(tmp_path / "migrate.jsonl")!r})
+    with Journal.open(path, Header("0.1.0", "run-digest", "opencl", "key", "local")) as journal:
         for n in range(1000):
             journal.append({{"record": "verdict", "operator": f"op{{n}}"}})
             told += 1

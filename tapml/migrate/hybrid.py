@@ -1,0 +1,284 @@
+"""A model whose operators run partly on the target and partly on the source: what exists at every moment of a migration.
+
+Values live where they were made and move only when somebody needs them elsewhere; what happens when is planned once per set of
+offloaded operators (`tapml.migrate.schedule`), and a step replays the plan. Consecutive offloaded operators are one
+batch with no read-back between. Weights go up once and stay, whatever the set; transient buffers are shared by all
+plans. With every operator offloaded a decode step is the uploads of its inputs, one batch, and one read of the logits; with
+none it is the source, operator by operator.
+
+    hybrid = Hybrid(model, device=device, weights=cache)
+    hybrid.offload({name: program for ...})
+    tokens = [token for token, _ in greedy(hybrid, prompt, shape, 16)]
+
+Not here: compiling, judging, and which operators to offload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tapml.devices.interface import Device, Launch
+from tapml.kernels import Program
+from tapml.migrate.model import Model
+from tapml.migrate.schedule import (
+    Call,
+    Forget,
+    Layout,
+    Observe,
+    Place,
+    Plan,
+    Read,
+    Residence,
+    Slot,
+    StatePlace,
+    Submit,
+    Upload,
+    WeightPlace,
+    plan_call,
+)
+from tapml.operators.graph import Operator
+from tapml.tensors import NUMPY, HostArray, TensorSpec, convert
+
+if TYPE_CHECKING:
+    from tapml.devices.buffers import WeightCache
+
+
+@dataclass(frozen=True)
+class _Write:
+    value: str
+    buffer: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _Batch:
+    launches: tuple[Launch, ...]
+
+
+@dataclass(frozen=True)
+class _Fetch:
+    value: str
+    buffer: int
+    stored: TensorSpec
+    spec: TensorSpec
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A plan with buffers and loaded kernels in place of names."""
+
+    actions: tuple[_Write | _Batch | _Fetch | Call | Forget | Observe, ...]
+    plan: Plan
+
+
+class Hybrid:
+    """A `Stepper` (see `tapml.generation`). `device` and `weights` may be left out as long as nothing is offloaded. The device
+    stays the caller's; `close` gives back the buffers and kernels that were taken from it."""
+
+    def __init__(self, model: Model, device: Device | None = None, weights: WeightCache | None = None) -> None:
+        self._model = model
+        self._device = device
+        self._weights = weights
+        self._programs: dict[str, Program] = {}
+        self._plans: dict[tuple[str, Layout, bool], _Ready] = {}
+        self._arena: list[tuple[int, int]] = []  # (nbytes, buffer), transient, shared by all plans
+        self._state_buffers: dict[tuple[str, int], tuple[int, int]] = {}  # (key, which) -> (nbytes, buffer)
+        self._kernels: dict[str, int] = {}
+        self._states: dict[str, HostArray] = {}
+        self._layout: Layout = ()
+        self.reset()
+
+    @property
+    def offloaded(self) -> frozenset[str]:
+        return frozenset(self._programs)
+
+    def offload(self, programs: Mapping[str, Program]) -> None:
+        """Sets which operators run on the device, with which programs, and resets the states. All others run on the source."""
+        if programs and (self._device is None or self._weights is None):
+            raise ValueError("a hybrid without a device cannot offload operators")
+        unknown = set(programs) - {o.name for o in self._model.operators}
+        if unknown:
+            raise ValueError(f"no such operators: {sorted(unknown)}")
+        self._programs = dict(programs)
+        self._plans.clear()
+        self.reset()
+
+    def reset(self) -> None:
+        """Sets every state back to its initial content."""
+        self._states = dict(self._model.initial_states)
+        self._layout = tuple(sorted((key, Residence()) for key in self._states))
+
+    def step(self, graph: str, inputs: dict[str, HostArray]) -> dict[str, HostArray]:
+        """Runs one graph. Raises DeviceError or DeviceLost where the device does."""
+        values = self._begin(graph, inputs)
+        ready = self._ready(graph, observe=False)
+        for _ in self._execute(graph, ready, values):
+            pass
+        return self._end(graph, ready, values)
+
+    def observe(self, graph: str, inputs: dict[str, HostArray]) -> Iterator[tuple[Operator, tuple[HostArray, ...]]]:
+        """Runs one graph like `step`, and yields each operator with its outputs as soon as it is done. Much slower: each
+        operator is submitted and read back alone. States advance when the iterator is exhausted."""
+        values = self._begin(graph, inputs)
+        ready = self._ready(graph, observe=True)
+        operators = self._model.operators_of[graph]
+        for index in self._execute(graph, ready, values):
+            operator = operators[index]
+            yield operator, tuple(values[name] for name in operator.outputs)
+        self._end(graph, ready, values)
+
+    def close(self) -> None:
+        """Gives back the device's transient and state buffers and kernels. Weights stay in the cache, which is the caller's."""
+        if self._device is not None:
+            for _, buffer in [*self._arena, *self._state_buffers.values()]:
+                self._device.free(buffer)
+            for kernel in self._kernels.values():
+                self._device.unload(kernel)
+        self._arena, self._state_buffers, self._kernels = [], {}, {}
+        self._plans.clear()
+
+    def _begin(self, graph: str, inputs: dict[str, HostArray]) -> dict[str, HostArray]:
+        values: dict[str, HostArray] = {}
+        for placeholder in self._model.graphs[graph].placeholders:
+            if placeholder.role == "input":
+                if placeholder.key not in inputs:
+                    raise ValueError(f"graph {graph} wants input {placeholder.key!r}; given: {', '.join(inputs)}")
+                array = inputs[placeholder.key]
+                if tuple(array.shape) != placeholder.spec.shape:
+                    raise ValueError(f"input {placeholder.key!r} of {graph} has shape {array.shape}, not {placeholder.spec}")
+                values[placeholder.name] = array
+            elif placeholder.role == "state" and placeholder.key in self._states:
+                values[placeholder.name] = self._states[placeholder.key]
+        return values
+
+    def _execute(self, graph: str, ready: _Ready, values: dict[str, HostArray]) -> Iterator[int]:
+        """Carries out the plan over `values`, the host's values by name; yields the index of each observed operator."""
+        model, device = self._model, self._device
+        operators = model.operators_of[graph]
+        for action in ready.actions:
+            if isinstance(action, Call):
+                function = model.function(operators[action.operator].signature)
+                results = function([
+                    values[name] if key is None else model.weight(key)
+                    for name, key in zip(action.inputs, action.weights, strict=True)
+                ])
+                for name, result in zip(action.outputs, results, strict=True):
+                    values[name] = result
+            elif isinstance(action, Forget):
+                for name in action.values:
+                    del values[name]
+            elif isinstance(action, Observe):
+                yield action.operator
+            else:
+                assert device is not None
+                if isinstance(action, _Batch):
+                    device.run(action.launches)
+                elif isinstance(action, _Write):
+                    device.write(action.buffer, _bytes(convert(values[action.value], action.dtype)))
+                else:
+                    data = device.read(action.buffer, action.stored.nbytes)
+                    array = np.frombuffer(data, NUMPY[action.stored.dtype], action.stored.elements)
+                    values[action.value] = convert(array.reshape(action.spec.shape), action.spec.dtype)
+
+    def _end(self, graph: str, ready: _Ready, values: dict[str, HostArray]) -> dict[str, HostArray]:
+        weights = {p.name: p.key for p in self._model.graphs[graph].weights}
+        plan = ready.plan
+        host = {r for r, residence in plan.after if residence.host}
+        kept = {key: values[name] if name in values else self._model.weight(weights[name]) for key, name in plan.kept.items()}
+        self._states = {k: v for k, v in {**self._states, **kept}.items() if k in host}
+        self._layout = plan.after
+        definition = self._model.graphs[graph]
+        return {
+            key: values[name] if name in values else self._model.weight(weights[name])
+            for key, name in zip(definition.output_keys, definition.outputs, strict=True)
+        }
+
+    def _ready(self, graph: str, observe: bool) -> _Ready:
+        key = (graph, self._layout, observe)
+        if key not in self._plans:
+            plan = plan_call(
+                self._model.graphs[graph], self._model.operators_of[graph], self._programs, self._layout, observe
+            )
+            self._plans[key] = self._bind(graph, plan)
+        return self._plans[key]
+
+    def _bind(self, graph: str, plan: Plan) -> _Ready:
+        slots = self._take_slots(plan.slots)
+        operators = self._model.operators_of[graph]
+        specs = self._model.graphs[graph].specs
+
+        def buffer(place: Place) -> int:
+            if isinstance(place, Slot):
+                return slots[place.index]
+            if isinstance(place, WeightPlace):
+                assert self._weights is not None
+                return self._weights.get(place.key, place.spec.dtype)
+            return self._state_buffer(place)
+
+        actions: list[_Write | _Batch | _Fetch | Call | Forget | Observe] = []
+        for action in plan.actions:
+            if isinstance(action, Upload):
+                actions.append(_Write(action.value, buffer(action.place), action.spec.dtype))
+            elif isinstance(action, Read):
+                spec = TensorSpec(specs[action.value].shape, action.dtype)
+                actions.append(_Fetch(action.value, buffer(action.place), action.stored, spec))
+            elif isinstance(action, Submit):
+                launches: list[Launch] = []
+                for run in action.runs:
+                    roles = {
+                        "input": [buffer(p) for p in run.inputs],
+                        "output": [buffer(p) for p in run.outputs],
+                        "scratch": [buffer(p) for p in run.scratch],
+                    }
+                    program = self._programs[operators[run.operator].name]
+                    kernels = self._load(program)
+                    for step in program.steps:
+                        launches.append(Launch(kernels[step.kernel], tuple(roles[a.role][a.index] for a in step.arguments)))
+                actions.append(_Batch(tuple(launches)))
+            else:
+                actions.append(action)
+        return _Ready(tuple(a for a in actions if not (isinstance(a, _Batch) and not a.launches)), plan)
+
+    def _load(self, program: Program) -> list[int]:
+        assert self._device is not None
+        handles: list[int] = []
+        for kernel in program.kernels:
+            if kernel.digest not in self._kernels:
+                self._kernels[kernel.digest] = self._device.load(kernel)
+            handles.append(self._kernels[kernel.digest])
+        return handles
+
+    def _take_slots(self, sizes: Sequence[int]) -> list[int]:
+        """A buffer for each slot: distinct within a plan, shared between plans, smallest sufficient one first."""
+        assert self._device is not None or not sizes
+        free = list(self._arena)
+        found: dict[int, int] = {}
+        for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+            fitting = [entry for entry in free if entry[0] >= sizes[index]]
+            if fitting:
+                entry = min(fitting)
+                free.remove(entry)
+            else:
+                assert self._device is not None
+                entry = (sizes[index], self._device.allocate(max(sizes[index], 4)))
+                self._arena.append(entry)
+            found[index] = entry[1]
+        return [found[i] for i in range(len(sizes))]
+
+    def _state_buffer(self, place: StatePlace) -> int:
+        assert self._device is not None
+        key = (place.key, place.which)
+        if key not in self._state_buffers:
+            self._state_buffers[key] = (place.spec.nbytes, self._device.allocate(max(place.spec.nbytes, 4)))
+        nbytes, buffer = self._state_buffers[key]
+        if nbytes < place.spec.nbytes:
+            raise ValueError(f"state {place.key} is stored in {nbytes} bytes by one operator, {place.spec.nbytes} by another")
+        return buffer
+
+
+def _bytes(array: HostArray) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8))

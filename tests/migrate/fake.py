@@ -1,0 +1,171 @@
+"""A model and a device that compute with whole numbers, exactly and in plain Python: for testing what moves where.
+
+Every value is an int64 vector (int32 on the device). Operator number n of a model gives, in element j of output k, a mix of
+n, k, j and all elements of its inputs: any stale, swapped or overwritten buffer changes everything after it. The device
+fills new buffers with garbage and knows kernels whose source is "operator number; sizes of inputs; sizes of outputs".
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tapml.devices.interface import DeviceInfo, Launch
+from tapml.kernels import Argument, Kernel, Program, Step
+from tapml.migrate.model import Model
+from tapml.operators.graph import Body, Graph, Node, Operator, Placeholder
+from tapml.tensors import HostArray, TensorSpec
+
+PRIME = 2_147_483_629
+
+
+def mix(number: int, inputs: Sequence[HostArray], sizes: Sequence[int]) -> list[HostArray]:
+    total = number * 7919 + 13
+    for position, array in enumerate(inputs):
+        weights = np.arange(1, array.size + 1, dtype=np.int64) * (position + 3)
+        total = (total * 31 + int((array.reshape(-1).astype(np.int64) * weights).sum() % PRIME)) % PRIME
+    return [(total + np.arange(n, dtype=np.int64) * 104729 + k * 611953) % PRIME for k, n in enumerate(sizes)]
+
+
+class FakeDevice:
+    """A `tapml.devices.interface.Device`; counts what it is asked to do."""
+
+    info = DeviceInfo("null", "fake", "", True)
+
+    def __init__(self) -> None:
+        self.buffers: dict[int, bytearray] = {}
+        self.kernels: dict[int, Kernel] = {}
+        self.made = 0
+        self.counts = {"run": 0, "read": 0, "write": 0}
+
+    def allocate(self, nbytes: int) -> int:
+        self.made += 1
+        self.buffers[self.made] = bytearray(random.Random(self.made).randbytes(nbytes))
+        return self.made
+
+    def free(self, buffer: int) -> None:
+        del self.buffers[buffer]
+
+    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0) -> None:
+        self.counts["write"] += 1
+        assert offset + len(data) <= len(self.buffers[buffer])
+        self.buffers[buffer][offset : offset + len(data)] = data
+
+    def read(self, buffer: int, nbytes: int, offset: int = 0) -> bytes:
+        self.counts["read"] += 1
+        return bytes(self.buffers[buffer][offset : offset + nbytes])
+
+    def load(self, kernel: Kernel) -> int:
+        self.made += 1
+        self.kernels[self.made] = kernel
+        return self.made
+
+    def unload(self, kernel: int) -> None:
+        del self.kernels[kernel]
+
+    def run(self, batch: Sequence[Launch]) -> None:
+        self.counts["run"] += 1
+        for launch in batch:
+            number, given, made = (list(map(int, part.split())) for part in self.kernels[launch.kernel].source.split(";"))
+            assert len(launch.buffers) == len(given) + len(made)
+            assert len(set(launch.buffers[len(given):])) == len(made), "outputs share a buffer"
+            assert not set(launch.buffers[len(given):]) & set(launch.buffers[: len(given)]), "an output overwrites an input"
+            inputs = [np.frombuffer(self.buffers[b], np.int32, n) for b, n in zip(launch.buffers, given, strict=False)]
+            for buffer, result in zip(launch.buffers[len(given):], mix(number[0], inputs, made), strict=True):
+                self.buffers[buffer][: 4 * result.size] = result.astype(np.int32).tobytes()
+
+    def synchronize(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.buffers.clear()
+
+
+class FakeModel(Model):
+    """`forwards` are operators that give their first input back unchanged."""
+
+    forwards: frozenset[int]
+
+    def function(self, signature: str, dtype: str | None = None) -> Callable[[Sequence[HostArray]], tuple[HostArray, ...]]:
+        number = int(signature)
+        sizes = [s.elements for s in self.bodies[signature].output_specs]
+        if number in self.forwards:
+            return lambda inputs: (inputs[0],)
+        return lambda inputs: tuple(mix(number, inputs, sizes))
+
+    def program(self, operator: Operator) -> Program:
+        number = int(operator.signature)
+        body = self.bodies[operator.signature]
+        given = tuple(TensorSpec(s.shape, "int32") for s in body.inputs)
+        made = tuple(TensorSpec(s.shape, "int32") for s in body.output_specs)
+        if number in self.forwards:
+            return Program((), (), given, made, (), "fake", ((0, 0),))
+        source = ";".join([str(number), " ".join(str(s.elements) for s in given), " ".join(str(s.elements) for s in made)])
+        kernel = Kernel("null", f"k{number}", source, (), (1, 1, 1), (1, 1, 1))
+        arguments = [Argument("input", k) for k in range(len(given))] + [Argument("output", k) for k in range(len(made))]
+        return Program((kernel,), (Step(0, tuple(arguments)),), given, made, (4 * (number % 5),), "fake")
+
+
+def fake_model(random: random.Random, graphs: int = 2, operators: int = 12, states: int = 3) -> FakeModel:
+    """A random model: graphs that share weights and states, values of random sizes read by random later operators."""
+    weights = {f"w{n}": TensorSpec((random.randint(1, 5),), "int64") for n in range(3)}
+    state_specs = {f"s{n}": TensorSpec((random.randint(1, 6),), "int64") for n in range(states)}
+    made_graphs: list[Graph] = []
+    made_operators: list[Operator] = []
+    bodies: dict[str, Body] = {}
+    forwards: set[int] = set()
+    for g in range(graphs):
+        places = [Placeholder("x", "input", "x", TensorSpec((random.randint(1, 4),), "int64"))]
+        places += [Placeholder(f"p_{k}", "weight", k, s) for k, s in weights.items() if random.random() < 0.8]
+        places += [Placeholder(f"p_{k}", "state", k, s) for k, s in state_specs.items() if random.random() < 0.8]
+        specs = {p.name: p.spec for p in places}
+        nodes: list[Node] = []
+        written: dict[str, str] = {}
+        for n in range(operators):
+            number = len(made_operators)
+            inputs = [random.choice(list(specs)) for _ in range(random.randint(1, 3))]
+            forward = random.random() < 0.15
+            sizes = [specs[inputs[0]]] if forward else [TensorSpec((random.randint(1, 6),), "int64")
+                                                        for _ in range(random.randint(1, 2))]
+            free = [p for p in places if p.role == "state" and p.key not in written]
+            if free and random.random() < 0.4:
+                state = random.choice(free)
+                if not forward or sizes[0] == state.spec:
+                    sizes[0] = state.spec
+                    written[state.key] = f"v{n}_0"
+            names = [f"v{n}_{k}" for k in range(len(sizes))]
+            nodes += [Node(name, "fake", (), {}, (spec,)) for name, spec in zip(names, sizes, strict=True)]
+            locals_ = tuple(Node(f"n{k}", "fake", (), {}, (s,)) for k, s in enumerate(sizes))
+            roles = tuple(next((p.role for p in places if p.name == name), "value") for name in inputs)
+            bodies[str(number)] = Body("fake", tuple(specs[i] for i in inputs), roles, locals_,
+                                       tuple(node.name for node in locals_))
+            if forward:
+                forwards.add(number)
+            made_operators.append(Operator(f"g{g}/op{n}", f"g{g}", "fake", str(number), tuple(inputs), tuple(names),
+                                           tuple(names), ""))
+            specs.update(zip(names, sizes, strict=True))
+        outputs = random.sample(list(specs), min(3, len(specs)))
+        made_graphs.append(Graph(f"g{g}", tuple(places), tuple(nodes), tuple(outputs),
+                                 tuple(f"out{k}" for k in range(len(outputs))), written))
+    arrays = {k: np.arange(s.elements, dtype=np.int64) * 17 + 5 for k, s in {**weights, **state_specs}.items()}
+    model = FakeModel(made_graphs, made_operators, bodies, arrays.__getitem__, {k: arrays[k] for k in state_specs})
+    model.forwards = frozenset(forwards)
+    return model
+
+
+def reference(model: FakeModel, calls: Sequence[tuple[str, HostArray]]) -> list[dict[str, HostArray]]:
+    """What a sequence of calls gives, in the plainest way."""
+    states = dict(model.initial_states)
+    results = []
+    for name, x in calls:
+        graph = model.graphs[name]
+        values = {p.name: x if p.role == "input" else model.weight(p.key) if p.role == "weight" else states[p.key]
+                  for p in graph.placeholders}
+        for operator in model.operators_of[name]:
+            made = model.function(operator.signature)([values[i] for i in operator.inputs])
+            values.update(zip(operator.outputs, made, strict=True))
+        states.update({key: values[value] for key, value in graph.mutations.items()})
+        results.append({key: values[value] for key, value in zip(graph.output_keys, graph.outputs, strict=True)})
+    return results
