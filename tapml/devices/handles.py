@@ -1,15 +1,19 @@
-"""The table behind a device's handles: small integers that are never used twice, so that a stale one is always noticed."""
+"""The table behind a device's handles, and the checks that every device makes in the same way.
+
+What is caught here is a mistake of the caller, so it is a ValueError, on every device alike.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
 class Handles(Generic[T]):
-    """`kind` ("buffer", "kernel") is for messages. A handle that is not in the table is a mistake of the caller: ValueError."""
+    """Small integers that are never used twice, so that a stale one is always noticed. `kind` ("buffer", "kernel") is for
+    messages."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -43,17 +47,29 @@ class Handles(Generic[T]):
         self._items.clear()
 
     def _unknown(self, handle: int) -> str:
-        state = "was freed" if 0 < handle < self._next else "was never handed out"
+        state = "was given back" if 0 < handle < self._next else "was never handed out"
         return f"{self.kind} {handle} {state}; {len(self)} {self.kind}s are live"
 
 
+def padded(nbytes: int) -> int:
+    """The size that a device allocates for `nbytes`: whole 32-bit words, at least one."""
+    if nbytes < 0:
+        raise ValueError(f"a buffer cannot have {nbytes} bytes")
+    return max(4, (nbytes + 3) // 4 * 4)
+
+
 def check_range(capacity: int, offset: int, nbytes: int) -> None:
-    """Raises ValueError unless [offset, offset + nbytes) lies in a buffer of `capacity` bytes."""
+    """[offset, offset + nbytes) must lie in a buffer of `capacity` bytes."""
     if offset < 0 or nbytes < 0 or offset + nbytes > capacity:
         raise ValueError(f"bytes {offset} to {offset + nbytes} are outside of a buffer of {capacity} bytes")
 
 
-def check_arguments(entry: str, expected: int, given: int) -> None:
-    """Raises ValueError unless a launch binds as many buffers as the kernel declares."""
-    if expected != given:
-        raise ValueError(f"kernel {entry} takes {expected} buffers; the launch binds {given}")
+def check_binding(entry: str, access: Sequence[str], buffers: Sequence[int]) -> None:
+    """A launch must bind as many buffers as the kernel declares, and one that is written to one argument only: kernels are
+    compiled on the promise that their arguments do not overlap, and WebGPU forbids it."""
+    if len(access) != len(buffers):
+        raise ValueError(f"kernel {entry} takes {len(access)} buffers; the launch binds {len(buffers)}")
+    if len(set(buffers)) != len(buffers):
+        for mode, buffer in zip(access, buffers, strict=True):
+            if mode != "read" and buffers.count(buffer) > 1:
+                raise ValueError(f"kernel {entry} writes buffer {buffer}, which is also bound to another argument")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tapml.devices.handles import Handles, check_arguments, check_range
+from tapml.devices.handles import Handles, check_binding, check_range, padded
 from tapml.devices.interface import DeviceInfo, Launch
 from tapml.devices.select import pick
 from tapml.errors import DeviceError, DeviceLost, UnavailableError
@@ -29,7 +29,7 @@ INSTALL = (
 class _Loaded:
     kernel: Any
     entry: str
-    arguments: int
+    access: tuple[str, ...]
     size: tuple[int, int, int]
     block: tuple[int, int, int]
 
@@ -64,7 +64,7 @@ class OpenClDevice:
 
     def allocate(self, nbytes: int) -> int:
         self._check_open()
-        size = max(4, (nbytes + 3) // 4 * 4)
+        size = padded(nbytes)
         largest = self._info.limits["max_buffer_bytes"]
         if size > largest:
             raise DeviceError("launch", f"a buffer of {size} bytes is more than {self._info.name} allows ({largest})")
@@ -129,7 +129,7 @@ class OpenClDevice:
             )
         gx, gy, gz = kernel.grid
         size = (gx * x, gy * y, gz * z)
-        return self._kernels.add(_Loaded(loaded, kernel.entry, len(kernel.access), size, kernel.block))
+        return self._kernels.add(_Loaded(loaded, kernel.entry, kernel.access, size, kernel.block))
 
     def unload(self, kernel: int) -> None:
         self._kernels.pop(kernel)
@@ -139,7 +139,7 @@ class OpenClDevice:
         enqueue = self._cl.enqueue_nd_range_kernel
         for launch in batch:
             loaded = self._kernels[launch.kernel]
-            check_arguments(loaded.entry, loaded.arguments, len(launch.buffers))
+            check_binding(loaded.entry, loaded.access, launch.buffers)
             memories = [self._buffers[b] for b in launch.buffers]
             if 0 in loaded.size:
                 continue
