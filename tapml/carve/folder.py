@@ -1,0 +1,299 @@
+"""Reading a run: the folder that carving writes and that all later stages share.
+
+    run = RunFolder.open(path)
+    for case in run.cases:
+        inputs, expected = run.case_arrays(case)
+
+Opening checks that the folder is a whole run of this version and that no table was changed; tables are parsed when they are first
+used. Anything wrong is a RunError that names the file and the line. Needs no torch. Writing is
+`tapml.carve.writer`, what the files hold is in ARCHITECTURE.md ("A run on disk").
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+import tapml
+from tapml.carve import layout
+from tapml.carve.arrays import unpack
+from tapml.carve.case import Case
+from tapml.carve.tolerance import Comparison, compare
+from tapml.carve.writer import RunWriter, digest_of
+from tapml.errors import RunError, UsageError, nearest
+from tapml.generation import DecoderShape
+from tapml.operators.graph import Body, Graph, Operator, Placeholder
+from tapml.source.weights import WeightTable
+from tapml.tensors import NUMPY, HostArray, TensorSpec
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt of a decoder, and what the source answered greedily (the stop token included)."""
+
+    index: int
+    text: str
+    tokens: tuple[int, ...]
+    generated: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"index": self.index, "text": self.text, "tokens": list(self.tokens), "generated": list(self.generated)}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Prompt:
+        return Prompt(data["index"], data["text"], tuple(data["tokens"]), tuple(data["generated"]))
+
+
+@dataclass(frozen=True)
+class State:
+    """A state's spec, and the file with its first content (None: zeros)."""
+
+    key: str
+    spec: TensorSpec
+    file: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"key": self.key, "spec": self.spec.to_json(), "file": self.file}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> State:
+        return State(data["key"], TensorSpec.from_json(data["spec"]), data["file"])
+
+
+class RunFolder:
+    """A finished run. `manifest` is the content of `run.json`."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @staticmethod
+    def create(path: Path, fresh: bool = False) -> RunWriter:
+        """A writer for a new run at `path`; see `tapml.carve.writer`."""
+        return RunWriter.create(path, fresh)
+
+    @staticmethod
+    def open(path: Path) -> RunFolder:
+        """Raises RunError when there is no run, or it is unfinished, damaged, or of another format or version."""
+        path = path.resolve()
+        manifest = _manifest(path)
+        run = RunFolder(path, manifest)
+        for name, facts in manifest["tables"].items():
+            run._verify(name, facts)
+        return run
+
+    @property
+    def digest(self) -> str:
+        """Identity of the content: two runs with the same digest have the same operators, cases and weights."""
+        return str(self.manifest["digest"])
+
+    @property
+    def kind(self) -> str:
+        """"decoder" (graphs prefill and decode, prompts) or "module" (graph forward, example inputs)."""
+        return str(self.manifest["kind"])
+
+    @cached_property
+    def decoder(self) -> DecoderShape | None:
+        shape = self.manifest["decoder"]
+        return None if shape is None else DecoderShape.from_json(shape)
+
+    @cached_property
+    def graphs(self) -> tuple[Graph, ...]:
+        return tuple(self._table(layout.GRAPHS, Graph.from_json))
+
+    @cached_property
+    def bodies(self) -> dict[str, Body]:
+        """By signature."""
+        return dict(self._table(layout.BODIES, lambda d: (str(d["signature"]), Body.from_json(d["body"]))))
+
+    @cached_property
+    def operators(self) -> tuple[Operator, ...]:
+        """Of all graphs, each graph's in execution order."""
+        return tuple(self._table(layout.OPERATORS, Operator.from_json))
+
+    @cached_property
+    def states(self) -> tuple[State, ...]:
+        return tuple(self._table(layout.STATES, State.from_json))
+
+    @cached_property
+    def cases(self) -> tuple[Case, ...]:
+        return tuple(self._table(layout.CASES, Case.from_json))
+
+    @cached_property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """Empty for a module that is no decoder; see `examples`."""
+        return tuple(self._table(layout.PROMPTS, Prompt.from_json)) if self.kind == "decoder" else ()
+
+    @cached_property
+    def weights(self) -> WeightTable:
+        return WeightTable.from_records(self._table(layout.WEIGHTS, dict))
+
+    @cached_property
+    def oracle(self) -> tuple[dict[str, Any], ...]:
+        """Lines {"prompt", "step", "graph", "source_error": {output key: error}, "excluded"} for the outputs of whole calls, and
+        {"operator", "step", "source_error": [an error each output]} for operators at the first prompt."""
+        return tuple(self._table(layout.ORACLE, dict))
+
+    @cached_property
+    def _by_name(self) -> dict[str, Operator]:
+        return {o.name: o for o in self.operators}
+
+    @cached_property
+    def _by_id(self) -> dict[str, Case]:
+        return {c.id: c for c in self.cases}
+
+    @cached_property
+    def _own_cases(self) -> dict[str, list[Case]]:
+        found: dict[str, list[Case]] = defaultdict(list)
+        for case in self.cases:
+            found[case.operator].append(case)
+            found[case.signature].append(case)
+        return found
+
+    @cached_property
+    def _placeholders(self) -> dict[str, dict[str, Placeholder]]:
+        return {graph.name: {p.name: p for p in graph.placeholders} for graph in self.graphs}
+
+    @cached_property
+    def _compound(self) -> dict[str, dict[int, tuple[float, ...]]]:
+        found: dict[str, dict[int, tuple[float, ...]]] = defaultdict(dict)
+        for line in self.oracle:
+            if "operator" in line:
+                found[line["operator"]][line["step"]] = tuple(line["source_error"])
+        return found
+
+    def operator(self, name: str) -> Operator:
+        if name not in self._by_name:
+            raise UsageError(f"No operator {name!r} in {self.path}. {nearest(name, self._by_name)}")
+        return self._by_name[name]
+
+    def case(self, id: str) -> Case:
+        if id not in self._by_id:
+            raise UsageError(f"No case {id!r} in {self.path}; there are {len(self.cases)}, named case0 and so on.")
+        return self._by_id[id]
+
+    def cases_of(self, operator: str) -> tuple[Case, ...]:
+        """The cases recorded from this operator itself; often none, since cases are kept per signature."""
+        return tuple(self._own_cases.get(operator, ()))
+
+    def cases_of_signature(self, signature: str) -> tuple[Case, ...]:
+        """The cases of all operators with this signature."""
+        return tuple(self._own_cases.get(signature, ()))
+
+    def compound_error(self, operator: str) -> dict[int, tuple[float, ...]]:
+        """The source's own compound error of an operator at the first prompt: for the first few steps, one number an output."""
+        return self._compound.get(operator, {})
+
+    def weight(self, key: str) -> HostArray:
+        """A weight as the model holds it: a read-only view of its file where that is possible."""
+        return self.weights.read(key)
+
+    def case_arrays(self, case: Case) -> tuple[list[HostArray], list[HostArray]]:
+        """(all inputs in the body's order, weights among them; expected outputs). An expected output is a
+        `numpy.ma.MaskedArray` where the source is no judge of some elements: hand it to `tapml.carve.tolerance` as it is."""
+        arrays = unpack(self.path / case.file)
+        operator = self.operator(case.operator)
+        body = self.bodies[operator.signature]
+        placeholders = self._placeholders[operator.graph]
+        try:
+            inputs = [
+                self.weight(placeholders[name].key) if role == "weight" else arrays[f"i{k}"]
+                for k, (name, role) in enumerate(zip(operator.inputs, body.roles, strict=True))
+            ]
+            expected = [_masked(arrays[f"o{k}"], arrays.get(f"x{k}")) for k in range(len(body.outputs))]
+        except KeyError as error:
+            raise RunError(f"{self.path / case.file} lacks tensor {error}. Carve again with --fresh.") from None
+        return inputs, expected
+
+    def compare(self, case: Case, actual: list[HostArray]) -> list[Comparison]:
+        """Judges the outputs of one recorded call."""
+        _, expected = self.case_arrays(case)
+        return [compare(y, r, e) for y, r, e in zip(actual, expected, case.source_error, strict=True)]
+
+    @cached_property
+    def initial_states(self) -> dict[str, HostArray]:
+        """Content of each state before the first call."""
+        return {
+            s.key: np.zeros(s.spec.shape, NUMPY[s.spec.dtype]) if s.file is None else unpack(self.path / s.file)["state"]
+            for s in self.states
+        }
+
+    @cached_property
+    def examples(self) -> tuple[dict[str, HostArray], ...]:
+        """Recorded inputs by key, for a module that is no decoder."""
+        if self.kind == "decoder":
+            return ()
+        return tuple(self._table(layout.PROMPTS, lambda d: unpack(self.path / d["file"])))
+
+    def _table(self, name: str, parse: Callable[[Any], T]) -> list[T]:
+        path = self.path / name
+        found: list[T] = []
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    found.append(parse(json.loads(line)))
+                except (ValueError, KeyError, TypeError, IndexError) as error:
+                    raise RunError(_damaged(path, number, error)) from error
+        return found
+
+    def _verify(self, name: str, facts: dict[str, Any]) -> None:
+        path = self.path / name
+        if not path.is_file():
+            raise RunError(f"{self.path} is damaged: {name} is missing. Carve again with --fresh.")
+        if digest_of(path) == facts["digest"]:
+            return
+        count = 0
+        with path.open("rb") as file:
+            for count, line in enumerate(file, 1):
+                try:
+                    json.loads(line)
+                except ValueError as error:
+                    raise RunError(_damaged(path, count, error)) from error
+        raise RunError(
+            f"{path} was changed after carving: it has {count} lines where {facts['lines']} were written, or other values in "
+            "them. Carve again with --fresh."
+        )
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    file = path / layout.MANIFEST
+    if not path.exists():
+        partial = path.with_name(path.name + layout.PARTIAL)
+        hint = f" A carve to it was begun and is not finished ({partial.name})." if partial.exists() else ""
+        raise RunError(f"No run at {path}.{hint} Make one: tapml carve MODEL -o {path}")
+    if not file.is_file():
+        if path.name.endswith(layout.PARTIAL):
+            raise RunError(f"{path} is a run that was not finished. Carve again, and use the folder without {layout.PARTIAL!r}.")
+        raise RunError(f"{path} is no run of TapML: it has no {layout.MANIFEST}. Make one: tapml carve MODEL -o RUN")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(_damaged(file, getattr(error, "lineno", 1), error)) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != layout.FORMAT:
+        raise RunError(f"{file} is not the manifest of a TapML run. Make one: tapml carve MODEL -o RUN")
+    if manifest.get("format_version") != layout.FORMAT_VERSION or manifest.get("version") != tapml.__version__:
+        raise RunError(
+            f"{path} was carved by TapML {manifest.get('version')} (format {manifest.get('format_version')}); this is TapML "
+            f"{tapml.__version__} (format {layout.FORMAT_VERSION}). Carve the model again with --fresh, or use that version."
+        )
+    missing = {"digest", "tables", "kind", "decoder"} - manifest.keys()
+    if missing:
+        raise RunError(f"{file} is damaged: it lacks {', '.join(sorted(missing))}. Carve again with --fresh.")
+    return manifest
+
+
+def _damaged(path: Path, line: int, error: Exception) -> str:
+    return f"{path} is damaged at line {line} ({type(error).__name__}: {error}). Carve again with --fresh."
+
+
+def _masked(array: HostArray, mask: HostArray | None) -> HostArray:
+    return array if mask is None else np.ma.MaskedArray(array, mask)
