@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from tapml.devices.handles import Handles, check_binding, check_range, padded
 from tapml.devices.interface import DeviceInfo, Launch
-from tapml.devices.select import pick
+from tapml.devices.pick import pick
 from tapml.errors import DeviceError, DeviceLost, UnavailableError
 from tapml.kernels import Kernel
 

@@ -2,45 +2,95 @@
 
     open_device("opencl")                    the platform's device, in a child process: a driver that crashes or hangs
                                              costs a DeviceLost, not this process
-    open_device("vulkan", in_process=True)   here: faster to open, no protection
+    open_device("vulkan", in_process=True)   here: no protection, and no pipe in between
     open_device("null")                      accepts everything, computes nothing
 
-`probe` answers whether a target can run here without ever raising for an absent platform.
+`probe` says whether a target can run here, and why not if it cannot.
 """
 
 from __future__ import annotations
 
-from tapml.devices.interface import Device
+from dataclasses import dataclass
+
+from tapml.devices.interface import Device, DeviceInfo
 from tapml.errors import TargetError, UnavailableError
-from tapml.targets.known import WITHOUT_RUNTIME
+from tapml.targets.known import TARGETS, WITHOUT_RUNTIME
 from tapml.targets.parse import TargetChoice, parse
+
+PROBE_SECONDS = 60.0
 
 
 def open_device(
     target: str | TargetChoice, device: str = "local", *, in_process: bool = False, deadline: float | None = None
 ) -> Device:
-    """`target` is the text of `--target` or what `parse` made of it; "null" is accepted too. Raises TargetError for names
-    that do not exist, UnavailableError with the reason when the platform is not there."""
+    """`target` is the text of `--target` or what `parse` made of it; the text "null" is accepted too. `deadline` is in seconds
+    for one call to the child. Raises TargetError for names that do not exist, UnavailableError with the reason when the
+    platform is not there."""
     if target == "null":
         return open_here("null", None)
     choice = parse(target) if isinstance(target, str) else target
     if device != "local":
         if "@" in device:
-            raise UnavailableError(f"Device {device!r} is on another machine; this version drives local devices only. "
-                                   "Use --device local.")
+            raise UnavailableError(
+                f"Device {device!r} is on another machine, and this version drives local devices only. Use --device local."
+            )
         raise TargetError(f"There is no device {device!r}. Use --device local.")
     if choice.name in WITHOUT_RUNTIME:
+        runnable = ", ".join(name for name in TARGETS if name not in WITHOUT_RUNTIME)
         raise UnavailableError(
-            f"Target {choice.name}: kernels can be generated for it, but this version cannot run them. "
-            "Targets that can run: cpu, opencl, vulkan, webgpu."
+            f"Target {choice.name}: kernels can be generated for it, but this version cannot run them. Can run: {runnable}."
         )
-    return open_here(choice.name, choice.device)
+    if in_process:
+        return open_here(choice.name, choice.device)
+    from tapml.devices.child import ChildDevice
+
+    return ChildDevice(choice.name, choice.device, deadline)
 
 
 def open_here(platform: str, device: str | None) -> Device:
-    """The platform's device in this process."""
+    """The platform's device in this process. Each binding is imported only when its platform is opened."""
     if platform == "opencl":
         from tapml.devices.opencl import OpenClDevice
 
         return OpenClDevice(device)
+    if platform in ("vulkan", "webgpu"):
+        from tapml.devices.gpu import GpuDevice
+
+        return GpuDevice("vulkan" if platform == "vulkan" else "webgpu", device)
+    if platform == "cpu":
+        from tapml.devices.cpu import CpuDevice
+
+        return CpuDevice(device)
+    if platform == "null":
+        from tapml.devices.null import NullDevice
+
+        return NullDevice()
     raise ValueError(f"no platform {platform!r}")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Whether a target can be opened here. `info` is None and `reason` says why when it cannot."""
+
+    target: str
+    available: bool
+    info: DeviceInfo | None
+    reason: str = ""
+
+
+def probe(target: str | TargetChoice, seconds: float = PROBE_SECONDS) -> Probe:
+    """Opens and closes the target's device in a child process, within a time limit. Raises TargetError for a name that does
+    not exist, nothing else."""
+    from tapml.devices.child import ChildDevice
+
+    choice = parse(target) if isinstance(target, str) else target
+    try:
+        if choice.name in WITHOUT_RUNTIME:
+            open_device(choice)
+        device = ChildDevice(choice.name, choice.device, open_seconds=seconds)
+    except UnavailableError as error:
+        return Probe(str(choice), False, None, str(error))
+    try:
+        return Probe(str(choice), True, device.info)
+    finally:
+        device.close()
