@@ -21,9 +21,9 @@ _SAME_IF_SAME_SHAPE = (*_RESHAPES, "aten.expand.default", "aten.slice.Tensor")
 
 
 def normalise(graph: Graph) -> Graph:
-    """The same graph with `-1` sizes and open slice ends written out, reshapes all written as view, views that change nothing dropped, equal
-    single-output nodes merged (the module path becomes what their paths have in common), and nodes and placeholders that nothing
-    reads dropped. User inputs and states stay even when nothing reads them."""
+    """The same graph with `-1` sizes and open slice ends written out, reshapes all written as view, views that change nothing
+    dropped, equal single-output nodes merged (the module path becomes what their paths have in common), and nodes and
+    placeholders that nothing reads dropped. User inputs and states stay even when nothing reads them."""
     names = {p.name: p.name for p in graph.placeholders}
     specs = {p.name: p.spec for p in graph.placeholders}
     kept: dict[str, Node] = {}
