@@ -1,0 +1,255 @@
+"""A model in PyTorch, from what the user names on the command line or gives from Python.
+
+    model = load("./my-model")                  a Hugging Face directory, or an id such as "organisation/name"
+    model = load("model.Q4_1.gguf")             a GGUF file, through a converted copy in the cache
+    model = load("net.py:build")                a function that returns (torch.nn.Module, example_inputs)
+    model = load(module, example_inputs=…)      a module that is there already
+
+The dtype, where none is asked for, is float32 for GGUF and what the model's config says otherwise. Weights in safetensors are memory-mapped. An id is
+looked up in the local Hugging Face cache first, then on the hub. No code of a model's repository is run, and no pickled weights are read.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tapml.errors import ModelError, nearest
+from tapml.source.from_gguf import converted
+from tapml.source.model import DTYPES, LoadedModel, is_causal_lm, stop_tokens
+from tapml.source.prompts import default_inputs
+from tapml.source.python_file import call_function
+from tapml.source.safetensors_file import read_header
+
+__all__ = ["LoadedModel", "load"]
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def load(
+    spec: str | Path | torch.nn.Module,
+    *,
+    dtype: str | None = None,
+    device: str = "cpu",
+    example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
+    tokenizer: Any | None = None,
+) -> LoadedModel:
+    """See the module's docstring. `dtype` is "float32", "float16" or "bfloat16"; `device` "cpu" or "cuda[:N]". `example_inputs`
+    (keyword arguments or positional ones) and `tokenizer` replace the model's own. Raises ModelError."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r} is not supported. {nearest(dtype, DTYPES)}")
+    _check_device(device)
+    with _quiet():
+        if isinstance(spec, torch.nn.Module):
+            model = _from_module(spec, type(spec).__name__, type(spec).__name__, (), dtype)
+        elif re.search(r"\.py:\w+$", str(spec)):
+            module, own = call_function(str(spec))
+            model = _from_module(module, str(spec).rpartition(":")[2], str(spec), own, dtype)
+        else:
+            model = _from_files(str(spec), dtype)
+    model.module.to(device).eval()
+    if tokenizer is not None:
+        model = replace(model, tokenizer=tokenizer)
+    if example_inputs is not None:
+        model = replace(model, example_inputs=_bind(model.module, example_inputs))
+    elif not model.example_inputs and model.kind == "module":
+        model = replace(model, example_inputs=default_inputs(model))
+    return replace(model, example_inputs=_placed(model.example_inputs, model))
+
+
+def _from_module(module: torch.nn.Module, name: str, spec: str, inputs: Any, dtype: str | None) -> LoadedModel:
+    if dtype is not None:
+        module = module.to(getattr(torch, dtype))
+    kind = "causal_lm" if is_causal_lm(module) else "module"
+    stop = stop_tokens(module) if kind == "causal_lm" else ()
+    return LoadedModel(
+        module, kind, name, spec, _dtype_of(module), example_inputs=_bind(module, inputs), stop=stop,
+    )
+
+
+def _from_files(spec: str, dtype: str | None) -> LoadedModel:
+    path = Path(spec).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        model = _from_folder(converted(path, dtype or "float32"), path.stem, spec, dtype or "float32")
+        return model
+    if path.is_dir():
+        return _from_folder(path, path.resolve().name, spec, dtype)
+    if path.exists():
+        raise ModelError(f"{spec} is no model: give a Hugging Face directory, a .gguf file or FILE.py:FUNCTION.")
+    return _from_folder(_from_hub(spec), spec.rpartition("/")[2], spec, dtype)
+
+
+def _from_hub(spec: str) -> Path:
+    if not _HUB_ID.fullmatch(spec) or spec.endswith((".gguf", ".py")):
+        raise ModelError(
+            f"No such model: {spec} does not exist. A model is a Hugging Face directory or id, a .gguf file or FILE.py:FUNCTION."
+        )
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(huggingface_hub.snapshot_download(spec, allow_patterns=wanted, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        pass
+    try:
+        return Path(huggingface_hub.snapshot_download(spec, allow_patterns=wanted, etag_timeout=5))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ModelError(
+            f"No such model: {spec} is neither a path here nor in the local Hugging Face cache, and the hub did not give it ({why}). "
+            "Check the name, or download the model and give its directory."
+        ) from error
+
+
+def _from_folder(folder: Path, name: str, spec: str, dtype: str | None) -> LoadedModel:
+    import transformers
+
+    files = _checked_files(folder)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        build = _class_for(config)
+        module, info = build.from_pretrained(
+            folder, config=config, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+        )
+        if info["missing_keys"] and all("pooler" in key for key in info["missing_keys"]):
+            module = build.from_pretrained(
+                folder, config=config, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=False, add_pooling_layer=False,
+            )
+            info["missing_keys"] = []
+    except Exception as error:
+        # transformers raises many kinds of errors for a config or weights that it cannot make a model of.
+        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ModelError(f"{folder} cannot be loaded: {type(error).__name__}: {why}.") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(f"{folder} lacks {len(missing)} of the model's weights, the first is {missing[0]}. Download the model again.")
+    kind = "causal_lm" if is_causal_lm(module) else "module"
+    return LoadedModel(
+        module, kind, name, spec, _dtype_of(module), _tokenizer(folder), {},
+        stop_tokens(module) if kind == "causal_lm" else (), files,
+    )
+
+
+def _checked_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files of a directory, each whole."""
+    if not (folder / "config.json").is_file():
+        other = sorted(folder.glob("*.gguf"))
+        hint = f"Did you mean {other[0]}?" if other else "A Hugging Face directory has config.json, *.safetensors and tokenizer files."
+        raise ModelError(f"{folder} has no config.json. {hint}")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{index} is damaged ({error}). Download the model again.") from error
+        files = [folder / str(n) for n in names]
+        for file in files:
+            if not file.is_file():
+                raise ModelError(f"{folder} has no {file.name}, which its index names. Download the model again.")
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        hint = f"It has {pickled[0].name}, which is pickled: save it again as safetensors." if pickled else "Download the model again."
+        raise ModelError(f"{folder} has no weights: no *.safetensors file. {hint}")
+    for file in files:
+        read_header(file)
+    return tuple(files)
+
+
+def _class_for(config: Any) -> Any:
+    """The class that the config names, or the one that transformers has for its kind of model."""
+    import transformers
+
+    for name in config.architectures or ():
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not config.architectures
+    return transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+
+
+def _tokenizer(folder: Path) -> Any | None:
+    import transformers
+
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        # The tokenizers library has no error types of its own.
+        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {why}.") from error
+
+
+def _bind(module: torch.nn.Module, inputs: Any) -> dict[str, Any]:
+    """Example inputs as keyword arguments of `forward`."""
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    if not isinstance(inputs, tuple | list):
+        inputs = (inputs,)
+    parameters = inspect.signature(module.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(inputs) > len(names) or any(p.kind == p.POSITIONAL_ONLY for p in parameters):
+        raise ModelError(
+            f"{type(module).__name__}.forward takes {names or 'no named arguments'}; {len(inputs)} example inputs do not fit. "
+            "Give them as a dict of keyword arguments."
+        )
+    return dict(zip(names, inputs, strict=False))
+
+
+def _placed(inputs: Mapping[str, Any], model: LoadedModel) -> dict[str, Any]:
+    """Inputs on the model's device, floating point ones in its dtype."""
+    from torch.utils import _pytree as pytree
+
+    def place(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        value = value.to(model.device)
+        return value.to(getattr(torch, model.dtype)) if value.is_floating_point() else value
+
+    placed: dict[str, Any] = pytree.tree_map(place, dict(inputs))
+    return placed
+
+
+def _dtype_of(module: torch.nn.Module) -> str:
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if tensor.is_floating_point():
+            name = str(tensor.dtype).removeprefix("torch.")
+            if name not in DTYPES:
+                raise ModelError(f"The model's weights are {name}. Give --dtype with one of {', '.join(DTYPES)}.")
+            return name
+    return "float32"
+
+
+def _check_device(device: str) -> None:
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ModelError(f"The source runs on cpu or cuda, not on {device!r}.")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ModelError("The source cannot run on cuda: PyTorch sees no CUDA device here. Use cpu.")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers' progress bars and advice off the terminal: what matters of them is raised as errors."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,100 @@
+"""Prompt texts become what the model takes: tokens for a causal language model, named tensors of one shape for an encoder.
+
+    encode(model, ["What is the capital of France?"])       (Prompt(text, tokens),)
+    encoder_inputs(model, ["one text", "another"])          a dict of tensors for each text, all of the same shape
+
+With a chat template, a text is one user turn and the template asks for an answer; without one it is taken as it is. A model without a tokenizer
+takes token ids: "5 9 70".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tapml.errors import ModelError, PromptError
+from tapml.source.model import LoadedModel
+
+_SAMPLE = "Paris is the capital of France, and Berlin is the capital of Germany."
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`text` as the user gave it ("" for the tokens of example inputs)."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+def encode(model: LoadedModel, texts: Sequence[str]) -> tuple[Prompt, ...]:
+    """The prompts of a causal language model; with no texts, the rows of its example's `input_ids`. Raises PromptError for an empty
+    text, for token ids outside of the vocabulary, and when there is nothing at all."""
+    if texts:
+        return tuple(Prompt(text, _tokens(model, text)) for text in texts)
+    example = model.example_inputs.get("input_ids")
+    if example is None:
+        raise PromptError(f"{model.name} needs a prompt. Give one with --prompt TEXT.")
+    rows = example.reshape(-1, example.shape[-1]).tolist()
+    return tuple(Prompt("", _in_vocabulary(model, tuple(row))) for row in rows)
+
+
+def _tokens(model: LoadedModel, text: str) -> tuple[int, ...]:
+    if not text.strip():
+        raise PromptError("A prompt is empty. Give at least one word with --prompt.")
+    if model.tokenizer is None:
+        if not re.fullmatch(r"\s*\d+(?:[\s,]+\d+)*\s*", text):
+            raise PromptError(f"{model.name} has no tokenizer, so a prompt is token ids, such as --prompt '5 9 70'; given was {text[:40]!r}.")
+        return _in_vocabulary(model, tuple(int(n) for n in re.findall(r"\d+", text)))
+    if getattr(model.tokenizer, "chat_template", None):
+        turn = [{"role": "user", "content": text}]
+        text = model.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    else:
+        ids = model.tokenizer(text)["input_ids"]
+    if not ids:
+        raise PromptError(f"The prompt {text[:40]!r} has no tokens. Give at least one word with --prompt.")
+    return _in_vocabulary(model, tuple(int(n) for n in ids))
+
+
+def _in_vocabulary(model: LoadedModel, tokens: tuple[int, ...]) -> tuple[int, ...]:
+    size = vocabulary(model.module)
+    outside = [token for token in tokens if not 0 <= token < size]
+    if outside:
+        raise PromptError(f"Token {outside[0]} is outside of {model.name}'s vocabulary of {size} tokens.")
+    return tokens
+
+
+def vocabulary(module: Any) -> int:
+    """How many tokens a causal language model's input embedding knows."""
+    return int(module.get_input_embeddings().weight.shape[0])
+
+
+def encoder_inputs(model: LoadedModel, texts: Sequence[str]) -> tuple[dict[str, torch.Tensor], ...]:
+    """Inputs of a text encoder, int64 [1, n] each, n being the length of the longest text (shorter ones are padded and
+    masked). With no texts: the model's example inputs alone. Raises PromptError."""
+    if not texts:
+        return (dict(model.example_inputs),)
+    if model.tokenizer is None:
+        raise PromptError(f"{model.name} has no tokenizer and takes no text. Leave --prompt out: its example inputs are used.")
+    if any(not text.strip() for text in texts):
+        raise PromptError("A prompt is empty. Give at least one word with --prompt.")
+    wanted = {"padding": True} if len(texts) > 1 else {}
+    batch = model.tokenizer(list(texts), return_tensors="pt", **wanted)
+    limit = getattr(getattr(model.module, "config", None), "max_position_embeddings", None)
+    length = int(batch["input_ids"].shape[1])
+    if limit is not None and length > limit:
+        raise PromptError(f"A prompt has {length} tokens; {model.name} takes {limit}. Shorten it.")
+    return tuple({k: v[row : row + 1].to(model.device) for k, v in batch.items()} for row in range(len(texts)))
+
+
+def default_inputs(model: LoadedModel) -> dict[str, torch.Tensor]:
+    """Example inputs for a module that came without: those of a sample sentence. Raises ModelError when it takes no text."""
+    if model.tokenizer is None:
+        raise ModelError(
+            f"{model.name} needs example inputs. Give FILE.py:FUNCTION returning (module, example_inputs), or example_inputs=… from Python."
+        )
+    return encoder_inputs(model, [_SAMPLE])[0]

@@ -1,0 +1,62 @@
+"""Where each tensor lies in a safetensors file, read from its header alone. Imports no torch.
+
+    entries = read_header(path)         name → Entry(spec, offset, nbytes), offsets from the start of the file
+
+Raises ModelError when the file is cut off or is no safetensors file. The layout (8 bytes little-endian length, JSON header, data) is that
+of https://github.com/huggingface/safetensors#format.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tapml.errors import ModelError
+from tapml.tensors import TensorSpec
+
+_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}
+_LARGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`spec` is None for a dtype that TapML does not carry (8-bit floats, …)."""
+
+    spec: TensorSpec | None
+    offset: int
+    nbytes: int
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """See the module's docstring."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+            raise ModelError(_broken(path, size, f"its header says {length} bytes" if size >= 8 else "that is no header"))
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            entries = {name: _entry(data, 8 + length) for name, data in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(_broken(path, size, f"its header cannot be read ({error})")) from error
+    end = max((e.offset + e.nbytes for e in entries.values()), default=8 + length)
+    if end > size:
+        raise ModelError(_broken(path, size, f"its tensors need {end} bytes"))
+    return entries
+
+
+def _entry(data: dict[str, object], start: int) -> Entry:
+    shape, offsets = data["shape"], data["data_offsets"]
+    assert isinstance(shape, list) and isinstance(offsets, list)
+    dtype = _DTYPES.get(str(data["dtype"]))
+    spec = None if dtype is None else TensorSpec(tuple(int(n) for n in shape), dtype)
+    return Entry(spec, start + int(offsets[0]), int(offsets[1]) - int(offsets[0]))
+
+
+def _broken(path: Path, size: int, why: str) -> str:
+    return f"{path} is damaged or cut off: it has {size} bytes, but {why}. Download or write it again."
