@@ -1,0 +1,347 @@
+"""Operators that reduce along dimensions: sums, extremes, variances, norms, cumulative sums, order statistics.
+
+Sums of half precision are in float32. Variances are taken in two passes (mean first), as the one-pass form loses digits.
+Order statistics (`topk`, `sort`, `argmax`) count, for each element, how many come before it: serial and quadratic in the
+dimension's length, free of barriers, and small for what models do with it (choosing experts). Of equal elements the first comes first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import te, tirx
+
+from tapml.compile.node_arguments import axis, output, read
+from tapml.compile.tensor_expressions import (
+    broadcast,
+    compute,
+    constant,
+    dtype_of,
+    is_true,
+    reduce,
+    reshape,
+    shape_of,
+    to,
+    wide,
+)
+
+Convert = Callable[[Any, Any], Any]
+_QUADRATIC_LIMIT = 8192
+
+
+def _dims(value: Any, rank: int) -> list[int]:
+    """The dimensions to reduce, sorted: all for None or an empty list."""
+    if value is None or value == []:
+        return list(range(rank))
+    return sorted(axis(d, rank) for d in (value if isinstance(value, list | tuple) else [value]))
+
+
+def along(importer: Any, x: Any, dims: Sequence[int], dtype: str, f: Callable[..., Any], combine: Any, *others: Any) -> Any:
+    """`f(x's element, other loads …, kept indices)` combined over `dims`; these dimensions are gone from the result."""
+    shape = shape_of(x)
+    kept = tuple(n for j, n in enumerate(shape) if j not in dims)
+
+    def element(load: Any, *rest: Any) -> Any:
+        *loads, at, k = rest
+        outer, inner = iter(at), iter(k)
+        full = [next(inner) if j in dims else next(outer) for j in range(len(shape))]
+        return f(load(*full), *[o(*at) for o in loads])
+
+    return reduce(importer, kept, dtype, [shape[j] for j in dims], element, x, *others, combine=combine)
+
+
+def _finish(importer: Any, node: Any, value: Any, f: Callable[[Any], Any] = lambda e: e, k: int = 0) -> Any:
+    """`f` over a reduced tensor, in the recorded shape (dimensions of 1 put back) and dtype."""
+    spec = output(node, k)
+    shape = shape_of(value)
+    done = broadcast(importer, shape, spec.dtype, f, value)
+    return done if shape == spec.shape else reshape(importer, done, spec.shape)
+
+
+def _reduction(dim_at: int | None, dtype: Callable[[str], str], f: Callable[[Any, str], Any], combine: Any) -> Convert:
+    def convert(importer: Any, node: Any) -> Any:
+        x = read(importer, node, 0, "self")
+        dims = _dims(None if dim_at is None else read(importer, node, dim_at, "dim"), len(shape_of(x)))
+        kind = dtype(output(node).dtype)
+        return _finish(importer, node, along(importer, x, dims, kind, lambda e: f(e, kind), combine))
+
+    return convert
+
+
+def _mean(importer: Any, node: Any) -> Any:
+    x = read(importer, node, 0, "self")
+    dims = _dims(read(importer, node, 1, "dim") if node.target.__name__ == "mean.dim" else None, len(shape_of(x)))
+    dtype = wide(output(node).dtype)
+    return _finish(importer, node, mean(importer, x, dims, dtype))
+
+
+def mean(importer: Any, x: Any, dims: Sequence[int], dtype: str) -> Any:
+    total = along(importer, x, dims, dtype, lambda e: to(e, dtype), te.sum)
+    factor = constant(1 / max(math.prod(shape_of(x)[j] for j in dims), 1), dtype)
+    return broadcast(importer, shape_of(total), dtype, lambda e: e * factor, total)
+
+
+def variance(importer: Any, x: Any, dims: Sequence[int], dtype: str, middle: Any, correction: float = 0) -> Any:
+    """Σ (x - mean)² / (n - correction)."""
+    total = along(
+        importer, x, dims, dtype, lambda e, m: (to(e, dtype) - m) * (to(e, dtype) - m), te.sum, middle
+    )
+    count = math.prod(shape_of(x)[j] for j in dims) - correction
+    return broadcast(importer, shape_of(total), dtype, lambda e: e * constant(1 / count, dtype), total)
+
+
+def _var(std: bool, with_mean: bool) -> Convert:
+    def convert(importer: Any, node: Any) -> Any:
+        x = read(importer, node, 0, "self")
+        dims = _dims(read(importer, node, 1, "dim"), len(shape_of(x)))
+        correction = node.kwargs.get("correction", 1)
+        dtype = wide(output(node).dtype)
+        middle = mean(importer, x, dims, dtype)
+        spread = variance(importer, x, dims, dtype, middle, 1 if correction is None else correction)
+        result = _finish(importer, node, spread, lambda e: tirx.sqrt(to(e, dtype)) if std else e)
+        return [result, _finish(importer, node, middle, k=1)] if with_mean else result
+
+    return convert
+
+
+def _layer_norm(importer: Any, node: Any) -> Any:
+    """(x - mean) / √(variance + eps) · weight + bias over the last dimensions; `native_layer_norm` also gives mean and 1/√."""
+    x, normalized, weight, bias, eps = (
+        read(importer, node, k, n) for k, n in enumerate(("input", "normalized_shape", "weight", "bias", "eps"))
+    )
+    spec = output(node)
+    rank = len(spec.shape)
+    dims = list(range(rank - len(normalized), rank))
+    dtype = wide(spec.dtype)
+    middle = mean(importer, x, dims, dtype)
+    scale = _inverse_deviation(importer, variance(importer, x, dims, dtype, middle), 1e-5 if eps is None else eps, dtype)
+    y = _normalised(importer, spec, dtype, x, middle, scale, rank - len(normalized), weight, bias, len(normalized))
+    if node.target.__name__ == "layer_norm.default":
+        return y
+    return [y, _finish(importer, node, middle, k=1), _finish(importer, node, scale, k=2)]
+
+
+def _inverse_deviation(importer: Any, spread: Any, eps: float, dtype: str) -> Any:
+    return broadcast(importer, shape_of(spread), dtype, lambda e: tirx.rsqrt(e + constant(eps, dtype)), spread)
+
+
+def _normalised(
+    importer: Any, spec: Any, dtype: str, x: Any, middle: Any, scale: Any, outer: int, weight: Any, bias: Any, inner: int
+) -> Any:
+    factors = [t for t in (weight, bias) if t is not None]
+
+    def element(load: Any, m: Any, s: Any, *rest: Any) -> Any:
+        at = rest[len(factors) :]
+        loads = list(rest[: len(factors)])
+        value = (to(load(*at), dtype) - m(*at[:outer])) * s(*at[:outer])
+        last = at[len(at) - inner :]
+        if weight is not None:
+            value = value * to(loads.pop(0)(*last), dtype)
+        return value + to(loads.pop(0)(*last), dtype) if bias is not None else value
+
+    return compute(importer, spec.shape, spec.dtype, element, x, middle, scale, *factors, name="normalised")
+
+
+def _rms_norm(importer: Any, node: Any) -> Any:
+    """x / √(mean x² + eps) · weight over the last dimensions (arXiv:1910.07467)."""
+    x, normalized, weight, eps = (read(importer, node, k, n) for k, n in enumerate(("input", "normalized_shape", "weight", "eps")))
+    spec = output(node)
+    dtype = wide(spec.dtype)
+    outer = len(spec.shape) - len(normalized)
+    dims = list(range(outer, len(spec.shape)))
+    count = math.prod(spec.shape[outer:])
+    total = along(importer, x, dims, dtype, lambda e: to(e, dtype) * to(e, dtype), te.sum)
+    floor = {"float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}.get(spec.dtype, 2.0**-23) if eps is None else eps
+    scale = broadcast(
+        importer, shape_of(total), dtype, lambda e: tirx.rsqrt(e * constant(1 / count, dtype) + constant(floor, dtype)), total
+    )
+
+    def element(load: Any, s: Any, *rest: Any) -> Any:
+        loads, at = rest[: len(rest) - len(spec.shape)], rest[len(rest) - len(spec.shape) :]
+        value = to(load(*at), dtype) * s(*at[:outer])
+        return value * to(loads[0](*at[outer:]), dtype) if loads else value
+
+    y = compute(importer, spec.shape, spec.dtype, element, x, scale, *([] if weight is None else [weight]), name="normalised")
+    return y if node.target.__name__ == "rms_norm.default" else [y, _finish(importer, node, scale, k=1)]
+
+
+def _group_norm(importer: Any, node: Any) -> Any:
+    """Layer normalisation over groups of channels: x [N, C, …] as [N, groups, C / groups · …]."""
+    native = node.target.__name__.startswith("native")
+    x = read(importer, node, 0, "input")
+    if native:
+        weight, bias, groups, eps = (read(importer, node, k, "") for k in (1, 2, 6, 7))
+    else:
+        groups, weight, bias = (read(importer, node, k, n) for k, n in ((1, "num_groups"), (2, "weight"), (3, "bias")))
+        eps = read(importer, node, 4, "eps", 1e-5)
+    spec = output(node)
+    dtype = wide(spec.dtype)
+    n, channels, *rest = spec.shape
+    size = channels // groups
+    flat = reshape(importer, x, (n, groups, size * math.prod(rest)))
+    middle = mean(importer, flat, [2], dtype)
+    scale = _inverse_deviation(importer, variance(importer, flat, [2], dtype, middle), eps, dtype)
+    factors = [t for t in (weight, bias) if t is not None]
+
+    def element(load: Any, m: Any, s: Any, *others: Any) -> Any:
+        at = others[len(factors) :]
+        loads = list(others[: len(factors)])
+        group = [at[0], tirx.floordiv(at[1], tirx.const(size, "int64"))]
+        value = (to(load(*at), dtype) - m(*group)) * s(*group)
+        if weight is not None:
+            value = value * to(loads.pop(0)(at[1]), dtype)
+        return value + to(loads.pop(0)(at[1]), dtype) if bias is not None else value
+
+    y = compute(importer, spec.shape, spec.dtype, element, x, middle, scale, *factors, name="normalised")
+    return [y, _finish(importer, node, middle, k=1), _finish(importer, node, scale, k=2)] if native else y
+
+
+def _cumsum(importer: Any, node: Any) -> Any:
+    """Each element sums those up to it."""
+    x = read(importer, node, 0, "self")
+    spec = output(node)
+    dim = axis(read(importer, node, 1, "dim"), len(spec.shape))
+    dtype = wide(spec.dtype)
+
+    def element(load: Any, at: Any, k: Any) -> Any:
+        at = list(at)
+        here, at[dim] = at[dim], k[0]
+        return tirx.Select(k[0] <= here, to(load(*at), dtype), constant(0, dtype))
+
+    return reduce(importer, spec.shape, dtype, [spec.shape[dim]], element, x, name="cumsum")
+
+
+def _ranks(importer: Any, x: Any, dim: int, largest: bool) -> Any:
+    """For each element, how many along `dim` come before it when sorted."""
+    shape = shape_of(x)
+    if shape[dim] > _QUADRATIC_LIMIT:
+        raise ValueError(f"ordering {shape[dim]} elements: TapML orders at most {_QUADRATIC_LIMIT} along a dimension")
+
+    def before(load: Any, at: Any, k: Any) -> Any:
+        other = [k[0] if j == dim else i for j, i in enumerate(at)]
+        mine, theirs = load(*at), load(*other)
+        ahead = theirs > mine if largest else theirs < mine
+        return tirx.Select(tirx.Or(ahead, tirx.And(tirx.EQ(theirs, mine), k[0] < at[dim])),
+                           tirx.const(1, "int32"), tirx.const(0, "int32"))
+
+    return reduce(importer, shape, "int32", [shape[dim]], before, x, name="ranks")
+
+
+def _ordered(importer: Any, node: Any, x: Any, dim: int, count: int, largest: bool) -> list[Any]:
+    """The first `count` elements along `dim` and their indices, with `dim` kept."""
+    shape = shape_of(x)
+    ranks = _ranks(importer, x, dim, largest)
+    short = (*shape[:dim], count, *shape[dim + 1 :])
+
+    def place(load: Any, at: Any, k: Any) -> Any:
+        full = [k[0] if j == dim else i for j, i in enumerate(at)]
+        return tirx.Select(tirx.EQ(load(*full), tirx.Cast("int32", at[dim])), k[0], tirx.const(0, "int64"))
+
+    indices = reduce(importer, short, "int64", [shape[dim]], place, ranks, name="places")
+
+    def element(load: Any, where: Any, *at: Any) -> Any:
+        return load(*[where(*at) if j == dim else i for j, i in enumerate(at)])
+
+    return [compute(importer, short, dtype_of(x), element, x, indices, name="ordered"), indices]
+
+
+def _topk(importer: Any, node: Any) -> Any:
+    x, count, dim, largest = (read(importer, node, k, n, d) for k, (n, d) in enumerate(
+        (("self", None), ("k", None), ("dim", -1), ("largest", True))))
+    return _ordered(importer, node, x, axis(dim, len(shape_of(x))), count, largest)
+
+
+def _sort(importer: Any, node: Any) -> Any:
+    x = read(importer, node, 0, "self")
+    shift = 1 if node.target.__name__ == "sort.stable" else 0
+    dim = read(importer, node, 1, "dim", -1) if not shift else node.kwargs.get("dim", -1)
+    descending = read(importer, node, 2, "descending", False) if not shift else node.kwargs.get("descending", False)
+    dim = axis(dim, len(shape_of(x)))
+    both = _ordered(importer, node, x, dim, shape_of(x)[dim], bool(descending))
+    return both[1] if node.target.__name__.startswith("argsort") else both
+
+
+def _extreme(largest: bool, indices_only: bool) -> Convert:
+    """The largest or smallest element along a dimension and where it first is; over all elements without a dimension."""
+
+    def convert(importer: Any, node: Any) -> Any:
+        x = read(importer, node, 0, "self")
+        dim = read(importer, node, 1, "dim")
+        if dim is None:
+            x, dim = reshape(importer, x, (math.prod(shape_of(x)),)), 0
+        dim = axis(dim, len(shape_of(x)))
+        dtype = dtype_of(x)
+        shape = shape_of(x)
+        top = along(importer, x, [dim], dtype, lambda e: e, te.max if largest else te.min)
+
+        def candidate(load: Any, t: Any, at: Any, k: Any) -> Any:
+            full = [*at[:dim], k[0], *at[dim:]]
+            return tirx.Select(tirx.EQ(load(*full), t(*at)), k[0], tirx.const(shape[dim] - 1, "int64"))
+
+        kept = tuple(n for j, n in enumerate(shape) if j != dim)
+        where = reduce(importer, kept, "int64", [shape[dim]], candidate, x, top, combine=te.min, name="where_first")
+        if indices_only:
+            return _finish(importer, node, where)
+        return [_finish(importer, node, top), _finish(importer, node, where, k=1)]
+
+    return convert
+
+
+def _vector_norm(importer: Any, node: Any) -> Any:
+    x, order = read(importer, node, 0, "self"), read(importer, node, 1, "ord", 2)
+    if order not in (1, 2):
+        raise ValueError(f"a vector norm of order {order}: TapML has 1 and 2")
+    dims = _dims(read(importer, node, 2, "dim"), len(shape_of(x)))
+    dtype = wide(output(node).dtype)
+    f = (lambda e: to(e, dtype) * to(e, dtype)) if order == 2 else (lambda e: tirx.abs(to(e, dtype)))
+    total = along(importer, x, dims, dtype, f, te.sum)
+    return _finish(importer, node, total, lambda e: tirx.sqrt(e) if order == 2 else e)
+
+
+def _truth(e: Any, dtype: str) -> Any:
+    return to(is_true(e), dtype)
+
+
+def _int32(dtype: str) -> str:
+    return "int32"
+
+
+_sum = (wide, lambda e, dtype: to(e, dtype), te.sum)
+_largest = (lambda dtype: dtype, lambda e, dtype: to(e, dtype), te.max)
+_smallest = (lambda dtype: dtype, lambda e, dtype: to(e, dtype), te.min)
+
+REDUCTION: dict[str, Convert] = {
+    "sum.default": _reduction(None, *_sum),
+    "sum.dim_IntList": _reduction(1, *_sum),
+    "amax.default": _reduction(1, *_largest),
+    "amin.default": _reduction(1, *_smallest),
+    "max.default": _reduction(None, *_largest),
+    "min.default": _reduction(None, *_smallest),
+    **{f"any.{kind}": _reduction(at, _int32, _truth, te.max) for kind, at in (("default", None), ("dim", 1), ("dims", 1))},
+    **{f"all.{kind}": _reduction(at, _int32, _truth, te.min) for kind, at in (("default", None), ("dim", 1), ("dims", 1))},
+    "mean.default": _mean,
+    "mean.dim": _mean,
+    "var.correction": _var(std=False, with_mean=False),
+    "std.correction": _var(std=True, with_mean=False),
+    "var_mean.correction": _var(std=False, with_mean=True),
+    "layer_norm.default": _layer_norm,
+    "native_layer_norm.default": _layer_norm,
+    "rms_norm.default": _rms_norm,
+    "_fused_rms_norm.default": _rms_norm,
+    "group_norm.default": _group_norm,
+    "native_group_norm.default": _group_norm,
+    "cumsum.default": _cumsum,
+    "topk.default": _topk,
+    "sort.default": _sort,
+    "sort.stable": _sort,
+    "argsort.default": _sort,
+    "argsort.stable": _sort,
+    "max.dim": _extreme(largest=True, indices_only=False),
+    "min.dim": _extreme(largest=False, indices_only=False),
+    "argmax.default": _extreme(largest=True, indices_only=True),
+    "argmin.default": _extreme(largest=False, indices_only=True),
+    "linalg_vector_norm.default": _vector_norm,
+}
+

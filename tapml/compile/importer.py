@@ -1,0 +1,106 @@
+"""A body as a Relax function: TVM's own importer for exported programs, with this package's conversions on top.
+
+Every value that a conversion gives is held against the spec that PyTorch recorded for it: another shape is an error, another
+dtype is cast. So a conversion that misreads its arguments is found here, by name, and not as wrong numbers later. Dtypes are the
+model's here; `tapml.compile.legalize` turns them into those of the target.
+
+    module, outputs = import_body(body)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+from tapml.compile.conversions import CONVERSIONS
+from tapml.compile.tensor_expressions import cast, compute, dtype_of, shape_of
+from tapml.operators.graph import Body
+from tapml.operators.to_fx import to_fx
+from tapml.tensors import TensorSpec
+
+
+class ConversionError(Exception):
+    """An operator that cannot be converted; the message names it."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """`module` has one function "main" from all inputs to a tuple of the computed outputs; `computed` says which outputs of
+    the body these are, `forwards` pairs (output, input) for the rest, which are inputs unchanged."""
+
+    module: tvm.IRModule
+    computed: tuple[int, ...]
+    forwards: tuple[tuple[int, int], ...]
+
+
+class BodyImporter(ExportedProgramImporter):  # type: ignore[misc]
+    """TVM's conversions by name ("add.Tensor" → function of the node), over which CONVERSIONS go first."""
+
+    def run(self, body: Body) -> Imported:
+        graph = to_fx(body)
+        self.block_builder = relax.BlockBuilder()
+        inputs = [relax.Var(f"i{k}", relax.TensorType(s.shape, s.dtype)) for k, s in enumerate(body.inputs)]
+        with self.block_builder.function("main", inputs):
+            with self.block_builder.dataflow():
+                values = self._values(graph, inputs)
+                forwards: list[tuple[int, int]] = []
+                computed: dict[int, Any] = {}
+                taken: list[Any] = []
+                for k, value in enumerate(values):
+                    source = next((i for i, p in enumerate(inputs) if p.same_as(value)), None)
+                    if source is not None:
+                        forwards.append((k, source))
+                        continue
+                    if any(value.same_as(t) for t in taken):
+                        value = compute(self, shape_of(value), dtype_of(value), lambda load, *at: load(*at), value)
+                    taken.append(value)
+                    computed[k] = value
+                result = self.block_builder.emit_output(relax.Tuple(list(computed.values())))
+            self.block_builder.emit_func_output(result)
+        return Imported(self.block_builder.get(), tuple(computed), tuple(forwards))
+
+    def _values(self, graph: Any, inputs: list[Any]) -> list[Any]:
+        names = iter(inputs)
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                self.env[node] = next(names)
+            elif node.op == "output":
+                return [self.env[n] for n in node.args[0]]
+            else:
+                self.env[node] = self._convert(node)
+        raise AssertionError("an fx graph without output")
+
+    def _convert(self, node: Any) -> Any:
+        name = node.target.__name__
+        function: Callable[..., Any] | None = CONVERSIONS.get(name)
+        if function is None and name not in self.convert_map:
+            raise ConversionError(f"no conversion of {node.target}: neither TapML nor TVM's importer has one")
+        try:
+            value = function(self, node) if function else self.convert_map[name](node)
+            return self._checked(value, node.meta["specs"])
+        except ConversionError as error:
+            raise ConversionError(f"{node.target}: {error}") from error
+        except Exception as error:
+            raise ConversionError(f"{node.target}: {type(error).__name__}: {error}") from error
+
+    def _checked(self, value: Any, specs: tuple[TensorSpec, ...]) -> Any:
+        if isinstance(value, list | tuple):
+            return [v if v is None else self._checked(v, (s,)) for v, s in zip(value, specs, strict=False)]
+        if isinstance(value, relax.Expr) and isinstance(value.ty, relax.TupleType):
+            return [self._checked(self.block_builder.emit(relax.TupleGetItem(value, k)), (s,)) for k, s in enumerate(specs)]
+        if not isinstance(value, relax.Var):
+            value = self.block_builder.emit(value)
+        spec = specs[0]
+        if shape_of(value) != spec.shape:
+            raise ConversionError(f"TVM's importer gives the shape {list(shape_of(value))}, PyTorch {list(spec.shape)}")
+        return value if dtype_of(value) == spec.dtype else cast(self, value, spec.dtype)
+
+
+def import_body(body: Body) -> Imported:
+    """The body as a Relax module. Raises ConversionError naming the operator that could not be converted."""
+    return BodyImporter().run(body)

@@ -1,0 +1,156 @@
+"""Small vocabulary in which the conversions write what an operator computes, element by element.
+
+`compute(importer, shape, dtype, f, *tensors)` emits one tensor expression: `f` gets a load function for each tensor, then
+the output's indices, and returns the element. `broadcast` does the same over tensors and numbers that broadcast together.
+All tensors are Relax variables with static shapes; dtypes are TapML's names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import relax, te, tirx
+
+Shape = tuple[int, ...]
+Element = Any
+Load = Callable[..., Element]
+
+
+def shape_of(value: Any) -> Shape:
+    return tuple(int(n) for n in value.ty.shape)
+
+
+def dtype_of(value: Any) -> str:
+    return str(value.ty.dtype)
+
+
+def is_float(dtype: str) -> bool:
+    return dtype.startswith(("float", "bfloat"))
+
+
+def wide(dtype: str) -> str:
+    """The dtype to accumulate in: float32 for the half precisions, int32 or int64 for integers and booleans."""
+    if dtype in ("float16", "bfloat16"):
+        return "float32"
+    return dtype if is_float(dtype) or dtype == "int64" else "int32"
+
+
+def constant(value: float | int | bool, dtype: str) -> Element:
+    if dtype == "bool":
+        return tirx.const(bool(value), "bool")
+    if is_float(dtype):
+        return tirx.const(float(value), dtype)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} as {dtype}")
+    return tirx.const(int(value), dtype)
+
+
+def to(element: Element, dtype: str) -> Element:
+    """The element in another dtype, with PyTorch's meaning: anything non-zero is true; floats are cut towards zero."""
+    have = str(element.ty.dtype if hasattr(element.ty, "dtype") else element.ty)
+    if have == dtype:
+        return element
+    if dtype == "bool":
+        return element != constant(0, have)
+    if have == "bool":
+        return tirx.Select(element, constant(1, dtype), constant(0, dtype))
+    return tirx.Cast(dtype, element)
+
+
+def is_true(element: Element) -> Element:
+    return to(element, "bool")
+
+
+def compute(importer: Any, shape: Sequence[int], dtype: str, f: Callable[..., Element], *tensors: Any, name: str = "value") -> Any:
+    """One tensor, in `dtype`: element at `i` is `f(load_0, load_1, …, *i)`. Returns its Relax variable."""
+
+    distinct, places = _distinct(tensors)
+
+    def expression(*arguments: Any) -> Any:
+        loads = [_load(arguments[p]) for p in places]
+        return te.compute(_long_shape(shape), lambda *at: to(f(*loads, *at), dtype), name=name)
+
+    return importer.block_builder.emit_te(expression, *distinct, primfunc_name_hint=name)
+
+
+def _distinct(tensors: Sequence[Any]) -> tuple[list[Any], list[int]]:
+    """Each tensor once, and the place of each argument in that list."""
+    found: list[Any] = []
+    places: list[int] = []
+    for tensor in tensors:
+        place = next((k for k, t in enumerate(found) if t.same_as(tensor)), len(found))
+        if place == len(found):
+            found.append(tensor)
+        places.append(place)
+    return found, places
+
+
+def _load(tensor: Any) -> Load:
+    def load(*at: Any) -> Element:
+        return tensor(*at)
+
+    return load
+
+
+def reduce(
+    importer: Any, shape: Sequence[int], dtype: str, extents: Sequence[int], f: Callable[..., Element], *tensors: Any,
+    combine: Callable[..., Element] = te.sum, name: str = "reduction",
+) -> Any:
+    """One tensor, in `dtype`: element at `i` combines `f(load_0, …, i, k)` over all `k` in `extents`; `i` and `k` are tuples."""
+
+    distinct, places = _distinct(tensors)
+
+    def expression(*arguments: Any) -> Any:
+        loads = [_load(arguments[p]) for p in places]
+        axes = [te.reduce_axis((tirx.const(0, "int64"), tirx.const(n, "int64")), name=f"k{j}") for j, n in enumerate(extents)]
+        inner = tuple(axis.var for axis in axes)
+        return te.compute(
+            _long_shape(shape), lambda *at: combine(to(f(*loads, tuple(at), inner), dtype), axis=axes), name=name
+        )
+
+    return importer.block_builder.emit_te(expression, *distinct, primfunc_name_hint=name)
+
+
+def _long_shape(shape: Sequence[int]) -> tuple[Any, ...]:
+    return tuple(tirx.const(n, "int64") for n in shape)
+
+
+def broadcast(importer: Any, shape: Sequence[int], dtype: str, f: Callable[..., Element], *operands: Any) -> Any:
+    """`f(a, b, …)` over the elements of operands that broadcast to `shape`; numbers are passed to `f` as they are."""
+    tensors = [o for o in operands if isinstance(o, relax.Expr)]
+    shapes = [shape_of(t) for t in tensors]
+
+    def element(*arguments: Any) -> Element:
+        loads, at = arguments[: len(tensors)], arguments[len(tensors) :]
+        values = iter([load(*project(at, s, tuple(shape))) for load, s in zip(loads, shapes, strict=True)])
+        return f(*[next(values) if isinstance(o, relax.Expr) else o for o in operands])
+
+    return compute(importer, shape, dtype, element, *tensors)
+
+
+def project(at: Sequence[Any], shape: Shape, whole: Shape | None = None) -> list[Any]:
+    """The indices of an operand of `shape` for the output's indices, under broadcasting. Where the output's shape `whole`
+    is given, a dimension of 1 in both keeps its index, which lets the scheduler see that both have the same layout."""
+    last = list(at)[len(at) - len(shape) :]
+    extents = (0,) * len(shape) if whole is None else whole[len(whole) - len(shape) :]
+    return [tirx.const(0, "int64") if n == 1 and e != 1 else i for i, n, e in zip(last, shape, extents, strict=True)]
+
+
+def cast(importer: Any, value: Any, dtype: str) -> Any:
+    return compute(importer, shape_of(value), dtype, lambda load, *at: load(*at), value, name="cast")
+
+
+def reshape(importer: Any, value: Any, shape: Sequence[int]) -> Any:
+    return importer.block_builder.emit(relax.op.reshape(value, list(shape)))
+
+
+def intrinsic(name: str, element: Element) -> Element:
+    """A unary mathematical function by TVM's name, in the element's dtype."""
+    found: Callable[[Element], Element] = getattr(tirx, name)
+    return found(element)
+
+
+def zero() -> Element:
+    return tirx.const(0, "int64")
