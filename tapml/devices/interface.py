@@ -2,7 +2,9 @@
 
 A device allocates buffers, moves bytes, loads kernels and runs batches of launches. Handles are small integers that the device
 hands out. A batch is recorded by the caller and submitted at once; launches in it run in order, each seeing what the ones
-before it wrote, with no read-back between. `run` may return before the work is done; `read` and `synchronize` wait for it.
+before it wrote, with no read-back between. `run` may return before the work is done; `read` and `synchronize` wait for it,
+and what went wrong in a `write` or `run` may be raised only there. A buffer that a launch writes is bound to one of its
+arguments only, on every device.
 
 Errors: `DeviceError(stage, message)` for one refused request ('driver': the kernel was not accepted; 'launch': it
 could not be run), after which the device still works; `DeviceLost` when the device is gone. Implementations live one a

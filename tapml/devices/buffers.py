@@ -1,0 +1,113 @@
+"""Memory on a device: buffers that are used again, and weights that are uploaded once.
+
+    pool = BufferPool(device)
+    buffer = pool.allocate(4096); …; pool.release(buffer)     a later allocate(4096) gets it again
+    weights = WeightCache(pool)
+    buffer = weights.get(digest, "float32", lambda: table.read(key))
+
+Giving a buffer back right after submitting work that uses it is safe: launches run in order, so what a later user of the
+buffer writes comes after.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+from tapml.devices.handles import padded
+from tapml.devices.interface import Device
+from tapml.errors import DeviceError
+from tapml.tensors import HostArray, convert
+
+
+class BufferPool:
+    """Buffers by size. `in_use` counts bytes handed out, `held` those and the idle ones, `peak` the most ever held."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.in_use = 0
+        self.held = 0
+        self.peak = 0
+        self._sizes: dict[int, int] = {}
+        self._idle: dict[int, list[int]] = defaultdict(list)
+
+    def allocate(self, nbytes: int) -> int:
+        """A buffer of at least `nbytes` bytes, contents undefined. When the device has no room, idle buffers are freed and it
+        is tried once more; then DeviceError('launch')."""
+        size = padded(nbytes)
+        if self._idle[size]:
+            buffer = self._idle[size].pop()
+        else:
+            try:
+                buffer = self.device.allocate(size)
+            except DeviceError:
+                if not self.trim():
+                    raise
+                buffer = self.device.allocate(size)
+            self.held += size
+            self.peak = max(self.peak, self.held)
+        self._sizes[buffer] = size
+        self.in_use += size
+        return buffer
+
+    def release(self, buffer: int) -> None:
+        """Makes the buffer free for others. ValueError if it was not handed out by this pool."""
+        if buffer not in self._sizes:
+            raise ValueError(f"buffer {buffer} is not in use in this pool")
+        size = self._sizes.pop(buffer)
+        self.in_use -= size
+        self._idle[size].append(buffer)
+
+    def trim(self) -> int:
+        """Frees the idle buffers on the device; returns how many bytes that were."""
+        freed = 0
+        for size, buffers in self._idle.items():
+            for buffer in buffers:
+                self.device.free(buffer)
+                freed += size
+        self._idle.clear()
+        self.held -= freed
+        return freed
+
+
+class WeightCache:
+    """Weights on the device by (content digest, dtype they are stored in). `bytes` counts what is there."""
+
+    def __init__(self, pool: BufferPool) -> None:
+        self._pool = pool
+        self._buffers: dict[tuple[str, str], int] = {}
+        self._sizes: dict[tuple[str, str], int] = {}
+        self.bytes = 0
+
+    def get(self, digest: str, dtype: str, read: Callable[[], HostArray]) -> int:
+        """The buffer with the weight; `read` gives its host array and is called only the first time."""
+        key = (digest, dtype)
+        if key in self._buffers:
+            return self._buffers[key]
+        array = convert(read(), dtype)
+        buffer = self._pool.allocate(array.nbytes)
+        try:
+            self._pool.device.write(buffer, as_bytes(array))
+        except DeviceError:
+            self._pool.release(buffer)
+            raise
+        self._buffers[key] = buffer
+        self._sizes[key] = array.nbytes
+        self.bytes += array.nbytes
+        return buffer
+
+    def drop(self, digest: str, dtype: str) -> None:
+        """Gives one weight's buffer back to the pool, if it is there."""
+        buffer = self._buffers.pop((digest, dtype), None)
+        if buffer is not None:
+            self.bytes -= self._sizes.pop((digest, dtype))
+            self._pool.release(buffer)
+
+    def clear(self) -> None:
+        for digest, dtype in list(self._buffers):
+            self.drop(digest, dtype)
+
+
+def as_bytes(array: HostArray) -> memoryview:
+    """The bytes of a C-contiguous array, without a copy; also of dtypes that the buffer protocol does not know (bfloat16)."""
+    return memoryview(array.reshape(-1).view("uint8"))
