@@ -110,4 +110,4 @@ class WeightCache:
 
 def as_bytes(array: HostArray) -> memoryview:
     """The bytes of a C-contiguous array, without a copy; also of dtypes that the buffer protocol does not know (bfloat16)."""
-    return memoryview(array.reshape(-1).view("uint8"))
+    return array.reshape(-1).view("uint8").data
