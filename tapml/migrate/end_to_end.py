@@ -1,0 +1,276 @@
+"""Whole models against the source: the short check after each move, and the long comparison at the end.
+
+    reference = Reference.of(run, source)
+    answer = reference.check(hybrid)                       first prompt: prefill and a few decode steps, or the first example
+    results = [compare_prompt(...) for prompt in ...]      every prompt: greedy tokens, logits, top-1
+    outcome = EndToEnd.of(results)
+
+Logits are compared with teacher forcing: both sides are fed the source's tokens, so that one different choice does not make
+everything after it incomparable. Bounds follow from the source's own end-to-end error (`oracle.jsonl`), in the unit of
+`tapml.carve.tolerance`. Greedy tokens are compared as they are: a near tie that falls the other way is a difference. It is
+reported with its margin, and `tokens_match` is false.
+
+Everything here works on `Stepper`s and knows nothing of devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tapml.carve.folder import Prompt, RunFolder
+from tapml.carve.tolerance import Comparison, bound, compare
+from tapml.generation import Call, DecoderShape, Stepper, decode_call, greedy, prefill_calls
+from tapml.tensors import FLOATS, HostArray, dtype_name
+from tapml.verdicts import Stage, Status
+
+# Decode steps of the check after a move: the second is the first that reads what decoding itself wrote to the cache.
+DECODE_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a check of the whole model said; the numbers are those of the worst output, None where none were reached."""
+
+    status: Status
+    stage: Stage | None
+    error: float | None
+    bound: float | None
+    source_error: float | None
+    reason: str
+
+    @property
+    def passed(self) -> bool:
+        return self.status == "pass"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Answer:
+        return Answer(**data)
+
+
+class Reference:
+    """What the source answers to the calls of the check."""
+
+    def __init__(
+        self, calls: Sequence[Call], outputs: Sequence[dict[str, HostArray]], errors: Sequence[dict[str, float]]
+    ) -> None:
+        self.calls = calls
+        self.outputs = outputs
+        self.errors = errors
+
+    @staticmethod
+    def of(run: RunFolder, source: Stepper) -> Reference:
+        """Runs the calls on the source: the first prompt with the tokens that were recorded, or the first example."""
+        calls = check_calls(run)
+        source.reset()
+        outputs = [source.step(call.graph, call.inputs) for call in calls]
+        oracle = Oracle(run)
+        return Reference(calls, outputs, [oracle.of_call(0, step) for step in range(len(calls))])
+
+    def check(self, target: Stepper) -> Answer:
+        """Stops at the first call beyond its bound. DeviceError and DeviceLost pass through."""
+        target.reset()
+        worst: Comparison | None = None
+        for step, (call, expected, errors) in enumerate(zip(self.calls, self.outputs, self.errors, strict=True)):
+            actual = target.step(call.graph, call.inputs)
+            for key, reference in expected.items():
+                found = compare(actual[key], reference, errors.get(key, 0.0))
+                where = f"output {key} of {call.graph} (call {step}): {found.describe()}"
+                if not found.passed:
+                    return Answer("fail", "numeric", found.error, found.bound, found.source_error, where)
+                if worst is None or _ratio(found) > _ratio(worst):
+                    worst, at = found, where
+        if worst is None:
+            return Answer("pass", None, None, None, None, "the model has no outputs")
+        return Answer("pass", None, worst.error, worst.bound, worst.source_error, at)
+
+
+class Oracle:
+    """The source's own error end to end, by prompt and call. Calls beyond those that were measured get the largest error that was
+    measured for that prompt, or for any."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._lines = [line for line in run.oracle if "prompt" in line]
+
+    def of_call(self, prompt: int, step: int) -> dict[str, float]:
+        for line in self._lines:
+            if line["prompt"] == prompt and line["step"] == step:
+                return dict(line["source_error"])
+        return self.of_prompt(prompt)
+
+    def of_prompt(self, prompt: int) -> dict[str, float]:
+        mine = [line for line in self._lines if line["prompt"] == prompt] or self._lines
+        found: dict[str, float] = {}
+        for line in mine:
+            for key, error in line["source_error"].items():
+                found[key] = max(found.get(key, 0.0), error)
+        return found
+
+
+def check_calls(run: RunFolder) -> list[Call]:
+    """The calls of the check."""
+    if run.decoder is None:
+        return [Call(next(iter(run.graphs)), example, 0, 1) for example in run.examples[:1]]
+    return list(teacher_forced(run.prompts[0].tokens, run.prompts[0].generated[:DECODE_STEPS], run.decoder))
+
+
+def teacher_forced(prompt: Sequence[int], tokens: Sequence[int], shape: DecoderShape) -> Iterator[Call]:
+    """The calls that feed a prompt and then these tokens, as far as the cache goes."""
+    yield from prefill_calls(prompt, shape)
+    for position, token in zip(range(len(prompt), shape.max_len), tokens, strict=False):
+        yield decode_call(token, position)
+
+
+@dataclass(frozen=True)
+class PromptResult:
+    """One prompt. `errors` and the like are over all compared positions; `differs_at` is the first position where the tokens
+    differ, `margin` there is how far the source's token was ahead of the target's in the source's own logits, in the unit
+    of the logit error; both None when the tokens match. For a module that is no decoder the token lists are empty."""
+
+    index: int
+    tokens_source: tuple[int, ...]
+    tokens_target: tuple[int, ...]
+    error: float
+    bound: float
+    source_error: float
+    top1_agreement: float
+    differs_at: int | None = None
+    margin: float | None = None
+    reason: str = ""
+
+    @property
+    def tokens_match(self) -> bool:
+        return self.tokens_source == self.tokens_target
+
+    @property
+    def passed(self) -> bool:
+        return self.tokens_match and self.error <= self.bound
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"tokens_match": self.tokens_match}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> PromptResult:
+        known = {k: v for k, v in data.items() if k != "tokens_match"}
+        return PromptResult(**known | {k: tuple(known[k]) for k in ("tokens_source", "tokens_target")})
+
+
+def compare_prompt(
+    run: RunFolder, source: Stepper, target: Stepper, prompt: Prompt, max_tokens: int, oracle: Oracle
+) -> PromptResult:
+    """Greedy tokens of both sides, and logits with the source's tokens. The source is run anew, and must give again what was
+    recorded: where it does not (another machine, another number of threads), the reason says so."""
+    assert run.decoder is not None
+    shape = run.decoder
+    ours = list(greedy(source, prompt.tokens, shape, max_tokens))
+    theirs = list(greedy(target, prompt.tokens, shape, max_tokens))
+    tokens_source = tuple(token for token, _ in ours)
+    tokens_target = tuple(token for token, _ in theirs)
+    rows = [row for _, row in ours]
+    target_rows = [row for _, row in theirs]
+    if tokens_source != tokens_target:
+        target_rows = _rows(target, prompt.tokens, tokens_source, shape)
+    source_error = max(oracle.of_prompt(prompt.index).values(), default=0.0)
+    found = [compare(y, r, source_error) for y, r in zip(target_rows, rows, strict=True)]
+    worst = max(found, key=_ratio)
+    result = PromptResult(
+        prompt.index, tokens_source, tokens_target, worst.error, worst.bound, source_error,
+        sum(int(y.argmax() == r.argmax()) for y, r in zip(target_rows, rows, strict=True)) / len(rows),
+        reason=worst.describe(),
+    )
+    common = min(len(prompt.generated), len(tokens_source))
+    if prompt.generated[:common] != tokens_source[:common]:
+        result = replace(result, reason=result.reason + "; the source now gives other tokens than were recorded")
+    return _explain_difference(result, rows)
+
+
+def compare_example(run: RunFolder, source: Stepper, target: Stepper, index: int, oracle: Oracle) -> PromptResult:
+    """The outputs for one example of a module that is no decoder; `top1_agreement` is over the last axis of its
+    floating point outputs."""
+    graph = next(iter(run.graphs))
+    for stepper in (source, target):
+        stepper.reset()
+    expected, actual = (stepper.step(graph, run.examples[index]) for stepper in (source, target))
+    errors = oracle.of_prompt(index)
+    found = {key: compare(actual[key], expected[key], errors.get(key, 0.0)) for key in expected}
+    choices = [k for k in expected if expected[k].ndim and dtype_name(expected[k]) in FLOATS]
+    agree = [actual[k].argmax(-1) == expected[k].argmax(-1) for k in choices]
+    flat = np.concatenate([np.atleast_1d(a).reshape(-1) for a in agree]) if agree else np.ones(1, bool)
+    if not found:
+        return PromptResult(index, (), (), 0.0, 0.0, 0.0, 1.0, reason="the model has no outputs")
+    key, worst = max(found.items(), key=lambda item: _ratio(item[1]))
+    return PromptResult(
+        index, (), (), worst.error, worst.bound, worst.source_error, float(flat.mean()),
+        reason=f"output {key}: {worst.describe()}",
+    )
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """All prompts together: the worst numbers, and the share of positions on which both sides prefer the same token."""
+
+    prompts: tuple[PromptResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(p.passed for p in self.prompts)
+
+    def to_json(self) -> dict[str, Any]:
+        """`tokens_*` have a list a prompt; they and `tokens_match` are None for a module that is no decoder."""
+        decoder = any(p.tokens_source for p in self.prompts)
+        worst = max(self.prompts, key=lambda p: p.error / p.bound if p.bound else p.error, default=None)
+        counts = [len(p.tokens_source) or 1 for p in self.prompts]
+        agreement = sum(p.top1_agreement * n for p, n in zip(self.prompts, counts, strict=True)) / max(sum(counts), 1)
+        return {
+            "tokens_source": [list(p.tokens_source) for p in self.prompts] if decoder else None,
+            "tokens_target": [list(p.tokens_target) for p in self.prompts] if decoder else None,
+            "tokens_match": all(p.tokens_match for p in self.prompts) if decoder else None,
+            "logit_error": None if worst is None else worst.error,
+            "logit_bound": None if worst is None else worst.bound,
+            "source_error": None if worst is None else worst.source_error,
+            "within_bound": all(p.error <= p.bound for p in self.prompts),
+            "top1_agreement": agreement if self.prompts else None,
+            "prompts": [p.to_json() for p in self.prompts],
+        }
+
+
+def _rows(target: Stepper, prompt: Sequence[int], tokens: Sequence[int], shape: DecoderShape) -> list[HostArray]:
+    """Logits [vocabulary] with these tokens, one a token: each row is what the token was chosen from."""
+    target.reset()
+    rows: list[HostArray] = []
+    for call in prefill_calls(prompt, shape):
+        rows = [target.step(call.graph, call.inputs)["logits"].reshape(-1)]
+    for position, token in enumerate(tokens[:-1], len(prompt)):
+        call = decode_call(token, position)
+        rows.append(target.step(call.graph, call.inputs)["logits"].reshape(-1))
+    return rows
+
+
+def _explain_difference(result: PromptResult, rows: Sequence[HostArray]) -> PromptResult:
+    """Adds where the tokens part, and how close the source's own choice was there."""
+    if result.tokens_match:
+        return result
+    pairs = list(zip(result.tokens_source, result.tokens_target, strict=False))
+    place = next((k for k, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    if place == len(pairs):
+        return replace(result, differs_at=place, reason=f"{result.reason}; one side stops after {place} tokens")
+    mine, other = pairs[place]
+    row = rows[place].astype(np.float64)
+    scale = float(np.abs(row[np.isfinite(row)]).mean()) or 1.0
+    margin = float((row[mine] - row[other]) / (abs(row[mine]) + scale))
+    tie = margin <= bound(result.source_error, dtype_name(rows[place]))
+    words = (
+        f"tokens differ from position {place}: the source gives {mine}, the target {other}; the source preferred its own by "
+        f"{margin:.3g}, which is {'within the bound, a near tie' if tie else 'beyond the bound, so no tie'}"
+    )
+    return replace(result, differs_at=place, margin=margin, reason=f"{result.reason}; {words}")
+
+
+def _ratio(found: Comparison) -> float:
+    return found.error / found.bound if found.bound else found.error

@@ -1,0 +1,290 @@
+"""The whole migration of a run to a target: compile, test each operator, move those that pass, compare end to end.
+
+    result = migrate(run, "opencl")
+    result.passed, result.offloaded, result.kept_on_source, result.end_to_end
+
+1. Every signature is compiled, once.
+2. Every operator is tested alone (`tapml.migrate.operator_test`).
+3. Those that passed move, in order, in batches that are split when the model as a whole no longer agrees with the source
+   (`tapml.migrate.plan`). What fails stays on the source; there is a runnable hybrid at every moment.
+4. The hybrid that came out answers every prompt, and is compared with the source (`tapml.migrate.end_to_end`).
+
+Every verdict, check, move and comparison goes into the journal in the run's folder before anybody hears of it
+(`tapml.migrate.journal`), so a migration that was killed goes on with `resume` where it was. What the records are:
+
+    verdict   an operator's verdict of stage 2
+    check     what the whole model said with a set of operators on the target (the set as a hash, and its size)
+    moved     these operators moved
+    kept      this operator stays though it passed alone; its new verdict
+    prompt    the comparison on one prompt
+    done      the end
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import tapml
+from tapml.carve.folder import RunFolder
+from tapml.carve.layout import TARGET_FOLDER
+from tapml.devices.interface import DeviceInfo
+from tapml.errors import DeviceError, DeviceLost, UsageError, nearest
+from tapml.kernels import Program
+from tapml.migrate.end_to_end import Answer, EndToEnd, Oracle, PromptResult, Reference, compare_example, compare_prompt
+from tapml.migrate.hybrid import Hybrid
+from tapml.migrate.journal import Header, Journal
+from tapml.migrate.operator_test import OperatorTester
+from tapml.migrate.plan import Step, move
+from tapml.migrate.workbench import Progress
+from tapml.verdicts import Verdict, summary
+
+MAX_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class MigrationResult:
+    """`verdicts` has one of each operator, in execution order; an operator that passed alone and not in the model has the latter's.
+    `seconds` are those of this process, `resumed` how many verdicts came from the journal."""
+
+    target: str
+    device: DeviceInfo
+    verdicts: tuple[Verdict, ...]
+    offloaded: tuple[str, ...]
+    kept_on_source: tuple[str, ...]
+    end_to_end: EndToEnd
+    seconds: float
+    checks: int
+    resumed: int
+
+    @property
+    def passed(self) -> bool:
+        """Everything moved, and the migrated model answers as the source does."""
+        return not self.kept_on_source and self.end_to_end.passed
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "device": self.device.to_json(),
+            "verdicts": [v.to_json() for v in self.verdicts],
+            "summary": summary(self.verdicts),
+            "offloaded": list(self.offloaded),
+            "kept_on_source": list(self.kept_on_source),
+            "end_to_end": self.end_to_end.to_json(),
+            "seconds": self.seconds,
+            "checks": self.checks,
+            "resumed": self.resumed,
+        }
+
+
+def migrate(
+    run: RunFolder,
+    target: str,
+    device: str = "local",
+    *,
+    resume: bool = False,
+    fresh: bool = False,
+    inject: str | None = None,
+    order: Sequence[str] | None = None,
+    max_tokens: int = MAX_TOKENS,
+    progress: Progress | None = None,
+) -> MigrationResult:
+    """Migrates a run. `order` names operators that move first, in this order; the rest follows in execution order.
+
+    Raises RunError when an unfinished journal is met with neither `resume` nor `fresh`, or one of another run, target or version
+    with `resume`; UsageError for names in `order` that do not exist; UnavailableError when the device is not there or is lost
+    again and again. What was journalled until then can be resumed.
+    """
+    started = time.monotonic()
+    names = _in_order(run, order)
+    with OperatorTester(run, target, device, inject) as tester:
+        bench = tester.bench
+        header = Header(
+            version=tapml.__version__, run=run.digest, target=str(bench.choice), target_key=bench.target.key, device=device,
+            inject=None if bench.injection is None else bench.injection.digest,
+            settings=f"tokens={max_tokens} order={_hash(names) if order else 'default'}",
+        )
+        path = run.path / TARGET_FOLDER / folder_name(target) / "migrate.jsonl"
+        with Journal.open(path, header, resume, fresh) as journal:
+            return _Migration(run, tester, journal, names, max_tokens, progress).carry_out(started)
+
+
+def folder_name(target: str) -> str:
+    """The folder of a target's results in a run: "opencl", "vulkan_f16=0"."""
+    return re.sub(r"[^\w=.-]", "_", target)
+
+
+class _Migration:
+    def __init__(
+        self, run: RunFolder, tester: OperatorTester, journal: Journal, names: Sequence[str], max_tokens: int,
+        progress: Progress | None,
+    ) -> None:
+        self.run = run
+        self.tester = tester
+        self.bench = tester.bench
+        self.journal = journal
+        self.names = names
+        self.max_tokens = max_tokens
+        self.tell: Progress = progress or (lambda stage, done, total: None)
+        self.source = Hybrid(tester.model)
+        self.reference: Reference | None = None
+        self.verdicts: dict[str, Verdict] = {}
+        self.answers: dict[str, Answer] = {}
+        self.decided: list[dict[str, Any]] = []
+        self.prompts: dict[int, PromptResult] = {}
+        self.finished = False
+        for record in journal.replayed:
+            self._replay(record)
+        self.resumed = len(self.verdicts)
+
+    def _replay(self, record: dict[str, Any]) -> None:
+        kind = record["record"]
+        if kind == "verdict":
+            verdict = Verdict.from_json(record["verdict"])
+            self.verdicts[verdict.operator] = verdict
+            self.tester.remember(verdict)
+        elif kind == "check":
+            self.answers[record["set"]] = Answer.from_json(record["answer"])
+        elif kind in ("moved", "kept"):
+            self.decided.append(record)
+        elif kind == "prompt":
+            result = PromptResult.from_json(record["result"])
+            self.prompts[result.index] = result
+        elif kind == "done":
+            self.finished = True
+
+    def carry_out(self, started: float) -> MigrationResult:
+        if not self.finished:
+            self._compile()
+            self._test()
+        offloaded, kept = self._move()
+        self._compare(offloaded)
+        if not self.finished:
+            self.journal.append({"record": "done"})
+        verdicts = tuple(kept.get(o.name, self.verdicts[o.name]) for o in self.run.operators)
+        return MigrationResult(
+            target=str(self.bench.choice), device=self.bench.device.info, verdicts=verdicts,
+            offloaded=tuple(o.name for o in self.run.operators if o.name in offloaded),
+            kept_on_source=tuple(o.name for o in self.run.operators if o.name not in offloaded),
+            end_to_end=EndToEnd(tuple(self.prompts[k] for k in sorted(self.prompts))),
+            seconds=time.monotonic() - started, checks=len(self.answers), resumed=self.resumed,
+        )
+
+    def _compile(self) -> None:
+        """What is still to be tested, moved or compared needs its kernels; a cached kernel costs next to nothing."""
+        self.bench.compile([o.signature for o in self.run.operators], self.tell)
+
+    def _test(self) -> None:
+        total = len(self.run.operators)
+        for index, operator in enumerate(self.run.operators):
+            self.tell("test", index, total)
+            if operator.name not in self.verdicts:
+                verdict = self.tester.test(operator.name)
+                self.journal.append({"record": "verdict", "verdict": verdict.to_json()})
+                self.verdicts[operator.name] = verdict
+        self.tell("test", total, total)
+        self.bench.trim()
+
+    def _move(self) -> tuple[frozenset[str], dict[str, Verdict]]:
+        """The operators that moved, and the new verdicts of those that passed alone and stay."""
+        candidates = [name for name in self.names if self.verdicts[name].status == "pass"]
+        offloaded: frozenset[str] = frozenset()
+        kept: dict[str, Verdict] = {}
+        count = 0
+        for index, step in enumerate(move(candidates, self._check, lambda answer: answer.passed)):
+            record = self._decision(step, len(offloaded))
+            if index < len(self.decided):
+                record = self.decided[index]
+            else:
+                self.journal.append(record)
+            if step.moved:
+                offloaded |= set(step.operators)
+            else:
+                kept[step.operators[0]] = Verdict.from_json(record["verdict"])
+            count += len(step.operators)
+            self.tell("move", count, len(candidates))
+        return offloaded, kept
+
+    def _decision(self, step: Step[Answer], moved: int) -> dict[str, Any]:
+        if step.moved:
+            return {"record": "moved", "operators": list(step.operators)}
+        name, answer = step.operators[0], step.answer
+        reason = f"passes alone, but not in the model with {moved} other operators on the target: {answer.reason}"
+        verdict = replace(
+            self.verdicts[name], status=answer.status, stage=answer.stage, error=answer.error, bound=answer.bound,
+            source_error=answer.source_error, reason=reason,
+        )
+        return {"record": "kept", "verdict": verdict.to_json()}
+
+    def _check(self, names: frozenset[str]) -> Answer:
+        """The whole model with these operators on the target, against the source."""
+        key = _hash(sorted(names))
+        if key not in self.answers:
+            if self.reference is None:
+                self.reference = Reference.of(self.run, self.source)
+            try:
+                with self.bench.guard():
+                    answer = self.reference.check(self._hybrid(names))
+            except DeviceLost as error:
+                answer = Answer("crash", "launch", None, None, None, f"the device was lost: {error}")
+            except DeviceError as error:
+                stage = "driver" if error.stage == "driver" else "launch"
+                answer = Answer("error", stage, None, None, None, str(error))
+            self.journal.append({"record": "check", "set": key, "size": len(names), "answer": answer.to_json()})
+            self.answers[key] = answer
+        return self.answers[key]
+
+    def _compare(self, offloaded: frozenset[str]) -> None:
+        """Every prompt, or every example of a module that is no decoder. A device that is lost here is tried once more."""
+        oracle = Oracle(self.run)
+        total = len(self.run.prompts) or len(self.run.examples)
+        for index in range(total):
+            self.tell("compare", index, total)
+            if index in self.prompts:
+                continue
+            try:
+                with self.bench.guard():
+                    result = self._compare_one(index, offloaded, oracle)
+            except DeviceLost:
+                with self.bench.guard():
+                    result = self._compare_one(index, offloaded, oracle)
+            self.journal.append({"record": "prompt", "result": result.to_json()})
+            self.prompts[index] = result
+        self.tell("compare", total, total)
+
+    def _compare_one(self, index: int, offloaded: frozenset[str], oracle: Oracle) -> PromptResult:
+        hybrid = self._hybrid(offloaded)
+        if self.run.decoder is None:
+            return compare_example(self.run, self.source, hybrid, index, oracle)
+        return compare_prompt(self.run, self.source, hybrid, self.run.prompts[index], self.max_tokens, oracle)
+
+    def _hybrid(self, names: frozenset[str]) -> Hybrid:
+        hybrid = self.bench.hybrid()
+        if hybrid.offloaded != names:
+            hybrid.offload(self._programs(names))
+        return hybrid
+
+    def _programs(self, names: frozenset[str]) -> Mapping[str, Program]:
+        found: dict[str, Program] = {}
+        for name in names:
+            program = self.bench.program(self.tester.model.named[name])
+            assert program is not None, f"{name} passed its test without a program"
+            found[name] = program
+        return found
+
+
+def _in_order(run: RunFolder, order: Sequence[str] | None) -> list[str]:
+    known = [o.name for o in run.operators]
+    for name in order or ():
+        if name not in known:
+            raise UsageError(f"The order names operator {name!r}, which the run does not have. {nearest(name, known)}")
+    first = list(dict.fromkeys(order or ()))
+    return first + [name for name in known if name not in set(first)]
+
+
+def _hash(names: Sequence[str]) -> str:
+    return hashlib.blake2b("\n".join(names).encode(), digest_size=12).hexdigest()

@@ -1,0 +1,305 @@
+"""Testing operators on a device, one at a time (isolated) or as the model runs (cumulative).
+
+    with OperatorTester(run, "opencl") as tester:
+        verdict = tester.test("prefill/layers.0.self_attn.q_proj")
+        for verdict in tester.test_all("*mlp*"): ...
+        for verdict in tester.test_cumulative(): ...
+
+Isolated: an operator gets inputs that were recorded, so errors do not compound. Which inputs:
+1. The operator has recorded calls of its own: all of them, with the recorded outputs and the source's recorded error.
+2. It has none, and reads weights: a recorded call of an operator with the same signature, with its own weights. What the source
+   answers to that, and in float64, is computed on the spot.
+3. It has none, and reads no weights: the recorded calls of its signature stand for it as they are. If another operator ran the same
+   kernels already, the verdict is that one's, and the reason says whose.
+
+Outputs and scratch hold garbage (NaN, -1) before every launch, so an element that a kernel forgets to write shows. A failed case runs
+three more times; if bits or outcomes differ, the verdict is `flaky`.
+
+Cumulative: the whole model runs on the target and on the source side by side, fed with the same tokens; each operator's
+outputs on the target, computed from what the target computed before, are compared with the source's at the same moment. Bounds
+follow from the source's own compound error.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+import numpy as np
+
+from tapml.carve.case import Case
+from tapml.carve.folder import RunFolder
+from tapml.carve.tolerance import Comparison, compare, distance, undecided
+from tapml.errors import DeviceError, DeviceLost, UsageError, nearest
+from tapml.kernels import Program
+from tapml.migrate.end_to_end import check_calls
+from tapml.migrate.hybrid import Hybrid
+from tapml.migrate.workbench import Progress, Workbench
+from tapml.operators.graph import Operator
+from tapml.tensors import FLOATS, HostArray, dtype_name
+from tapml.verdicts import STAGES, Stage, Status, Verdict
+
+# How often a failing case is run again before it counts as failing for good.
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One call to check: all inputs in the body's order, what the source answers, and how wrong the source is."""
+
+    name: str
+    inputs: Sequence[HostArray]
+    expected: Sequence[HostArray]
+    source_error: Sequence[float]
+
+
+class OperatorTester:
+    """See the module's docstring. `target` and `device` are the texts of the command line, `inject` that of `--inject`. Opening
+    raises TargetError, UsageError and UnavailableError; testing raises UnavailableError only when the device was lost for good."""
+
+    def __init__(self, run: RunFolder, target: str, device: str = "local", inject: str | None = None) -> None:
+        self.run = run
+        self.bench = Workbench(run, target, device, inject)
+        self.model = self.bench.model
+        self._by_kernels: dict[tuple[str, str], Verdict] = {}
+
+    def __enter__(self) -> OperatorTester:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.bench.close()
+
+    def select(self, glob: str = "*") -> list[Operator]:
+        """Operators whose name matches, in execution order. Raises UsageError when none does."""
+        found = [o for o in self.model.operators if fnmatch.fnmatchcase(o.name, glob)]
+        if not found:
+            raise UsageError(f"No operator matches {glob!r}. {nearest(glob, self.model.named)}")
+        return found
+
+    def test_all(self, glob: str = "*", progress: Progress | None = None) -> Iterator[Verdict]:
+        """Verdicts of the operators that match, in execution order. Compiles what they need first."""
+        operators = self.select(glob)
+        self.bench.compile([o.signature for o in operators], progress)
+        for index, operator in enumerate(operators):
+            if progress is not None:
+                progress("test", index, len(operators))
+            yield self.test(operator.name)
+        if progress is not None:
+            progress("test", len(operators), len(operators))
+
+    def test(self, name: str) -> Verdict:
+        """The verdict of one operator. Raises UsageError for an unknown name."""
+        operator = self.run.operator(name)
+        started = time.monotonic()
+        program = self._program(operator)
+        if isinstance(program, Verdict):
+            return program
+        own = self.run.cases_of(name)
+        cases = own or self.run.cases_of_signature(operator.signature)
+        if not cases:
+            return self._skipped(operator, program)
+        weightless = all(key is None for key in self.model.weight_keys(operator))
+        if not own and weightless:
+            known = self._by_kernels.get((operator.signature, program.digest))
+            if known is not None:
+                reason = f"same kernels as {known.operator} and no weights, so the same verdict: {known.reason}"
+                return replace(known, operator=operator.name, reason=reason, seconds=0.0)
+        if own or weightless:
+            trials = (self._recorded(case) for case in cases)
+            how = "" if own else f" recorded from {cases[0].operator}"
+        else:
+            trials = (self._with_own_weights(operator, case) for case in cases[:1])
+            how = f" (inputs recorded from {cases[0].operator}, own weights, expected output computed now)"
+        verdict = self._judge(operator, program, trials, how, started)
+        self.remember(verdict)
+        return verdict
+
+    def test_case(self, case_id: str) -> Verdict:
+        """The verdict on one recorded call. Raises UsageError for an unknown case."""
+        case = self.run.case(case_id)
+        operator = self.run.operator(case.operator)
+        started = time.monotonic()
+        program = self._program(operator)
+        if isinstance(program, Verdict):
+            return program
+        return self._judge(operator, program, iter([self._recorded(case)]), "", started)
+
+    def remember(self, verdict: Verdict) -> None:
+        """Takes a verdict that may be shared with operators that run the same kernels, as after resuming."""
+        if verdict.kernel is not None and verdict.status != "skipped":
+            self._by_kernels.setdefault((verdict.signature, verdict.kernel), verdict)
+
+    def test_cumulative(self, progress: Progress | None = None) -> Iterator[Verdict]:
+        """One verdict an operator: the worst of all calls of the first prompt (prefill and a few decode steps), or of the first
+        example. Operators that do not compile stay on the source, and their verdict says why."""
+        self.bench.compile([o.signature for o in self.model.operators], progress)
+        programs: dict[str, Program] = {}
+        verdicts: dict[str, Verdict] = {}
+        for operator in self.model.operators:
+            program = self._program(operator)
+            if isinstance(program, Verdict):
+                verdicts[operator.name] = program
+            else:
+                programs[operator.name] = program
+        compounds = {name: self.run.compound_error(name) for name in programs}
+        calls = check_calls(self.run)
+        source = Hybrid(self.model)
+        started = time.monotonic()
+        with self.bench.guard():
+            target = self.bench.hybrid()
+            target.offload(programs)
+            for step, call in enumerate(calls):
+                if progress is not None:
+                    progress("test cumulatively", step, len(calls))
+                pairs = zip(target.observe(call.graph, call.inputs), source.observe(call.graph, call.inputs), strict=True)
+                for (operator, actual), (_, expected) in pairs:
+                    if operator.name in programs:
+                        errors = _compound(compounds[operator.name], step, len(expected))
+                        found = [compare(y, r, e) for y, r, e in zip(actual, expected, errors, strict=True)]
+                        verdict = self._verdict(operator, programs[operator.name], found, f"cumulative, call {step}", started)
+                        before = verdicts.get(operator.name)
+                        cases = 1 if before is None else before.cases + 1
+                        if before is None or verdict.badness > before.badness:
+                            before = verdict
+                        verdicts[operator.name] = replace(before, cases=cases)
+                        started = time.monotonic()
+            target.close()
+        for operator in self.model.operators:
+            yield verdicts.get(operator.name) or self._skipped(operator, programs[operator.name])
+
+    def _program(self, operator: Operator) -> Program | Verdict:
+        """What to run, or why it cannot be."""
+        program = self.bench.program(operator)
+        return self.bench.failure(operator) if program is None else program
+
+    def _recorded(self, case: Case) -> Trial:
+        inputs, expected = self.run.case_arrays(case)
+        return Trial(case.id, inputs, expected, case.source_error)
+
+    def _with_own_weights(self, operator: Operator, case: Case) -> Trial:
+        recorded, _ = self.run.case_arrays(case)
+        keys = self.model.weight_keys(operator)
+        inputs = [array if key is None else self.model.weight(key) for array, key in zip(recorded, keys, strict=True)]
+        expected = self.model.function(operator.signature)(inputs)
+        exact = self.model.function(operator.signature, "float64")(inputs)
+        judged = [_against_oracle(r, x) for r, x in zip(expected, exact, strict=True)]
+        return Trial(case.id, inputs, [r for r, _ in judged], [e for _, e in judged])
+
+    def _judge(
+        self, operator: Operator, program: Program, trials: Iterator[Trial], how: str, started: float
+    ) -> Verdict:
+        """Runs trials until one fails; the verdict carries the numbers of the failed or else the worst one."""
+        worst: Verdict | None = None
+        count = 0
+        try:
+            for trial in trials:
+                with self.bench.guard():
+                    actual = self._run(operator, program, trial)
+                    found = _compare(actual, trial)
+                    count += 1
+                    verdict = self._verdict(operator, program, found, f"{trial.name}{how}", started)
+                    if verdict.status != "pass":
+                        return replace(self._again(operator, program, trial, verdict, actual), cases=count)
+                    if worst is None or verdict.badness > worst.badness:
+                        worst = verdict
+        except DeviceError as error:
+            return self._broken(operator, program, "error", error.stage, str(error), started)
+        except DeviceLost as error:
+            return self._broken(operator, program, "crash", "launch", f"the device was lost: {error}", started)
+        assert worst is not None
+        return replace(worst, cases=count, seconds=time.monotonic() - started)
+
+    def _run(self, operator: Operator, program: Program, trial: Trial) -> list[HostArray]:
+        """The outputs of one run, in the graph's dtypes."""
+        return self.bench.run(operator, program, trial.inputs, [(r.shape, dtype_name(r)) for r in trial.expected])
+
+    def _again(
+        self, operator: Operator, program: Program, trial: Trial, first: Verdict, outputs: Sequence[HostArray]
+    ) -> Verdict:
+        """Repeats a failed trial. A loss of the device while repeating passes through as DeviceLost."""
+        bits = [_bits(outputs)]
+        outcomes = [first.status]
+        for _ in range(REPEATS):
+            actual = self._run(operator, program, trial)
+            bits.append(_bits(actual))
+            outcomes.append("pass" if all(c.passed for c in _compare(actual, trial)) else "fail")
+        if len(set(bits)) == 1 and len(set(outcomes)) == 1:
+            return first
+        passed = outcomes.count("pass")
+        reason = (
+            f"{len(set(bits))} different results in {len(bits)} runs of the same kernels on the same input, {passed} of them "
+            f"within the bound; first run: {first.reason}"
+        )
+        return replace(first, status="flaky", reason=reason)
+
+    def _verdict(
+        self, operator: Operator, program: Program, found: Sequence[Comparison], what: str, started: float
+    ) -> Verdict:
+        """Of one trial: the numbers are those of the worst output."""
+        index = max(range(len(found)), key=lambda k: (not found[k].passed, _ratio(found[k])), default=None)
+        if index is None:
+            raise ValueError(f"{operator.name} has no outputs")
+        worst = found[index]
+        output = f", output {index}" if len(found) > 1 else ""
+        return self._made(
+            operator, program, "pass" if worst.passed else "fail", None if worst.passed else "numeric",
+            f"{what}{output}: {worst.describe()}", started, worst,
+        )
+
+    def _broken(
+        self, operator: Operator, program: Program, status: Status, stage: str, reason: str, started: float
+    ) -> Verdict:
+        assert stage in STAGES
+        return self._made(operator, program, status, stage, reason, started)
+
+    def _skipped(self, operator: Operator, program: Program) -> Verdict:
+        reason = (
+            "no call was recorded of any operator with this signature, so there is nothing to compare with; carve with a longer "
+            "prompt or more --decode-steps"
+        )
+        return self._made(operator, program, "skipped", None, reason, time.monotonic())
+
+    def _made(
+        self, operator: Operator, program: Program, status: Status, stage: Stage | None, reason: str, started: float,
+        found: Comparison | None = None,
+    ) -> Verdict:
+        return Verdict(
+            operator=operator.name, signature=operator.signature, op=operator.kind, status=status, stage=stage,
+            error=None if found is None else found.error, bound=None if found is None else found.bound,
+            source_error=None if found is None else found.source_error, reason=reason, seconds=time.monotonic() - started,
+            schedule=program.schedule, kernel=program.digest, cases=int(found is not None),
+        )
+
+
+def _compare(actual: Sequence[HostArray], trial: Trial) -> list[Comparison]:
+    return [compare(y, r, e) for y, r, e in zip(actual, trial.expected, trial.source_error, strict=True)]
+
+
+def _against_oracle(expected: HostArray, exact: HostArray) -> tuple[HostArray, float]:
+    """The source's output, masked where it is no judge, and its distance from float64."""
+    mask = undecided(expected, exact)
+    judged = expected if mask is None else np.ma.MaskedArray(expected, mask)
+    if dtype_name(expected) not in FLOATS:
+        return judged, 0.0
+    return judged, distance(expected, exact if mask is None else np.ma.MaskedArray(exact, mask))
+
+
+def _compound(errors: dict[int, tuple[float, ...]], step: int, outputs: int) -> tuple[float, ...]:
+    """The source's compound error at a call; where none was measured, the largest that was."""
+    if step in errors:
+        return errors[step]
+    return tuple(max(e[k] for e in errors.values()) for k in range(outputs)) if errors else (0.0,) * outputs
+
+
+def _bits(outputs: Sequence[HostArray]) -> bytes:
+    return b"".join(np.ascontiguousarray(a).tobytes() for a in outputs)
+
+
+def _ratio(found: Comparison) -> float:
+    return found.error / found.bound if found.bound else found.error
