@@ -1,0 +1,156 @@
+"""A loaded model becomes graphs: `prefill` and `decode` for a causal language model, `forward` for anything else.
+
+    exported = export(model, chunk=64, max_len=256)
+    exported.graphs, exported.tensors, exported.states, exported.decoder
+
+Reading a traced program into a `Graph` is `tapml.operators.from_fx`'s; the step that is traced is `tapml.source.decoder`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from tapml.errors import ModelError, UsageError
+from tapml.generation import DecoderShape
+from tapml.operators.from_fx import graph_from_exported
+from tapml.operators.graph import Graph
+from tapml.source.decoder import MODEL, CacheShape, DecoderStep, cache_shapes
+from tapml.source.model import LoadedModel
+from tapml.source.prompts import vocabulary
+from tapml.source.trace import trace
+from tapml.tensors import TensorSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """`tensors` holds the weights by the keys that the graphs use, each once however many graphs and names it has. `states` has a
+    spec a state; each starts as zeros, or as the tensor in `initial` if it is there. `decoder` is None for a module that is no
+    decoder; `examples` then holds its example inputs by the keys of the graph's inputs."""
+
+    graphs: tuple[Graph, ...]
+    tensors: dict[str, torch.Tensor]
+    states: dict[str, TensorSpec]
+    initial: dict[str, torch.Tensor]
+    decoder: DecoderShape | None
+    examples: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def export(model: LoadedModel, *, chunk: int = 64, max_len: int = 256) -> Exported:
+    """`chunk` tokens go into a prefill call; `max_len`, a multiple of it, is the number of positions in the cache. Both matter to causal
+    language models only. Raises ModelError when the model does not export, UsageError for lengths that do not fit it."""
+    if model.kind == "module":
+        return _export_module(model)
+    if chunk < 1 or max_len < chunk or max_len % chunk:
+        raise UsageError(f"The cache length must be a multiple of the prefill chunk; given were {max_len} and {chunk}.")
+    limit = getattr(model.module.config, "max_position_embeddings", None)
+    if isinstance(limit, int) and max_len > limit:
+        raise UsageError(f"{model.name} knows {limit} positions; a cache of {max_len} is too long. Carve with --max-len {limit // chunk * chunk} or less.")
+    experts = getattr(model.module, "set_experts_implementation", None)
+    if experts is not None and getattr(model.module, "_can_set_experts_implementation", lambda: True)():
+        # The default gathers tokens by expert, in numbers that depend on the data.
+        experts("batched_mm")
+    try:
+        return _export_decoder(model, chunk, max_len)
+    except ModelError:
+        if model.module.config._attn_implementation == "eager":
+            raise
+    before = model.module.config._attn_implementation
+    model.module.set_attn_implementation("eager")
+    try:
+        return _export_decoder(model, chunk, max_len)
+    except ModelError:
+        model.module.set_attn_implementation(before)
+        raise
+
+
+def _export_decoder(model: LoadedModel, chunk: int, max_len: int) -> Exported:
+    shapes = cache_shapes(model.module)
+    step = DecoderStep(model.module, shapes, max_len).eval()
+    states = _states(shapes, max_len)
+    graphs, tensors = [], {}
+    for name, length in (("prefill", chunk), ("decode", 1)):
+        inputs = {
+            "input_ids": torch.zeros(1, length, dtype=torch.long, device=model.device),
+            "position_ids": torch.arange(length, device=model.device)[None],
+        }
+        if name == "prefill":
+            inputs["last"] = torch.zeros(1, dtype=torch.long, device=model.device)
+        program = trace(step, inputs)
+        graph, weights = graph_from_exported(
+            name, program, step, tuple(inputs), ("logits",), strip_prefix=MODEL, state_keys=states,
+        )
+        graphs.append(graph)
+        tensors.update(weights)
+    size = graphs[0].specs[graphs[0].outputs[0]].shape[-1]
+    shape = DecoderShape(chunk, max_len, size, model.stop)
+    assert size >= vocabulary(model.module) or size > 0
+    return Exported(tuple(graphs), tensors, states, {}, shape)
+
+
+def _states(shapes: tuple[CacheShape, ...], max_len: int) -> dict[str, TensorSpec]:
+    found = {}
+    for index, shape in enumerate(shapes):
+        for name, size in (("keys", shape.keys), ("values", shape.values)):
+            spec = TensorSpec((size[0], size[1], max_len, size[3]), str(shape.dtype).removeprefix("torch."))
+            found[f"{name}_{index}"] = spec
+    return found
+
+
+class _Flat(torch.nn.Module):
+    """A module whose output is a dict of named tensors, whatever structure it has by itself."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.add_module(MODEL, module)
+
+    def forward(self, **inputs: Any) -> dict[str, torch.Tensor]:
+        return flat_outputs(getattr(self, MODEL)(**inputs))
+
+
+def flat_outputs(result: Any) -> dict[str, torch.Tensor]:
+    """The tensors in what a module returned, named by where they stand in it: "last_hidden_state", "0", "boxes.1"; a single one is
+    "output"."""
+    if isinstance(result, torch.Tensor):
+        return {"output": result}
+    # transformers' outputs are ordered dicts that pytree knows by their own class.
+    if isinstance(result, Mapping):
+        result = dict(result)
+    return _named(result)
+
+
+def _named(tree: Any) -> dict[str, torch.Tensor]:
+    leaves, _ = pytree.tree_flatten_with_path(tree)
+    return {_path_name(path): leaf for path, leaf in leaves if isinstance(leaf, torch.Tensor)}
+
+
+def _path_name(path: tuple[Any, ...]) -> str:
+    return ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
+
+
+def _export_module(model: LoadedModel) -> Exported:
+    if not model.example_inputs:
+        raise ModelError(f"{model.name} needs example inputs to be exported. Give example_inputs=…, or FILE.py:FUNCTION.")
+    wrapper = _Flat(model.module).eval()
+    inputs = dict(model.example_inputs)
+    examples = _named(inputs)
+    try:
+        with torch.no_grad():
+            outputs = wrapper(**inputs)
+    except Exception as error:
+        # A model's own code can raise anything.
+        why = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
+        raise ModelError(f"{model.name} does not run on its example inputs: {type(error).__name__}: {why}.") from error
+    if not outputs:
+        raise ModelError(f"{model.name} returns no tensors, so there is nothing to compare.")
+    program = trace(wrapper, inputs)
+    keys = tuple(_path_name(path) for path, _ in pytree.tree_flatten_with_path(inputs)[0])
+    graph, tensors = graph_from_exported("forward", program, wrapper, keys, tuple(outputs), strip_prefix=MODEL)
+    buffers = dict(wrapper.named_buffers())
+    states = {p.key: p.spec for p in graph.states}
+    initial = {key: buffers[f"{MODEL}.{key}"].detach().clone() for key in states}
+    return Exported((graph,), tensors, states, initial, None, examples)

@@ -1,0 +1,106 @@
+"""`torch.export` in one trace instead of two, and its failures put in the terms of the model's code.
+
+    program = trace(module, kwargs)         an ExportedProgram of functional ATen, which keeps linear, silu, attention, … whole
+
+`torch.export.export(…).run_decompositions({})` traces a model, then traces the result again to make it functional: 14 s for SmolLM2. The first
+trace can be functional itself, which takes 5 s with the garbage collector held off. The parts of torch that do so have no public name; TapML
+pins torch's minor version, and a test holds this path equal to the public one.
+"""
+
+from __future__ import annotations
+
+import gc
+import linecache
+import re
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tapml.errors import ModelError
+
+_OPERATOR = re.compile(r"\baten[.:]+(\w+)(?:\.(\w+))?")
+_ADVICE = "Replace it with something whose shape and course do not depend on the data."
+
+
+def trace(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> torch.export.ExportedProgram:
+    """Exports a module called with keyword arguments; all shapes are those of the example. Weights are not copied. Raises
+    ModelError, naming the operator and the line of the model's code, when it does not export."""
+    from torch.export._trace import _export
+    from torch.export.exported_program import _override_composite_implicit_decomp, _split_decomp_table_to_cia_and_python_decomp
+    from torch.fx._lazy_graph_module import _use_lazy_graph_module
+
+    keep_whole, _ = _split_decomp_table_to_cia_and_python_decomp({})
+    try:
+        with (
+            warnings.catch_warnings(), _no_gradients(module), _no_collection(), _use_lazy_graph_module(True),
+            _override_composite_implicit_decomp(keep_whole),
+        ):
+            warnings.simplefilter("ignore")
+            return _export(module, (), dict(kwargs), strict=False, pre_dispatch=False)
+    except Exception as error:
+        # A model's own code can raise anything, and torch wraps it in many ways.
+        raise ModelError(_explain(error)) from error
+
+
+@contextmanager
+def _no_gradients(module: torch.nn.Module) -> Iterator[None]:
+    """Parameters that want gradients would be traced for them."""
+    wanting = [p for p in module.parameters() if p.requires_grad]
+    for parameter in wanting:
+        parameter.requires_grad_(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Tracing makes millions of objects and few cycles: collecting them costs a quarter of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _explain(error: BaseException) -> str:
+    """One line: which operator, at which line of the model's code, and why."""
+    frames = [frame for one in _chain(error) for frame in traceback.extract_tb(one.__traceback__)]
+    own = [frame for frame in frames if not _is_machinery(frame.filename)]
+    message = " ".join(str(one) for one in _chain(error))
+    operator = next((f"aten.{m[1]}" + (f".{m[2]}" if m[2] else "") for m in _OPERATOR.finditer(message)), None)
+    why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if own:
+        last = own[-1]
+        line = (last.line or linecache.getline(last.filename, last.lineno or 0)).strip()
+        place = f"{Path(last.filename).name}:{last.lineno}, `{line}` in {last.name}"
+        named = f"{operator} at {place}" if operator else place
+    else:
+        named = operator or "torch.export"
+    return f"The model does not export: {named}: {type(error).__name__}: {why[:300].rstrip('.')}. {_ADVICE}"
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and what led to it, the first cause last."""
+    found = [error]
+    while (cause := found[-1].__cause__ or found[-1].__context__) is not None and cause not in found:
+        found.append(cause)
+    return found
+
+
+def _is_machinery(file: str) -> bool:
+    """Frames of torch, of transformers' plumbing and of this package: not where a model computes."""
+    parts = Path(file).parts
+    if "transformers" in parts:
+        return "models" not in parts
+    return "torch" in parts or file.startswith("<") or Path(file).parent == Path(__file__).parent or "contextlib.py" in parts
