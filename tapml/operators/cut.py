@@ -10,11 +10,11 @@ The search grows groups of nodes, by structure alone:
 4. From the last group to the first, each takes the element-wise and re-arranging nodes that follow it, as long as they keep the
    number of elements and lead to one value again. So a sum of two results joins the younger of them.
 5. From the last node to the first, each node that is left joins the group that alone reads it, where that group takes it:
-   groups without an anchor do; light anchors (softmax, norms, gathers) take re-arrangements, and what has the extent that they
-   read; any group takes what depends on weights alone. A node that nobody takes starts a group of its own. So a rotation of
-   queries, or a mask, is the tree of nodes above one value.
-6. A group without an anchor that reads from one other such group, of the same sort of number (integers and masks, or floats),
-   joins it.
+   groups without an anchor do; heavy anchors take views; light ones (softmax, norms, gathers) take re-arrangements, and what
+   has the extent that they read; any group takes what depends on weights alone. A node that nobody takes starts a group of
+   its own. So a rotation of queries, or a mask, is the tree of nodes above one value.
+6. A group without an anchor that reads from one other such group alone joins it, if both or neither are of integers. Groups
+   that make masks and positions from integer inputs and constants alone join all groups of that sort that they read from.
 
 Invariant, held at each step for each group: every value that it reads from outside is computed, in the graph's order, before the
 first value that it shows to outside. Then the groups, ordered by their first shown value, are in execution order: if H reads a
@@ -34,6 +34,7 @@ from tapml.operators.names import Unnamed, names_for
 from tapml.operators.normalise import common_path
 from tapml.operators.patterns import (
     HEAVY,
+    VIEWS,
     GraphIndex,
     anchor_kind,
     diamond,
@@ -41,6 +42,7 @@ from tapml.operators.patterns import (
     find_structures,
     keeps_elements,
     kind_of,
+    word_of,
 )
 
 
@@ -181,8 +183,10 @@ class _Cutter:
         index = self.index
         if group.center is None or name in index.constant:
             return True
-        if group.heavy or not index.is_float(name) or group.kind == "rotary_table":
+        if not index.is_float(name) or group.kind == "rotary_table":
             return False
+        if group.heavy:
+            return word_of(index.nodes[name]) in VIEWS
         if index.sorts[name] == "shape":
             return True
         if group.kind in ("cache_update", "scatter", "gather", "embedding"):
@@ -196,12 +200,25 @@ class _Cutter:
         index = self.index
         loose = [g for g in dict.fromkeys(self.group_of.values()) if g.center is None]
         for group in sorted(loose, key=lambda g: min(index.order[name] for name in g.nodes)):
+            if self.group_of[next(iter(group.nodes))] is not group:
+                continue  # it has joined another by now
             sources = {self.group_of[name] for name in index.external(group.nodes) if name in index.nodes}
-            if len(sources) != 1:
+            if any(source.center is not None for source in sources):
                 continue
-            source = sources.pop()
-            if source.center is None and self._floats(source) == self._floats(group):
-                self._add(source, group.nodes)
+            if all(self._positional(g) for g in (group, *sources)):
+                for source in sources:
+                    self._add(group, source.nodes)
+            elif len(sources) == 1:
+                source = sources.pop()
+                if self._floats(source) == self._floats(group):
+                    self._add(source, group.nodes)
+
+    def _positional(self, group: _Group) -> bool:
+        """Whether a group makes masks or positions of integers alone."""
+        index = self.index
+        reads = index.external(group.nodes)
+        made = all(name not in index.placeholders or not index.is_float(name) for name in reads)
+        return made and kind_of(index, group.nodes) in ("mask", "position", "constant")
 
     def _floats(self, group: _Group) -> bool:
         return any(self.index.is_float(name) for name in self.index.visible(group.nodes))

@@ -17,19 +17,39 @@ from tapml.operators.graph import Graph, Node, rename
 from tapml.tensors import TensorSpec
 
 _RESHAPES = ("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default")
+# Calls that return parts of a tensor, to the position of their `dim` argument: read one part at a time, as slices.
+_PARTS = {"split": 2, "split_with_sizes": 2, "chunk": 2, "tensor_split": 2, "unbind": 1, "unsafe_chunk": 2, "unsafe_split": 2}
+# Calls that give a constant: the position of the value, or the value itself. All are written as `full`.
+_FILLED: dict[str, tuple[int | None, int]] = {
+    "zeros": (None, 0), "ones": (None, 1), "zeros_like": (None, 0), "ones_like": (None, 1), "full_like": (1, 0),
+    "new_zeros": (None, 0), "new_ones": (None, 1), "new_full": (2, 0),
+}
+_PYTHON_NAMES = {
+    "aten.__and__.Tensor": "aten.bitwise_and.Tensor", "aten.__or__.Tensor": "aten.bitwise_or.Tensor",
+    "aten.__xor__.Tensor": "aten.bitwise_xor.Tensor",
+}
 _SAME_IF_SAME_SHAPE = (*_RESHAPES, "aten.expand.default", "aten.slice.Tensor")
 
 
 def normalise(graph: Graph) -> Graph:
-    """The same graph with `-1` sizes and open slice ends written out, reshapes all written as view, views that change nothing
-    dropped, equal single-output nodes merged (the module path becomes what their paths have in common), and nodes and
-    placeholders that nothing reads dropped. User inputs and states stay even when nothing reads them."""
+    """The same graph with `-1` sizes and open slice ends written out, reshapes all written as view, constants as full, parts
+    of a split as slices, views that change nothing dropped, equal single-output nodes merged (the module path becomes what
+    their paths have in common), and nodes and placeholders that nothing reads dropped. User inputs and states stay even when
+    nothing reads them."""
     names = {p.name: p.name for p in graph.placeholders}
     specs = {p.name: p.spec for p in graph.placeholders}
+    whole = {n.name: n for n in graph.nodes if len(n.outputs) > 1 and _word(n) in _PARTS}
     kept: dict[str, Node] = {}
     seen: dict[str, str] = {}
     for node in graph.nodes:
-        node = _static(replace(node, args=tuple(rename(list(node.args), names)), kwargs=rename(node.kwargs, names)), specs)
+        if node.name in whole:
+            whole[node.name] = replace(node, args=tuple(rename(list(node.args), names)))
+            continue
+        if node.target == "getitem" and node.args[0]["ref"] in whole:
+            node = _part(node, whole[node.args[0]["ref"]])
+        else:
+            node = replace(node, args=tuple(rename(list(node.args), names)), kwargs=rename(node.kwargs, names))
+        node = _static(node, specs)
         if node.target in _SAME_IF_SAME_SHAPE and specs[node.args[0]["ref"]] == node.outputs[0]:
             names[node.name] = node.args[0]["ref"]
             continue
@@ -65,11 +85,35 @@ def common_path(first: str, second: str) -> str:
     return ".".join(shared)
 
 
+def _word(node: Node) -> str:
+    return node.target.split(".")[1] if "." in node.target else node.target
+
+
+def _part(node: Node, whole: Node) -> Node:
+    """A `getitem` of a split, as the slice (or, of an unbind, the selection) that it is."""
+    index, position = node.args[1], _PARTS[_word(whole)]
+    dim = whole.args[position] if len(whole.args) > position else whole.kwargs.get("dim", 0)
+    if _word(whole) == "unbind":
+        return replace(node, target="aten.select.int", args=(whole.args[0], dim, index))
+    sizes = [spec.shape[dim] for spec in whole.outputs]
+    start = sum(sizes[:index])
+    return replace(node, target="aten.slice.Tensor", args=(whole.args[0], dim, start, start + sizes[index]))
+
+
 def _static(node: Node, specs: dict[str, TensorSpec]) -> Node:
     if node.target in _RESHAPES:
         return replace(node, target="aten.view.default", args=(node.args[0], list(node.outputs[0].shape)))
     if node.target == "aten.expand.default":
         return replace(node, args=(node.args[0], list(node.outputs[0].shape), *node.args[2:]))
+    if _word(node) in _FILLED and node.target.startswith("aten."):
+        position, value = _FILLED[_word(node)]
+        spec = node.outputs[0]
+        filled = value if position is None else node.args[position]
+        return replace(
+            node, target="aten.full.default", args=(list(spec.shape), filled), kwargs={"dtype": {"dtype": spec.dtype}}
+        )
+    if node.target in _PYTHON_NAMES:
+        return replace(node, target=_PYTHON_NAMES[node.target])
     if node.target == "aten.slice.Tensor":
         given: list[Any] = [*node.args[1:], *[None, None, None, None][len(node.args) - 1 :]]
         dim = given[0] if given[0] is not None else node.kwargs.get("dim", 0)

@@ -81,6 +81,9 @@ _NONLINEAR = _words(
 )
 _KEEPS_ELEMENTS = _words("view reshape transpose permute t unsqueeze squeeze clone contiguous movedim flatten unflatten")
 
+# Re-arrangements that are index arithmetic only, whatever reads them.
+VIEWS = _KEEPS_ELEMENTS | _words("slice select expand narrow")
+
 
 def word_of(node: Node) -> str:
     """"aten.add.Tensor" → "add"."""
@@ -389,7 +392,8 @@ def kind_of(index: GraphIndex, region: set[str]) -> str:
     products = sum(word_of(node) == "mul" for node in nodes)
     if {"cos", "sin"} <= words:
         return "rotary_table"
-    if "cat" in words and words & {"neg", "sub"} and words & {"slice", "select"} and products >= 2 and words & {"add", "sub"}:
+    halves = words & {"cat", "stack"} and words & {"slice", "select"}
+    if halves and products >= 2 and words & {"neg", "sub"} and words & {"add", "sub"}:
         return "rotary"
     if all(index.sorts[node.name] in ("shape", "factory") for node in nodes):
         return "position" if not floats else "constant" if region <= index.constant else "reshape"
