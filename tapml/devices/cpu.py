@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tapml.devices.cache import cache_folder
 from tapml.devices.handles import Handles, check_binding, check_range, padded
 from tapml.devices.interface import DeviceInfo, Launch
 from tapml.devices.pick import pick
 from tapml.errors import DeviceError, UnavailableError
 from tapml.kernels import Kernel
+from tapml.source.cache import cache_folder
 
 COMPILERS = ("cc", "gcc", "clang")
 # No value-changing liberties (-ffast-math, contraction to fused multiply-add): this device is for diagnosis.
@@ -54,7 +54,7 @@ class CpuDevice:
             )
         self._compiler, self._version = compiler
         pick("cpu", [processor_name()], device)
-        memory = _memory_bytes()
+        memory = memory_bytes()
         self._info = DeviceInfo(
             platform="cpu",
             name=processor_name(),
@@ -186,6 +186,6 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
     """Physical memory; buffers are refused above it."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,115 @@
+"""Whether a device really computes: one small kernel by hand in each language, run and checked.
+
+That a driver loads and lists a device says little. `try_device` uploads, launches twice in one batch so that the second launch
+reads what the first wrote, downloads and compares; every number must be exactly right.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from tapml.devices.buffers import as_bytes
+from tapml.devices.child import ChildDevice
+from tapml.devices.interface import Device, DeviceInfo, Launch
+from tapml.devices.open import open_device
+from tapml.errors import UnavailableError
+from tapml.kernels import Kernel, Language
+from tapml.targets.known import TARGETS, WITHOUT_RUNTIME
+from tapml.targets.parse import TargetChoice, parse
+
+SECONDS = 60.0
+COUNT = 1000  # not a multiple of the workgroup, so that the guard at the end works too
+BLOCK = 64
+GRID = (COUNT + BLOCK - 1) // BLOCK
+
+OPENCL_C = f"""
+__kernel void tapml_trial(__global const float* x, __global float* y) {{
+  const int i = get_global_id(0);
+  if (i < {COUNT}) y[i] = 2.0f * x[i] + 1.0f;
+}}
+"""
+WGSL = f"""
+@group(0) @binding(0) var<storage, read> x : array<f32>;
+@group(0) @binding(1) var<storage, read_write> y : array<f32>;
+struct Arguments {{ count : u32 }}
+@group(0) @binding(2) var<uniform> arguments : Arguments;
+@compute @workgroup_size({BLOCK})
+fn tapml_trial(@builtin(global_invocation_id) id : vec3<u32>) {{
+  if (id.x < arguments.count) {{ y[id.x] = 2.0 * x[id.x] + 1.0; }}
+}}
+"""
+C = f"""
+void tapml_trial(const float* x, float* y) {{
+  for (int i = 0; i < {COUNT}; ++i) y[i] = 2.0f * x[i] + 1.0f;
+}}
+"""
+
+
+def trial_kernel(language: Language) -> Kernel:
+    """y = 2 x + 1 over `COUNT` float32. ValueError for a language that no device here takes."""
+    access = ("read", "read_write")
+    if language == "opencl-c":
+        return Kernel(language, "tapml_trial", OPENCL_C, access, (GRID, 1, 1), (BLOCK, 1, 1))
+    if language == "wgsl":
+        return Kernel(language, "tapml_trial", WGSL, access, (GRID, 1, 1), (BLOCK, 1, 1), (COUNT,))
+    if language == "c":
+        return Kernel(language, "tapml_trial", C, access, (1, 1, 1), (1, 1, 1))
+    raise ValueError(f"no trial kernel in {language}")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """`ready` is True only when the kernel ran and every number was right; `reason` says what happened otherwise. `info` is there
+    as soon as the device could be opened. `seconds`: to open it, compile and run."""
+
+    target: str
+    ready: bool
+    info: DeviceInfo | None
+    reason: str
+    seconds: float
+
+
+def try_target(target: str | TargetChoice, seconds: float = SECONDS) -> Trial:
+    """Opens the target's device in a child process and tries it, each step within `seconds`. Raises TargetError for a name that
+    does not exist, nothing else."""
+    choice = parse(target) if isinstance(target, str) else target
+    start = time.monotonic()
+
+    def outcome(ready: bool, info: DeviceInfo | None, reason: str) -> Trial:
+        return Trial(str(choice), ready, info, reason, time.monotonic() - start)
+
+    try:
+        if choice.name in WITHOUT_RUNTIME:
+            open_device(choice)  # raises, with the reason
+        device = ChildDevice(choice.name, choice.device, deadline=seconds, open_seconds=seconds)
+    except UnavailableError as error:
+        return outcome(False, None, str(error))
+    try:
+        wrong = try_device(device, TARGETS[choice.name].language)
+    except UnavailableError as error:
+        return outcome(False, device.info, f"The device opened, but a small kernel failed on it: {error}")
+    finally:
+        device.close()
+    return outcome(not wrong, device.info, wrong)
+
+
+def try_device(device: Device, language: Language) -> str:
+    """Runs the trial kernel; returns "" when every number is right, else what is wrong. Raises DeviceError and DeviceLost."""
+    x = np.arange(COUNT, dtype=np.float32) - 500.0
+    buffers = [device.allocate(x.nbytes) for _ in range(3)]
+    kernel = device.load(trial_kernel(language))
+    device.write(buffers[0], as_bytes(x))
+    device.run([Launch(kernel, (buffers[0], buffers[1])), Launch(kernel, (buffers[1], buffers[2]))])
+    y = np.frombuffer(device.read(buffers[2], x.nbytes), np.float32)
+    device.unload(kernel)
+    for buffer in buffers:
+        device.free(buffer)
+    expected = 4.0 * x + 3.0
+    wrong = np.flatnonzero(y != expected)
+    if not wrong.size:
+        return ""
+    at = int(wrong[0])
+    return f"A small kernel ran, but {wrong.size} of {COUNT} numbers are wrong: number {at} is {y[at]}, not {expected[at]}."

@@ -1,0 +1,58 @@
+"""Draws what `tapml doctor` found: plain text, one block, so that it can be pasted into a bug report as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tapml.report.console import amount
+
+BYTES = ("max_buffer_bytes", "max_binding_bytes", "max_workgroup_memory_bytes", "memory_bytes")
+
+
+def draw(data: dict[str, Any]) -> tuple[str, ...]:
+    """`data` is what `tapml.cli.doctor.examine` returns."""
+    lines = ["Targets (ready: a small kernel ran on it just now, and every number was right)"]
+    for target in data["targets"]:
+        lines += _target(target)
+    lines += ["", "Versions", *_pairs({k: v or "not installed" for k, v in data["versions"].items()})]
+    compilers, cache, machine = data["compilers"], data["cache"], data["machine"]
+    lines += ["", "Compilers", *_pairs({"tvm": compilers["tvm"], "c": compilers["c"] or "none found"})]
+    lines += ["", "Machine", *_pairs({
+        "system": machine["system"],
+        "processor": f"{machine['processor']}, {machine['cores']} cores usable",
+        "memory": amount(machine["memory_bytes"]),
+        "cache": f"{cache['folder']}: {amount(cache['bytes'])} in {cache['files']} files, {amount(cache['free_bytes'])} free",
+    })]
+    if data["warnings"]:
+        lines += ["", "Warnings", *(f"  ! {text}" for text in data["warnings"])]
+    return ("\n".join(lines),)
+
+
+def _target(target: dict[str, Any]) -> list[str]:
+    name, info = target["target"], target["info"]
+    state = "ready" if target["ready"] else "not available" if info is None else "broken"
+    lines = [f"  {name:<10} {state}" + (f" ({target['seconds']:.1f} s to open and run)" if info else "")]
+    if target["reason"]:
+        lines += [f"      {line}" for line in target["reason"].splitlines()]
+    if info is None:
+        return lines
+    kind = "processor" if info["platform"] == "cpu" else "software driver on the processor" if info["software"] else "hardware"
+    lines.append(f"      device    {info['name']} ({kind})")
+    lines.append(f"      driver    {info['driver']}")
+    limits = ", ".join(f"{_short(k)} {_limit(k, v)}" for k, v in info["limits"].items())
+    lines.append(f"      limits    {limits}")
+    lines.append(f"      features  {', '.join(info['features']) or 'none'}")
+    return lines
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("max_").removesuffix("_bytes").replace("_", " ")
+
+
+def _limit(name: str, value: int) -> str:
+    return amount(value) if name in BYTES else str(value)
+
+
+def _pairs(rows: dict[str, str]) -> list[str]:
+    width = max(map(len, rows))
+    return [f"  {key:<{width}}  {value}" for key, value in rows.items()]
