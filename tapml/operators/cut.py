@@ -10,8 +10,8 @@ The search grows groups of nodes, by structure alone:
 4. From the last group to the first, each takes the element-wise and re-arranging nodes that follow it, as long as they keep the
    number of elements and lead to one value again. So a sum of two results joins the younger of them.
 5. From the last node to the first, each node that is left joins the group that alone reads it, where that group takes it:
-   groups without an anchor do; heavy anchors take views; light ones (softmax, norms, gathers) take re-arrangements, and what
-   has the extent that they read; any group takes what depends on weights alone. A node that nobody takes starts a group of
+   groups without an anchor do; anchors take views, light ones (softmax, norms, reductions) also what has the extent that they
+   read; any group takes what depends on weights alone. A node that nobody takes starts a group of
    its own. So a rotation of queries, or a mask, is the tree of nodes above one value.
 6. A group without an anchor that reads from one other such group alone joins it, if both or neither are of integers. Groups
    that make masks and positions from integer inputs and constants alone join all groups of that sort that they read from.
@@ -185,11 +185,10 @@ class _Cutter:
             return True
         if not index.is_float(name) or group.kind == "rotary_table":
             return False
-        if group.heavy:
-            return word_of(index.nodes[name]) in VIEWS
         if index.sorts[name] == "shape":
-            return True
-        if group.kind in ("cache_update", "scatter", "gather", "embedding"):
+            word = word_of(index.nodes[name])
+            return word in VIEWS or (word == "constant_pad_nd" and group.kind in ("conv", "pool"))
+        if group.heavy or group.kind in ("cache_update", "scatter", "gather", "embedding"):
             return False
         readers = [index.nodes[user] for user in index.users[name]]
         return all(
