@@ -6,7 +6,7 @@ batch with no read-back between. Weights go up once and stay, whatever the set; 
 plans. With every operator offloaded a decode step is the uploads of its inputs, one batch, and one read of the logits; with
 none it is the source, operator by operator.
 
-    hybrid = Hybrid(model, device=device, weights=cache)
+    hybrid = Hybrid(model, runner, weight_buffer)
     hybrid.offload({name: program for ...})
     tokens = [token for token, _ in greedy(hybrid, prompt, shape, 16)]
 
@@ -15,13 +15,14 @@ Not here: compiling, judging, and which operators to offload.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tapml.devices.interface import Device, Launch
+from tapml.devices.buffers import as_bytes
+from tapml.devices.interface import Launch
+from tapml.devices.runner import ProgramRunner
 from tapml.kernels import Program
 from tapml.migrate.model import Model
 from tapml.migrate.schedule import (
@@ -43,8 +44,8 @@ from tapml.migrate.schedule import (
 from tapml.operators.graph import Operator
 from tapml.tensors import NUMPY, HostArray, TensorSpec, convert
 
-if TYPE_CHECKING:
-    from tapml.devices.buffers import WeightCache
+# Gives the device's buffer with a weight, by its key and the dtype that it is stored in.
+WeightBuffer = Callable[[str, str], int]
 
 
 @dataclass(frozen=True)
@@ -76,18 +77,19 @@ class _Ready:
 
 
 class Hybrid:
-    """A `Stepper` (see `tapml.generation`). `device` and `weights` may be left out as long as nothing is offloaded. The device
-    stays the caller's; `close` gives back the buffers and kernels that were taken from it."""
+    """A `Stepper` (see `tapml.generation`). `runner` and `weight_buffer` may be left out as long as nothing is offloaded; they
+    stay the caller's. `close` gives back the buffers that were taken from the runner's pool."""
 
-    def __init__(self, model: Model, device: Device | None = None, weights: WeightCache | None = None) -> None:
+    def __init__(
+        self, model: Model, runner: ProgramRunner | None = None, weight_buffer: WeightBuffer | None = None
+    ) -> None:
         self._model = model
-        self._device = device
-        self._weights = weights
+        self._runner = runner
+        self._weight_buffer = weight_buffer
         self._programs: dict[str, Program] = {}
         self._plans: dict[tuple[str, Layout, bool], _Ready] = {}
         self._arena: list[tuple[int, int]] = []  # (nbytes, buffer), transient, shared by all plans
         self._state_buffers: dict[tuple[str, int], tuple[int, int]] = {}  # (key, which) -> (nbytes, buffer)
-        self._kernels: dict[str, int] = {}
         self._states: dict[str, HostArray] = {}
         self._layout: Layout = ()
         self.reset()
@@ -98,7 +100,7 @@ class Hybrid:
 
     def offload(self, programs: Mapping[str, Program]) -> None:
         """Sets which operators run on the device, with which programs, and resets the states. All others run on the source."""
-        if programs and (self._device is None or self._weights is None):
+        if programs and (self._runner is None or self._weight_buffer is None):
             raise ValueError("a hybrid without a device cannot offload operators")
         unknown = set(programs) - {o.name for o in self._model.operators}
         if unknown:
@@ -132,13 +134,11 @@ class Hybrid:
         self._end(graph, ready, values)
 
     def close(self) -> None:
-        """Gives back the device's transient and state buffers and kernels. Weights stay in the cache, which is the caller's."""
-        if self._device is not None:
+        """Gives the transient and state buffers back to the runner's pool. Weights and kernels stay where they are."""
+        if self._runner is not None:
             for _, buffer in [*self._arena, *self._state_buffers.values()]:
-                self._device.free(buffer)
-            for kernel in self._kernels.values():
-                self._device.unload(kernel)
-        self._arena, self._state_buffers, self._kernels = [], {}, {}
+                self._runner.pool.release(buffer)
+        self._arena, self._state_buffers = [], {}
         self._plans.clear()
 
     def _begin(self, graph: str, inputs: dict[str, HostArray]) -> dict[str, HostArray]:
@@ -157,7 +157,8 @@ class Hybrid:
 
     def _execute(self, graph: str, ready: _Ready, values: dict[str, HostArray]) -> Iterator[int]:
         """Carries out the plan over `values`, the host's values by name; yields the index of each observed operator."""
-        model, device = self._model, self._device
+        model = self._model
+        device = None if self._runner is None else self._runner.device
         operators = model.operators_of[graph]
         for action in ready.actions:
             if isinstance(action, Call):
@@ -178,7 +179,7 @@ class Hybrid:
                 if isinstance(action, _Batch):
                     device.run(action.launches)
                 elif isinstance(action, _Write):
-                    device.write(action.buffer, _bytes(convert(values[action.value], action.dtype)))
+                    device.write(action.buffer, as_bytes(convert(values[action.value], action.dtype)))
                 else:
                     data = device.read(action.buffer, action.stored.nbytes)
                     array = np.frombuffer(data, NUMPY[action.stored.dtype], action.stored.elements)
@@ -215,8 +216,8 @@ class Hybrid:
             if isinstance(place, Slot):
                 return slots[place.index]
             if isinstance(place, WeightPlace):
-                assert self._weights is not None
-                return self._weights.get(place.key, place.spec.dtype)
+                assert self._weight_buffer is not None
+                return self._weight_buffer(place.key, place.spec.dtype)
             return self._state_buffer(place)
 
         actions: list[_Write | _Batch | _Fetch | Call | Forget | Observe] = []
@@ -229,32 +230,18 @@ class Hybrid:
             elif isinstance(action, Submit):
                 launches: list[Launch] = []
                 for run in action.runs:
-                    roles = {
-                        "input": [buffer(p) for p in run.inputs],
-                        "output": [buffer(p) for p in run.outputs],
-                        "scratch": [buffer(p) for p in run.scratch],
-                    }
+                    assert self._runner is not None
                     program = self._programs[operators[run.operator].name]
-                    kernels = self._load(program)
-                    for step in program.steps:
-                        launches.append(Launch(kernels[step.kernel], tuple(roles[a.role][a.index] for a in step.arguments)))
+                    places = [[buffer(p) for p in group] for group in (run.inputs, run.outputs, run.scratch)]
+                    launches += self._runner.launches(program, *places)
                 actions.append(_Batch(tuple(launches)))
             else:
                 actions.append(action)
         return _Ready(tuple(a for a in actions if not (isinstance(a, _Batch) and not a.launches)), plan)
 
-    def _load(self, program: Program) -> list[int]:
-        assert self._device is not None
-        handles: list[int] = []
-        for kernel in program.kernels:
-            if kernel.digest not in self._kernels:
-                self._kernels[kernel.digest] = self._device.load(kernel)
-            handles.append(self._kernels[kernel.digest])
-        return handles
-
     def _take_slots(self, sizes: Sequence[int]) -> list[int]:
         """A buffer for each slot: distinct within a plan, shared between plans, smallest sufficient one first."""
-        assert self._device is not None or not sizes
+        assert self._runner is not None or not sizes
         free = list(self._arena)
         found: dict[int, int] = {}
         for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
@@ -263,22 +250,19 @@ class Hybrid:
                 entry = min(fitting)
                 free.remove(entry)
             else:
-                assert self._device is not None
-                entry = (sizes[index], self._device.allocate(max(sizes[index], 4)))
+                assert self._runner is not None
+                entry = (sizes[index], self._runner.pool.allocate(sizes[index]))
                 self._arena.append(entry)
             found[index] = entry[1]
         return [found[i] for i in range(len(sizes))]
 
     def _state_buffer(self, place: StatePlace) -> int:
-        assert self._device is not None
+        assert self._runner is not None
         key = (place.key, place.which)
         if key not in self._state_buffers:
-            self._state_buffers[key] = (place.spec.nbytes, self._device.allocate(max(place.spec.nbytes, 4)))
+            self._state_buffers[key] = (place.spec.nbytes, self._runner.pool.allocate(place.spec.nbytes))
         nbytes, buffer = self._state_buffers[key]
         if nbytes < place.spec.nbytes:
             raise ValueError(f"state {place.key} is stored in {nbytes} bytes by one operator, {place.spec.nbytes} by another")
         return buffer
 
-
-def _bytes(array: HostArray) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))

@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,22 +34,21 @@ from tapml.carve.folder import RunFolder
 from tapml.carve.layout import TARGET_FOLDER
 from tapml.devices.interface import DeviceInfo
 from tapml.errors import DeviceError, DeviceLost, UsageError, nearest
-from tapml.kernels import Program
 from tapml.migrate.end_to_end import Answer, EndToEnd, Oracle, PromptResult, Reference, compare_example, compare_prompt
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.journal import Header, Journal
 from tapml.migrate.operator_test import OperatorTester
 from tapml.migrate.plan import Step, move
 from tapml.migrate.workbench import Progress
-from tapml.verdicts import Verdict, summary
+from tapml.verdicts import Stage, Verdict, summary
 
 MAX_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class MigrationResult:
-    """`verdicts` has one of each operator, in execution order; an operator that passed alone and not in the model has the latter's.
-    `seconds` are those of this process, `resumed` how many verdicts came from the journal."""
+    """`verdicts` has one of each operator, in execution order; the numbers are those of the whole model where an operator passed
+    alone and not in the model. `seconds` are those of this process, `resumed` how many verdicts came from the journal."""
 
     target: str
     device: DeviceInfo
@@ -232,7 +231,7 @@ class _Migration:
             except DeviceLost as error:
                 answer = Answer("crash", "launch", None, None, None, f"the device was lost: {error}")
             except DeviceError as error:
-                stage = "driver" if error.stage == "driver" else "launch"
+                stage: Stage = "driver" if error.stage == "driver" else "launch"
                 answer = Answer("error", stage, None, None, None, str(error))
             self.journal.append({"record": "check", "set": key, "size": len(names), "answer": answer.to_json()})
             self.answers[key] = answer
@@ -265,16 +264,8 @@ class _Migration:
     def _hybrid(self, names: frozenset[str]) -> Hybrid:
         hybrid = self.bench.hybrid()
         if hybrid.offloaded != names:
-            hybrid.offload(self._programs(names))
+            hybrid.offload(self.bench.programs(sorted(names)))
         return hybrid
-
-    def _programs(self, names: frozenset[str]) -> Mapping[str, Program]:
-        found: dict[str, Program] = {}
-        for name in names:
-            program = self.bench.program(self.tester.model.named[name])
-            assert program is not None, f"{name} passed its test without a program"
-            found[name] = program
-        return found
 
 
 def _in_order(run: RunFolder, order: Sequence[str] | None) -> list[str]:

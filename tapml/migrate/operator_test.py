@@ -9,11 +9,11 @@ Isolated: an operator gets inputs that were recorded, so errors do not compound.
 1. The operator has recorded calls of its own: all of them, with the recorded outputs and the source's recorded error.
 2. It has none, and reads weights: a recorded call of an operator with the same signature, with its own weights. What the source
    answers to that, and in float64, is computed on the spot.
-3. It has none, and reads no weights: the recorded calls of its signature stand for it as they are. If another operator ran the same
-   kernels already, the verdict is that one's, and the reason says whose.
+3. It has none, and reads no weights: the recorded calls of its signature stand for it as they are. If another operator ran the
+   same kernels already, the verdict is that one's, and the reason says whose.
 
-Outputs and scratch hold garbage (NaN, -1) before every launch, so an element that a kernel forgets to write shows. A failed case runs
-three more times; if bits or outcomes differ, the verdict is `flaky`.
+Outputs and scratch hold garbage (NaN, -1) before every launch, so an element that a kernel forgets to write shows. A failed case
+runs three more times; if bits or outcomes differ, the verdict is `flaky`.
 
 Cumulative: the whole model runs on the target and on the source side by side, fed with the same tokens; each operator's
 outputs on the target, computed from what the target computed before, are compared with the source's at the same moment. Bounds
@@ -39,8 +39,8 @@ from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
-from tapml.tensors import FLOATS, HostArray, dtype_name
-from tapml.verdicts import STAGES, Stage, Status, Verdict
+from tapml.tensors import FLOATS, HostArray, dtype_name, spec_of
+from tapml.verdicts import Stage, Status, Verdict
 
 # How often a failing case is run again before it counts as failing for good.
 REPEATS = 3
@@ -58,7 +58,7 @@ class Trial:
 
 class OperatorTester:
     """See the module's docstring. `target` and `device` are the texts of the command line, `inject` that of `--inject`. Opening
-    raises TargetError, UsageError and UnavailableError; testing raises UnavailableError only when the device was lost for good."""
+    raises TargetError, UsageError and UnavailableError; testing raises UnavailableError when the device was lost for good."""
 
     def __init__(self, run: RunFolder, target: str, device: str = "local", inject: str | None = None) -> None:
         self.run = run
@@ -209,15 +209,16 @@ class OperatorTester:
                     if worst is None or verdict.badness > worst.badness:
                         worst = verdict
         except DeviceError as error:
-            return self._broken(operator, program, "error", error.stage, str(error), started)
+            stage: Stage = "driver" if error.stage == "driver" else "launch"
+            return self._made(operator, program, "error", stage, str(error), started)
         except DeviceLost as error:
-            return self._broken(operator, program, "crash", "launch", f"the device was lost: {error}", started)
+            return self._made(operator, program, "crash", "launch", f"the device was lost: {error}", started)
         assert worst is not None
         return replace(worst, cases=count, seconds=time.monotonic() - started)
 
     def _run(self, operator: Operator, program: Program, trial: Trial) -> list[HostArray]:
         """The outputs of one run, in the graph's dtypes."""
-        return self.bench.run(operator, program, trial.inputs, [(r.shape, dtype_name(r)) for r in trial.expected])
+        return self.bench.run(operator, program, trial.inputs, [spec_of(r) for r in trial.expected])
 
     def _again(
         self, operator: Operator, program: Program, trial: Trial, first: Verdict, outputs: Sequence[HostArray]
@@ -251,12 +252,6 @@ class OperatorTester:
             operator, program, "pass" if worst.passed else "fail", None if worst.passed else "numeric",
             f"{what}{output}: {worst.describe()}", started, worst,
         )
-
-    def _broken(
-        self, operator: Operator, program: Program, status: Status, stage: str, reason: str, started: float
-    ) -> Verdict:
-        assert stage in STAGES
-        return self._made(operator, program, status, stage, reason, started)
 
     def _skipped(self, operator: Operator, program: Program) -> Verdict:
         reason = (

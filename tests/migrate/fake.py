@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 
+from tapml.carve.case import Case
 from tapml.devices.interface import DeviceInfo, Launch
 from tapml.kernels import Argument, Kernel, Program, Step
 from tapml.migrate.model import Model
@@ -169,3 +173,85 @@ def reference(model: FakeModel, calls: Sequence[tuple[str, HostArray]]) -> list[
         states.update({key: values[value] for key, value in graph.mutations.items()})
         results.append({key: values[value] for key, value in zip(graph.output_keys, graph.outputs, strict=True)})
     return results
+
+
+class FakeRun:
+    """What a `RunFolder` offers to testing and migrating, over a fake model that is no decoder: one example, and one recorded call
+    of each operator of the first graph."""
+
+    kind = "module"
+    decoder = None
+    prompts = ()
+    digest = "fake"
+
+    def __init__(self, path: Path, seed: int = 0, operators: int = 12) -> None:
+        rng = random.Random(seed)
+        self.path = path
+        self.model = fake_model(rng, graphs=1, operators=operators)
+        self.graphs, self.operators, self.bodies = self.model.graphs, self.model.operators, self.model.bodies
+        self.initial_states = self.model.initial_states
+        (graph,) = self.graphs.values()
+        x = np.arange(graph.inputs[0].spec.elements, dtype=np.int64) + 3
+        self.examples = ({"x": x},)
+        self.oracle = ({"prompt": 0, "step": 0, "graph": graph.name, "source_error": {}, "excluded": {}},)
+        self.weights = {p.key: SimpleNamespace(digest=p.key) for p in graph.weights}
+        self._calls: dict[str, tuple[list[HostArray], list[HostArray]]] = {}
+        values = {p.name: self.model.weight(p.key) for p in graph.weights} | {p.name: x for p in graph.inputs}
+        values |= {p.name: self.initial_states[p.key] for p in graph.states}
+        for o in self.operators:
+            inputs = [values[i] for i in o.inputs]
+            made = self.model.function(o.signature)(inputs)
+            values.update(zip(o.outputs, made, strict=True))
+            self._calls[o.name] = (inputs, list(made))
+        self.cases = tuple(
+            Case(o.name, o.name, o.signature, graph.name, 0, 0, (), "", (0.0,) * len(o.outputs)) for o in self.operators
+        )
+
+    def operator(self, name: str) -> Operator:
+        return self.model.named[name]
+
+    def case(self, id: str) -> Case:
+        return next(c for c in self.cases if c.id == id)
+
+    def cases_of(self, name: str) -> tuple[Case, ...]:
+        return tuple(c for c in self.cases if c.operator == name)
+
+    def cases_of_signature(self, signature: str) -> tuple[Case, ...]:
+        return tuple(c for c in self.cases if c.signature == signature)
+
+    def case_arrays(self, case: Case) -> tuple[list[HostArray], list[HostArray]]:
+        return self._calls[case.operator]
+
+    def compound_error(self, name: str) -> dict[int, tuple[float, ...]]:
+        return {}
+
+
+class FakeCompiler:
+    """Compiles for `FakeDevice`; the kinds of failure are by operator number."""
+
+    failing: frozenset[int] = frozenset()
+    crashing: frozenset[int] = frozenset()
+    compiled: ClassVar[list[str]] = []
+    run: FakeRun
+
+    def __init__(self, target: object) -> None:
+        pass
+
+    def __enter__(self) -> FakeCompiler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def compile(self, bodies: dict[str, Body], on_result: Callable[..., None]) -> dict[str, Any]:
+        model = self.run.model
+        found: dict[str, Any] = {}
+        for signature in bodies:
+            self.compiled.append(signature)
+            bad = "crash" if int(signature) in self.crashing else "error" if int(signature) in self.failing else None
+            operator = next(o for o in model.operators if o.signature == signature)
+            found[signature] = SimpleNamespace(
+                program=None if bad else model.program(operator), status=bad or "ok", stage="lower" if bad else None,
+                message="no such thing" if bad else "", seconds=0.0,
+            )
+        return found

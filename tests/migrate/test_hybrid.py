@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tapml.devices.runner import ProgramRunner
 from tapml.migrate.hybrid import Hybrid
 from tapml.tensors import convert
 from tests.migrate.fake import FakeDevice, FakeModel, fake_model, reference
@@ -18,7 +19,7 @@ class FakeWeights:
         self.model, self.device = model, device
         self.buffers: dict[tuple[str, str], int] = {}
 
-    def get(self, key: str, dtype: str) -> int:
+    def __call__(self, key: str, dtype: str) -> int:
         if (key, dtype) not in self.buffers:
             data = convert(self.model.weight(key), dtype).tobytes()
             self.buffers[key, dtype] = self.device.allocate(len(data))
@@ -30,8 +31,7 @@ def setup(seed: int, **sizes: int) -> tuple[random.Random, FakeModel, FakeDevice
     rng = random.Random(seed)
     model = fake_model(rng, **sizes)
     device = FakeDevice()
-    weights: Any = FakeWeights(model, device)
-    return rng, model, device, Hybrid(model, device, weights)
+    return rng, model, device, Hybrid(model, ProgramRunner(device), FakeWeights(model, device))
 
 
 def calls_for(rng: random.Random, model: FakeModel, count: int) -> list[tuple[str, Any]]:
@@ -90,7 +90,7 @@ def test_buffers_are_shared_and_given_back() -> None:
     hybrid.offload(programs)
     for graph, x in calls:
         hybrid.step(graph, {"x": x})
-    weights = len(hybrid._weights.buffers)  # type: ignore[union-attr, attr-defined]
+    weights = len(hybrid._weight_buffer.buffers)  # type: ignore[union-attr]
     transient = len(device.buffers) - weights - 2 * len(model.initial_states)
     assert transient < 0.75 * len(model.operators), "dead values' buffers are used again"
     made = device.made
@@ -100,7 +100,9 @@ def test_buffers_are_shared_and_given_back() -> None:
             hybrid.step(graph, {"x": x})
     assert device.made == made, "nothing is allocated, uploaded or loaded twice"
     hybrid.close()
-    assert len(device.buffers) == weights and not device.kernels
+    assert hybrid._runner is not None
+    hybrid._runner.pool.trim()
+    assert len(device.buffers) == weights
 
 
 def test_wrong_use_is_refused() -> None:

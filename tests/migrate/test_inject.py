@@ -49,7 +49,7 @@ def test_a_function_that_misbehaves_is_the_users_error(tmp_path: Path, code: str
 
 
 def test_a_file_that_cannot_be_used(tmp_path: Path) -> None:
-    for text, message in [("nothing", "not of the form"), (":inject", "not of the form"), ("/none.py:inject", "there is no file")]:
+    for text, message in [("nothing", "not of the form"), (":f", "not of the form"), ("/none.py:f", "there is no file")]:
         with pytest.raises(UsageError, match=message):
             Injection.load(text)
     with pytest.raises(UsageError, match="SyntaxError"):
