@@ -141,7 +141,7 @@ class Workbench:
 
     def weight_buffer(self, key: str, dtype: str) -> int:
         """The device's buffer with a weight, stored as `dtype`."""
-        return self._uploaded.get(self._weights[key].digest, dtype, lambda: self.model.weight(key))
+        return self._uploaded.get(self._weights.entries[key].digest, dtype, lambda: self.model.weight(key))
 
     def hybrid(self) -> Hybrid:
         """The hybrid on this device: one as long as the device lives."""

@@ -176,8 +176,8 @@ def reference(model: FakeModel, calls: Sequence[tuple[str, HostArray]]) -> list[
 
 
 class FakeRun:
-    """What a `RunFolder` offers to testing and migrating, over a fake model that is no decoder: one example, and one recorded call
-    of each operator of the first graph."""
+    """What a `RunFolder` offers to testing and migrating, over a fake model that is no decoder: one example, and one recorded
+    call of each operator."""
 
     kind = "module"
     decoder = None
@@ -188,13 +188,14 @@ class FakeRun:
         rng = random.Random(seed)
         self.path = path
         self.model = fake_model(rng, graphs=1, operators=operators)
-        self.graphs, self.operators, self.bodies = self.model.graphs, self.model.operators, self.model.bodies
+        self.graphs = tuple(self.model.graphs.values())
+        self.operators, self.bodies = self.model.operators, self.model.bodies
         self.initial_states = self.model.initial_states
-        (graph,) = self.graphs.values()
+        (graph,) = self.graphs
         x = np.arange(graph.inputs[0].spec.elements, dtype=np.int64) + 3
         self.examples = ({"x": x},)
         self.oracle = ({"prompt": 0, "step": 0, "graph": graph.name, "source_error": {}, "excluded": {}},)
-        self.weights = {p.key: SimpleNamespace(digest=p.key) for p in graph.weights}
+        self.weights = SimpleNamespace(entries={p.key: SimpleNamespace(digest=p.key) for p in graph.weights})
         self._calls: dict[str, tuple[list[HostArray], list[HostArray]]] = {}
         values = {p.name: self.model.weight(p.key) for p in graph.weights} | {p.name: x for p in graph.inputs}
         values |= {p.name: self.initial_states[p.key] for p in graph.states}

@@ -52,7 +52,7 @@ def launched(run: FakeRun) -> list[str]:
 
 def influential(run: FakeRun) -> list[str]:
     """Those of them on which the model's outputs depend."""
-    (graph,) = run.graphs.values()
+    (graph,) = run.graphs
     needed = set(graph.outputs)
     found = []
     for operator in reversed(run.operators):
