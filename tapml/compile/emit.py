@@ -1,0 +1,224 @@
+"""Scheduled pieces as a `Program`: source text of each kernel, launch sizes, buffers and order.
+
+Each kernel is lowered by TVM's passes to a device function, whose parameters are pointers named after the piece's buffers; the
+code generator of the target's language turns it into text of one entry point. What is checked here: the target's limits.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import ir, s_tir, tirx
+from tvm.tirx.build import codegen_build
+
+from tapml.compile.pieces import Piece
+from tapml.compile.plain_c import plain_c
+from tapml.kernels import Extent, Kernel
+from tapml.targets.target import Target
+
+_TAGS = ("blockIdx.x", "blockIdx.y", "blockIdx.z", "threadIdx.x", "threadIdx.y", "threadIdx.z")
+
+
+class LimitError(Exception):
+    """A kernel asks for more than the target has; the message says what, how much, and the limit."""
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """A kernel and the buffers of the whole function that its arguments are, in order."""
+
+    kernel: Kernel
+    buffers: tuple[Any, ...]
+
+
+def device_target(target: Target) -> Any:
+    """TVM's target. Plain C is generated from an OpenCL device function, since TVM's C functions take packed arguments."""
+    kind = {"kind": "opencl", "max_num_threads": 1} if target.language == "c" else dict(target.tvm)
+    return tvm.target.Target({**kind, "host": "llvm"})
+
+
+def emit(piece: Piece, entry: str, target: Target, tvm_target: Any) -> Emitted:
+    """One kernel. Raises LimitError, and what TVM's passes and code generators raise."""
+    function = piece.function
+    named = [tirx.decl_buffer(b.shape, b.dtype, f"{_role(k, piece)}{k}", scope=b.scope()) for k, b in enumerate(function.params)]
+    renamed = _with_parameters(function, named)
+    device = _lowered(renamed, entry, tvm_target)
+    order = [int(re.fullmatch(r"[a-z]+(\d+)_ptr", p.name).group(1)) for p in device.params]  # type: ignore[union-attr]
+    grid, block = _launch(device)
+    shared = _shared_bytes(device)
+    text = codegen_build(tvm.IRModule({entry: device}), device.attrs["target"]).inspect_source()
+    access = tuple("read_write" if k in piece.writes else "read" for k in order)
+    kernel = _finished(Kernel(target.language, str(device.attrs["global_symbol"]), text, access, grid, block), target)
+    _check(kernel, shared, [piece.buffers[k] for k in order], target)
+    return Emitted(kernel, tuple(piece.buffers[k] for k in order))
+
+
+def _role(k: int, piece: Piece) -> str:
+    return "out" if k in piece.writes else "in"
+
+
+def _with_parameters(function: Any, buffers: Sequence[Any]) -> Any:
+    """The same function over other buffers: names decide the text, so equal work gives equal text."""
+    table = dict(zip(function.params, buffers, strict=True))
+    body = tvm_ffi.structural_map(function.body, [(ir.Var, lambda v: table.get(v, v))])
+    made = tirx.PrimFunc(list(buffers), body, function.ret_type)
+    for key, value in (function.attrs or {}).items():
+        made = made.with_attr(key, value)
+    return made
+
+
+def _lowered(function: Any, entry: str, tvm_target: Any) -> Any:
+    """The device function of a scheduled one, ready for code generation."""
+    module = tvm.IRModule({entry: function.with_attr("global_symbol", entry)})
+    passes = [
+        tirx.transform.BindTarget(tvm_target),
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerCrossThreadReduction(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.LiftThreadBinding(),
+        s_tir.transform.ManifestSharedMemoryLocalStage(),
+        s_tir.transform.CompactBufferAllocation(),
+        s_tir.transform.LowerAutoCopy(),
+        s_tir.transform.UnifyThreadBinding(),
+        s_tir.transform.LowerMatchBuffer(),
+        s_tir.transform.StmtSimplify(),
+        s_tir.transform.InjectSoftwarePipeline(),
+        s_tir.transform.TransformMmaBufferLayout(),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.BF16ComputeLegalize(),
+        tirx.transform.NarrowDataType(32),
+        s_tir.transform.LoopPartition(),
+        tirx.transform.VectorizeLoop(True),
+        s_tir.transform.InjectVirtualThread(),
+        s_tir.transform.InjectDoubleBuffer(),
+        tirx.transform.StorageRewrite(),
+        s_tir.transform.HoistIfThenElse(),
+        tirx.transform.UnrollLoop(),
+        s_tir.transform.RenormalizeSplitPattern(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        s_tir.transform.RewriteUnsafeSelect(),
+        tirx.transform.CommonSubexprElim(),
+        tirx.transform.VerifyMemory(),
+        tirx.transform.AnnotateEntryFunc(),
+        s_tir.transform.ThreadSync("shared"),
+        s_tir.transform.ThreadSync("shared.dyn"),
+        s_tir.transform.ThreadSync("warp"),
+        s_tir.transform.InferFragment(),
+        s_tir.transform.LowerThreadAllreduce(),
+        s_tir.transform.MergeSharedMemoryAllocations(),
+        tirx.transform.SplitHostDevice(),
+        tirx.transform.LowerWarpMemory(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.LowerIntrin(),
+    ]
+    for step in passes[:-3]:
+        module = step(module)
+    found = [f for f in module.functions.values() if int(f.attrs.get("calling_conv", 0)) == 2]
+    if len(found) != 1:
+        raise ValueError(f"a piece became {len(found)} device functions; expected one")
+    device = found[0].with_attr("global_symbol", entry)
+    module = tvm.IRModule({entry: device})
+    for step in passes[-3:]:
+        module = step(module)
+    return module[entry]
+
+
+def _launch(device: Any) -> tuple[Extent, Extent]:
+    sizes = dict.fromkeys(_TAGS, 1)
+
+    def visit(node: Any) -> None:
+        if node.attr_key == "thread_extent":
+            tag = str(node.node.thread_tag)
+            if tag not in sizes:
+                raise ValueError(f"a thread axis {tag!r} that no platform here has")
+            sizes[tag] = max(sizes[tag], int(node.value))
+
+    tvm_ffi.structural_walk(device.body, [(tirx.AttrStmt, visit)])
+    gx, gy, gz, bx, by, bz = (sizes[t] for t in _TAGS)
+    return (gx, gy, gz), (bx, by, bz)
+
+
+def _shared_bytes(device: Any) -> int:
+    total = 0
+
+    def visit(node: Any) -> None:
+        nonlocal total
+        buffer = node.buffer
+        if str(buffer.scope()).startswith("shared"):
+            total += nbytes(buffer)
+
+    tvm_ffi.structural_walk(device.body, [(tirx.AllocBuffer, visit)])
+    return total
+
+
+def nbytes(buffer: Any) -> int:
+    return math.prod(int(n) for n in buffer.shape) * (tvm.runtime.DataType(str(buffer.dtype)).bits + 7) // 8
+
+
+def _finished(kernel: Kernel, target: Target) -> Kernel:
+    """The text as the platform wants it, and for WGSL the launch folded into its limits."""
+    source = re.sub(r"^//.*\n", "", kernel.source, flags=re.MULTILINE).strip() + "\n"
+    uniform: tuple[int, ...] = ()
+    grid = kernel.grid
+    if kernel.language == "wgsl":
+        source = _runtime_infinities(source)
+        uniform = (grid[0] - 1,)
+        grid = _folded(grid, target.limits.workgroups_per_dimension)
+    elif kernel.language == "c":
+        source = plain_c(source)
+    return Kernel(kernel.language, kernel.entry, source, kernel.access, grid, kernel.block, uniform)
+
+
+def _folded(grid: Extent, limit: int) -> Extent:
+    """TVM's WGSL reads workgroup x as z · (number along x) + x, so a long x is folded over z."""
+    x, y, z = grid
+    if z != 1:
+        raise LimitError(f"a WGSL kernel with {z} workgroups along z, which the code generator needs for folding x")
+    layers = -(-x // limit)
+    return (-(-x // layers), y, layers)
+
+
+_NOT_FINITE = {"inf": "0x7f800000u", "-inf": "0xff800000u", "nan": "0x7fc00000u"}
+
+
+def _runtime_infinities(source: str) -> str:
+    """WGSL refuses a constant expression that is not finite; the bits of one in a variable are no constant expression."""
+    declared: set[str] = set()
+
+    def replaced(match: re.Match[str]) -> str:
+        name = match.group(1)
+        declared.add(name)
+        return f"bitcast<f32>({_variable(name)})"
+
+    source = re.sub(r"f32\((-?inf|nan)\)", replaced, source)
+    source = re.sub(r"(?<![\w.])(-?inf|nan)f?(?![\w(])", replaced, source)
+    lines = [f"var<private> {_variable(n)} : u32 = {_NOT_FINITE[n]};\n" for n in sorted(declared)]
+    return "".join(lines) + source
+
+
+def _variable(name: str) -> str:
+    return {"inf": "bits_of_inf", "-inf": "bits_of_minus_inf", "nan": "bits_of_nan"}[name]
+
+
+def _check(kernel: Kernel, shared: int, buffers: Sequence[Any], target: Target) -> None:
+    limits = target.limits
+    checks = [
+        ("invocations in a workgroup", math.prod(kernel.block), limits.workgroup_invocations),
+        ("bytes of workgroup memory", shared, limits.workgroup_memory),
+        ("storage buffers", len(buffers), limits.storage_buffers),
+        ("bytes in one binding", max(nbytes(b) for b in buffers), limits.binding_bytes),
+        ("workgroups along a dimension", max(kernel.grid), limits.workgroups_per_dimension),
+    ]
+    for what, need, limit in checks:
+        if need > limit:
+            raise LimitError(f"kernel {kernel.entry} needs {need} {what}; {target.name} has {limit}")

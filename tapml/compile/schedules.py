@@ -1,0 +1,141 @@
+"""Schedules: how the loops of a piece are spread over a device's threads.
+
+The names that `Target.schedules` may hold:
+
+- "dlight"   TVM's dlight rules for GPUs: shared memory, reductions across threads; "simple" for a piece that they cannot do
+- "blocked"  for drivers that run on a processor: products of matrices by register blocks with vector loads along the contracted
+             dimension, no barriers; "simple" for the other pieces
+- "simple"   one thread for each element of the result, reductions serial: works for everything, on every GPU language
+- "serial"   one thread for all: for processors, and to find out whether a fault is one of scheduling
+
+    function = apply("blocked", piece_function, target, tvm_target)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.s_tir import dlight
+
+from tapml.compile.blocked import contraction_blocks, schedule_contraction
+from tapml.compile.pieces import is_reduction
+from tapml.targets.target import Target
+
+NAMES = ("dlight", "blocked", "simple", "serial")
+
+
+class ScheduleFailure(Exception):
+    """A schedule that cannot be applied; the message says to what, and why."""
+
+
+def apply(name: str, function: Any, target: Target, tvm_target: Any) -> Any:
+    """The function with its loops bound to threads. Raises ScheduleFailure for an unknown name, and TVM's errors."""
+    rules: dict[str, Callable[[Any, Target, Any], Any]] = {
+        "dlight": _dlight, "blocked": _blocked, "simple": _simple, "serial": _serial,
+    }
+    if name not in rules:
+        raise ScheduleFailure(f"no schedule {name!r}; known: {', '.join(NAMES)}")
+    return rules[name](function, target, tvm_target)
+
+
+def _dlight(function: Any, target: Target, tvm_target: Any) -> Any:
+    rules = [dlight.gpu.Matmul(), dlight.gpu.GEMV(), dlight.gpu.Reduction(), dlight.gpu.GeneralReduction()]
+    with tvm_target:
+        module = dlight.ApplyDefaultSchedule(*rules)(tvm.IRModule({"main": function}))
+    scheduled = module["main"]
+    return scheduled if bound(scheduled) else _simple(function, target, tvm_target)
+
+
+def bound(function: Any) -> bool:
+    """Whether every nest at the function's root is bound to threads."""
+    body = function.body.block.body
+    return all(_binds(s) for s in (body.seq if isinstance(body, tirx.SeqStmt) else [body]))
+
+
+def _binds(statement: Any) -> bool:
+    while isinstance(statement, tirx.For):
+        if statement.kind == tirx.ForKind.THREAD_BINDING:
+            return True
+        statement = statement.body
+    return False
+
+
+def _blocked(function: Any, target: Target, tvm_target: Any) -> Any:
+    schedule = s_tir.Schedule(function)
+    found = contraction_blocks(schedule)
+    if found is None:
+        return _simple(function, target, tvm_target)
+    schedule_contraction(schedule, found, target)
+    return schedule.mod["main"]
+
+
+def _simple(function: Any, target: Target, tvm_target: Any) -> Any:
+    return _one_thread_each(function, min(64, target.limits.workgroup_invocations))
+
+
+def _serial(function: Any, target: Target, tvm_target: Any) -> Any:
+    return _one_thread_each(function, None)
+
+
+def _one_thread_each(function: Any, threads: int | None) -> Any:
+    """One thread an element, `threads` of them in a workgroup, or one thread for all elements if None. A reduction sums in a
+    register, and its epilogue runs in the same thread."""
+    schedule = s_tir.Schedule(function)
+    names = [schedule.get(b).name_hint for b in schedule.get_child_blocks(schedule.get_sblock("root"))]
+    done: set[str] = set()
+    for name in names:
+        if name in done:
+            continue
+        block = schedule.get_sblock(name)
+        spatial, reduced = loops_by_kind(schedule, block)
+        if not spatial:
+            spatial = [schedule.add_unit_loop(block)]
+        schedule.reorder(*spatial, *reduced)
+        if threads is None:
+            schedule.bind(schedule.add_unit_loop(spatial[0]), "blockIdx.x")
+            inner = spatial[-1]
+        else:
+            outer, inner = schedule.split(schedule.fuse(*spatial), factors=[None, threads])
+            schedule.bind(outer, "blockIdx.x")
+            schedule.bind(inner, "threadIdx.x")
+        if not is_reduction(schedule.get(block)):
+            continue
+        finish_in_registers(schedule, block, inner, done, names)
+        if reduced:
+            schedule.decompose_reduction(block, reduced[0])
+    return schedule.mod["main"]
+
+
+def finish_in_registers(schedule: Any, block: Any, loop: Any, done: set[str], names: list[str]) -> None:
+    """Keeps a reduction's result in registers at `loop`, where its epilogue, or the write to its buffer, then takes place."""
+    epilogue = _epilogue(schedule, block, names)
+    if epilogue is not None:
+        done.add(epilogue)
+        schedule.set_scope(block, 0, "local")
+        schedule.reverse_compute_at(schedule.get_sblock(epilogue), loop)
+    else:
+        for k in range(len(schedule.get(block).writes)):
+            schedule.reverse_compute_at(schedule.cache_write(block, k, "local"), loop)
+
+
+def _epilogue(schedule: Any, block: Any, names: list[str]) -> str | None:
+    """The name of the block that finishes this reduction in the same piece: its one consumer, if it is no output itself."""
+    consumers = schedule.get_consumers(block)
+    if len(consumers) != 1 or len(schedule.get(block).writes) != 1:
+        return None
+    name = str(schedule.get(consumers[0]).name_hint)
+    return name if name in names else None
+
+
+def loops_by_kind(schedule: Any, block: Any) -> tuple[list[Any], list[Any]]:
+    """The loops over a block's spatial axes, and those over its reduced ones. Loops and axes correspond one to one."""
+    loops = schedule.get_loops(block)
+    axes = schedule.get(block).iter_vars
+    if len(loops) != len(axes):
+        raise ScheduleFailure(f"block {schedule.get(block).name_hint} has {len(axes)} axes in {len(loops)} loops")
+    kinds = [int(v.iter_type) == tirx.IterVar.CommReduce for v in axes]
+    return [x for x, r in zip(loops, kinds, strict=True) if not r], [x for x, r in zip(loops, kinds, strict=True) if r]
+
