@@ -3,11 +3,11 @@
 It is `$TAPML_CACHE`, or `~/.cache/tapml`. Everything in it can be made again: deleting it costs time, nothing else (runs that
 refer to weights in it then say that the model must be carved again).
 
-    folder = keep("gguf", key, fill)        the folder filled by an earlier call, or by fill(folder) now; whole or not there at all
+    folder = keep("gguf", key, fill)        the folder filled by an earlier call, or by fill(folder) now; never half of it
     file_digest(path)                       hash of a file's bytes
 
-A kept folder holds `sealed.json`: size, time and hash of each of its files. A folder in which a file is missing or differs is built
-again. A file whose size and time are as sealed is not hashed again, so opening is cheap. Imports no torch.
+A kept folder holds `sealed.json`: size, time and hash of each of its files. A folder in which a file is missing or differs is
+built again. A file whose size and time are as sealed is not hashed again, so opening is cheap. Imports no torch.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tapml.errors import UsageError
+from tapml.source.messages import first_line
 
 SEAL = "sealed.json"
 
@@ -31,7 +32,8 @@ def cache_folder() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"The cache folder {folder} cannot be made: {error.strerror}. Set TAPML_CACHE to a writable one.") from error
+        why = error.strerror or first_line(error)
+        raise UsageError(f"The cache folder {folder} cannot be made: {why}. Set TAPML_CACHE to a writable one.") from error
     return folder
 
 
@@ -45,8 +47,7 @@ def keep(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
     """The sealed folder `kind/key` of the cache, made by `fill` if it is missing or damaged.
 
     `fill` gets an empty temporary folder beside it, which is renamed when complete, so that a reader never sees half of one, also
-    when several processes fill it at once. Raises UsageError when there is no room.
-    """
+    when several processes fill it at once. Raises UsageError when there is no room."""
     final = cache_folder() / kind / key
     if _sound(final):
         return final
@@ -65,7 +66,8 @@ def keep(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
                 raise
     except OSError as error:
         raise UsageError(
-            f"The cache folder {final.parent} could not be written: {error.strerror or error}. Make room, or set TAPML_CACHE to another disk."
+            f"The cache folder {final.parent} could not be written: {error.strerror or first_line(error)}. Make room, or set "
+            "TAPML_CACHE to another disk."
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

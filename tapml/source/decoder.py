@@ -1,12 +1,12 @@
 """A causal language model as one step over a key-value cache of fixed length, ready to be exported.
 
-    step = DecoderStep(module, chunk_of_cache_shapes(module), max_len)
+    step = DecoderStep(module, cache_shapes(module), max_len)
     logits = step(input_ids, position_ids, last)            prefill: logits of the token at index `last` [1, 1, vocabulary]
     logits = step(input_ids, position_ids)                  decode
 
-Every layer's keys and values are buffers `keys_0`, `values_0`, … of [1, heads, max_len, head size], written at the positions that the step is
-given. That is all of the state: the length of the text so far is known to the caller alone. A layer with a sliding window keeps all
-positions too; its attention mask hides those outside of the window.
+Every layer's keys and values are buffers `keys_0`, `values_0`, … of [1, heads, max_len, head size], written at the positions
+that the step is given. That is all of the state: the length of the text so far is known to the caller alone. A layer with a
+sliding window keeps all positions too; its attention mask hides those outside of the window.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def cache_shapes(module: Any) -> tuple[CacheShape, ...]:
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         if not isinstance(keys, torch.Tensor) or not isinstance(values, torch.Tensor) or keys.dim() != 4:
             raise ModelError(
-                f"Layer {index} of {type(module).__name__} keeps a {type(layer).__name__}, not keys and values. Only attention caches are supported."
+                f"Layer {index} of {type(module).__name__} keeps a {type(layer).__name__}, not keys and values. Only attention "
+                "caches are supported."
             )
         shapes.append(CacheShape(keys.shape, values.shape, keys.dtype))
     return tuple(shapes)
@@ -68,13 +69,15 @@ class StepLayer(StaticLayer):  # type: ignore[misc]
         """How many positions were filled before this step: that of its first token, as a tensor."""
         return self.positions[0]
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         self.keys.index_copy_(2, self.positions, key_states.to(self.dtype))
         self.values.index_copy_(2, self.positions, value_states.to(self.dtype))
         return self.keys, self.values
 
 
-class DecoderStep(torch.nn.Module):
+class DecoderStep(torch.nn.Module):  # type: ignore[misc]
     """See the module's docstring."""
 
     def __init__(self, module: Any, shapes: tuple[CacheShape, ...], max_len: int) -> None:
@@ -97,7 +100,7 @@ class DecoderStep(torch.nn.Module):
         cache = Cache(layers=[
             StepLayer(getattr(self, f"keys_{i}"), getattr(self, f"values_{i}"), positions) for i in range(self.layers)
         ])
-        wanted: dict[str, Any] = {}
+        wanted: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "return_dict": True}
         if self.takes_positions:
             wanted["position_ids"] = position_ids
         else:
@@ -105,5 +108,5 @@ class DecoderStep(torch.nn.Module):
         if last is not None and self.keeps_logits:
             wanted["logits_to_keep"] = last
         model = getattr(self, MODEL)
-        logits: torch.Tensor = model(input_ids=input_ids, past_key_values=cache, use_cache=True, return_dict=True, **wanted).logits
+        logits: torch.Tensor = model(input_ids=input_ids, **wanted).logits
         return logits if last is None or self.keeps_logits else logits.index_select(1, last)

@@ -8,11 +8,13 @@ Reading a traced program into a `Graph` is `tapml.operators.from_fx`'s; the step
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from torch.utils import _pytree as pytree
 
 from tapml.errors import ModelError, UsageError
@@ -20,8 +22,8 @@ from tapml.generation import DecoderShape
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.graph import Graph
 from tapml.source.decoder import MODEL, CacheShape, DecoderStep, cache_shapes
+from tapml.source.messages import first_line
 from tapml.source.model import LoadedModel
-from tapml.source.prompts import vocabulary
 from tapml.source.trace import trace
 from tapml.tensors import TensorSpec
 
@@ -41,31 +43,40 @@ class Exported:
 
 
 def export(model: LoadedModel, *, chunk: int = 64, max_len: int = 256) -> Exported:
-    """`chunk` tokens go into a prefill call; `max_len`, a multiple of it, is the number of positions in the cache. Both matter to causal
-    language models only. Raises ModelError when the model does not export, UsageError for lengths that do not fit it."""
+    """`chunk` tokens go into a prefill call; `max_len`, a multiple of it, is the number of positions in the cache. Both matter
+    to causal language models only. Raises ModelError when the model does not export, UsageError for lengths that do not fit
+    it."""
     if model.kind == "module":
-        return _export_module(model)
+        return _with_attention(model, lambda: _export_module(model))
     if chunk < 1 or max_len < chunk or max_len % chunk:
         raise UsageError(f"The cache length must be a multiple of the prefill chunk; given were {max_len} and {chunk}.")
     limit = getattr(model.module.config, "max_position_embeddings", None)
     if isinstance(limit, int) and max_len > limit:
-        raise UsageError(f"{model.name} knows {limit} positions; a cache of {max_len} is too long. Carve with --max-len {limit // chunk * chunk} or less.")
-    experts = getattr(model.module, "set_experts_implementation", None)
-    if experts is not None and getattr(model.module, "_can_set_experts_implementation", lambda: True)():
-        # The default gathers tokens by expert, in numbers that depend on the data.
-        experts("batched_mm")
+        fits = limit // chunk * chunk
+        raise UsageError(f"{model.name} knows {limit} positions: no cache of {max_len}. Carve with --max-len {fits} or less.")
+    return _with_attention(model, lambda: _export_decoder(model, chunk, max_len))
+
+
+def _with_attention(model: LoadedModel, attempt: Callable[[], Exported]) -> Exported:
+    """The attempt with the attention that the model came with, and if that does not export with the eager one. What is
+    set in a transformers model is set back afterwards."""
+    module: Any = model.module
+    if not isinstance(module, transformers.PreTrainedModel):
+        return attempt()
+    attention, experts = module.config._attn_implementation, module.config._experts_implementation
+    # The default way of running experts gathers tokens by expert, in numbers that depend on the data.
+    if module._can_set_experts_implementation():
+        module.set_experts_implementation("batched_mm")
     try:
-        return _export_decoder(model, chunk, max_len)
-    except ModelError:
-        if model.module.config._attn_implementation == "eager":
-            raise
-    before = model.module.config._attn_implementation
-    model.module.set_attn_implementation("eager")
-    try:
-        return _export_decoder(model, chunk, max_len)
-    except ModelError:
-        model.module.set_attn_implementation(before)
-        raise
+        if attention != "eager":
+            with suppress(ModelError):
+                return attempt()
+            module.set_attn_implementation("eager")
+        return attempt()
+    finally:
+        module.set_attn_implementation(attention)
+        if module._can_set_experts_implementation():
+            module.set_experts_implementation(experts)
 
 
 def _export_decoder(model: LoadedModel, chunk: int, max_len: int) -> Exported:
@@ -86,10 +97,8 @@ def _export_decoder(model: LoadedModel, chunk: int, max_len: int) -> Exported:
         )
         graphs.append(graph)
         tensors.update(weights)
-    size = graphs[0].specs[graphs[0].outputs[0]].shape[-1]
-    shape = DecoderShape(chunk, max_len, size, model.stop)
-    assert size >= vocabulary(model.module) or size > 0
-    return Exported(tuple(graphs), tensors, states, {}, shape)
+    vocabulary = graphs[0].specs[graphs[0].outputs[0]].shape[-1]
+    return Exported(tuple(graphs), tensors, states, {}, DecoderShape(chunk, max_len, vocabulary, model.stop))
 
 
 def _states(shapes: tuple[CacheShape, ...], max_len: int) -> dict[str, TensorSpec]:
@@ -101,7 +110,7 @@ def _states(shapes: tuple[CacheShape, ...], max_len: int) -> dict[str, TensorSpe
     return found
 
 
-class _Flat(torch.nn.Module):
+class _Flat(torch.nn.Module):  # type: ignore[misc]
     """A module whose output is a dict of named tensors, whatever structure it has by itself."""
 
     def __init__(self, module: torch.nn.Module) -> None:
@@ -113,8 +122,8 @@ class _Flat(torch.nn.Module):
 
 
 def flat_outputs(result: Any) -> dict[str, torch.Tensor]:
-    """The tensors in what a module returned, named by where they stand in it: "last_hidden_state", "0", "boxes.1"; a single one is
-    "output"."""
+    """The tensors in what a module returned, named by where they stand in it: "last_hidden_state", "0", "boxes.1"; a single one
+    is "output"."""
     if isinstance(result, torch.Tensor):
         return {"output": result}
     # transformers' outputs are ordered dicts that pytree knows by their own class.
@@ -143,8 +152,9 @@ def _export_module(model: LoadedModel) -> Exported:
             outputs = wrapper(**inputs)
     except Exception as error:
         # A model's own code can raise anything.
-        why = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
-        raise ModelError(f"{model.name} does not run on its example inputs: {type(error).__name__}: {why}.") from error
+        raise ModelError(
+            f"{model.name} does not run on its example inputs: {type(error).__name__}: {first_line(error)}."
+        ) from error
     if not outputs:
         raise ModelError(f"{model.name} returns no tensors, so there is nothing to compare.")
     program = trace(wrapper, inputs)

@@ -1,10 +1,11 @@
-"""A GGUF file becomes a Hugging Face directory in the cache: config, tokenizer with chat template, safetensors in the wanted dtype.
+"""A GGUF file becomes a Hugging Face directory in the cache: config, tokenizer with chat template, safetensors in the wanted
+dtype.
 
     folder = converted(path, "float32")
 
-transformers knows how to read GGUF, but parses the file anew at each of its steps, and slowly: `_parsed_once` makes it read a file once, without
-a numpy memmap object for each of a tokenizer's 100,000 strings. The conversion is kept under the hash of the file's bytes, so that the
-next load of the same model is that of a directory.
+transformers knows how to read GGUF, but parses the file anew at each of its steps, and slowly: `_parsed_once` makes it read a
+file once, without a numpy memmap object for each of a tokenizer's 100,000 strings. The conversion is kept under the hash of the
+file's bytes, so that the next load of the same model is that of a directory.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ import numpy as np
 
 from tapml.errors import ModelError, TapmlError
 from tapml.source.cache import file_digest, keep
+from tapml.source.messages import first_line
+from tapml.tensors import HostArray
 
 # Part of the key of a conversion: counts up when the same file would be converted to something else.
 _FORMAT = 1
 
 
 def converted(path: Path, dtype: str) -> Path:
-    """The directory with the model in `dtype`. Raises ModelError when the file is no GGUF, is cut off, or holds an architecture that
-    transformers cannot read."""
+    """The directory with the model in `dtype`. Raises ModelError when the file is no GGUF, is cut off, or holds an architecture
+    that transformers cannot read."""
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise ModelError(f"{path} is no GGUF file: it does not begin with 'GGUF'. Give a .gguf file or a Hugging Face directory.")
+            raise ModelError(f"{path} is no GGUF file: it does not begin with 'GGUF'. Give another file, or a directory.")
     key = f"{file_digest(path)}-{dtype}-{_FORMAT}-{version('transformers')}"
     return keep("gguf", key, lambda folder: _convert(path, dtype, folder))
 
@@ -47,8 +50,11 @@ def _convert(path: Path, dtype: str, folder: Path) -> None:
     except (TapmlError, OSError):
         raise
     except Exception as error:
-        raise ModelError(f"{path} cannot be read: {_first_line(error)}. If the file is whole, its architecture may not be one that "
-                         "transformers reads from GGUF; give the model's Hugging Face directory instead.") from error
+        # The readers check little: a damaged file shows as whatever they stumble over.
+        raise ModelError(
+            f"{path} cannot be read: {type(error).__name__}: {first_line(error)}. If the file is whole, its architecture may be none "
+            "that transformers reads from GGUF; give the model's Hugging Face directory instead."
+        ) from error
     # The tensors are plain by now; the marks of the quantised file would keep the directory from being written and read.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
@@ -65,12 +71,12 @@ def _parsed_once(path: Path) -> Iterator[None]:
 
     class Reader(gguf.GGUFReader):  # type: ignore[misc]
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: str | None = None) -> Any:
-            if type(self.data) is not np.ndarray:
-                self.data = np.asarray(self.data)
+            data: HostArray = np.asarray(self.data)  # type: ignore[has-type]
+            self.data = data
             end = int(offset) + np.dtype(dtype).itemsize * int(count)
-            if end > self.data.size:
-                raise ModelError(f"{path} is cut off: it has {self.data.size} bytes and needs at least {end}. Download it again.")
-            part = self.data[int(offset) : end].view(dtype)
+            if end > data.size:
+                raise ModelError(f"{path} is cut off: it has {data.size} bytes and needs at least {end}. Download it again.")
+            part = data[int(offset) : end].view(dtype)
             order = override_order or self.byte_order
             return part if order == "I" else part.view(part.dtype.newbyteorder(order))
 
@@ -82,8 +88,3 @@ def _parsed_once(path: Path) -> Iterator[None]:
         yield
     finally:
         gguf.GGUFReader, gguf.get_tensor_name_map, reading.tqdm = whole
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")

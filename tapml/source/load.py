@@ -5,8 +5,9 @@
     model = load("net.py:build")                a function that returns (torch.nn.Module, example_inputs)
     model = load(module, example_inputs=…)      a module that is there already
 
-The dtype, where none is asked for, is float32 for GGUF and what the model's config says otherwise. Weights in safetensors are memory-mapped. An id is
-looked up in the local Hugging Face cache first, then on the hub. No code of a model's repository is run, and no pickled weights are read.
+The dtype, where none is asked for, is float32 for GGUF and what the model's config says otherwise. Weights in safetensors are
+memory-mapped. An id is looked up in the local Hugging Face cache first, then on the hub. No code of a model's repository is
+run, and no pickled weights are read.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import torch
 
 from tapml.errors import ModelError, nearest
 from tapml.source.from_gguf import converted
-from tapml.source.model import DTYPES, LoadedModel, is_causal_lm, stop_tokens
+from tapml.source.messages import first_line
+from tapml.source.model import DTYPES, Kind, LoadedModel, is_causal_lm, stop_tokens
 from tapml.source.prompts import default_inputs
 from tapml.source.python_file import call_function
 from tapml.source.safetensors_file import read_header
@@ -69,7 +71,7 @@ def load(
 def _from_module(module: torch.nn.Module, name: str, spec: str, inputs: Any, dtype: str | None) -> LoadedModel:
     if dtype is not None:
         module = module.to(getattr(torch, dtype))
-    kind = "causal_lm" if is_causal_lm(module) else "module"
+    kind: Kind = "causal_lm" if is_causal_lm(module) else "module"
     stop = stop_tokens(module) if kind == "causal_lm" else ()
     return LoadedModel(
         module, kind, name, spec, _dtype_of(module), example_inputs=_bind(module, inputs), stop=stop,
@@ -79,8 +81,7 @@ def _from_module(module: torch.nn.Module, name: str, spec: str, inputs: Any, dty
 def _from_files(spec: str, dtype: str | None) -> LoadedModel:
     path = Path(spec).expanduser()
     if path.is_file() and path.suffix == ".gguf":
-        model = _from_folder(converted(path, dtype or "float32"), path.stem, spec, dtype or "float32")
-        return model
+        return _from_folder(converted(path, dtype or "float32"), path.stem, spec, dtype or "float32")
     if path.is_dir():
         return _from_folder(path, path.resolve().name, spec, dtype)
     if path.exists():
@@ -104,10 +105,9 @@ def _from_hub(spec: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(spec, allow_patterns=wanted, etag_timeout=5))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ModelError(
-            f"No such model: {spec} is neither a path here nor in the local Hugging Face cache, and the hub did not give it ({why}). "
-            "Check the name, or download the model and give its directory."
+            f"No such model: {spec} is neither a path here nor in the local Hugging Face cache, and the hub did not give it "
+            f"({first_line(error)}). Check the name, or download the model and give its directory."
         ) from error
 
 
@@ -115,25 +115,21 @@ def _from_folder(folder: Path, name: str, spec: str, dtype: str | None) -> Loade
     import transformers
 
     files = _checked_files(folder)
+    wanted = {"dtype": dtype or "auto", "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         build = _class_for(config)
-        module, info = build.from_pretrained(
-            folder, config=config, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True,
-        )
+        module, info = build.from_pretrained(folder, config=config, **wanted)
         if info["missing_keys"] and all("pooler" in key for key in info["missing_keys"]):
-            module = build.from_pretrained(
-                folder, config=config, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=False, add_pooling_layer=False,
-            )
-            info["missing_keys"] = []
+            # The classes have a pooling layer that many encoders were saved without.
+            module, info = build.from_pretrained(folder, config=config, add_pooling_layer=False, **wanted)
     except Exception as error:
         # transformers raises many kinds of errors for a config or weights that it cannot make a model of.
-        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ModelError(f"{folder} cannot be loaded: {type(error).__name__}: {why}.") from error
+        raise ModelError(f"{folder} cannot be loaded: {type(error).__name__}: {first_line(error)}.") from error
     missing = sorted(info["missing_keys"])
     if missing:
-        raise ModelError(f"{folder} lacks {len(missing)} of the model's weights, the first is {missing[0]}. Download the model again.")
-    kind = "causal_lm" if is_causal_lm(module) else "module"
+        raise ModelError(f"{folder} lacks {len(missing)} of the model's weights, first {missing[0]}. Download the model again.")
+    kind: Kind = "causal_lm" if is_causal_lm(module) else "module"
     return LoadedModel(
         module, kind, name, spec, _dtype_of(module), _tokenizer(folder), {},
         stop_tokens(module) if kind == "causal_lm" else (), files,
@@ -144,7 +140,8 @@ def _checked_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors files of a directory, each whole."""
     if not (folder / "config.json").is_file():
         other = sorted(folder.glob("*.gguf"))
-        hint = f"Did you mean {other[0]}?" if other else "A Hugging Face directory has config.json, *.safetensors and tokenizer files."
+        whole = "A Hugging Face directory has config.json, *.safetensors and tokenizer files."
+        hint = f"Did you mean {other[0]}?" if other else whole
         raise ModelError(f"{folder} has no config.json. {hint}")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -160,7 +157,8 @@ def _checked_files(folder: Path) -> tuple[Path, ...]:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
         pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
-        hint = f"It has {pickled[0].name}, which is pickled: save it again as safetensors." if pickled else "Download the model again."
+        again = "Download the model again."
+        hint = f"It has {pickled[0].name}, which is pickled: save it again as safetensors." if pickled else again
         raise ModelError(f"{folder} has no weights: no *.safetensors file. {hint}")
     for file in files:
         read_header(file)
@@ -187,8 +185,7 @@ def _tokenizer(folder: Path) -> Any | None:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         # The tokenizers library has no error types of its own.
-        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {why}.") from error
+        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {first_line(error)}.") from error
 
 
 def _bind(module: torch.nn.Module, inputs: Any) -> dict[str, Any]:

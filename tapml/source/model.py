@@ -19,11 +19,11 @@ DTYPES = ("float32", "float16", "bfloat16")
 class LoadedModel:
     """A model in evaluation mode.
 
-    `kind`: "causal_lm" (a transformers causal language model: prefill, decode, key-value cache, greedy tokens) or "module" (anything else: one
-    forward pass). `name` is for people, `spec` is how it was asked for. `dtype` is that of its floating point weights. `tokenizer` is
-    transformers' or None. `example_inputs` are keyword arguments of one call, tensors on the module's device ({} where none are needed
-    or known). `stop` holds the token ids that end generation. `weight_files` are the safetensors files that hold the weights as the
-    module has them, if there are any."""
+    `kind`: "causal_lm" (a transformers causal language model: prefill, decode, key-value cache, greedy tokens) or "module"
+    (anything else: one forward pass). `name` is for people, `spec` is how it was asked for. `dtype` is that of its floating
+    point weights. `tokenizer` is transformers' or None. `example_inputs` are keyword arguments of one call, tensors on the
+    module's device ({} where none are needed or known). `stop` holds the token ids that end generation. `weight_files` are the
+    safetensors files that hold the weights as the module has them, if there are any."""
 
     module: torch.nn.Module
     kind: Kind
@@ -41,7 +41,7 @@ class LoadedModel:
         equal models wherever their files lie; reads all weights once (about 1 s a GB)."""
         found = hashlib.blake2b(digest_size=16)
         config = getattr(self.module, "config", None)
-        known = config.to_dict() if hasattr(config, "to_dict") else {}
+        known = {} if config is None or not hasattr(config, "to_dict") else config.to_dict()
         for place in ("_name_or_path", "transformers_version", "dtype"):
             known.pop(place, None)
         found.update(f"{type(self.module).__qualname__} {json.dumps(known, sort_keys=True, default=str)}".encode())
@@ -65,7 +65,8 @@ def is_causal_lm(module: torch.nn.Module) -> bool:
     under causal language modelling."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    names = {name for entry in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in ([entry] if isinstance(entry, str) else entry)}
+    entries = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    names = {name for entry in entries for name in ([entry] if isinstance(entry, str) else entry)}
     bases = {base.__name__ for base in type(module).__mro__}
     can = getattr(module, "can_generate", None)
     return hasattr(module, "config") and callable(can) and bool(can()) and bool(bases & names)

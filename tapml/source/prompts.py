@@ -3,8 +3,8 @@
     encode(model, ["What is the capital of France?"])       (Prompt(text, tokens),)
     encoder_inputs(model, ["one text", "another"])          a dict of tensors for each text, all of the same shape
 
-With a chat template, a text is one user turn and the template asks for an answer; without one it is taken as it is. A model without a tokenizer
-takes token ids: "5 9 70".
+With a chat template, a text is one user turn and the template asks for an answer; without one it is taken as it is. A model
+without a tokenizer takes token ids: "5 9 70".
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Prompt:
 
 
 def encode(model: LoadedModel, texts: Sequence[str]) -> tuple[Prompt, ...]:
-    """The prompts of a causal language model; with no texts, the rows of its example's `input_ids`. Raises PromptError for an empty
-    text, for token ids outside of the vocabulary, and when there is nothing at all."""
+    """The prompts of a causal language model; with no texts, the rows of its example's `input_ids`. Raises PromptError for an
+    empty text, for token ids outside of the vocabulary, and when there is nothing at all."""
     if texts:
         return tuple(Prompt(text, _tokens(model, text)) for text in texts)
     example = model.example_inputs.get("input_ids")
@@ -47,7 +47,7 @@ def _tokens(model: LoadedModel, text: str) -> tuple[int, ...]:
         raise PromptError("A prompt is empty. Give at least one word with --prompt.")
     if model.tokenizer is None:
         if not re.fullmatch(r"\s*\d+(?:[\s,]+\d+)*\s*", text):
-            raise PromptError(f"{model.name} has no tokenizer, so a prompt is token ids, such as --prompt '5 9 70'; given was {text[:40]!r}.")
+            raise PromptError(f"{model.name} has no tokenizer: give token ids, such as --prompt '5 9 70', not {text[:40]!r}.")
         return _in_vocabulary(model, tuple(int(n) for n in re.findall(r"\d+", text)))
     if getattr(model.tokenizer, "chat_template", None):
         turn = [{"role": "user", "content": text}]
@@ -95,6 +95,7 @@ def default_inputs(model: LoadedModel) -> dict[str, torch.Tensor]:
     """Example inputs for a module that came without: those of a sample sentence. Raises ModelError when it takes no text."""
     if model.tokenizer is None:
         raise ModelError(
-            f"{model.name} needs example inputs. Give FILE.py:FUNCTION returning (module, example_inputs), or example_inputs=… from Python."
+            f"{model.name} needs example inputs. Give FILE.py:FUNCTION returning (module, example_inputs), or from Python "
+            "example_inputs=…."
         )
     return encoder_inputs(model, [_SAMPLE])[0]

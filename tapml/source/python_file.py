@@ -2,8 +2,8 @@
 
     module, inputs = call_function("net.py:build")
 
-The example inputs are a dict of keyword arguments or a tuple of positional ones. The file runs as a module of its own, with its folder first on the import
-path while it does.
+The example inputs are a dict of keyword arguments or a tuple of positional ones. The file runs as a module of its own, with its
+folder first on the import path while it does.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import Any
 import torch
 
 from tapml.errors import ModelError, TapmlError, nearest
+from tapml.source.messages import first_line
 
 
 def call_function(spec: str) -> tuple[torch.nn.Module, Any]:
-    """Raises ModelError, with the line of the file where there is one, when the file or the function is missing, raises, or returns
-    something else."""
+    """Raises ModelError, with the line of the file where there is one, when the file or the function is missing, raises, or
+    returns something else."""
     file, _, name = spec.rpartition(":")
     path = Path(file).expanduser()
     if not path.is_file():
@@ -79,5 +80,4 @@ def _where(error: Exception, path: Path) -> str:
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.resolve()]
-    text = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
-    return f"{type(error).__name__}: {text}" + (f" (line {lines[-1]})" if lines else "")
+    return f"{type(error).__name__}: {first_line(error)}" + (f" (line {lines[-1]})" if lines else "")

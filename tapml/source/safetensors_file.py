@@ -1,19 +1,22 @@
-"""Where each tensor lies in a safetensors file, read from its header alone. Imports no torch.
+"""Where each tensor lies in a safetensors file, read from its header alone; and writing one without a copy in memory. Imports
+no torch.
 
     entries = read_header(path)         name → Entry(spec, offset, nbytes), offsets from the start of the file
+    write_file(path, arrays)            each array goes straight to the file
 
-Raises ModelError when the file is cut off or is no safetensors file. The layout (8 bytes little-endian length, JSON header, data) is that
-of https://github.com/huggingface/safetensors#format.
+Raises ModelError when the file is cut off or is no safetensors file. The layout (8 bytes little-endian length, JSON header,
+data) is that of https://github.com/huggingface/safetensors#format.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tapml.errors import ModelError
-from tapml.tensors import TensorSpec
+from tapml.tensors import HostArray, TensorSpec, spec_of
 
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
@@ -60,3 +63,21 @@ def _entry(data: dict[str, object], start: int) -> Entry:
 
 def _broken(path: Path, size: int, why: str) -> str:
     return f"{path} is damaged or cut off: it has {size} bytes, but {why}. Download or write it again."
+
+
+def write_file(path: Path, arrays: Mapping[str, HostArray]) -> None:
+    """Arrays must be C-contiguous. Wider dtypes come first, so that every array is aligned to its elements."""
+    names = {dtype: name for name, dtype in _DTYPES.items()}
+    order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    header: dict[str, object] = {}
+    end = 0
+    for name in order:
+        spec = spec_of(arrays[name])
+        header[name] = {"dtype": names[spec.dtype], "shape": list(spec.shape), "data_offsets": [end, end + spec.nbytes]}
+        end += spec.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(arrays[name].reshape(-1).view("uint8").data)

@@ -2,9 +2,9 @@
 
     program = trace(module, kwargs)         an ExportedProgram of functional ATen, which keeps linear, silu, attention, … whole
 
-`torch.export.export(…).run_decompositions({})` traces a model, then traces the result again to make it functional: 14 s for SmolLM2. The first
-trace can be functional itself, which takes 5 s with the garbage collector held off. The parts of torch that do so have no public name; TapML
-pins torch's minor version, and a test holds this path equal to the public one.
+`torch.export.export(…).run_decompositions({})` traces a model, then traces the result again to make it functional: 14 s for
+SmolLM2. The first trace can be functional itself, which takes 5 s with the garbage collector held off. The parts of torch that
+do so have no public name; TapML pins torch's minor version, and a test holds this path equal to the public one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from tapml.errors import ModelError
+from tapml.source.messages import first_line
 
 _OPERATOR = re.compile(r"\baten[.:]+(\w+)(?:\.(\w+))?")
 _ADVICE = "Replace it with something whose shape and course do not depend on the data."
@@ -79,7 +80,6 @@ def _explain(error: BaseException) -> str:
     own = [frame for frame in frames if not _is_machinery(frame.filename)]
     message = " ".join(str(one) for one in _chain(error))
     operator = next((f"aten.{m[1]}" + (f".{m[2]}" if m[2] else "") for m in _OPERATOR.finditer(message)), None)
-    why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if own:
         last = own[-1]
         line = (last.line or linecache.getline(last.filename, last.lineno or 0)).strip()
@@ -87,7 +87,7 @@ def _explain(error: BaseException) -> str:
         named = f"{operator} at {place}" if operator else place
     else:
         named = operator or "torch.export"
-    return f"The model does not export: {named}: {type(error).__name__}: {why[:300].rstrip('.')}. {_ADVICE}"
+    return f"The model does not export: {named}: {type(error).__name__}: {first_line(error)[:300]}. {_ADVICE}"
 
 
 def _chain(error: BaseException) -> list[BaseException]:
