@@ -15,8 +15,13 @@ itself: what people see is `Outcome.view`, progress goes to stderr through `tapm
 from __future__ import annotations
 
 import argparse
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from tapml.errors import PromptError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,6 +31,8 @@ SOMETHING_FAILED = 1
 WRONG_USE = 2
 UNAVAILABLE = 3
 INTERRUPTED = 130
+
+INJECT = "rewrite kernels' source with a function, to see a fault caught"
 
 
 @dataclass(frozen=True)
@@ -47,3 +54,34 @@ class Verb(Protocol):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
 
     def run(self, args: argparse.Namespace) -> Outcome: ...
+
+
+def count(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def prompts_of(prompts: list[str], file: str | None) -> list[str]:
+    """The texts of `--prompt`, then those of `--prompt-file`: one a line, empty lines skipped. Raises UsageError when the file
+    cannot be read, PromptError when a prompt is blank or the file holds none."""
+    for text in prompts:
+        if not text.strip():
+            raise PromptError('--prompt is empty. Give it at least one word, as in --prompt "What is the capital of France?"')
+    if file is None:
+        return prompts
+    try:
+        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise UsageError(f"--prompt-file {file} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--prompt-file {file} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
+    if not lines:
+        raise PromptError(f"--prompt-file {file} holds no prompt: one a line is expected, and every line is blank.")
+    return [*prompts, *lines]
+
+
+def quoted(words: Sequence[str]) -> str:
+    """A command line as it can be typed."""
+    return " ".join(shlex.quote(word) for word in words)

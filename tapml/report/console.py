@@ -31,7 +31,12 @@ WIDE = 100
 WIDTH_OF_A_FILE = 120
 
 STYLE: dict[Status, str] = {
-    "pass": "green", "fail": "bold red", "flaky": "bold magenta", "error": "bold yellow", "crash": "bold red", "skipped": "dim",
+    "pass": "green",
+    "fail": "bold red",
+    "flaky": "bold magenta",
+    "error": "bold yellow",
+    "crash": "bold red",
+    "skipped": "dim",
 }
 
 
@@ -62,6 +67,11 @@ def number(value: float | None) -> str:
     return f"{value:.1e}"
 
 
+def plural(count: int, noun: str) -> str:
+    """ "1 case", "2 cases"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def of_bound(value: float | None, bound: float | None) -> str:
     """An error as its share of the bound. A bound of 0 allows no difference: then "equal" or "not equal"."""
     if value is None or bound is None:
@@ -76,7 +86,7 @@ def shorten(name: str, width: int) -> str:
     if len(name) <= width:
         return name
     front = (width - 1) // 3
-    return f"{name[:front]}…{name[len(name) - (width - 1 - front):]}"
+    return f"{name[:front]}…{name[len(name) - (width - 1 - front) :]}"
 
 
 def worst_first(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -178,7 +188,7 @@ _DID: dict[Status, str] = {
 def counts_line(verdicts: Sequence[Verdict], where: str, spent: float) -> Text:
     """The summary line: "385 operators: 383 pass, 2 fail · opencl on PoCL · 41 s"."""
     text = Text()
-    text.append(f"{len(verdicts)} operator{'' if len(verdicts) == 1 else 's'}: ", style="bold")
+    text.append(f"{plural(len(verdicts), 'operator')}: ", style="bold")
     counts = summary(verdicts)
     shown = [s for s in STATUSES if counts[s]]
     for k, status in enumerate(shown):

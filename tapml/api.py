@@ -1,0 +1,199 @@
+"""TapML from Python: what `import tapml` offers. Thin over the stages; the command line is thin over this.
+
+    import tapml
+
+    run = tapml.carve(model, inputs, out="run")                    a torch.nn.Module, or whatever `tapml carve` takes
+    run = tapml.carve("./my-model", prompts=["…"], out="run")
+    run = tapml.Run.open("run")
+
+    result = run.test(target="opencl")                             result.passed, result.verdicts
+    result = run.migrate(target="vulkan")                          result.passed, result.offloaded, result.end_to_end
+
+Everything that can go wrong is a `tapml.TapmlError` (see `tapml.errors`). torch and the compiler are loaded by the call that
+needs them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tapml.carve.case import Case
+from tapml.carve.folder import RunFolder
+from tapml.devices.interface import DeviceInfo
+from tapml.operators.graph import Operator
+from tapml.verdicts import Verdict, summary
+
+if TYPE_CHECKING:
+    import torch
+
+    from tapml.migrate.migrate import MigrationResult
+
+Progress = Callable[[str, int, int], None]
+"""What every stage reports to: (stage, done, total); total 0 when nobody knows."""
+
+TOKENIZER = "tokenizer.json"
+
+
+def carve(
+    model: str | Path | torch.nn.Module,
+    inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
+    *,
+    out: str | Path,
+    prompts: Sequence[str] = (),
+    decode_steps: int | None = None,
+    dtype: str | None = None,
+    max_len: int | None = None,
+    chunk: int | None = None,
+    cases: int | None = None,
+    device: str = "cpu",
+    tokenizer: Any | None = None,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Records what every operator of a model does, and keeps it in the folder `out`.
+
+    `model` is a module, or the text of the command line's MODEL. `inputs` are example inputs (keyword arguments, or positional
+    ones); a causal language model takes the rows of `input_ids` as prompts where no `prompts` are given. What None stands for is
+    documented in `tapml.carve.carve`. Raises ModelError, PromptError, UsageError and RunError.
+    """
+    from tapml.carve.carve import carve as carve_loaded
+    from tapml.source.load import load
+
+    tell = progress or (lambda stage, done, total: None)
+    tell("load", 0, 0)
+    started = time.perf_counter()
+    loaded = load(model, dtype=dtype, device=device, example_inputs=inputs, tokenizer=tokenizer)
+    given = {"decode_steps": decode_steps, "max_len": max_len, "chunk": chunk, "cases": cases}
+    carve_loaded(
+        loaded, prompts, Path(out), fresh=fresh, load_seconds=time.perf_counter() - started, progress=tell,
+        **{name: value for name, value in given.items() if value is not None},
+    )  # fmt: skip
+    return Run.open(out)
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """What testing a run on a target said. `verdicts` are in execution order, one an operator that was asked for."""
+
+    __test__ = False  # its name begins like a test's
+
+    target: str
+    device: DeviceInfo
+    mode: str
+    verdicts: tuple[Verdict, ...]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Every operator passed; one that was skipped did not."""
+        return all(v.status == "pass" for v in self.verdicts)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "device": self.device.to_json(),
+            "mode": self.mode,
+            "verdicts": [v.to_json() for v in self.verdicts],
+            "summary": summary(self.verdicts),
+            "seconds": self.seconds,
+        }
+
+
+class Run:
+    """A finished run: what was carved, and what can be done with it. Made by `carve` or `Run.open`."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    @staticmethod
+    def open(path: str | Path) -> Run:
+        """Raises RunError when there is no run, or it is damaged or of another version."""
+        return Run(RunFolder.open(Path(path)))
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
+
+    @property
+    def operators(self) -> tuple[Operator, ...]:
+        """Of all graphs, in execution order."""
+        return self.folder.operators
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """The recorded calls that were kept."""
+        return self.folder.cases
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What carving counted and measured; see `tapml.carve.carve.CarveResult`."""
+        return dict(self.folder.manifest["result"])
+
+    def test(
+        self,
+        target: str,
+        device: str = "local",
+        *,
+        operator: str = "*",
+        mode: Literal["isolated", "cumulative"] = "isolated",
+        inject: str | None = None,
+        progress: Progress | None = None,
+    ) -> TestResult:
+        """Compiles the operators whose name matches the glob `operator` and checks each against the recording. `inject` is
+        "FILE.py:FUNCTION", an injected fault. Raises TargetError, UsageError, UnavailableError."""
+        from tapml.migrate.operator_test import OperatorTester
+
+        started = time.monotonic()
+        with OperatorTester(self.folder, target, device, inject) as tester:
+            if mode == "cumulative":
+                wanted = {o.name for o in tester.select(operator)}
+                verdicts = tuple(v for v in tester.test_cumulative(progress) if v.operator in wanted)
+            else:
+                verdicts = tuple(tester.test_all(operator, progress))
+            return TestResult(str(tester.bench.choice), tester.bench.device.info, mode, verdicts, time.monotonic() - started)
+
+    def migrate(
+        self,
+        target: str,
+        device: str = "local",
+        *,
+        resume: bool = False,
+        fresh: bool = False,
+        order: Sequence[str] | None = None,
+        tokens: int | None = None,
+        inject: str | None = None,
+        progress: Progress | None = None,
+    ) -> MigrationResult:
+        """Moves operator by operator to the target, and compares the whole model end to end on `tokens` greedy tokens a prompt.
+        See `tapml.migrate.migrate.migrate` for the journal, `resume`, `fresh`, `order` and the errors raised."""
+        from tapml.migrate.migrate import MAX_TOKENS, migrate
+
+        return migrate(
+            self.folder, target, device, resume=resume, fresh=fresh, inject=inject, order=order,
+            max_tokens=MAX_TOKENS if tokens is None else tokens, progress=progress,
+        )  # fmt: skip
+
+    def prompt_text(self, index: int) -> str:
+        """A prompt as it was given; "" for one that came as tokens."""
+        return self.folder.prompts[index].text
+
+    def text(self, tokens: Sequence[int]) -> str | None:
+        """Tokens as text, without special tokens; None for a model that came without a tokenizer."""
+        return None if self._tokenizer is None else str(self._tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+    @cached_property
+    def _tokenizer(self) -> Any | None:
+        file = self.path / TOKENIZER
+        if not file.is_file():
+            return None
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(file))
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"

@@ -1,0 +1,86 @@
+"""`tapml carve MODEL -o RUN`: record what every operator of a model does, and keep it as a run.
+
+The work is `tapml.api.carve`; this file holds the flags and what people see at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from tapml.cli.verb import ALL_PASSED, Outcome, count, prompts_of, quoted
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tapml.api import Run
+
+NAME = "carve"
+HELP = "record what every operator of a model does on real prompts"
+
+DTYPES = ("float32", "float16", "bfloat16")
+PROMPTS_SHOWN = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a Hugging Face directory or id, a .gguf file, or FILE.py:FUNCTION")
+    parser.add_argument("-o", "--out", metavar="RUN", required=True, help="the folder to make")
+    parser.add_argument("--prompt", metavar="TEXT", action="append", default=[], help="a prompt; may be given several times")
+    parser.add_argument("--prompt-file", metavar="F", help="a file with one prompt a line")
+    parser.add_argument("--decode-steps", metavar="N", type=count, help="tokens to generate for each prompt (default: 16)")
+    parser.add_argument("--dtype", choices=DTYPES, help="what the source computes in (default: as the model is)")
+    parser.add_argument("--max-len", metavar="N", type=count, help="positions in the cache (default: what the prompts need)")
+    parser.add_argument("--chunk", metavar="N", type=count, help="tokens in one prefill call (default: 32)")
+    parser.add_argument("--cases", metavar="N", type=count, help="most calls to keep of each different operator (default: 6)")
+    parser.add_argument("--source-device", metavar="D", default="cpu", help="where PyTorch runs the source: cpu (default), cuda")
+    parser.add_argument("--fresh", action="store_true", help="replace RUN if it is there")
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    from tapml.report.progress import Progress
+
+    prompts = prompts_of(args.prompt, args.prompt_file)
+    with Progress(NAME) as progress:
+        from tapml.api import carve
+
+        made = carve(
+            args.model, out=args.out, prompts=prompts, decode_steps=args.decode_steps, dtype=args.dtype, max_len=args.max_len,
+            chunk=args.chunk, cases=args.cases, device=args.source_device, fresh=args.fresh, progress=progress,
+        )  # fmt: skip
+    data = {**made.facts, "prompts": [p.to_json() for p in made.folder.prompts]}
+    return Outcome(ALL_PASSED, data, view(made, args.out))
+
+
+def view(made: Run, out: str) -> tuple[RenderableType, ...]:
+    """What people see: how many operators, what was kept, how exact the source is, where the time went, what to type next."""
+    from rich.text import Text
+
+    from tapml.report.console import amount, command, facts, number
+    from tapml.report.migration import answer
+    from tapml.report.progress import seconds
+
+    found = made.facts
+    errors = [error for case in made.cases for error in case.source_error]
+    low, high = number(min(errors, default=0.0)), number(max(errors, default=0.0))
+    share = found["bytes"] / max(found["naive_bytes"], 1)
+    slower = found["recording_seconds"] / max(found["source_seconds"], 1e-9)
+    rows = [
+        ("operators", f"{found['operators']:,} from {found['nodes']:,} graph nodes, {found['signatures']} of them different"),
+        ("cases", f"{found['cases']} kept of {found['calls_seen']:,} calls"),
+        ("size", f"{amount(found['bytes'])}, {share:.1%} of the {amount(found['naive_bytes'])} that all calls take"),
+        ("exactness", f"the source is off from float64 by {low} to {high}"),
+        ("speed", f"recorded in {seconds(found['recording_seconds'])}, {slower:.1f} times the plain run"),
+        ("time", ", ".join(f"{stage} {seconds(spent)}" for stage, spent in found["stages"].items())),
+    ]
+    for prompt in made.folder.prompts[:PROMPTS_SHOWN]:
+        rows += [("prompt", prompt.text or "(token ids)"), ("answer", answer(made, prompt.generated))]
+    more = len(made.folder.prompts) - PROMPTS_SHOWN
+    if more > 0:
+        rows.append(("", f"… and {more} more"))
+    title = Text.assemble((found["model"], "bold"), (f" · {found['dtype']} · {found['kind']} · {out}", "dim"))
+    return (title, facts(rows), "", command(quoted(["tapml", "migrate", out, "--target", "opencl"])))
+
+
+def resume_hint(args: argparse.Namespace) -> str:
+    """An unfinished carve leaves nothing behind, so it starts over."""
+    return "Nothing was left behind and an earlier run is untouched. Run the same command again."

@@ -1,0 +1,66 @@
+"""`tapml migrate RUN --target T`: move a model operator by operator, and compare it end to end with the source."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from tapml.cli.verb import ALL_PASSED, INJECT, SOMETHING_FAILED, Outcome, count, quoted
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tapml.api import Run
+    from tapml.migrate.migrate import MigrationResult
+
+NAME = "migrate"
+HELP = "move a model to a target, operator by operator, and compare the answers"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
+    parser.add_argument("--target", metavar="T", required=True, help="where to: name or name:option=value,…")
+    parser.add_argument("--device", metavar="D", default="local", help="where to run it (default: local)")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on where an earlier migration of this run was stopped")
+    again.add_argument("--fresh", action="store_true", help="start anew; an earlier journal is kept beside the new one")
+    parser.add_argument("--tokens", metavar="N", type=count, default=None, help="tokens to generate and compare for each prompt")
+    parser.add_argument("--inject", metavar="FILE.py:FUNCTION", help=INJECT)
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    from tapml.api import Run
+    from tapml.report.progress import Progress
+
+    folder = Run.open(args.run)
+    with Progress(NAME) as progress:
+        result = folder.migrate(
+            target=args.target, device=args.device, resume=args.resume, fresh=args.fresh, tokens=args.tokens,
+            inject=args.inject, progress=progress,
+        )  # fmt: skip
+    return Outcome(ALL_PASSED if result.passed else SOMETHING_FAILED, result.to_json(), view(folder, result))
+
+
+def view(run: Run, result: MigrationResult) -> tuple[RenderableType, ...]:
+    """What people see: the verdicts, what moved, and both sides' answers."""
+    from tapml.report.console import VerdictTable, counts_line
+    from tapml.report.migration import answers, end_to_end_line, moved_line
+
+    return (
+        VerdictTable(result.verdicts),
+        "",
+        *answers(run, result),
+        moved_line(result),
+        end_to_end_line(result),
+        counts_line(result.verdicts, f"{result.target} on {result.device.name}", result.seconds),
+    )
+
+
+def resume_hint(args: argparse.Namespace) -> str:
+    """The command that goes on."""
+    words = ["tapml", "migrate", args.run, "--target", args.target]
+    for flag in ("device", "tokens", "inject"):
+        value = getattr(args, flag)
+        if value not in (None, "local"):
+            words += [f"--{flag}", str(value)]
+    return f"No verdict is lost. Go on with: {quoted(words)} --resume"

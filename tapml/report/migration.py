@@ -1,0 +1,83 @@
+"""What people see of a migration besides the verdicts: what moved, both answers side by side, how far apart the numbers are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from tapml.report.console import number, of_bound, plural, side_by_side
+
+if TYPE_CHECKING:
+    from tapml.api import Run
+    from tapml.migrate.end_to_end import PromptResult
+    from tapml.migrate.migrate import MigrationResult
+
+PROMPTS_SHOWN = 3
+NAMES_SHOWN = 3
+
+
+def answers(run: Run, result: MigrationResult) -> Iterator[RenderableType]:
+    """Prompts with both answers side by side, those that differ first; nothing for a module that is no decoder."""
+    found = [p for p in result.end_to_end.prompts if p.tokens_source]
+    found.sort(key=lambda p: (p.passed, p.index))
+    for prompt in found[:PROMPTS_SHOWN]:
+        yield Text.assemble(("prompt  ", "dim"), (run.prompt_text(prompt.index), "bold"))
+        left = (f"source · PyTorch, {run.facts.get('dtype', 'float32')}", answer(run, prompt.tokens_source))
+        right = (f"migrated · {result.target}", answer(run, prompt.tokens_target))
+        yield side_by_side(left, right, prompt.tokens_match)
+        if not prompt.passed:
+            yield Text(prompt.reason, style="red")
+        yield Text("")
+    if len(found) > PROMPTS_SHOWN:
+        rest = found[PROMPTS_SHOWN:]
+        equal = sum(p.passed for p in rest)
+        yield Text(f"… and {plural(len(rest), 'more prompt')}, {equal} with equal answers\n", style="dim")
+
+
+def answer(run: Run, tokens: tuple[int, ...]) -> str:
+    """An answer as text, or as token ids where the model came without a tokenizer."""
+    text = run.text(tokens)
+    return " ".join(map(str, tokens)) if text is None else text
+
+
+def moved_line(result: MigrationResult) -> Text:
+    """ "385 of 385 operators run on opencl", and which do not."""
+    moved, total = len(result.offloaded), len(result.verdicts)
+    if not result.kept_on_source:
+        return Text.assemble((f"{moved} of {total}", "bold green"), f" operators run on {result.target}")
+    names = ", ".join(result.kept_on_source[:NAMES_SHOWN])
+    more = len(result.kept_on_source) - NAMES_SHOWN
+    stay = f"{names} and {more} more" if more > 0 else names
+    return Text.assemble((f"{moved} of {total}", "bold red"), f" operators run on {result.target}; on the source stay {stay}")
+
+
+def end_to_end_line(result: MigrationResult) -> Text:
+    """Tokens, logits and top-1 agreement of all prompts in one line."""
+    prompts = result.end_to_end.prompts
+    worst = max(prompts, key=lambda p: p.error / p.bound if p.bound else p.error, default=None)
+    if worst is None:
+        return Text("The model was not run end to end: the run has no prompt and no example.", style="yellow")
+    style = "green" if result.end_to_end.passed else "bold red"
+    return Text.assemble(
+        (_tokens(prompts), style),
+        f" · {'logits' if worst.tokens_source else 'outputs'} {of_bound(worst.error, worst.bound)} of bound "
+        f"(source's own {of_bound(worst.source_error, worst.bound)}; bound {number(worst.bound)})"
+        f" · top-1 agreement {_agreement(prompts):.1%}",
+    )
+
+
+def _tokens(prompts: tuple[PromptResult, ...]) -> str:
+    if not any(p.tokens_source for p in prompts):
+        close = sum(p.passed for p in prompts)
+        return f"{close} of {plural(len(prompts), 'example')} within the bound"
+    total = sum(len(p.tokens_source) for p in prompts)
+    equal = sum(a == b for p in prompts for a, b in zip(p.tokens_source, p.tokens_target, strict=False))
+    return f"{equal} of {total} tokens equal"
+
+
+def _agreement(prompts: tuple[PromptResult, ...]) -> float:
+    counts = [len(p.tokens_source) or 1 for p in prompts]
+    return sum(p.top1_agreement * n for p, n in zip(prompts, counts, strict=True)) / sum(counts)
