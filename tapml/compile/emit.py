@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tvm
 import tvm_ffi
 from tvm import ir, s_tir, tirx
@@ -53,6 +54,7 @@ def emit(piece: Piece, entry: str, target: Target, tvm_target: Any) -> Emitted:
     grid, block = _launch(device)
     shared = _shared_bytes(device)
     text = codegen_build(tvm.IRModule({entry: device}), device.attrs["target"]).inspect_source()
+    text = _exact_numbers(text, device.body)
     access = tuple("read_write" if k in piece.writes else "read" for k in order)
     kernel = _finished(Kernel(target.language, str(device.attrs["global_symbol"]), text, access, grid, block), target)
     _check(kernel, shared, [piece.buffers[k] for k in order], target)
@@ -163,6 +165,19 @@ def _shared_bytes(device: Any) -> int:
 
 def nbytes(buffer: Any) -> int:
     return math.prod(int(n) for n in buffer.shape) * (tvm.runtime.DataType(str(buffer.dtype)).bits + 7) // 8
+
+
+def _exact_numbers(source: str, body: Any) -> str:
+    """TVM prints 7 digits of a float32, which needs 9: each number of the function that was shortened is written in full."""
+    exact: dict[str, str] = {}
+
+    def visit(number: Any) -> None:
+        if str(number.ty) == "float32" and math.isfinite(number.value):
+            value = abs(float(np.float32(number.value)))
+            exact.setdefault(f"{abs(number.value):e}", f"{value!r}" if "e" in repr(value) else f"{value!r}e+00")
+
+    tvm_ffi.structural_walk(body, [(tirx.FloatImm, visit)])
+    return re.sub(r"\d\.\d{6}e[+-]\d+", lambda m: exact.get(m.group(0), m.group(0)), source)
 
 
 def _finished(kernel: Kernel, target: Target) -> Kernel:

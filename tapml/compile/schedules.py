@@ -13,6 +13,7 @@ The names that `Target.schedules` may hold:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,8 @@ from tvm.s_tir import dlight
 from tapml.compile.blocked import contraction_blocks, schedule_contraction
 from tapml.compile.pieces import is_reduction
 from tapml.targets.target import Target
+
+logger = logging.getLogger(__name__)
 
 NAMES = ("dlight", "blocked", "simple", "serial")
 
@@ -42,11 +45,18 @@ def apply(name: str, function: Any, target: Target, tvm_target: Any) -> Any:
 
 
 def _dlight(function: Any, target: Target, tvm_target: Any) -> Any:
+    """The first dlight rule that fits; a rule that breaks on a piece is as one that does not fit."""
     rules = [dlight.gpu.Matmul(), dlight.gpu.GEMV(), dlight.gpu.Reduction(), dlight.gpu.GeneralReduction()]
-    with tvm_target:
-        module = dlight.ApplyDefaultSchedule(*rules)(tvm.IRModule({"main": function}))
-    scheduled = module["main"]
-    return scheduled if bound(scheduled) else _simple(function, target, tvm_target)
+    for rule in rules:
+        try:
+            with tvm_target:
+                module = dlight.ApplyDefaultSchedule(rule)(tvm.IRModule({"main": function}))
+        except Exception as error:
+            logger.info("dlight's %s: %s: %s", type(rule).__name__, type(error).__name__, error)
+            continue
+        if bound(module["main"]):
+            return module["main"]
+    return _simple(function, target, tvm_target)
 
 
 def bound(function: Any) -> bool:
@@ -98,7 +108,8 @@ def _one_thread_each(function: Any, threads: int | None) -> Any:
             schedule.bind(schedule.add_unit_loop(spatial[0]), "blockIdx.x")
             inner = spatial[-1]
         else:
-            outer, inner = schedule.split(schedule.fuse(*spatial), factors=[None, threads])
+            fused = schedule.fuse(*spatial)
+            outer, inner = schedule.split(fused, factors=[None, _threads(int(schedule.get(fused).extent), threads)])
             schedule.bind(outer, "blockIdx.x")
             schedule.bind(inner, "threadIdx.x")
         if not is_reduction(schedule.get(block)):
@@ -107,6 +118,13 @@ def _one_thread_each(function: Any, threads: int | None) -> Any:
         if reduced:
             schedule.decompose_reduction(block, reduced[0])
     return schedule.mod["main"]
+
+
+def _threads(elements: int, most: int) -> int:
+    """Threads in a workgroup: a number that divides the elements where one of at least 16 does, which spares a condition."""
+    if elements <= most:
+        return elements
+    return next((n for n in range(most, 15, -1) if elements % n == 0), most)
 
 
 def finish_in_registers(schedule: Any, block: Any, loop: Any, done: set[str], names: list[str]) -> None:

@@ -1,0 +1,97 @@
+"""The kernel cache: `$TAPML_CACHE/kernels`, one file for each body and target, named by a hash of all that its content depends on.
+
+    cache = KernelCache(folder, target)
+    result = cache.get(body)            None if it is not there, or damaged
+    cache.put(body, result)             only what compiling again would give again
+
+The name's hash covers the body, the target, the versions of the compiler and the sources of this package, so nothing is ever
+outdated. Files are written beside their place and renamed, so several processes can share the folder. Imports no tvm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from tapml.compile.result import Result
+from tapml.operators.graph import Body
+from tapml.targets.target import Target
+
+logger = logging.getLogger(__name__)
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_SOURCES = ("compile/*.py", "operators/to_fx.py", "operators/graph.py", "kernels.py")
+
+
+@cache
+def toolchain() -> str:
+    """Versions of the compiler, and a hash of TapML's own part in it."""
+    text = hashlib.blake2b(digest_size=16)
+    for pattern in _SOURCES:
+        for path in sorted(_PACKAGE.glob(pattern)):
+            text.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    versions = [f"{name} {_version(name)}" for name in ("apache-tvm", "apache-tvm-ffi", "torch")]
+    return ", ".join([*versions, f"tapml {text.hexdigest()}"])
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+class KernelCache:
+    """Results of compiling for one target, in a folder that may hold those of others too."""
+
+    def __init__(self, folder: Path, target: Target) -> None:
+        self.folder = folder
+        self._prefix = f"{toolchain()}\n{target.key}\n"
+
+    def path(self, body: Body) -> Path:
+        text = self._prefix + json.dumps(body.to_json(), sort_keys=True, separators=(",", ":"))
+        name = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return self.folder / name[:2] / f"{name}.json"
+
+    def get(self, body: Body) -> Result | None:
+        path = self.path(body)
+        try:
+            digest, _, payload = path.read_text().partition("\n")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            logger.warning("kernel cache: %s cannot be read (%s); compiling again", path, error)
+            return None
+        if digest != _digest(payload):
+            logger.warning("kernel cache: %s is damaged; compiling again", path)
+            return None
+        return Result.from_json(json.loads(payload)).from_cache(body.signature)
+
+    def put(self, body: Body, result: Result) -> None:
+        """Keeps a result. A folder that cannot be written costs a warning and compiling again, nothing else."""
+        if not result.deterministic:
+            return
+        payload = json.dumps(result.to_json(), separators=(",", ":"))
+        path = self.path(body)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".", dir=path.parent)
+            try:
+                with os.fdopen(handle, "w") as file:
+                    file.write(f"{_digest(payload)}\n{payload}")
+                Path(name).replace(path)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            logger.warning("kernel cache: %s cannot be written (%s); its result is not kept", path, error)
+
+
+def _digest(payload: str) -> str:
+    return hashlib.blake2b(payload.encode(), digest_size=16).hexdigest()
