@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tapml.devices.handles import Handles, check_binding, check_range, padded
 from tapml.devices.interface import DeviceInfo, Launch
 from tapml.devices.pick import pick
@@ -32,6 +35,12 @@ COMPILERS = ("cc", "gcc", "clang")
 # No value-changing liberties (-ffast-math, contraction to fused multiply-add): this device is for diagnosis.
 FLAGS = ("-O2", "-fPIC", "-shared", "-std=gnu11", "-ffp-contract=off", "-w")
 COMPILE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class _Memory:
+    bytes: NDArray[np.uint8]
+    address: int
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class CpuDevice:
             limits={"max_buffer_bytes": memory, "max_binding_bytes": memory},
             features=("float64",),
         )
-        self._buffers: Handles[ctypes.Array[ctypes.c_char]] = Handles("buffer")
+        self._buffers: Handles[_Memory] = Handles("buffer")
         self._kernels: Handles[_Loaded] = Handles("kernel")
         self._bytes = 0
         self._closed = False
@@ -78,25 +87,25 @@ class CpuDevice:
         if self._bytes + size > room:
             raise DeviceError("launch", f"no room for {size} bytes: {self._bytes} of {room} are in use")
         try:
-            memory = ctypes.create_string_buffer(size)
+            memory = np.empty(size, np.uint8)
         except MemoryError as error:
             raise DeviceError("launch", f"could not allocate {size} bytes") from error
         self._bytes += size
-        return self._buffers.add(memory)
+        return self._buffers.add(_Memory(memory, memory.ctypes.data))
 
     def free(self, buffer: int) -> None:
-        self._bytes -= len(self._buffers.pop(buffer))
+        self._bytes -= self._buffers.pop(buffer).bytes.size
 
     def write(self, buffer: int, data: bytes | memoryview, offset: int = 0) -> None:
-        memory = self._buffers[buffer]
+        memory = self._buffers[buffer].bytes
         view = memoryview(data).cast("B")
-        check_range(len(memory), offset, view.nbytes)
-        memoryview(memory).cast("B")[offset : offset + view.nbytes] = view
+        check_range(memory.size, offset, view.nbytes)
+        memory.data[offset : offset + view.nbytes] = view
 
     def read(self, buffer: int, nbytes: int, offset: int = 0) -> bytes:
-        memory = self._buffers[buffer]
-        check_range(len(memory), offset, nbytes)
-        return bytes(memoryview(memory).cast("B")[offset : offset + nbytes])
+        memory = self._buffers[buffer].bytes
+        check_range(memory.size, offset, nbytes)
+        return memory[offset : offset + nbytes].tobytes()
 
     def load(self, kernel: Kernel) -> int:
         self._check_open()
@@ -148,7 +157,7 @@ class CpuDevice:
         for launch in batch:
             loaded = self._kernels[launch.kernel]
             check_binding(loaded.entry, loaded.access, launch.buffers)
-            loaded.function(*[ctypes.addressof(self._buffers[b]) for b in launch.buffers])
+            loaded.function(*[self._buffers[b].address for b in launch.buffers])
 
     def synchronize(self) -> None:
         self._check_open()

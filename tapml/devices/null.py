@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tapml.devices.handles import Handles, check_binding, check_range, padded
 from tapml.devices.interface import DeviceInfo, Launch
 from tapml.errors import DeviceError
@@ -22,7 +25,7 @@ class NullDevice:
 
     def __init__(self, platform: str = "null") -> None:
         self._info = DeviceInfo(platform, "null", "none", software=True, limits={"max_buffer_bytes": LARGEST})
-        self._buffers: Handles[bytearray] = Handles("buffer")
+        self._buffers: Handles[NDArray[np.uint8]] = Handles("buffer")
         self._kernels: Handles[Kernel] = Handles("kernel")
         self.loaded: list[Kernel] = []
         self.launched: list[Launch] = []
@@ -36,7 +39,7 @@ class NullDevice:
         self._check_open()
         if nbytes > LARGEST:
             raise DeviceError("launch", f"a buffer of {nbytes} bytes is more than the null device allows ({LARGEST})")
-        return self._buffers.add(bytearray(padded(nbytes)))
+        return self._buffers.add(np.zeros(padded(nbytes), np.uint8))
 
     def free(self, buffer: int) -> None:
         self._buffers.pop(buffer)
@@ -44,13 +47,13 @@ class NullDevice:
     def write(self, buffer: int, data: bytes | memoryview, offset: int = 0) -> None:
         memory = self._buffers[buffer]
         view = memoryview(data).cast("B")
-        check_range(len(memory), offset, view.nbytes)
-        memory[offset : offset + view.nbytes] = view
+        check_range(memory.size, offset, view.nbytes)
+        memory.data[offset : offset + view.nbytes] = view
 
     def read(self, buffer: int, nbytes: int, offset: int = 0) -> bytes:
         memory = self._buffers[buffer]
-        check_range(len(memory), offset, nbytes)
-        return bytes(memory[offset : offset + nbytes])
+        check_range(memory.size, offset, nbytes)
+        return memory[offset : offset + nbytes].tobytes()
 
     def load(self, kernel: Kernel) -> int:
         self._check_open()
