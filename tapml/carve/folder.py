@@ -30,7 +30,7 @@ from tapml.carve.writer import RunWriter, digest_of
 from tapml.errors import RunError, UsageError, nearest
 from tapml.generation import DecoderShape
 from tapml.operators.graph import Body, Graph, Operator, Placeholder
-from tapml.source.weights import WeightTable
+from tapml.source.weights import Weight, WeightTable
 from tapml.tensors import NUMPY, HostArray, TensorSpec
 
 T = TypeVar("T")
@@ -135,7 +135,7 @@ class RunFolder:
 
     @cached_property
     def weights(self) -> WeightTable:
-        return WeightTable.from_records(self._table(layout.WEIGHTS, dict))
+        return WeightTable(self._table(layout.WEIGHTS, Weight.from_json))
 
     @cached_property
     def oracle(self) -> tuple[dict[str, Any], ...]:
@@ -241,7 +241,7 @@ class RunFolder:
             for number, line in enumerate(file, 1):
                 try:
                     found.append(parse(json.loads(line)))
-                except (ValueError, KeyError, TypeError, IndexError) as error:
+                except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
                     raise RunError(_damaged(path, number, error)) from error
         return found
 

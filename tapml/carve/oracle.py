@@ -30,6 +30,7 @@ from tapml.operators.graph import Body, Graph, Operator
 from tapml.tensors import FLOATS, HostArray, TensorSpec, dtype_name
 
 DECODE_STEPS = 2
+DTYPE = torch.float64
 
 # Prompts that are followed together; more are followed in further groups, so memory stays bounded.
 GROUP = 8
@@ -128,7 +129,7 @@ class _Pair:
 
     def __init__(self, body: Body, device: torch.device) -> None:
         self.source = body_function(body, device=device)
-        self.exact = body_function(body, torch.float64, device=device)
+        self.exact = body_function(body, DTYPE, device=device)
 
 
 class _Run:
@@ -208,7 +209,7 @@ class _Plan:
 
 def exact(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in float64; integers and booleans stay."""
-    return tensor.to(torch.float64) if tensor.is_floating_point() else tensor
+    return tensor.to(DTYPE) if tensor.is_floating_point() else tensor
 
 
 def _error(source: torch.Tensor, oracle: torch.Tensor) -> tuple[float, Mask | None]:
