@@ -41,26 +41,31 @@ def converted(path: Path, dtype: str) -> Path:
 def _convert(path: Path, dtype: str, folder: Path) -> None:
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
         with _parsed_once(path):
             model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype))
             tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-    except (TapmlError, OSError):
+    except TapmlError:
         raise
     except Exception as error:
         # The readers check little: a damaged file shows as whatever they stumble over.
         raise ModelError(
-            f"{path} cannot be read: {type(error).__name__}: {first_line(error)}. If the file is whole, its architecture may be none "
-            "that transformers reads from GGUF; give the model's Hugging Face directory instead."
+            f"{path} cannot be read: {type(error).__name__}: {first_line(error)}. Either the file is damaged, or transformers does "
+            "not read its architecture from GGUF; then give the model's Hugging Face directory."
         ) from error
     # The tensors are plain by now; the marks of the quantised file would keep the directory from being written and read.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.save_pretrained(folder, max_shard_size="1000GB")
-    tokenizer.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder, max_shard_size="1000GB")
+        tokenizer.save_pretrained(folder)
+    except SafetensorError as error:
+        # A full disk, in the words of a library that has its own type for it.
+        raise OSError(str(error)) from error
 
 
 @contextmanager

