@@ -301,12 +301,12 @@ def _same_layout(fx: Any) -> bool:
 
 def _line(fx: Any) -> str:
     """The innermost line of the model's own code: the first one outside of torch, if there is one."""
-    frames = _FRAME.findall(fx.meta.get("stack_trace") or "")
+    frames = [frame for frame in _FRAME.findall(fx.meta.get("stack_trace") or "") if not frame[0].startswith("<")]
     own = [frame for frame in frames if "/torch/" not in frame[0]] or frames
     return "" if not own else f"{own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]}"
 
 
 def _message(fx: Any, what: str) -> str:
-    line = _line(fx)
+    line = _line(fx) or next((found for found in map(_line, fx.all_input_nodes) if found), "")
     where = f" ({line})" if line else ""
     return f"The model cannot be cut into operators: {fx.target}{where} {what}."

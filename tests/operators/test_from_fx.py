@@ -1,0 +1,146 @@
+"""Reading exported programs: what is dropped, what is merged, what keys weights get, and what is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from tapml.errors import ModelError
+from tapml.operators.from_fx import graph_from_exported
+from tapml.operators.graph import Graph
+from tapml.operators.patterns import word_of
+from tests.models import causal_lm
+from tests.operators.programs import check_values, of_model, program, programs
+
+
+def words(graph: Graph) -> list[str]:
+    return [word_of(node) for node in graph.nodes]
+
+
+class Views(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = x.view(2, -1).chunk(2, -1)
+        kept = x.clone().detach()[0:].view(4, 6).expand(4, -1)
+        return a.reshape(-1)[:-2] + b.flatten()[2:] + kept.unbind(0)[1].sum() + torch.zeros_like(a).sum()
+
+
+def test_shapes_become_numbers_and_no_ops_go() -> None:
+    found = program(Views(), {"x": torch.zeros(4, 6)})
+    check_values(found)
+    gone = {"clone", "detach", "alias", "expand", "split", "chunk", "unbind", "zeros_like", "reshape"}
+    assert not set(words(found.graph)) & gone
+    for node in found.graph.nodes:
+        if word_of(node) == "view":
+            assert node.args[1] == list(node.outputs[0].shape)
+        if word_of(node) == "slice":
+            assert all(0 <= end <= 12 for end in node.args[2:4]) and not node.kwargs
+    assert "device" not in str([node.kwargs for node in found.graph.nodes])
+
+
+class Twice(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(6, 6)
+        self.second = torch.nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.register_buffer("table", torch.arange(6.0), persistent=False)
+        self.register_buffer("count", torch.zeros(6))
+        self.unused = torch.nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: torch.Tensor, skipped: torch.Tensor) -> torch.Tensor:
+        half = torch.tensor([0.5, float("inf")])[0]
+        self.count.add_(1)
+        there = torch.sin(self.table) + torch.sin(self.table)
+        x.mul_(2)
+        return (self.first(x) + self.second(x)) * half + there + self.count
+
+
+def test_weights_states_and_constants_have_keys() -> None:
+    module = Twice()
+    found = program(module, {"x": torch.randn(4, 6), "skipped": torch.zeros(1)})
+    roles = {p.key: p.role for p in found.graph.placeholders}
+    constant = next(key for key in roles if key.startswith("constant."))
+    assert roles == {
+        "x": "input", "skipped": "input", "count": "state", "first.weight": "weight", "first.bias": "weight",
+        "second.bias": "weight", "table": "weight", constant: "weight",
+    }
+    assert set(found.weights) == {key for key, role in roles.items() if role == "weight"}
+    assert found.weights["first.weight"].data_ptr() == module.first.weight.data_ptr()
+    assert found.weights[constant].tolist() == [0.5, float("inf")]
+    assert list(found.graph.mutations) == ["count"]
+    assert Counter(words(found.graph))["sin"] == 1
+    check_values(found)
+
+
+def test_a_prefix_is_taken_off_and_paths_and_lines_are_kept() -> None:
+    graph = programs("llama")[1].graph
+    assert {p.key for p in graph.states} == {"keys_0", "keys_1", "values_0", "values_1"}
+    gate = next(n for n in graph.nodes if n.module == "model.layers.1.mlp.gate_proj")
+    assert gate.source.startswith("modeling_llama.py:")
+    assert "model.layers.1.mlp.gate_proj.weight" in {p.key for p in graph.weights}
+    shared = [n for n in graph.nodes if n.module == "model.layers"]
+    assert shared, "nodes that layers share belong to the path above both"
+
+
+def test_tied_embeddings_are_one_weight() -> None:
+    for found in of_model(causal_lm("llama", tie_word_embeddings=True)):
+        assert {"model.embed_tokens.weight"} == {p.key for p in found.graph.weights if "embed" in p.key or "lm_head" in p.key}
+        check_values(found)
+
+
+class Infinite(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x > 0, x, float("-inf")).softmax(-1)
+
+
+def test_infinity_is_written_as_json() -> None:
+    found = program(Infinite(), {"x": torch.zeros(4, 6)})
+    assert Graph.from_json(found.graph.to_json()) == found.graph
+    assert "{'float': '-inf'}" in str(found.graph.nodes)
+    check_values(found)
+
+
+def test_none_inputs_are_left_out() -> None:
+    class Optional(torch.nn.Module):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+            return x * 2 if mask is None else x * mask
+
+    exported = torch.export.export(Optional(), (torch.zeros(3), None)).run_decompositions({})
+    graph, _ = graph_from_exported("forward", exported, None, ("x", "mask"), ("output",))
+    assert [p.key for p in graph.inputs] == ["x"]
+
+
+class Drops(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(x, 0.5, training=True)
+
+
+class Branches(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y - 1, (x,))
+
+
+class Complex(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.fft(x).real
+
+
+class Counts(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.nonzero() * 2
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        (Drops(), "random numbers"), (Branches(), "control flow|sub-program"), (Complex(), "complex64"),
+        (Counts(), "depends on the data"),
+    ],
+)
+def test_what_cannot_be_moved_is_refused_with_its_line(module: torch.nn.Module, says: str) -> None:
+    exported = torch.export.export(module, (torch.randn(4),), strict=False).run_decompositions({})
+    with pytest.raises(ModelError, match=says) as error:
+        graph_from_exported("forward", exported, module, ("x",), ("output",))
+    assert "test_from_fx.py:" in str(error.value)
