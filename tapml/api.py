@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tapml.carve import layout
 from tapml.carve.case import Case
 from tapml.carve.folder import RunFolder
 from tapml.devices.interface import DeviceInfo
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 """What every stage reports to: (stage, done, total); total 0 when nobody knows."""
-
-TOKENIZER = "tokenizer.json"
 
 
 def carve(
@@ -188,7 +187,7 @@ class Run:
 
     @cached_property
     def _tokenizer(self) -> Any | None:
-        file = self.path / TOKENIZER
+        file = self.path / layout.TOKENIZER
         if not file.is_file():
             return None
         from tokenizers import Tokenizer

@@ -118,6 +118,9 @@ def carve(
             run.lines(layout.STATES, _states(run, job.exported))
             run.lines(layout.PROMPTS, job.prompt_lines(run, recording))
             run.lines(layout.CASES, (c.to_json() for c in kept))
+            tokenizer = getattr(model.tokenizer, "backend_tokenizer", None)
+            if tokenizer is not None:
+                run.text(layout.TOKENIZER, tokenizer.to_str())
             write_suite(run, operators, bodies, kept, model.name, sorted({str(w.file.path) for w in table.entries.values()}))
         result = _result(model, run, job, operators, bodies, selection, kept, recording, clock)
         run.finish(_manifest(model, job.exported, selection, result))

@@ -70,7 +70,7 @@ def view(made: Run, out: str) -> tuple[RenderableType, ...]:
         ("size", f"{amount(found['bytes'])}, {share:.1%} of the {amount(found['naive_bytes'])} that all calls take"),
         ("exactness", f"the source is off from float64 by {low} to {high}"),
         ("speed", f"recorded in {seconds(found['recording_seconds'])}, {slower:.1f} times the plain run"),
-        ("time", ", ".join(f"{stage} {seconds(spent)}" for stage, spent in found["stages"].items())),
+        ("time", f"{seconds(found['seconds'])}: " + ", ".join(f"{name} {spent:.0f}" for name, spent in found["stages"].items())),
     ]
     for prompt in made.folder.prompts[:PROMPTS_SHOWN]:
         rows += [("prompt", prompt.text or "(token ids)"), ("answer", answer(made, prompt.generated))]

@@ -44,14 +44,14 @@ def run(args: argparse.Namespace) -> Outcome:
 def view(run: Run, result: MigrationResult) -> tuple[RenderableType, ...]:
     """What people see: the verdicts, what moved, and both sides' answers."""
     from tapml.report.console import VerdictTable, counts_line
-    from tapml.report.migration import answers, end_to_end_line, moved_line
+    from tapml.report.migration import answers, end_to_end_lines, moved_line
 
     return (
         VerdictTable(result.verdicts),
         "",
         *answers(run, result),
         moved_line(result),
-        end_to_end_line(result),
+        *end_to_end_lines(result),
         counts_line(result.verdicts, f"{result.target} on {result.device.name}", result.seconds),
     )
 

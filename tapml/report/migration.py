@@ -54,18 +54,18 @@ def moved_line(result: MigrationResult) -> Text:
     return Text.assemble((f"{moved} of {total}", "bold red"), f" operators run on {result.target}; on the source stay {stay}")
 
 
-def end_to_end_line(result: MigrationResult) -> Text:
-    """Tokens, logits and top-1 agreement of all prompts in one line."""
+def end_to_end_lines(result: MigrationResult) -> Iterator[Text]:
+    """Tokens, top-1 agreement and logits of all prompts."""
     prompts = result.end_to_end.prompts
     worst = max(prompts, key=lambda p: p.error / p.bound if p.bound else p.error, default=None)
     if worst is None:
-        return Text("The model was not run end to end: the run has no prompt and no example.", style="yellow")
+        yield Text("The model was not run end to end: the run has no prompt and no example.", style="yellow")
+        return
     style = "green" if result.end_to_end.passed else "bold red"
-    return Text.assemble(
-        (_tokens(prompts), style),
-        f" · {'logits' if worst.tokens_source else 'outputs'} {of_bound(worst.error, worst.bound)} of bound "
-        f"(source's own {of_bound(worst.source_error, worst.bound)}; bound {number(worst.bound)})"
-        f" · top-1 agreement {_agreement(prompts):.1%}",
+    yield Text.assemble((_tokens(prompts), style), f" · top-1 agreement {_agreement(prompts):.1%}")
+    yield Text(
+        f"{'logits' if worst.tokens_source else 'outputs'} off by {of_bound(worst.error, worst.bound)} of the bound {number(worst.bound)}; "
+        f"the source itself by {of_bound(worst.source_error, worst.bound)}"
     )
 
 

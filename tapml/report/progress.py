@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 PLAIN_EVERY = 10.0
+WORTH_A_LINE = 0.1
 
 
 def seconds(value: float) -> str:
@@ -122,7 +123,7 @@ class Progress:
         if self._bars is not None and self._task is not None:
             self._bars.remove_task(self._task)
             self._task = None
-            if whole:
+            if whole and (self._total or time.monotonic() - self._started >= WORTH_A_LINE):
                 from rich.text import Text
 
                 spent = seconds(time.monotonic() - self._started)
