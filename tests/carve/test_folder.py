@@ -1,0 +1,122 @@
+"""Reading runs: what is whole opens, and every damage is named with the file and the line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tapml.carve import layout
+from tapml.carve.folder import RunFolder
+from tapml.errors import RunError, UsageError
+from tests.carve import runs
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    run, _, _ = runs.decoder()
+    return Path(shutil.copytree(run.path, tmp_path / "run"))
+
+
+def edit_line(path: Path, number: int, change: Callable[[str], str]) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    lines[number - 1] = change(lines[number - 1])
+    path.write_text("".join(lines))
+
+
+def test_a_copy_is_the_same_run(copy: Path) -> None:
+    run, _, _ = runs.decoder()
+    again = RunFolder.open(copy)
+    assert again.digest == run.digest and again.cases == run.cases and again.operators == run.operators
+
+
+@pytest.mark.parametrize("name", [t for t in layout.TABLES if t != layout.STATES])
+def test_a_damaged_line_is_named(copy: Path, name: str) -> None:
+    edit_line(copy / name, 2, lambda line: line[: len(line) // 2] + "\n")
+    with pytest.raises(RunError, match=rf"{name} is damaged at line 2") as caught:
+        RunFolder.open(copy)
+    assert "--fresh" in str(caught.value)
+
+
+def test_lost_or_changed_lines_are_noticed(copy: Path) -> None:
+    lines = (copy / layout.CASES).read_text().splitlines(keepends=True)
+    (copy / layout.CASES).write_text("".join(lines[:-1]))
+    with pytest.raises(RunError, match=rf"has {len(lines) - 1} lines where {len(lines)} were written"):
+        RunFolder.open(copy)
+    (copy / layout.CASES).unlink()
+    with pytest.raises(RunError, match=r"cases\.jsonl is missing"):
+        RunFolder.open(copy)
+
+
+def test_a_line_that_is_json_of_another_shape_is_named(copy: Path) -> None:
+    path = copy / layout.CASES
+    edit_line(path, 3, lambda line: '{"id": "case2"}\n')
+    run = RunFolder.open(runs.decoder()[0].path)
+    damaged = RunFolder(copy, run.manifest)
+    with pytest.raises(RunError, match=r"cases\.jsonl is damaged at line 3 \(KeyError"):
+        _ = damaged.cases
+
+
+def test_folders_that_are_no_run(tmp_path: Path, copy: Path) -> None:
+    with pytest.raises(RunError, match=r"No run at .*tapml carve MODEL"):
+        RunFolder.open(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="no run of TapML"):
+        RunFolder.open(tmp_path / "empty")
+    copy.rename(tmp_path / "run.partial")
+    (tmp_path / "run.partial" / layout.MANIFEST).unlink()
+    with pytest.raises(RunError, match=r"is not finished \(run\.partial\)"):
+        RunFolder.open(tmp_path / "run")
+    with pytest.raises(RunError, match="was not finished"):
+        RunFolder.open(tmp_path / "run.partial")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": "0.0.7"}, "carved by TapML 0.0.7"),
+        ({"format_version": 99}, "format 99"),
+        ({"format": "zip"}, "not the manifest"),
+        ({"digest": None, "tables": None}, "lacks digest, tables"),
+    ],
+)
+def test_runs_of_another_version_are_refused(copy: Path, change: dict[str, object], message: str) -> None:
+    manifest = json.loads((copy / layout.MANIFEST).read_text()) | change
+    manifest = {k: v for k, v in manifest.items() if v is not None or k not in change}
+    (copy / layout.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match=message):
+        RunFolder.open(copy)
+    (copy / layout.MANIFEST).write_text("{")
+    with pytest.raises(RunError, match=r"run\.json is damaged"):
+        RunFolder.open(copy)
+
+
+def test_damaged_case_files_are_named(copy: Path) -> None:
+    run = RunFolder.open(copy)
+    first, second = run.cases[:2]
+    (copy / first.file).write_bytes((copy / first.file).read_bytes()[:-4])
+    with pytest.raises(RunError, match=f"{first.file} is damaged"):
+        run.case_arrays(first)
+    (copy / second.file).unlink()
+    with pytest.raises(RunError, match=f"{second.file} is missing"):
+        run.case_arrays(second)
+
+
+def test_unknown_names_come_with_the_nearest() -> None:
+    run, _, _ = runs.decoder()
+    assert run.operator(run.operators[3].name) is run.operators[3]
+    with pytest.raises(UsageError, match=r"Did you mean .*lm_head"):
+        run.operator("decode/lm_heat")
+    with pytest.raises(UsageError, match="case0 and so on"):
+        run.case("case99999")
+
+
+def test_cases_by_operator_and_by_signature() -> None:
+    run, _, _ = runs.decoder()
+    case = run.cases[0]
+    assert case in run.cases_of(case.operator) and case in run.cases_of_signature(case.signature)
+    assert run.case(case.id) is case
+    assert run.cases_of("no such operator") == ()
