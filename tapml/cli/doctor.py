@@ -15,7 +15,15 @@ NAME = "doctor"
 HELP = "what can run here, and why the rest cannot"
 
 PACKAGES = (
-    "tapml", "torch", "transformers", "numpy", "apache-tvm", "apache-tvm-ffi", "pyopencl", "pocl-binary-distribution", "wgpu",
+    "tapml",
+    "torch",
+    "transformers",
+    "numpy",
+    "apache-tvm",
+    "apache-tvm-ffi",
+    "pyopencl",
+    "pocl-binary-distribution",
+    "wgpu",
 )
 GOOD_FFI = "0.1.14.post0"
 TVM_SECONDS = 60.0
@@ -83,7 +91,11 @@ def tvm_state(versions: dict[str, str | None]) -> str:
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", "import tvm"],
-            capture_output=True, text=True, errors="replace", timeout=TVM_SECONDS, check=False,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TVM_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return f"installed, but importing it takes more than {TVM_SECONDS:g} s"
