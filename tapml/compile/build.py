@@ -34,16 +34,26 @@ def build(body: Body, target: Target, schedule: str, on_stage: Callable[[str], N
     if not imported.computed:
         return Program((), (), inputs, outputs, (), schedule, imported.forwards)
     on_stage("lower")
-    whole = legalize(lower(imported.module), target.storage)
-    assembly = _Assembly(whole, imported.computed)
+    lowered = lower(imported.module)
     try:
-        emitted = _kernels(prepare(whole), body.kind, target, schedule, on_stage)
+        whole = _prepared(lowered, target, inline=True)
+        emitted = _kernels(whole, body.kind, target, schedule, on_stage)
     except LimitError:
         # Inlining gathers buffers in one kernel; each block on its own needs the fewest.
-        emitted = _kernels(prepare(whole, inline=False), body.kind, target, schedule, on_stage)
+        whole = _prepared(lowered, target, inline=False)
+        emitted = _kernels(whole, body.kind, target, schedule, on_stage)
+    assembly = _Assembly(whole, imported.computed)
     for each in emitted:
         assembly.add(each)
     return assembly.program(inputs, outputs, schedule, imported.forwards)
+
+
+def _prepared(function: Any, target: Target, inline: bool) -> Any:
+    """The function in the target's dtypes, inlined. Booleans become what they are stored as only in the buffers that remain after
+    inlining: before it, expressions would turn them to integers and back at every step."""
+    booleans = {k: v for k, v in target.storage.items() if k == "bool"}
+    numbers = {k: v for k, v in target.storage.items() if k != "bool"}
+    return legalize(prepare(legalize(function, numbers), inline), booleans)
 
 
 def _stored(spec: TensorSpec, target: Target) -> TensorSpec:

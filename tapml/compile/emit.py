@@ -186,7 +186,8 @@ def _finished(kernel: Kernel, target: Target) -> Kernel:
     uniform: tuple[int, ...] = ()
     grid = kernel.grid
     if kernel.language == "wgsl":
-        source = _runtime_infinities(source)
+        # A minus is an operator in WGSL, and 2147483648 is no i32.
+        source = _runtime_infinities(source.replace("-2147483648i", "(-2147483647i - 1i)"))
         uniform = (grid[0] - 1,)
         grid = _folded(grid, target.limits.workgroups_per_dimension)
     elif kernel.language == "c":

@@ -7,6 +7,7 @@ item; what is left of OpenCL in it are qualifiers, work item numbers, conversion
 from __future__ import annotations
 
 PRELUDE = """\
+#include <stdbool.h>
 #include <stdint.h>
 #include <math.h>
 #include <tgmath.h>
