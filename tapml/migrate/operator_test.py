@@ -264,6 +264,9 @@ class OperatorTester:
         self, operator: Operator, program: Program, status: Status, stage: Stage | None, reason: str, started: float,
         found: Comparison | None = None,
     ) -> Verdict:
+        before = self.bench.schedules_that_failed(operator)
+        if before:
+            reason = f"{reason}; not the first schedule: {before}"
         return Verdict(
             operator=operator.name, signature=operator.signature, op=operator.kind, status=status, stage=stage,
             error=None if found is None else found.error, bound=None if found is None else found.bound,

@@ -109,6 +109,10 @@ class Workbench:
             self._programs[operator.name] = program
         return self._programs[operator.name]
 
+    def schedules_that_failed(self, operator: Operator) -> str:
+        """What the compiler said of the schedules that were tried before the one that was taken; "" when the first one was."""
+        return self._results[operator.signature].message
+
     def programs(self, names: Sequence[str]) -> Mapping[str, Program]:
         """The programs of these operators, all of which compiled."""
         found: dict[str, Program] = {}
