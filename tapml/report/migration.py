@@ -63,8 +63,9 @@ def end_to_end_lines(result: MigrationResult) -> Iterator[Text]:
         return
     style = "green" if result.end_to_end.passed else "bold red"
     yield Text.assemble((_tokens(prompts), style), f" · top-1 agreement {_agreement(prompts):.1%}")
+    what = "logits" if worst.tokens_source else "outputs"
     yield Text(
-        f"{'logits' if worst.tokens_source else 'outputs'} off by {of_bound(worst.error, worst.bound)} of the bound {number(worst.bound)}; "
+        f"{what} off by {of_bound(worst.error, worst.bound)} of the bound {number(worst.bound)}; "
         f"the source itself by {of_bound(worst.source_error, worst.bound)}"
     )
 
