@@ -147,9 +147,12 @@ def _export_module(model: LoadedModel) -> Exported:
     wrapper = _Flat(model.module).eval()
     inputs = dict(model.example_inputs)
     examples = _named(inputs)
+    before = {key: buffer.detach().clone() for key, buffer in model.module.named_buffers()}
     try:
         with torch.no_grad():
             outputs = wrapper(**inputs)
+            for key, buffer in model.module.named_buffers():
+                buffer.copy_(before[key])
     except Exception as error:
         # A model's own code can raise anything.
         raise ModelError(
@@ -160,7 +163,6 @@ def _export_module(model: LoadedModel) -> Exported:
     program = trace(wrapper, inputs)
     keys = tuple(_path_name(path) for path, _ in pytree.tree_flatten_with_path(inputs)[0])
     graph, tensors = graph_from_exported("forward", program, wrapper, keys, tuple(outputs), strip_prefix=MODEL)
-    buffers = dict(wrapper.named_buffers())
     states = {p.key: p.spec for p in graph.states}
-    initial = {key: buffers[f"{MODEL}.{key}"].detach().clone() for key in states}
+    initial = {key: before[key] for key in states}
     return Exported((graph,), tensors, states, initial, None, examples)

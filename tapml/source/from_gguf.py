@@ -53,7 +53,7 @@ def _convert(path: Path, dtype: str, folder: Path) -> None:
     except Exception as error:
         # The readers check little: a damaged file shows as whatever they stumble over.
         raise ModelError(
-            f"{path} cannot be read: {type(error).__name__}: {first_line(error)}. Either the file is damaged, or transformers does "
+            f"{path} cannot be read: {type(error).__name__}: {first_line(error)}. The file is damaged, or transformers does "
             "not read its architecture from GGUF; then give the model's Hugging Face directory."
         ) from error
     # The tensors are plain by now; the marks of the quantised file would keep the directory from being written and read.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import linecache
+import logging
 import re
 import traceback
 import warnings
@@ -38,7 +39,7 @@ def trace(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> torch.export.Ex
     keep_whole, _ = _split_decomp_table_to_cia_and_python_decomp({})
     try:
         with (
-            warnings.catch_warnings(), _no_gradients(module), _no_collection(), _use_lazy_graph_module(True),
+            warnings.catch_warnings(), _no_gradients(module), _no_collection(), _no_records(), _use_lazy_graph_module(True),
             _override_composite_implicit_decomp(keep_whole),
         ):
             warnings.simplefilter("ignore")
@@ -74,20 +75,58 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
+@contextmanager
+def _no_records() -> Iterator[None]:
+    """Torch describes each step of a trace to this logger in detail, as soon as anyone listens to all loggers."""
+    logger = logging.getLogger("torch.__trace")
+    was, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was
+
+
 def _explain(error: BaseException) -> str:
     """One line: which operator, at which line of the model's code, and why."""
     frames = [frame for one in _chain(error) for frame in traceback.extract_tb(one.__traceback__)]
     own = [frame for frame in frames if not _is_machinery(frame.filename)]
     message = " ".join(str(one) for one in _chain(error))
-    operator = next((f"aten.{m[1]}" + (f".{m[2]}" if m[2] else "") for m in _OPERATOR.finditer(message)), None)
+    named = next((f"aten.{m[1]}" + (f".{m[2]}" if m[2] else "") for m in _OPERATOR.finditer(message)), None)
+    operator = named or _operator_under_way(error)
     if own:
         last = own[-1]
         line = (last.line or linecache.getline(last.filename, last.lineno or 0)).strip()
         place = f"{Path(last.filename).name}:{last.lineno}, `{line}` in {last.name}"
-        named = f"{operator} at {place}" if operator else place
+        where = f"{operator} at {place}" if operator else place
     else:
-        named = operator or "torch.export"
-    return f"The model does not export: {named}: {type(error).__name__}: {first_line(error)[:300]}. {_ADVICE}"
+        where = operator or "torch.export"
+    return f"The model does not export: {where}: {type(error).__name__}: {first_line(error)[:300]}. {_ADVICE}"
+
+
+def _operator_under_way(error: BaseException) -> str | None:
+    """What torch was asked for when it gave up: its dispatchers hold that in a variable `func` of their frames. Where none of
+    them was at work, it is the method that the model's code called."""
+    for one in _chain(error):
+        found = called = None
+        inside = False
+        for frame, _ in traceback.walk_tb(one.__traceback__):
+            function: Any = frame.f_locals.get("func")
+            if isinstance(function, torch._ops.OpOverload):
+                found = str(function)
+            elif hasattr(function, "__objclass__"):
+                found = f"{_plain(function.__objclass__)}.{function.__name__}"
+            machinery = _is_machinery(frame.f_code.co_filename)
+            if inside and machinery and "self" in frame.f_locals:
+                called = f"{_plain(type(frame.f_locals['self']))}.{frame.f_code.co_name}"
+            inside = not machinery
+        if found or called:
+            return found or called
+    return None
+
+
+def _plain(kind: type) -> str:
+    """`Tensor` for the classes that stand for it in a trace."""
+    return "Tensor" if issubclass(kind, torch.Tensor | torch._C.TensorBase) else kind.__name__
 
 
 def _chain(error: BaseException) -> list[BaseException]:

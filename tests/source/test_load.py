@@ -51,7 +51,8 @@ def tiny_gguf(path: Path) -> Path:
     writer.add_eos_token_id(2)
     rng = np.random.default_rng(0)
     shapes = {
-        "token_embd.weight": (300, 32), "output_norm.weight": (32,), "blk.0.attn_norm.weight": (32,), "blk.0.ffn_norm.weight": (32,),
+        "token_embd.weight": (300, 32), "output_norm.weight": (32,),
+        "blk.0.attn_norm.weight": (32,), "blk.0.ffn_norm.weight": (32,),
         "blk.0.attn_q.weight": (32, 32), "blk.0.attn_k.weight": (32, 32), "blk.0.attn_v.weight": (32, 32),
         "blk.0.attn_output.weight": (32, 32), "blk.0.ffn_gate.weight": (48, 32), "blk.0.ffn_up.weight": (48, 32),
         "blk.0.ffn_down.weight": (32, 48),

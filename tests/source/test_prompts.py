@@ -1,0 +1,75 @@
+"""Texts become tokens, with the chat template where there is one; what cannot be tokens is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as vocabularies
+from transformers import PreTrainedTokenizerFast
+
+from tapml.errors import PromptError
+from tapml.source.load import load
+from tapml.source.model import LoadedModel
+from tapml.source.prompts import encode, encoder_inputs
+from tests import models
+
+WORDS = {"<unk>": 0, "<s>": 1, "</s>": 2, "user": 3, "answer": 4, "one": 5, "two": 6, "three": 7, "<pad>": 8}
+
+
+def words() -> PreTrainedTokenizerFast:
+    inner = Tokenizer(vocabularies.WordLevel(WORDS, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    return load(models.causal_lm("llama"), example_inputs={"input_ids": torch.tensor([[5, 9], [7, 7]])})
+
+
+def test_plain_and_chat(model: LoadedModel) -> None:
+    tokenizer = words()
+    assert encode(replace(model, tokenizer=tokenizer), ["one two"])[0].tokens == (5, 6)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<s> {{ m['role'] }} {{ m['content'] }} </s> {% endfor %}"
+        "{% if add_generation_prompt %}answer{% endif %}"
+    )
+    prompts = encode(replace(model, tokenizer=tokenizer), ["one two", "three"])
+    assert prompts[0].text == "one two"
+    assert [p.tokens for p in prompts] == [(1, 3, 5, 6, 2, 4), (1, 3, 7, 2, 4)]
+
+
+def test_token_ids_and_example_tokens(model: LoadedModel) -> None:
+    assert encode(model, ["5 9, 70"])[0].tokens == (5, 9, 70)
+    assert [p.tokens for p in encode(model, [])] == [(5, 9), (7, 7)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("", "empty"), ("  \n", "empty"), ("hello", "has no tokenizer"), ("5 128", "Token 128 is outside")]
+)
+def test_prompts_that_are_refused(model: LoadedModel, text: str, expected: str) -> None:
+    with pytest.raises(PromptError, match=expected):
+        encode(model, [text])
+
+
+def test_a_prompt_is_needed_where_there_is_no_example(model: LoadedModel) -> None:
+    with pytest.raises(PromptError, match="needs a prompt"):
+        encode(replace(model, example_inputs={}), [])
+
+
+def test_encoder_texts_get_one_shape() -> None:
+    module, inputs = models.encoder()
+    encoder = load(module, example_inputs=inputs, tokenizer=words())
+    short, long = encoder_inputs(encoder, ["one", "one two three"])
+    assert short["input_ids"].tolist() == [[5, 8, 8]]
+    assert short["attention_mask"].tolist() == [[1, 0, 0]]
+    assert long["input_ids"].tolist() == [[5, 6, 7]]
+    assert torch.equal(encoder_inputs(encoder, [])[0]["input_ids"], inputs["input_ids"])
+    with pytest.raises(PromptError, match="takes 64"):
+        encoder_inputs(encoder, ["one " * 65])
+    with pytest.raises(PromptError, match="empty"):
+        encoder_inputs(encoder, ["one", ""])
