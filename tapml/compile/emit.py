@@ -164,7 +164,7 @@ def _shared_bytes(device: Any) -> int:
 
 
 def nbytes(buffer: Any) -> int:
-    return math.prod(int(n) for n in buffer.shape) * (tvm.runtime.DataType(str(buffer.dtype)).bits + 7) // 8
+    return math.prod(int(n) for n in buffer.shape) * ((int(tvm.runtime.DataType(str(buffer.dtype)).bits) + 7) // 8)
 
 
 def _exact_numbers(source: str, body: Any) -> str:

@@ -21,7 +21,7 @@ import tvm
 from tvm import s_tir, tirx
 from tvm.s_tir import dlight
 
-from tapml.compile.blocked import contraction_blocks, schedule_contraction
+from tapml.compile.blocked import find_contraction, schedule_contraction, tiling
 from tapml.compile.pieces import is_reduction
 from tapml.targets.target import Target
 
@@ -75,10 +75,23 @@ def _binds(statement: Any) -> bool:
 
 def _blocked(function: Any, target: Target, tvm_target: Any) -> Any:
     schedule = s_tir.Schedule(function)
-    found = contraction_blocks(schedule)
+    found = find_contraction(schedule)
     if found is None:
         return _simple(function, target, tvm_target)
-    schedule_contraction(schedule, found, target)
+    axes = [int(v.dom.extent) for v in schedule.get(schedule.get_sblock(found.name)).iter_vars]
+    rows = 1 if found.rows is None else axes[found.rows]
+    tiles = tiling(rows, axes[found.columns], axes[found.summed], found.along, target)
+    if tiles is None:
+        return _simple(function, target, tvm_target)
+    block = schedule.get_sblock(found.name)
+    names = [schedule.get(b).name_hint for b in schedule.get_child_blocks(schedule.get_sblock("root"))]
+    epilogue = _epilogue(schedule, block, names)
+    if epilogue is None:
+        epilogue = schedule.get(schedule.cache_write(block, 0, "local")).name_hint
+    else:
+        schedule.set_scope(block, 0, "local")
+    _, thread = schedule_contraction(schedule, found, tiles)
+    schedule.reverse_compute_at(schedule.get_sblock(epilogue), thread)
     return schedule.mod["main"]
 
 
