@@ -93,7 +93,7 @@ def test_a_file_that_vanished_shrank_or_changed(file: Path, arrays: dict[str, Ho
         table.read("layers.0.weight")
 
     file.write_bytes(whole[:-1])
-    with pytest.raises(RunError, match=r"not the one that was carved .* tapml carve"):
+    with pytest.raises(RunError, match=r"not the one that was carved .* `tapml carve`"):
         WeightTable.from_jsonl(text).check()
     file.unlink()
     with pytest.raises(RunError, match=r"model\.safetensors cannot be read: No such file"):
