@@ -119,18 +119,19 @@ def _lowered(function: Any, entry: str, tvm_target: Any) -> Any:
         s_tir.transform.LowerThreadAllreduce(),
         s_tir.transform.MergeSharedMemoryAllocations(),
         tirx.transform.SplitHostDevice(),
+        tirx.transform.PointerValueTypeRewrite(),
         tirx.transform.LowerWarpMemory(),
         tirx.transform.StmtSimplify(),
         tirx.transform.LowerIntrin(),
     ]
-    for step in passes[:-3]:
+    for step in passes[:-4]:
         module = step(module)
     found = [f for f in module.functions.values() if int(f.attrs.get("calling_conv", 0)) == 2]
     if len(found) != 1:
         raise ValueError(f"a piece became {len(found)} device functions; expected one")
     device = found[0].with_attr("global_symbol", entry)
     module = tvm.IRModule({entry: device})
-    for step in passes[-3:]:
+    for step in passes[-4:]:
         module = step(module)
     return module[entry]
 
