@@ -112,7 +112,7 @@ def _show(outcome: Outcome, destination: str | None) -> int:
             console = stdout()
             for part in outcome.view:
                 if isinstance(part, str):
-                    console.print(part, markup=False, highlight=False)
+                    console.print(part, markup=False, highlight=False, soft_wrap=True)
                 else:
                     console.print(part)
         if destination is not None:

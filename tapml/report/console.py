@@ -23,9 +23,8 @@ from rich.text import Text
 from tapml.report.progress import seconds
 from tapml.verdicts import STATUSES, Status, Verdict, summary
 
-ROWS = 12
 ROWS_FAILED = 40
-ROWS_BESIDE = 5
+ROWS_BESIDE = 8
 REASON_LINES = 8
 WIDE = 100
 WIDTH_OF_A_FILE = 120
@@ -115,7 +114,7 @@ class VerdictTable:
     def __init__(self, verdicts: Sequence[Verdict]) -> None:
         rows = _rows(worst_first(verdicts))
         bad = sum(row.worst.status != "pass" for row in rows)
-        count = max(min(bad, ROWS_FAILED), min(ROWS, bad + ROWS_BESIDE))
+        count = ROWS_FAILED if bad > ROWS_FAILED else bad + ROWS_BESIDE
         self._shown, self._hidden = rows[:count], rows[count:]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
