@@ -118,16 +118,18 @@ def _uses_index(index: Any, variable: Any) -> bool:
 
 
 def tiling(rows: int, columns: int, summed: int, along: str, target: Target) -> Tiling | None:
-    """The block sizes for a target, None where the extents do not divide."""
-    widest = 4 if target.language == "wgsl" else 8
+    """The block sizes for a target, None where the extents do not divide. Measured on PoCL (vectors of 8, sixteen of them in
+    registers) and llvmpipe (whose loads are dear, so that more results share one)."""
+    wgsl = target.language == "wgsl"
     vector = summed if along == "k" else columns
-    lanes = next((n for n in (widest, 4) if vector % n == 0), 0)
+    lanes = next((n for n in ((4,) if wgsl else (8, 4)) if vector % n == 0), 0)
     if not lanes:
         return None
+    high = _divisor(rows, 8 if wgsl else 4)
     left = columns if along == "k" else columns // lanes
-    high = _divisor(rows, 4)
-    wide = _divisor(left, 4 if along == "k" or high > 1 else 1)
-    threads = _divisor(left // wide, min(16 if target.language == "wgsl" else 4, target.limits.workgroup_invocations))
+    wide = _divisor(left, (8 if wgsl and rows == 1 else 4) if along == "k" else (4 if rows == 1 else 2))
+    groups = left // wide
+    threads = next((n for n in ((16, 8) if rows == 1 else (8,)) if groups % n == 0), _divisor(groups, 8)) if wgsl else _divisor(groups, 4)
     return Tiling(threads, high, wide, lanes)
 
 
