@@ -35,8 +35,8 @@ _held: set[str] = set()
 @dataclass(frozen=True)
 class Header:
     """What the records of a journal belong to. `run` is the digest of the run, `target` the name and options that were asked
-    for, `target_key` the hash of everything that kernels depend on, `inject` the digest of an injected fault's file (None:
-    none), `settings` whatever else changes the outcome."""
+    for, `target_key` the hash of the target as narrowed to the device, `inject` the digest of an injected fault's file (None:
+    none), `compiler` the versions that kernels come from, `settings` whatever else changes the outcome."""
 
     version: str
     run: str
@@ -44,6 +44,7 @@ class Header:
     target_key: str
     device: str
     inject: str | None = None
+    compiler: str = ""
     settings: str = ""
     format: int = FORMAT
 
@@ -55,7 +56,7 @@ class Header:
         words = {
             "format": "journal format", "version": "TapML version", "run": "run digest", "target": "target",
             "target_key": "target key (compiler, limits or device features)", "device": "device", "inject": "injected fault",
-            "settings": "settings",
+            "compiler": "compiler", "settings": "settings",
         }
         return [
             f"{words[name]}: {other.get(name)!r} in the journal, {mine!r} now"

@@ -32,6 +32,7 @@ from typing import Any
 import tapml
 from tapml.carve.folder import RunFolder
 from tapml.carve.layout import TARGET_FOLDER
+from tapml.compile.cache import toolchain
 from tapml.devices.interface import DeviceInfo
 from tapml.errors import DeviceError, DeviceLost, UsageError, nearest
 from tapml.migrate.end_to_end import Answer, EndToEnd, Oracle, PromptResult, Reference, compare_example, compare_prompt
@@ -105,7 +106,7 @@ def migrate(
         header = Header(
             version=tapml.__version__, run=run.digest, target=str(bench.choice), target_key=bench.target.key, device=device,
             inject=None if bench.injection is None else bench.injection.digest,
-            settings=f"tokens={max_tokens} order={_hash(names) if order else 'default'}",
+            compiler=toolchain(), settings=f"tokens={max_tokens} order={_hash(names) if order else 'default'}",
         )
         path = run.path / TARGET_FOLDER / folder_name(target) / "migrate.jsonl"
         with Journal.open(path, header, resume, fresh) as journal:

@@ -83,7 +83,7 @@ def test_a_finished_journal_is_moved_aside_or_replayed(tmp_path: Path) -> None:
     assert (tmp_path / "migrate.jsonl.1").exists() and (tmp_path / "migrate.jsonl.2").exists()
 
 
-@pytest.mark.parametrize("field", ["version", "run", "target", "target_key", "device", "inject", "settings"])
+@pytest.mark.parametrize("field", ["version", "run", "target", "target_key", "device", "inject", "compiler", "settings"])
 def test_another_header_is_refused_with_what_differs(tmp_path: Path, field: str) -> None:
     path = tmp_path / "migrate.jsonl"
     write(path, verdict(0))
