@@ -63,6 +63,15 @@ def test_found_by_content_and_not_copied(file: Path, arrays: dict[str, HostArray
         assert not table.read(key).flags.writeable
 
 
+def test_one_different_byte_is_another_weight(tmp_path: Path) -> None:
+    rows = np.zeros((8, 64), np.float32)
+    other = rows.copy()
+    other[-1, -1] = 1
+    write_file(tmp_path / "model.safetensors", {"w": rows})
+    table = WeightTable.build({"w": other}, [tmp_path / "model.safetensors"])
+    assert np.array_equal(table.read("w"), other)
+
+
 def test_the_rest_goes_to_the_store_once(file: Path, arrays: dict[str, HostArray], cache: Path) -> None:
     own = arrays["layers.0.weight"]
     made = {"layers.0.weight": own, "half": own.astype(np.float16), "twin": arrays["norm"] * 2}
