@@ -2,11 +2,11 @@
 
 A contraction sums products of two tensors: `out[b…, m…, n] = Σ_k a[b…, m…, k] · w[…]`. Each thread computes a block of
 rows × columns of the result in registers, with vector loads where memory is contiguous, so that each number loaded
-is used several times. There is no workgroup memory and no barrier: drivers that run on a processor emulate both at a cost above
-their use, and the processor's own cache does what workgroup memory would do.
+is used several times. There is no workgroup memory and no barrier: drivers that run on a processor emulate both at a cost
+above their use, and the processor's own cache does what workgroup memory would do.
 
-- along k ("dot"): both operands lie along k, as a linear layer's weight [N, K] does. Accumulators are vectors of partial sums over
-  k, added up at the end.
+- along k ("dot"): both operands lie along k, as a linear layer's weight [N, K] does. Accumulators are vectors of partial sums
+  over k, added up at the end.
 - along n ("axpy"): the second operand lies along n, as a weight [K, N] does. Accumulators are vectors of results.
 """
 
@@ -94,15 +94,7 @@ def _bare(value: Any) -> Any:
 
 
 def _uses(load: Any, variable: Any) -> bool:
-    found = False
-
-    def visit(v: Any) -> None:
-        nonlocal found
-        found = found or v.same_as(variable)
-
-    for index in load.indices:
-        tvm_ffi.structural_walk(index, [(ir.Var, visit)])
-    return found
+    return any(_uses_index(i, variable) for i in load.indices)
 
 
 def _is_last(load: Any, variable: Any) -> bool:
@@ -129,7 +121,10 @@ def tiling(rows: int, columns: int, summed: int, along: str, target: Target) -> 
     left = columns if along == "k" else columns // lanes
     wide = _divisor(left, (8 if wgsl and rows == 1 else 4) if along == "k" else (4 if rows == 1 else 2))
     groups = left // wide
-    threads = next((n for n in ((16, 8) if rows == 1 else (8,)) if groups % n == 0), _divisor(groups, 8)) if wgsl else _divisor(groups, 4)
+    if not wgsl:
+        return Tiling(_divisor(groups, 4), high, wide, lanes)
+    # llvmpipe runs 8 threads as one vector: a workgroup of another number wastes part of it.
+    threads = next((n for n in ((16, 8) if rows == 1 else (8,)) if groups % n == 0), _divisor(groups, 8))
     return Tiling(threads, high, wide, lanes)
 
 
@@ -137,9 +132,8 @@ def _divisor(n: int, most: int) -> int:
     return next(d for d in range(min(n, most), 0, -1) if n % d == 0)
 
 
-def schedule_contraction(schedule: Any, found: Contraction, tiles: Tiling) -> tuple[Any, Any]:
-    """Binds the block's loops. Returns the block that writes the result (now in a register block) and the loop at which its
-    epilogue, or the write to memory, is to take place."""
+def schedule_contraction(schedule: Any, found: Contraction, tiles: Tiling) -> Any:
+    """Binds the block's loops. Returns the loop at which its epilogue, or the write to memory, is to take place."""
     block = schedule.get_sblock(found.name)
     loops = schedule.get_loops(block)
     if found.along == "k":
@@ -147,9 +141,8 @@ def schedule_contraction(schedule: Any, found: Contraction, tiles: Tiling) -> tu
     return _axpy(schedule, block, loops, found, tiles)
 
 
-def _dot(schedule: Any, block: Any, loops: list[Any], found: Contraction, tiles: Tiling) -> tuple[Any, Any]:
-    others = [x for k, x in enumerate(loops) if k not in (found.rows, found.columns, found.summed)]
-    outer_k, inner_k = schedule.split(loops[found.summed], factors=[None, tiles.lanes])
+def _dot(schedule: Any, block: Any, loops: list[Any], found: Contraction, tiles: Tiling) -> Any:
+    _, inner_k = schedule.split(loops[found.summed], factors=[None, tiles.lanes])
     partial = schedule.rfactor(inner_k, factor_axis=len(schedule.get(block).writes[0].region))
     loops = schedule.get_loops(block)
     others = [x for k, x in enumerate(loops) if k not in (found.rows, found.columns, found.summed)]
@@ -170,8 +163,7 @@ def _dot(schedule: Any, block: Any, loops: list[Any], found: Contraction, tiles:
     _vectorised(schedule, first, thread)
     for loop in [*inner, lane]:
         schedule.unroll(loop)
-    del outer_k
-    return block, thread
+    return thread
 
 
 def _bound(schedule: Any, others: list[Any], rows: Any, columns: Any, tiles: Tiling) -> tuple[list[Any], Any, list[Any]]:
@@ -200,7 +192,7 @@ def _vectorised(schedule: Any, block: Any, thread: Any) -> None:
         schedule.unroll(loop)
 
 
-def _axpy(schedule: Any, block: Any, loops: list[Any], found: Contraction, tiles: Tiling) -> tuple[Any, Any]:
+def _axpy(schedule: Any, block: Any, loops: list[Any], found: Contraction, tiles: Tiling) -> Any:
     others = [x for k, x in enumerate(loops) if k not in (found.rows, found.columns, found.summed)]
     rows = None if found.rows is None else loops[found.rows]
     columns, lane = schedule.split(loops[found.columns], factors=[None, tiles.lanes])
@@ -214,4 +206,4 @@ def _axpy(schedule: Any, block: Any, loops: list[Any], found: Contraction, tiles
         schedule.unroll(loop)
     first = schedule.decompose_reduction(block, over_k)
     _vectorised(schedule, first, thread)
-    return block, thread
+    return thread

@@ -1,9 +1,10 @@
 """One body for one target with one schedule: convert, lower, schedule, generate. Runs in a worker process.
 
-    program = build(body, target, "blocked", on_stage=print)
+    program = build(body, target, "blocked", on_stage=print, on_note=print)
 
 Stages are reported as they begin: "convert" (to Relax), "lower" (to one TIR function in the target's dtypes), "schedule"
-(pieces bound to threads), "codegen" (source text). Deterministic: equal arguments give equal programs.
+(pieces bound to threads), "codegen" (source text). Where the schedule cannot do one piece of the operator, "simple" does it,
+and a note says so. Deterministic: equal arguments give equal programs.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ from tapml.operators.graph import Body
 from tapml.targets.target import Target
 from tapml.tensors import TensorSpec
 
+Forwards = tuple[tuple[int, int], ...]
 
-def build(body: Body, target: Target, schedule: str, on_stage: Callable[[str], None]) -> Program:
+
+def build(
+    body: Body, target: Target, schedule: str, on_stage: Callable[[str], None], on_note: Callable[[str], None] = lambda note: None
+) -> Program:
     """The program of a body. Raises whatever the stage that was last reported raised."""
     inputs = tuple(_stored(s, target) for s in body.inputs)
     outputs = tuple(_stored(s, target) for s in body.output_specs)
@@ -37,11 +42,12 @@ def build(body: Body, target: Target, schedule: str, on_stage: Callable[[str], N
     lowered = lower(imported.module)
     try:
         whole = _prepared(lowered, target, inline=True)
-        emitted = _kernels(whole, body.kind, target, schedule, on_stage)
-    except LimitError:
+        emitted = _kernels(whole, body.kind, target, schedule, on_stage, on_note)
+    except LimitError as error:
         # Inlining gathers buffers in one kernel; each block on its own needs the fewest.
+        on_note(f"{error}; without inlining instead")
         whole = _prepared(lowered, target, inline=False)
-        emitted = _kernels(whole, body.kind, target, schedule, on_stage)
+        emitted = _kernels(whole, body.kind, target, schedule, on_stage, on_note)
     assembly = _Assembly(whole, imported.computed)
     for each in emitted:
         assembly.add(each)
@@ -60,30 +66,38 @@ def _stored(spec: TensorSpec, target: Target) -> TensorSpec:
     return TensorSpec(spec.shape, target.stored(spec.dtype))
 
 
-def _kernels(function: Any, kind: str, target: Target, schedule: str, on_stage: Callable[[str], None]) -> list[Emitted]:
+def _kernels(
+    function: Any, kind: str, target: Target, schedule: str, on_stage: Callable[[str], None], on_note: Callable[[str], None]
+) -> list[Emitted]:
     tvm_target = device_target(target)
     emitted: list[Emitted] = []
     base = re.sub(r"\W", "_", kind) or "kernel"
     for number, piece in enumerate(cut(function)):
-        made = _piece_kernels(piece, f"{base}_{number}", target, tvm_target, schedule, on_stage)
-        emitted += made
+        name = f"{base}_{number}"
+        try:
+            emitted += _piece_kernels(piece, name, target, tvm_target, schedule, on_stage)
+        except Exception as error:
+            if schedule in ("simple", "serial"):
+                raise
+            on_note(f"{schedule} cannot do {name} ({type(error).__name__}: {_first_line(error)}); simple instead")
+            emitted += _piece_kernels(piece, name, target, tvm_target, "simple", on_stage)
     return emitted
 
 
 def _piece_kernels(
     piece: Piece, base: str, target: Target, tvm_target: Any, schedule: str, on_stage: Callable[[str], None]
 ) -> list[Emitted]:
-    """The kernels of one piece; "simple" stands in where the schedule asked for exceeds a limit."""
+    """The kernels of one piece, in order."""
     on_stage("schedule")
     scheduled = schedules.apply(schedule, piece.function, target, tvm_target)
-    parts = list(split_kernels(Piece(scheduled, piece.buffers, piece.writes), base))
+    parts = split_kernels(Piece(scheduled, piece.buffers, piece.writes))
     on_stage("codegen")
-    try:
-        return [emit(part, base if len(parts) == 1 else f"{base}_{k}", target, tvm_target) for k, (part, _) in enumerate(parts)]
-    except LimitError:
-        if schedule in ("simple", "serial"):
-            raise
-        return _piece_kernels(piece, base, target, tvm_target, "simple", on_stage)
+    names = [base] if len(parts) == 1 else [f"{base}_{k}" for k in range(len(parts))]
+    return [emit(part, name, target, tvm_target) for name, part in zip(names, parts, strict=True)]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]
 
 
 @dataclass
@@ -120,8 +134,7 @@ class _Assembly:
         return Argument("scratch", len(self.scratch) - 1)
 
     def program(
-        self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], schedule: str, forwards: tuple[tuple[int, int], ...]
+        self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], schedule: str, forwards: Forwards
     ) -> Program:
-        return Program(
-            tuple(self.kernels), tuple(self.steps), inputs, outputs, tuple(n for _, n in self.scratch), schedule, forwards
-        )
+        scratch = tuple(n for _, n in self.scratch)
+        return Program(tuple(self.kernels), tuple(self.steps), inputs, outputs, scratch, schedule, forwards)

@@ -1,4 +1,4 @@
-"""The kernel cache: `$TAPML_CACHE/kernels`, one file for each body and target, named by a hash of all that its content depends on.
+"""The kernel cache: `$TAPML_CACHE/kernels`, one file a body and target, named by a hash of all that its content depends on.
 
     cache = KernelCache(folder, target)
     result = cache.get(body)            None if it is not there, or damaged

@@ -329,7 +329,8 @@ _SIMPLE: dict[str, Callable[[Element], Element]] = {
 _PAIRS: dict[str, Callable[[Element, Element, str], Element]] = {
     "add": lambda a, b, d: a + b, "sub": lambda a, b, d: a - b, "mul": lambda a, b, d: a * b, "div": _divide,
     "floor_divide": _floor_divide, "remainder": _remainder, "maximum": lambda a, b, d: tirx.max(a, b),
-    "minimum": lambda a, b, d: tirx.min(a, b), "fmod": lambda a, b, d: a - tirx.trunc(a / b) * b if is_float(d) else tirx.truncmod(a, b),
+    "minimum": lambda a, b, d: tirx.min(a, b),
+    "fmod": lambda a, b, d: a - tirx.trunc(a / b) * b if is_float(d) else tirx.truncmod(a, b),
 }
 
 _COMPARE: dict[str, Callable[[Element, Element], Element]] = {

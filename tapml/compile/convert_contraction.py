@@ -1,4 +1,4 @@
-"""Operators that multiply and sum: linear layers, matrix products, attention, convolution's bias-free core is TVM's.
+"""Operators that multiply and sum: linear layers, matrix products, attention, softmax. Convolutions are TVM's.
 
 A weight of a linear layer keeps its layout [N, K]: it is read along K, and no transposed copy is made. Half precision
 is summed in float32.
@@ -124,10 +124,8 @@ def _attention(importer: Any, node: Any) -> Any:
         value = load_s(*at) * constant(scale, dtype)
         if mask is not None:
             entry = rest[0](*project(at, shape_of(mask)))
-            if dtype_of(mask) == "bool":
-                value = tirx.Select(is_true(entry), value, minus_infinity)
-            else:
-                value = value + to(entry, dtype)
+            boolean = dtype_of(mask) == "bool"
+            value = tirx.Select(is_true(entry), value, minus_infinity) if boolean else value + to(entry, dtype)
         return tirx.Select(at[-1] <= at[-2], value, minus_infinity) if causal else value
 
     logits = compute(importer, scores_shape, dtype, masked, scores, *([] if mask is None else [mask]), name="masked")
@@ -141,7 +139,7 @@ def _attention(importer: Any, node: Any) -> Any:
 
 
 def softmax(importer: Any, x: Any, dim: int, dtype: str, empty_is_zero: bool = False) -> Any:
-    """exp(x - max) / Σ exp(x - max) along `dim`, in `dtype`. A row of -∞ gives NaN as in PyTorch, or zeros with `empty_is_zero`."""
+    """exp(x - max) / Σ exp(x - max) along `dim`, in `dtype`. A row of -∞ gives NaN as in PyTorch, zeros with `empty_is_zero`."""
     shape = shape_of(x)
     if not shape:
         return compute(importer, shape, dtype, lambda *at: constant(1, dtype))

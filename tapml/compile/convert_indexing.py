@@ -1,8 +1,9 @@
 """Operators that move elements: slices, gathers, scatters, index updates, embeddings, shape changes.
 
 An update (`index_copy`, `index_put`, `scatter`) is written as a question each element of the result asks: which of the new
-values, if any, is mine? The last that claims it wins, as when PyTorch writes them in order. That needs no atomic writes, and costs
-a loop over the indices for each element, which is short where models use it (one row of a key-value cache, a chunk of them).
+values, if any, is mine? The last that claims it wins, as when PyTorch writes them in order. That needs no atomic writes, and
+costs a loop over the indices for each element, which is short where models use it (one row of a key-value cache, or a
+chunk of them).
 """
 
 from __future__ import annotations
@@ -230,15 +231,15 @@ def _index_copy(importer: Any, node: Any) -> Any:
     dim = axis(dim, len(shape))
     count = max(math.prod(shape_of(index)), 1)
     if node.target.__name__.startswith("index_add"):
-        alpha = node.kwargs.get("alpha", 1)
+        alpha, kind = node.kwargs.get("alpha", 1), wide(dtype)
 
         def share(load_i: Any, load_s: Any, at: Any, k: Any) -> Any:
             place = [k[0] if j == dim else i for j, i in enumerate(at)]
             mine = tirx.EQ(_index(load_i(*([k[0]] if shape_of(index) else [])), shape[dim]), at[dim])
-            return tirx.if_then_else(mine, to(load_s(*place), wide(dtype)) * constant(alpha, wide(dtype)), constant(0, wide(dtype)))
+            return tirx.if_then_else(mine, to(load_s(*place), kind) * constant(alpha, kind), constant(0, kind))
 
-        added = reduce(importer, shape, wide(dtype), [count], share, index, source, name="added")
-        return broadcast(importer, shape, dtype, lambda e, a: to(e, wide(dtype)) + a, x, added)
+        added = reduce(importer, shape, kind, [count], share, index, source, name="added")
+        return broadcast(importer, shape, dtype, lambda e, a: to(e, kind) + a, x, added)
 
     if count == 1:
         def single(load: Any, load_i: Any, load_s: Any, *at: Any) -> Any:
@@ -300,7 +301,8 @@ def _index_put(importer: Any, node: Any) -> Any:
         rest = [i for j, i in enumerate(at) if j not in dims]
         return [*rest[:front], *k, *rest[front:]]
 
-    return _update(importer, x, values, list(common), matches, source, tensors, bool(read(importer, node, 3, "accumulate", False)))
+    accumulate = bool(read(importer, node, 3, "accumulate", False))
+    return _update(importer, x, values, list(common), matches, source, tensors, accumulate)
 
 
 def _masked(importer: Any, x: Any, mask: Any, value: Any) -> Any:

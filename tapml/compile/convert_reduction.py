@@ -2,7 +2,8 @@
 
 Sums of half precision are in float32. Variances are taken in two passes (mean first), as the one-pass form loses digits.
 Order statistics (`topk`, `sort`, `argmax`) count, for each element, how many come before it: serial and quadratic in the
-dimension's length, free of barriers, and small for what models do with it (choosing experts). Of equal elements the first comes first.
+dimension's length, free of barriers, and small for what models do with it (choosing experts). Of equal elements the first
+comes first.
 """
 
 from __future__ import annotations
@@ -146,7 +147,8 @@ def _normalised(
 
 def _rms_norm(importer: Any, node: Any) -> Any:
     """x / √(mean x² + eps) · weight over the last dimensions (arXiv:1910.07467)."""
-    x, normalized, weight, eps = (read(importer, node, k, n) for k, n in enumerate(("input", "normalized_shape", "weight", "eps")))
+    names = ("input", "normalized_shape", "weight", "eps")
+    x, normalized, weight, eps = (read(importer, node, k, n) for k, n in enumerate(names))
     spec = output(node)
     dtype = wide(spec.dtype)
     outer = len(spec.shape) - len(normalized)

@@ -10,7 +10,7 @@ Invariant: running the pieces in order over the same buffers computes what the w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,8 +102,8 @@ def is_reduction(block: Any) -> bool:
 
 def cut(function: Any) -> list[Piece]:
     """The pieces of a prepared function, in an order in which they can run."""
-    nests = _with_epilogues(_nests(function), {p for p in function.params})
-    return [_piece(nest, k) for k, nest in enumerate(nests)]
+    nests = _with_epilogues(_nests(function), set(function.params))
+    return [_piece(nest) for nest in nests]
 
 
 def _nests(function: Any) -> list[list[Any]]:
@@ -172,45 +172,40 @@ def _accesses(statement: Any) -> tuple[list[Any], list[Any]]:
     return reads, writes
 
 
-def split_kernels(piece: Piece, base: str) -> Iterator[tuple[Piece, list[Any]]]:
-    """A scheduled piece as functions of one kernel each: one for each nest at its root. Buffers that pass between them
-    are listed with the first of them: they are new to the whole function."""
+def split_kernels(piece: Piece) -> list[Piece]:
+    """A scheduled piece as functions of one kernel each: one for each nest at its root."""
     root = piece.function.body.block
     if not isinstance(root.body, tirx.SeqStmt):
-        yield piece, []
-        return
-    place = {p: b for p, b in zip(piece.function.params, piece.buffers, strict=True)}
-    between = [b for b in root.alloc_buffers if str(b.scope()) in ("", "global")]
-    for k, statement in enumerate(root.body.seq):
-        made = _piece([statement], k, [b for b in root.alloc_buffers if b not in between], f"{base}_{k}")
-        outer = tuple(place.get(b, b) for b in made.buffers)
-        yield Piece(made.function, outer, made.writes), between if k == 0 else []
+        return [piece]
+    outer = dict(zip(piece.function.params, piece.buffers, strict=True))
+    # What is global and allocated here passes from one kernel to the next; the rest belongs to one of them.
+    local = [b for b in root.alloc_buffers if str(b.scope()) not in ("", "global")]
+    made = [_piece([statement], local) for statement in root.body.seq]
+    return [Piece(m.function, tuple(outer.get(b, b) for b in m.buffers), m.writes) for m in made]
 
 
-def _piece(statements: list[Any], number: int, local: list[Any] | None = None, name: str = "") -> Piece:
+def _piece(statements: list[Any], local: Sequence[Any] = ()) -> Piece:
+    """The statements as a function of the buffers that they share with others. What a reduction hands to its epilogue, and
+    what is in `local`, is its own."""
     reads: list[Any] = []
     writes: list[Any] = []
     for statement in statements:
         r, w = _accesses(statement)
-        reads += [b for b in r if not any(b.same_as(o) for o in reads)]
-        writes += [b for b in w if not any(b.same_as(o) for o in writes)]
-    inner = _allocated_inside(statements)
-    if len(statements) > 1:
-        inner += [b for b in writes[:-1]]
-    inner += [b for b in local or [] if any(b.same_as(o) for o in [*reads, *writes])]
-
-    def outside(buffers: list[Any]) -> list[Any]:
-        return [b for b in buffers if not any(b.same_as(i) for i in inner)]
-
-    outer_writes = outside(writes)
-    buffers = [b for b in outside(reads) if not any(b.same_as(o) for o in outer_writes)] + outer_writes
+        reads += [b for b in r if not _among(b, reads)]
+        writes += [b for b in w if not _among(b, writes)]
+    allocated = [b for b in local if _among(b, [*reads, *writes])] + writes[: len(statements) - 1]
+    inner = [*allocated, *_allocated_inside(statements)]
+    outer_writes = [b for b in writes if not _among(b, inner)]
+    buffers = [b for b in reads if not _among(b, inner) and not _among(b, outer_writes)] + outer_writes
     body = statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
-    allocated = [b for b in inner if not any(b.same_as(o) for o in _allocated_inside(statements))]
     root = SBlock([], [], [], "root", body, alloc_buffers=allocated)
     function = tirx.PrimFunc(buffers, SBlockRealize([], True, root))
     function = function.with_attr({"global_symbol": "main", "tirx.noalias": True, "s_tir": True})
-    first = len(buffers) - len(outer_writes)
-    return Piece(function, tuple(buffers), frozenset(range(first, len(buffers))))
+    return Piece(function, tuple(buffers), frozenset(range(len(buffers) - len(outer_writes), len(buffers))))
+
+
+def _among(buffer: Any, others: Sequence[Any]) -> bool:
+    return any(buffer.same_as(o) for o in others)
 
 
 def _allocated_inside(statements: list[Any]) -> list[Any]:

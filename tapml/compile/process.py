@@ -35,7 +35,7 @@ _GLANCE = 0.5
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one job. `stage` is the last one reported, None before the first; `seconds` do not count the worker's start."""
+    """What came of one job. `stage` is the last one reported, None before the first; `seconds` do not count the start."""
 
     program: Program | None
     status: Outcome
@@ -81,7 +81,7 @@ class WorkerProcess:
             if "stage" in message:
                 stage = message["stage"]
             elif "program" in message:
-                return Answer(Program.from_json(message["program"]), "ok", None, "")
+                return Answer(Program.from_json(message["program"]), "ok", None, "; ".join(message.get("notes", ())))
             else:
                 return Answer(None, "error", stage, str(message.get("error")))
 
@@ -128,7 +128,8 @@ class WorkerProcess:
                     continue
                 resident = resident_bytes(self._process.pid)
                 if resident > memory_limit:
-                    return f"the compiler took {resident / 2**20:.0f} MiB of memory (limit {memory_limit / 2**20:.0f}) and was stopped"
+                    taken, limit = resident // 2**20, memory_limit // 2**20
+                    return f"the compiler took {taken} MiB of memory (limit {limit}) and was stopped"
         line, _, self._buffer = self._buffer.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
         return message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from tapml.kernels import Program
@@ -23,9 +23,7 @@ class Attempt:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "schedule": self.schedule, "status": self.status, "stage": self.stage, "message": self.message, "seconds": self.seconds,
-        }
+        return asdict(self)
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Attempt:
@@ -35,7 +33,8 @@ class Attempt:
 @dataclass(frozen=True)
 class Result:
     """`program` is None unless `status` is "ok". `stage` and `message` are those of the last attempt when all failed; when one
-    succeeded after others, `message` tells what failed. `seconds` is what compiling took, also when `cached`."""
+    succeeded, `message` tells what failed before, and what a schedule could not do of it. `seconds` is what compiling took, also
+    when `cached`."""
 
     signature: str
     program: Program | None
@@ -79,8 +78,9 @@ def concluded(signature: str, program: Program | None, attempts: tuple[Attempt, 
     seconds = sum(a.seconds for a in attempts)
     failed = [a for a in attempts if a.status != "ok"]
     if program is not None:
-        message = "; ".join(f"schedule {a.schedule} failed in {a.stage}: {a.message}" for a in failed)
-        return Result(signature, program, None, message, "ok", seconds, False, attempts)
+        before = [f"schedule {a.schedule} failed in {a.stage}: {a.message}" for a in failed]
+        notes = [a.message for a in attempts if a.status == "ok" and a.message]
+        return Result(signature, program, None, "; ".join([*before, *notes]), "ok", seconds, False, attempts)
     last = attempts[-1]
     others = "".join(f"\nschedule {a.schedule} failed before, in {a.stage}: {a.message}" for a in failed[:-1])
     return Result(signature, None, last.stage, last.message + others, last.status, seconds, False, attempts)

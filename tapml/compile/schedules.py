@@ -90,7 +90,7 @@ def _blocked(function: Any, target: Target, tvm_target: Any) -> Any:
         epilogue = schedule.get(schedule.cache_write(block, 0, "local")).name_hint
     else:
         schedule.set_scope(block, 0, "local")
-    _, thread = schedule_contraction(schedule, found, tiles)
+    thread = schedule_contraction(schedule, found, tiles)
     schedule.reverse_compute_at(schedule.get_sblock(epilogue), thread)
     return schedule.mod["main"]
 

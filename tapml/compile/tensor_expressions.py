@@ -63,7 +63,9 @@ def is_true(element: Element) -> Element:
     return to(element, "bool")
 
 
-def compute(importer: Any, shape: Sequence[int], dtype: str, f: Callable[..., Element], *tensors: Any, name: str = "value") -> Any:
+def compute(
+    importer: Any, shape: Sequence[int], dtype: str, f: Callable[..., Element], *tensors: Any, name: str = "value"
+) -> Any:
     """One tensor, in `dtype`: element at `i` is `f(load_0, load_1, …, *i)`. Returns its Relax variable."""
 
     distinct, places = _distinct(tensors)

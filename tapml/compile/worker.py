@@ -1,7 +1,7 @@
 """The worker process: compiles bodies that come as JSON lines, until its input ends. `python -m tapml.compile.worker`
 
 In: {"body", "target", "schedule"}. Out: {"ready"} once; then for each line in: {"stage"} as each stage begins, and at last
-{"program"} or {"error"}. What the compiler itself prints goes to stderr. The worker ends when its parent is gone.
+{"program", "notes"} or {"error"}. What the compiler itself prints goes to stderr. The worker ends when its parent is gone.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         try:
+            notes: list[str] = []
             program = build(
                 Body.from_json(job["body"]), Target.from_json(job["target"]), job["schedule"],
-                lambda stage: _say(answers, {"stage": stage}),
+                lambda stage: _say(answers, {"stage": stage}), notes.append,
             )
-            _say(answers, {"program": program.to_json()})
+            _say(answers, {"program": program.to_json(), "notes": notes})
         except Exception as error:
             _say(answers, {"error": trimmed(error)})
 
