@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tapml.carve import layout
 from tapml.carve.case import Case
 from tapml.carve.folder import RunFolder
+from tapml.carve.writer import refuse_taken
 from tapml.devices.interface import DeviceInfo
 from tapml.operators.graph import Operator
 from tapml.verdicts import Verdict, summary
@@ -64,6 +65,7 @@ def carve(
     from tapml.source.load import load
 
     tell = progress or (lambda stage, done, total: None)
+    refuse_taken(Path(out).resolve(), fresh)
     tell("load", 0, 0)
     started = time.perf_counter()
     loaded = load(model, dtype=dtype, device=device, example_inputs=inputs, tokenizer=tokenizer)

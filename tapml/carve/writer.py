@@ -50,6 +50,18 @@ def clear_disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def refuse_taken(path: Path, fresh: bool) -> None:
+    """Raises RunError when something is at `path` that a carve may not replace. Cheap: asked before a model is loaded, too."""
+    if path.exists() and not _is_empty(path):
+        if not (path / layout.MANIFEST).is_file():
+            raise RunError(f"{path} exists and is no run of TapML, so it stays as it is. Choose another place with -o.")
+        if not fresh:
+            raise RunError(
+                f"{path} already holds a run. Use it (tapml test {path} --target …), replace it with --fresh, or choose "
+                "another place with -o."
+            )
+
+
 class RunWriter:
     """See the module's docstring. Made by `create`."""
 
@@ -64,14 +76,7 @@ class RunWriter:
         """Prepares PATH.partial. Raises RunError when PATH exists: a finished run is replaced only with `fresh` (when the
         new one is finished), anything else never. What a killed carve left is removed."""
         path = path.resolve()
-        if path.exists() and not _is_empty(path):
-            if not (path / layout.MANIFEST).is_file():
-                raise RunError(f"{path} exists and is no run of TapML, so it stays as it is. Choose another place with -o.")
-            if not fresh:
-                raise RunError(
-                    f"{path} already holds a run. Use it (tapml test {path} --target …), replace it with --fresh, or choose "
-                    "another place with -o."
-                )
+        refuse_taken(path, fresh)
         with clear_disk_errors(path):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)

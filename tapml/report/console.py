@@ -83,10 +83,12 @@ def of_bound(value: float | None, bound: float | None) -> str:
 
 
 def shorten(name: str, width: int) -> str:
-    """A name cut in its middle: "decode/layers…self_attn.q_proj"."""
+    """An operator's name with its middle left out. The graph stays and so does the end, where the layer is:
+    "prefill/….21.mlp.gated_activation"."""
     if len(name) <= width:
         return name
-    front = (width - 1) // 3
+    graph, slash, _ = name.partition("/")
+    front = len(graph) + 1 if slash and len(graph) < width // 3 else width // 4
     return f"{name[:front]}…{name[len(name) - (width - 1 - front) :]}"
 
 
@@ -128,7 +130,7 @@ class VerdictTable:
 
     def _grid(self, width: int) -> Table:
         wide = width >= WIDE
-        kind_room = min(max(len(row.worst.op) for row in self._shown), 16 if wide else 12)
+        kind_room = min(max(len(row.worst.op) for row in self._shown), 16 if wide else 10)
         longest = max(len(row.worst.operator) for row in self._shown)
         room = max(min(longest, width - kind_room - (46 if wide else 37)), len("operator"))
         grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
@@ -145,7 +147,7 @@ class VerdictTable:
             cells = [
                 Text(shorten(v.operator, room)),
                 Text(str(row.alike)),
-                Text(shorten(v.op, kind_room)),
+                Text(v.op if len(v.op) <= kind_room else f"{v.op[: kind_room - 1]}…"),
                 Text(v.status, style=STYLE[v.status]),
                 Text(of_bound(v.error, v.bound), style="" if v.status == "pass" else STYLE[v.status]),
                 Text(of_bound(v.source_error, v.bound)),

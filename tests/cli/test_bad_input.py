@@ -176,6 +176,7 @@ def test_a_run_of_another_version(type_in: TypeIn, run: Path) -> None:
 
 def test_carving_over_something(type_in: TypeIn, models: Path, run: Path, tmp_path: Path) -> None:
     refused(type_in("carve", f"{models}:conv_net", "-o", run), 2, "already holds a run", "--fresh")
+    refused(type_in("carve", "no-such.gguf", "-o", run), 2, "already holds a run")  # said before the model is looked at
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("Dear")
     refused(type_in("carve", f"{models}:conv_net", "-o", tmp_path / "letters", "--fresh"), 2, "no run of TapML", "-o")

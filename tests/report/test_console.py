@@ -85,7 +85,9 @@ def test_numbers() -> None:
     assert [of_bound(e, b) for e, b in ((1.0, 2.0), (0.0, 0.0), (1.0, 0.0), (None, 1.0))] == ["0.50", "equal", "not equal", ""]
     assert [amount(n) for n in (0, 1023, 1536, 5 * 2**20, 200 * 2**30)] == ["0 B", "1023 B", "1.5 KiB", "5.0 MiB", "200 GiB"]
     assert [seconds(s) for s in (0.04, 41.4, 119.4, 125.0, 7300.0)] == ["0.0 s", "41 s", "119 s", "2 min 05 s", "2 h 01 min"]
-    assert shorten("decode/layers.3.self_attn.q_proj", 20) == "decode…_attn.q_proj" or len(shorten("x" * 40, 20)) == 20
+    assert shorten("prefill/layers.21.mlp.gated_activation", 31) == "prefill/…1.mlp.gated_activation"
+    assert shorten("encoder.layer.3.attention.output", 20) == "encod…tention.output"
+    assert [len(shorten(name, 20)) for name in ("x" * 40, "a_long_graph_name/" + "x" * 40, "x" * 20)] == [20, 20, 20]
 
 
 class Terminal(io.StringIO):
