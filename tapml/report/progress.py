@@ -103,7 +103,7 @@ class Progress:
         if not self._total:
             return seconds(spent)
         parts = [f"{self._done}/{self._total}"]
-        if count > 0 and spent > 0.5:
+        if count > 2 and spent > 0.5:  # the first ones wait for processes to start
             rate = count / spent
             parts.append(f"{rate:.1f}/s" if rate < 99.5 else f"{rate:.0f}/s")
             if self._total > self._done:
