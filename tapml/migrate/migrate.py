@@ -195,6 +195,7 @@ class _Migration:
         offloaded: frozenset[str] = frozenset()
         kept: dict[str, Verdict] = {}
         count = 0
+        self.tell("move", 0, len(candidates))
         for index, step in enumerate(move(candidates, self._check, lambda answer: answer.passed)):
             record = self._decision(step, len(offloaded))
             if index < len(self.decided):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.migrate.conftest import MakeRun
 
-KILLS = 24
+KILLS = 20
 
 
 def test_killed_at_random_moments_and_resumed(make_run: MakeRun, need: Callable[[str], str]) -> None:
