@@ -20,8 +20,9 @@ from tvm.s_tir import SBlock, SBlockRealize
 
 _BINARY = (
     tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Mod, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max, tirx.EQ, tirx.NE, tirx.LT,
-    tirx.LE, tirx.GT, tirx.GE, tirx.And, tirx.Or,
+    tirx.LE, tirx.GT, tirx.GE, tirx.And, tirx.Or, tirx.BitwiseAnd, tirx.BitwiseOr, tirx.BitwiseXor, tirx.LShift, tirx.RShift,
 )
+_UNARY = (tirx.Not, tirx.BitwiseNot)
 _INT32_MIN, _INT32_MAX = -(2**31), 2**31 - 1
 
 
@@ -85,8 +86,8 @@ class _Rewriter:
             return self.variable(e)
         if isinstance(e, _BINARY):
             return type(e)(x(e.a), x(e.b))
-        if isinstance(e, tirx.Not):
-            return tirx.Not(x(e.a))
+        if isinstance(e, _UNARY):
+            return type(e)(x(e.a))
         if isinstance(e, tirx.Select):
             return tirx.Select(x(e.condition), x(e.true_value), x(e.false_value))
         if isinstance(e, tirx.Cast):

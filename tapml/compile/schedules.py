@@ -14,18 +14,23 @@ The names that `Target.schedules` may hold:
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import s_tir, tirx
-from tvm.s_tir import dlight
+from tvm.s_tir import SBlockRealize, dlight
 
 from tapml.compile.blocked import find_contraction, schedule_contraction, tiling
 from tapml.compile.pieces import is_reduction
 from tapml.targets.target import Target
 
 logger = logging.getLogger(__name__)
+
+# Reductions of this many steps are cut in two when they have no more than _FEW results, those of _TOO_LONG always.
+_LONG, _FEW, _TOO_LONG = 4096, 512, 60_000
 
 NAMES = ("dlight", "blocked", "simple", "serial")
 
@@ -107,6 +112,9 @@ def _one_thread_each(function: Any, threads: int | None) -> Any:
     """One thread an element, `threads` of them in a workgroup, or one thread for all elements if None. A reduction sums in a
     register, and its epilogue runs in the same thread."""
     schedule = s_tir.Schedule(function)
+    if threads is not None:
+        for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+            _in_two_steps(schedule, block)
     names = [schedule.get(b).name_hint for b in schedule.get_child_blocks(schedule.get_sblock("root"))]
     done: set[str] = set()
     for name in names:
@@ -133,6 +141,22 @@ def _one_thread_each(function: Any, threads: int | None) -> Any:
     return schedule.mod["main"]
 
 
+def _in_two_steps(schedule: Any, block: Any) -> None:
+    """A long reduction with few results is cut into parts with a result each, which a second kernel puts together: one
+    thread would be slow at it, and llvmpipe silently ends a thread's loops after 65535 iterations in all."""
+    axes = schedule.get(block).iter_vars
+    kinds = [int(v.iter_type) == tirx.IterVar.CommReduce for v in axes]
+    length = math.prod(int(v.dom.extent) for v, r in zip(axes, kinds, strict=True) if r)
+    results = math.prod(int(v.dom.extent) for v, r in zip(axes, kinds, strict=True) if not r)
+    parts = next((n for n in range(256, 15, -1) if length % n == 0), 0)
+    if length < _LONG or not parts or (results > _FEW and length < _TOO_LONG) or len(schedule.get(block).writes) != 1:
+        return
+    spatial, reduced = loops_by_kind(schedule, block)
+    schedule.reorder(*spatial, *reduced)
+    outer, _ = schedule.split(schedule.fuse(*reduced), factors=[parts, None])
+    schedule.rfactor(outer, factor_axis=0)
+
+
 def _threads(elements: int, most: int) -> int:
     """Threads in a workgroup: a number that divides the elements where one of at least 16 does, which spares a condition."""
     if elements <= most:
@@ -155,18 +179,26 @@ def finish_in_registers(schedule: Any, block: Any, loop: Any, done: set[str], na
 def _epilogue(schedule: Any, block: Any, names: list[str]) -> str | None:
     """The name of the block that finishes this reduction in the same piece: its one consumer, if it is no output itself."""
     consumers = schedule.get_consumers(block)
-    if len(consumers) != 1 or len(schedule.get(block).writes) != 1:
+    if len(consumers) != 1 or len(schedule.get(block).writes) != 1 or is_reduction(schedule.get(consumers[0])):
         return None
     name = str(schedule.get(consumers[0]).name_hint)
     return name if name in names else None
 
 
 def loops_by_kind(schedule: Any, block: Any) -> tuple[list[Any], list[Any]]:
-    """The loops over a block's spatial axes, and those over its reduced ones. Loops and axes correspond one to one."""
-    loops = schedule.get_loops(block)
-    axes = schedule.get(block).iter_vars
-    if len(loops) != len(axes):
-        raise ScheduleFailure(f"block {schedule.get(block).name_hint} has {len(axes)} axes in {len(loops)} loops")
-    kinds = [int(v.iter_type) == tirx.IterVar.CommReduce for v in axes]
-    return [x for x, r in zip(loops, kinds, strict=True) if not r], [x for x, r in zip(loops, kinds, strict=True) if r]
+    """The loops over a block's spatial axes, and those over its reduced ones, from the outside in. Each axis must be one loop."""
+    name = schedule.get(block).name_hint
+    reduced: list[Any] = []
 
+    def visit(realize: Any) -> None:
+        if realize.block.name_hint == name:
+            for v, value in zip(realize.block.iter_vars, realize.iter_values, strict=True):
+                if int(v.iter_type) == tirx.IterVar.CommReduce:
+                    reduced.append(value)
+
+    tvm_ffi.structural_walk(schedule.mod["main"].body, [(SBlockRealize, visit)])
+    loops = schedule.get_loops(block)
+    kinds = [any(schedule.get(x).loop_var.same_as(r) for r in reduced) for x in loops]
+    if sum(kinds) != len(reduced):
+        raise ScheduleFailure(f"block {name} reduces along something else than its loops")
+    return [x for x, r in zip(loops, kinds, strict=True) if not r], [x for x, r in zip(loops, kinds, strict=True) if r]
