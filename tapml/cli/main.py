@@ -76,6 +76,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. `argv` is what follows `tapml`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _yielding_threads()
     _quiet_libraries()
     destination: str | None = None
     args: argparse.Namespace | None = None
@@ -175,6 +176,12 @@ def _known(error: BaseException | None) -> str | None:
             return f"Out of memory ({text or 'allocation failed'}). Try fewer prompts, a smaller --max-len, or --dtype float16."
         error = error.__cause__ or error.__context__
     return None
+
+
+def _yielding_threads() -> None:
+    """PyTorch's threads wait for each other by spinning unless told otherwise, before it is loaded. An operator is short, so on
+    a machine that does anything else the spinning costs more than the work: five times the time of a decode step."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _quiet_libraries() -> None:
