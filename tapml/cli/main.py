@@ -258,8 +258,3 @@ def _forget_stdout() -> None:
     stream: TextIO = sys.stdout
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def entry() -> NoReturn:
-    """The console script."""
-    sys.exit(main())

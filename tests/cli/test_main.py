@@ -165,12 +165,13 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert (process.wait(30), errors) == (1, "")
 
 
-def test_a_real_ctrl_c_ends_with_130(tmp_path: Path) -> None:
+def test_a_real_ctrl_c_ends_with_130() -> None:
     code = (
         "import sys, time\nfrom types import SimpleNamespace\nfrom tapml.cli import main as cli\n"
-        "def run(args):\n    print('ready', file=sys.stderr, flush=True)\n    time.sleep(60)\n"
+        "def run(args):\n    print('ready', file=sys.stderr, flush=True)\n"
+        "    time.sleep(60)\n"
         "cli.VERBS['fake'] = SimpleNamespace(NAME='fake', HELP='', add_arguments=lambda p: None, run=run)\n"
-        "sys.exit(cli.main(['fake']))"
+        "sys.argv = ['tapml', 'fake']\nsys.exit(cli.main())"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -178,6 +179,21 @@ def test_a_real_ctrl_c_ends_with_130(tmp_path: Path) -> None:
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     assert process.stderr.read() == "tapml: Interrupted.\n"
+    assert process.wait(30) == 130
+
+
+def test_ctrl_c_in_code_made_from_text_ends_with_130(tmp_path: Path) -> None:
+    """Where CPython, under `python -m`, would rather end by the signal itself."""
+    model = tmp_path / "slow.py"
+    work = "import sys, time; print('ready', file=sys.stderr, flush=True); time.sleep(60)"
+    model.write_text(f"def build():\n    exec({work!r})\n")
+    words = [sys.executable, "-m", "tapml", "carve", f"{model}:build", "-o", str(tmp_path / "run")]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "ready\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.read().startswith("tapml: Interrupted. Nothing was left behind")
     assert process.wait(30) == 130
 
 
