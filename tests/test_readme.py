@@ -89,4 +89,4 @@ def test_make_goals_exist() -> None:
 def test_the_target_table_is_true() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (\w+)", (ROOT / "README.md").read_text(), re.M))
     assert rows.keys() == TARGETS.keys()
-    assert {name for name, runs in rows.items() if runs == "compiles"} == set(WITHOUT_RUNTIME)
+    assert {name for name, runs in rows.items() if runs != "runs"} == set(WITHOUT_RUNTIME)

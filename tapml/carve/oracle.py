@@ -140,6 +140,7 @@ class _Run:
     ) -> None:
         self.prompt = prompt
         self.calls = calls
+        self.device = device
         self.states = {key: _content(value, device) for key, value in states.items()}
         self.exact_states = {key: exact(tensor) for key, tensor in self.states.items()}
         self.values: dict[str, torch.Tensor] = {}
@@ -166,7 +167,7 @@ class _Plan:
         """One call of this graph for each run."""
         graph = self.graph
         for run in runs:
-            given = {key: tensor_from_host(array) for key, array in run.calls[step].inputs.items()}
+            given = {key: tensor_from_host(array, run.device) for key, array in run.calls[step].inputs.items()}
             for p in graph.inputs:
                 run.values[p.name] = given[p.key]
                 run.exact_values[p.name] = exact(given[p.key])

@@ -227,6 +227,39 @@ def erf(x: Element) -> Element:
     return x * _polynomial(square, above, dtype) / _polynomial(square, below, dtype)
 
 
+def sine(x: Element) -> Element:
+    """sin(x), absolute error below 1e-7 for |x| up to 50,000 in float32. Vulkan asks no more than 2⁻¹¹ of a driver's own sine;
+    the tables of rotary embeddings need more."""
+    return tirx.sin(x) if str(x.ty) == "float64" else _quadrants(x, 0)
+
+
+def cosine(x: Element) -> Element:
+    """cos(x), as exact as `sine`."""
+    return tirx.cos(x) if str(x.ty) == "float64" else _quadrants(x, 1)
+
+
+def _quadrants(x: Element, ahead: int) -> Element:
+    """sin(x + ahead·π/2): x is brought into ±π/4 by taking away k·π/2 in three parts, the first two exact for |k| < 2¹⁵ (Cody and
+    Waite, Software Manual for the Elementary Functions, 1980), and k chooses between the sine and the cosine of what is left.
+    The polynomials interpolate (sin(r)/r - 1)/r² and (cos(r) - 1 + r²/2)/r⁴ in r² at Chebyshev points."""
+    dtype = str(x.ty)
+
+    def number(value: float) -> Element:
+        return constant(value, dtype)
+
+    k = tirx.floor(x * number(2 / math.pi) + number(0.5))
+    r = ((x - k * number(1.5703125)) - k * number(4.837512969970703125e-4)) - k * number(7.54978995489188216e-8)
+    z = r * r
+    sine_of_r = r + r * z * _polynomial(z, [-1.95777858607471e-4, 8.332700468599796e-3, -0.166666641831398], dtype)
+    series = _polynomial(z, [2.4501774532836862e-5, -1.388796605169773e-3, 4.16666604578495e-2], dtype)
+    cosine_of_r = (number(1) - number(0.5) * z) + z * z * series
+    quadrant = k + number(ahead)
+    quadrant = quadrant - number(4) * tirx.floor(quadrant * number(0.25))
+    odd = tirx.Or(tirx.EQ(quadrant, number(1)), tirx.EQ(quadrant, number(3)))
+    value = tirx.Select(odd, cosine_of_r, sine_of_r)
+    return tirx.Select(quadrant >= number(2), number(0) - value, value)
+
+
 def _polynomial(x: Element, coefficients: list[float], dtype: str) -> Element:
     """Horner's scheme, highest power first."""
     value = constant(coefficients[0], dtype)
@@ -314,7 +347,7 @@ def _glu(importer: Any, node: Any) -> Any:
 
 
 _SIMPLE: dict[str, Callable[[Element], Element]] = {
-    "exp": tirx.exp, "log": tirx.log, "sqrt": tirx.sqrt, "rsqrt": tirx.rsqrt, "sin": tirx.sin, "cos": tirx.cos,
+    "exp": tirx.exp, "log": tirx.log, "sqrt": tirx.sqrt, "rsqrt": tirx.rsqrt, "sin": sine, "cos": cosine,
     "floor": tirx.floor, "ceil": tirx.ceil, "trunc": tirx.trunc, "abs": tirx.abs, "sigmoid": sigmoid, "tanh": tanh, "erf": erf,
     "neg": lambda x: -x, "silu": lambda x: x * sigmoid(x), "relu": lambda x: tirx.max(x, constant(0, str(x.ty))),
     "square": lambda x: x * x, "reciprocal": lambda x: constant(1, str(x.ty)) / x,

@@ -38,7 +38,7 @@ def open_device(
     if choice.name in WITHOUT_RUNTIME:
         runnable = ", ".join(name for name in TARGETS if name not in WITHOUT_RUNTIME)
         raise UnavailableError(
-            f"Target {choice.name}: kernels can be generated for it, but this version cannot run them. Can run: {runnable}."
+            f"Target {choice.name}: {WITHOUT_RUNTIME[choice.name]}. Can run: {runnable}."
         )
     if in_process:
         return open_here(choice.name, choice.device)

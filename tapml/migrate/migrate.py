@@ -49,7 +49,8 @@ MAX_TOKENS = 16
 @dataclass(frozen=True)
 class MigrationResult:
     """`verdicts` has one of each operator, in execution order; the numbers are those of the whole model where an operator passed
-    alone and not in the model. `seconds` are those of this process, `resumed` how many verdicts came from the journal."""
+    alone and not in the model. `seconds` are those of this process, `resumed` how many verdicts came from the journal,
+    `compiled` how many signatures were compiled, those in the kernel cache not counted."""
 
     target: str
     device: DeviceInfo
@@ -60,6 +61,7 @@ class MigrationResult:
     seconds: float
     checks: int
     resumed: int
+    compiled: int
 
     @property
     def passed(self) -> bool:
@@ -78,6 +80,7 @@ class MigrationResult:
             "seconds": self.seconds,
             "checks": self.checks,
             "resumed": self.resumed,
+            "compiled": self.compiled,
         }
 
 
@@ -172,6 +175,7 @@ class _Migration:
             kept_on_source=tuple(o.name for o in self.run.operators if o.name not in offloaded),
             end_to_end=EndToEnd(tuple(self.prompts[k] for k in sorted(self.prompts))),
             seconds=time.monotonic() - started, checks=len(self.answers), resumed=self.resumed,
+            compiled=self.bench.compiled,
         )
 
     def _compile(self) -> None:

@@ -58,6 +58,7 @@ class Workbench:
         self._weights = run.weights
         self._where = device
         self._results: dict[str, Result] = {}
+        self.compiled = 0
         self._programs: dict[str, Program] = {}
         self._hybrid: Hybrid | None = None
         self._open()
@@ -89,6 +90,7 @@ class Workbench:
         def on_result(signature: str, result: Result) -> None:
             nonlocal done
             done += 1
+            self.compiled += not result.cached
             if progress is not None:
                 progress("compile", done, len(wanted))
 

@@ -10,7 +10,11 @@ TARGETS: dict[str, Target] = {
     for t in (cpu.TARGET, opencl.TARGET, vulkan.TARGET, webgpu.TARGET, cuda.TARGET, metal.TARGET, rocm.TARGET)
 }
 
-# Targets whose kernels this version can generate but not launch.
-WITHOUT_RUNTIME = ("cuda", "metal", "rocm")
+# Targets that this version cannot run kernels on, and what it can do.
+WITHOUT_RUNTIME = {
+    "cuda": "kernels can be generated for it, but this version cannot run them",
+    "metal": "kernels can be generated for it, but this version cannot run them",
+    "rocm": "the compiler needs a ROCm installation to generate kernels for it, and this version cannot run them",
+}
 
 SCHEDULES = ("dlight", "blocked", "simple", "serial")

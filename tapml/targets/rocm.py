@@ -1,5 +1,5 @@
-"""ROCm. The compiler emits assembly for it, not HIP C++, so kernels are text of the GPU's own language. They can be
-generated; this version has no runtime that launches them.
+"""ROCm. The compiler emits assembly for it, not HIP C++, and needs a ROCm installation for that; generating kernels was not tried
+on one. This version has no runtime that launches them.
 """
 
 from __future__ import annotations

@@ -190,6 +190,20 @@ def test_initial_states_come_back(tmp_path: Path) -> None:
     assert run.initial_states["total"].tolist() == inputs[state].tolist() != [0.0, 0.0]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("kind", ["decoder", "convolution"])
+def test_a_source_on_cuda(kind: str, tmp_path: Path) -> None:
+    if kind == "decoder":
+        model, prompts = load(models.causal_lm("llama"), device="cuda"), ["5 9 70 33", "11"]
+    else:
+        module, inputs = models.conv_net()
+        model, prompts = load(module, example_inputs=inputs, device="cuda"), []
+    result = carve(model, prompts, tmp_path / "run", decode_steps=6, chunk=4)
+    run = RunFolder.open(tmp_path / "run")
+    assert result.cases == len(run.cases) > 0
+    assert all(0 <= error < 0.05 for case in run.cases for error in case.source_error)
+
+
 def test_bad_prompts_leave_nothing(tmp_path: Path) -> None:
     model = load(models.causal_lm("llama"))
     for prompts, settings, message in (

@@ -15,6 +15,7 @@ from tapml.operators.execute import GraphExecutor, host_from_tensor
 from tapml.operators.graph import Body, Operator
 from tapml.source.export import export
 from tapml.source.load import load
+from tapml.targets.known import TARGETS
 from tapml.tensors import EPSILON, convert, spec_of
 from tests import models
 from tests.compile.bodies import HostArray, platform
@@ -77,3 +78,10 @@ def test_every_operator_of(name: str, target: str) -> None:
             if error > 64 * EPSILON.get(dtype, 0.0):
                 wrong.append(f"{each.body.kind} {each.body.signature}: {error:.3g}")
     assert not wrong
+
+
+@pytest.mark.parametrize(("target", "word"), [("cuda", "__global__"), ("metal", "kernel void")])
+def test_text_is_generated_for_targets_that_nothing_here_runs(target: str, word: str) -> None:
+    for seen in seen_by("llama"):
+        program = build(seen.body, TARGETS[target], TARGETS[target].schedules[0], lambda stage: None)
+        assert all(word in kernel.source and kernel.entry in kernel.source for kernel in program.kernels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -70,6 +71,9 @@ CASES: dict[str, Callable[[], Made]] = {
     "erf": lambda: call("aten.erf.default", X * 2),
     "cos of large": lambda: call("aten.cos.default", torch.arange(0, 300, dtype=torch.float32)),
     "sin": lambda: call("aten.sin.default", X),
+    "sin near its zeros": lambda: call("aten.sin.default", torch.arange(-20, 20) * torch.pi + 1e-3),
+    "sin of large": lambda: call("aten.sin.default", torch.arange(-40000, 40000, 773, dtype=torch.float32)),
+    "cos of half": lambda: call("aten.cos.default", (X * 5).to(HALF)),
     "cast to bool": lambda: call("aten._to_copy.default", ints(6, high=3), dtype=torch.bool),
     "cast to int": lambda: call("aten._to_copy.default", X * 9, dtype=torch.int64),
     "arange": lambda: call("aten.arange.start_step", 2, 20, 3),
@@ -163,6 +167,13 @@ IN_C = ("softmax over -inf", "index copy of some", "topk", "gelu", "cast to bool
 @pytest.mark.parametrize("name", IN_C)
 def test_operator_in_plain_c(name: str) -> None:
     check(CASES[name](), "cpu", "serial")
+
+
+@pytest.mark.parametrize("name", ["sin", "cos of large"])
+def test_no_drivers_own_sine(name: str) -> None:
+    """A hardware driver's sine was off by 1.5e-6, far more than a rotary table's source."""
+    program = check(CASES[name](), "vulkan", "simple")
+    assert not re.search(r"\b(sin|cos)\(", "".join(kernel.source for kernel in program.kernels))
 
 
 def test_an_input_passed_through_has_no_kernel() -> None:
