@@ -136,7 +136,11 @@ def save(name: str, figures: dict[str, Any], checks: dict[str, bool]) -> int:
 
 
 def brief(run: Finished) -> dict[str, Any]:
-    """A finished command as a figure: without its lists of verdicts."""
-    data = {k: v for k, v in asdict(run).items() if k not in ("data", "log")}
-    data["data"] = {k: v for k, v in run.data.items() if k != "verdicts"}
-    return data
+    """A finished command as a figure: names for paths, counts for lists of operators, no verdicts."""
+    figure = {k: v for k, v in asdict(run).items() if k not in ("data", "log")}
+    figure["command"] = [Path(word).name if word.startswith("/") else word for word in run.command]
+    figure["data"] = {k: v for k, v in run.data.items() if k not in ("verdicts", "run")}
+    for key in ("offloaded", "kept_on_source"):
+        if key in run.data:
+            figure["data"][key] = len(run.data[key])
+    return figure
