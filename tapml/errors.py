@@ -64,9 +64,14 @@ class DeviceLost(UnavailableError):
     """The device is gone. What ran on it is lost; what was recorded is not."""
 
 
+# As many names as an error message lists.
+_LISTED = 12
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: the close matches, then all that exist."""
+    """The end of an error message about an unknown name: the close matches, then what exists, cut short when that is much."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
     meant = f"Did you mean {' or '.join(close)}? " if close else ""
-    return f"{meant}Known: {', '.join(names)}."
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{meant}Known: {', '.join(names[:_LISTED])}{more}."

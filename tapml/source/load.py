@@ -90,7 +90,7 @@ def _from_files(spec: str, dtype: str | None) -> LoadedModel:
 
 
 def _from_hub(spec: str) -> Path:
-    if not _HUB_ID.fullmatch(spec) or spec.endswith((".gguf", ".py")):
+    if not _HUB_ID.fullmatch(spec) or spec.startswith((".", "~")) or spec.endswith((".gguf", ".py")):
         raise ModelError(
             f"No such model: {spec} does not exist. A model is a Hugging Face directory or id, a .gguf file or FILE.py:FUNCTION."
         )

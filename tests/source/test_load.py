@@ -157,6 +157,7 @@ def wrong(spec: object, **options: object) -> str:
 
 def test_no_such_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "does not exist" in wrong("./no/such/folder")
+    assert "does not exist" in wrong("./nowhere")
     assert "does not exist" in wrong("missing.gguf")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "neither a path here nor" in wrong("no-such-organisation/no-such-model")
