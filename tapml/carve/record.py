@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from tapml.carve.select import Moment, Selection
-from tapml.generation import DecoderShape, greedy
+from tapml.generation import DecoderShape, decode_call, greedy
 from tapml.operators.execute import GraphExecutor
 from tapml.operators.graph import Operator
 from tapml.tensors import HostArray
@@ -69,6 +69,11 @@ def record_decoder(
                 if progress is not None:
                     progress("record", index * decode_steps + len(tokens), len(prompts) * decode_steps)
             generated.append(tuple(tokens))
+        # Answers that are a stop token alone show no decode step. One past the last of them is better than no case at all.
+        place = len(prompts[-1])
+        if not stepper.calls["decode"] and decode_steps > 1 and place < shape.max_len:
+            call = decode_call(generated[-1][-1], place)
+            stepper.step(call.graph, call.inputs)
     finally:
         executor.hook = None
     seconds = time.perf_counter() - started

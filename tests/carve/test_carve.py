@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from tapml.errors import PromptError, RunError, UsageError
 from tapml.generation import greedy
 from tapml.operators.execute import GraphExecutor, host_function, tensor_from_host
 from tapml.source.load import load
+from tapml.source.model import LoadedModel
 from tapml.tensors import EPSILON
 from tests import models
 from tests.carve import runs
@@ -202,6 +204,20 @@ def test_a_source_on_cuda(kind: str, tmp_path: Path) -> None:
     run = RunFolder.open(tmp_path / "run")
     assert result.cases == len(run.cases) > 0
     assert all(0 <= error < 0.05 for case in run.cases for error in case.source_error)
+
+
+def test_an_answer_that_stops_at_once_still_shows_a_decode_step(tmp_path: Path) -> None:
+    model = load(models.causal_lm("llama"))
+    first = run_tokens(model, tmp_path / "before")[0]
+    run_tokens(replace(model, stop=(first,)), tmp_path / "after")
+    run = RunFolder.open(tmp_path / "after")
+    assert run.prompts[0].generated == (first,)
+    assert {case.signature for case in run.cases} == set(run.bodies)
+
+
+def run_tokens(model: LoadedModel, out: Path) -> tuple[int, ...]:
+    carve(model, ["5 9 70 33"], out, decode_steps=4, chunk=4)
+    return RunFolder.open(out).prompts[0].generated
 
 
 def test_bad_prompts_leave_nothing(tmp_path: Path) -> None:
