@@ -40,11 +40,11 @@ def attempt(run: Path, target: str, out: Path, fresh: bool, trace: Path) -> None
 
 
 def plain(out: Path) -> dict[str, Any]:
-    """A result without what depends on time."""
+    """A result without what differs between processes: how long it took, what was replayed, what was in the kernel cache."""
     data = json.loads(out.read_text())
     for verdict in data["verdicts"]:
         del verdict["seconds"]
-    return {k: v for k, v in data.items() if k not in ("seconds", "resumed")}
+    return {k: v for k, v in data.items() if k not in ("seconds", "resumed", "compiled")}
 
 
 def differences(now: dict[str, Any], whole: dict[str, Any]) -> list[str]:
