@@ -79,7 +79,12 @@ class OperatorTester:
         """Operators whose name matches, in execution order. Raises UsageError when none does."""
         found = [o for o in self.model.operators if fnmatch.fnmatchcase(o.name, glob)]
         if not found:
-            raise UsageError(f"No operator matches {glob!r}. {nearest(glob, self.model.named)}")
+            parts = {_last_part(name) for name in self.model.named}
+            example = self.model.operators[0].name
+            raise UsageError(
+                f"No operator matches {glob!r}. Names are such as {example}; give the whole, or a pattern such as '*q_proj'. "
+                f"By the last part of their names: {nearest(_last_part(glob), parts)}"
+            )
         return found
 
     def test_all(self, glob: str = "*", progress: Progress | None = None) -> Iterator[Verdict]:
@@ -301,3 +306,8 @@ def _bits(outputs: Sequence[HostArray]) -> bytes:
 
 def _ratio(found: Comparison) -> float:
     return found.error / found.bound if found.bound else found.error
+
+
+def _last_part(name: str) -> str:
+    """What an operator is called within its module: "q_proj" of "decode/layers.3.self_attn.q_proj", or of the glob "*q_proj"."""
+    return name.rpartition("/")[2].rpartition(".")[2].strip("*")

@@ -133,7 +133,7 @@ def test_a_device_elsewhere(type_in: TypeIn, whole_run: Path) -> None:
 
 
 def test_no_such_operator(type_in: TypeIn, whole_run: Path) -> None:
-    refused(type_in("test", whole_run, "--target", "opencl", "--operator", "*qproj"), 2, "*qproj", "q_proj")
+    refused(type_in("test", whole_run, "--target", "opencl", "--operator", "*qproj"), 2, "*qproj", "Did you mean q_proj")
 
 
 def test_no_such_fault(type_in: TypeIn, whole_run: Path, tmp_path: Path) -> None:
