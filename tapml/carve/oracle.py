@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from tapml.carve.tolerance import distance, undecided
 from tapml.generation import Call, DecoderShape, decode_call, prefill_calls
-from tapml.operators.execute import BodyFunction, body_function, host_from_tensor, tensor_from_host
+from tapml.operators.execute import BodyFunction, body_function, first_content, host_from_tensor, tensor_from_host
 from tapml.operators.graph import Body, Graph, Operator
 from tapml.tensors import FLOATS, HostArray, TensorSpec, dtype_name
 
@@ -141,7 +141,7 @@ class _Run:
         self.prompt = prompt
         self.calls = calls
         self.device = device
-        self.states = {key: _content(value, device) for key, value in states.items()}
+        self.states = {key: first_content(value, device) for key, value in states.items()}
         self.exact_states = {key: exact(tensor) for key, tensor in self.states.items()}
         self.values: dict[str, torch.Tensor] = {}
         self.exact_values: dict[str, torch.Tensor] = {}
@@ -215,9 +215,3 @@ def exact(tensor: torch.Tensor) -> torch.Tensor:
 
 def _error(source: torch.Tensor, oracle: torch.Tensor) -> tuple[float, Mask | None]:
     return source_error(host_from_tensor(source), host_from_tensor(oracle))
-
-
-def _content(value: TensorSpec | torch.Tensor, device: torch.device) -> torch.Tensor:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    return torch.zeros(value.shape, dtype=getattr(torch, value.dtype), device=device)

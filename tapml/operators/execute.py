@@ -102,7 +102,7 @@ class GraphExecutor:
     ) -> None:
         self.hook = hook
         self.device = next((t.device for t in weights.values()), torch.device("cpu"))
-        self._first = {key: _content(value, self.device) for key, value in states.items()}
+        self._first = {key: first_content(value, self.device) for key, value in states.items()}
         self.states = dict(self._first)
         functions = {s: body_function(bodies[s], device=self.device) for s in {o.signature for o in operators}}
         self._plans = {
@@ -316,7 +316,8 @@ def renamed(node: Node, names: dict[str, str]) -> Node:
     return replace(node, name=names[node.name], args=args, kwargs=rename(node.kwargs, names), module="", source="")
 
 
-def _content(value: TensorSpec | torch.Tensor, device: torch.device) -> torch.Tensor:
+def first_content(value: TensorSpec | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """What a state holds before the first call: the tensor that is given, or zeros of the spec."""
     if isinstance(value, TensorSpec):
         return torch.zeros(value.shape, dtype=torch_dtype(value.dtype), device=device)
     return value.to(device)
