@@ -201,12 +201,15 @@ class _Cutter:
         for group in sorted(loose, key=lambda g: min(index.order[name] for name in g.nodes)):
             if self.group_of[next(iter(group.nodes))] is not group:
                 continue  # it has joined another by now
-            sources = {self.group_of[name] for name in index.external(group.nodes) if name in index.nodes}
+            reads = [name for name in index.external(group.nodes) if name in index.nodes]
+            sources = list(dict.fromkeys(self.group_of[name] for name in sorted(reads, key=index.order.__getitem__)))
             if any(source.center is not None for source in sources):
                 continue
             if all(self._positional(g) for g in (group, *sources)):
-                for source in sources:
-                    self._add(group, source.nodes)
+                together = {name for source in sources for name in source.nodes}
+                if not self._add(group, together):
+                    for source in reversed(sources):
+                        self._add(group, source.nodes)
             elif len(sources) == 1:
                 source = sources.pop()
                 if self._floats(source) == self._floats(group):
