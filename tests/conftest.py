@@ -1,6 +1,58 @@
-"""What holds for all tests: PyTorch's threads wait without spinning, as under the `tapml` command, so that tests which start
-processes of their own do not starve them."""
+"""For all tests: small models, carved once, and the targets that are here."""
 
-import os
+from __future__ import annotations
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import tapml
+from tapml.carve.folder import RunFolder
+from tapml.devices.open import probe
+from tests.models import CAUSAL_LMS, VOCABULARY, causal_lm, conv_net, encoder
+
+MakeRun = Callable[[str], RunFolder]
+
+
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
+    """`make_run("llama")`: the run of a small model, carved when first asked for. An architecture of `tests.models`,
+    "conv_net" or "encoder"."""
+    folder = tmp_path_factory.mktemp("runs")
+    made: dict[str, RunFolder] = {}
+
+    def make(name: str) -> RunFolder:
+        if name not in made:
+            made[name] = _carve(name, folder / name)
+        return made[name]
+
+    return make
+
+
+def _carve(name: str, out: Path) -> RunFolder:
+    if name in CAUSAL_LMS:
+        generator = torch.Generator().manual_seed(7)
+        prompts = {"input_ids": torch.randint(3, VOCABULARY, (2, 11), generator=generator)}
+        return tapml.carve(causal_lm(name), prompts, out=out, decode_steps=6, chunk=8, max_len=32).folder
+    module, inputs = conv_net() if name == "conv_net" else encoder()
+    return tapml.carve(module, inputs, out=out).folder
+
+
+_absent: dict[str, str] = {}
+
+
+@pytest.fixture
+def need() -> Callable[[str], str]:
+    """`need("vulkan")` gives the target back, or skips the test with the reason why it is not here."""
+
+    def check(target: str) -> str:
+        if target not in _absent:
+            found = probe(target)
+            _absent[target] = "" if found.available else found.reason
+        if _absent[target]:
+            pytest.skip(f"{target} is not here: {_absent[target]}")
+        return target
+
+    return check

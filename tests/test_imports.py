@@ -19,6 +19,7 @@ LEVELS = (
     {"source", "operators"},
     {"carve", "compile", "targets", "devices"},
     {"migrate"},
+    {"diagnose"},
     {"report", "api"},
     {"cli", "__main__"},
 )
@@ -34,6 +35,8 @@ HOMES = {
     "pyopencl": {"devices"},
     "wgpu": {"devices"},
     "rich": {"report", "cli"},
+    "bokeh": {"report"},
+    "matplotlib": {"report"},
 }
 
 # Parts of torch-using stages that a run is read with, so that migrate/ and devices can do without torch.
@@ -43,8 +46,12 @@ WITHOUT_TORCH = ("operators/graph.py", "carve/case.py", "carve/tolerance.py", "c
 FRONT_DOORS = (PACKAGE / "__init__.py", PACKAGE / "carve" / "__init__.py")
 
 
+# Scripts that are copied into reproducers and run outside of TapML: they are text to the package.
+TEMPLATES = PACKAGE / "diagnose" / "templates"
+
+
 def sources() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
+    return sorted(path for path in PACKAGE.rglob("*.py") if TEMPLATES not in path.parents)
 
 
 def part_of(path: Path) -> str:

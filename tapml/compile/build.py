@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tapml.compile import schedules
@@ -29,9 +29,16 @@ Forwards = tuple[tuple[int, int], ...]
 
 
 def build(
-    body: Body, target: Target, schedule: str, on_stage: Callable[[str], None], on_note: Callable[[str], None] = lambda note: None
+    body: Body,
+    target: Target,
+    schedule: str,
+    on_stage: Callable[[str], None],
+    on_note: Callable[[str], None] = lambda note: None,
+    mutation: str | None = None,
 ) -> Program:
-    """The program of a body. Raises whatever the stage that was last reported raised."""
+    """The program of a body. `mutation` names a fault of `tapml.compile.mutations` to put in. Raises whatever the stage that was
+    last reported raised."""
+    faults = _Faults(mutation)
     inputs = tuple(_stored(s, target) for s in body.inputs)
     outputs = tuple(_stored(s, target) for s in body.output_specs)
     on_stage("convert")
@@ -39,15 +46,15 @@ def build(
     if not imported.computed:
         return Program((), (), inputs, outputs, (), schedule, imported.forwards)
     on_stage("lower")
-    lowered = lower(imported.module)
+    lowered = faults.lowered(lower(imported.module))
     try:
         whole = _prepared(lowered, target, inline=True)
-        emitted = _kernels(whole, body.kind, target, schedule, on_stage, on_note)
+        emitted = _kernels(whole, body.kind, target, schedule, on_stage, on_note, faults)
     except LimitError as error:
         # Inlining gathers buffers in one kernel; each block on its own needs the fewest.
         on_note(f"{error}; without inlining instead")
         whole = _prepared(lowered, target, inline=False)
-        emitted = _kernels(whole, body.kind, target, schedule, on_stage, on_note)
+        emitted = _kernels(whole, body.kind, target, schedule, on_stage, on_note, faults)
     assembly = _Assembly(whole, imported.computed)
     for each in emitted:
         assembly.add(each)
@@ -67,7 +74,8 @@ def _stored(spec: TensorSpec, target: Target) -> TensorSpec:
 
 
 def _kernels(
-    function: Any, kind: str, target: Target, schedule: str, on_stage: Callable[[str], None], on_note: Callable[[str], None]
+    function: Any, kind: str, target: Target, schedule: str, on_stage: Callable[[str], None], on_note: Callable[[str], None],
+    faults: _Faults,
 ) -> list[Emitted]:
     tvm_target = device_target(target)
     emitted: list[Emitted] = []
@@ -75,25 +83,55 @@ def _kernels(
     for number, piece in enumerate(cut(function)):
         name = f"{base}_{number}"
         try:
-            emitted += _piece_kernels(piece, name, target, tvm_target, schedule, on_stage)
+            emitted += _piece_kernels(piece, name, target, tvm_target, schedule, on_stage, faults)
         except Exception as error:
             if schedule in ("simple", "serial"):
                 raise
             on_note(f"{schedule} cannot do {name} ({type(error).__name__}: {_first_line(error)}); simple instead")
-            emitted += _piece_kernels(piece, name, target, tvm_target, "simple", on_stage)
+            emitted += _piece_kernels(piece, name, target, tvm_target, "simple", on_stage, faults)
     return emitted
 
 
 def _piece_kernels(
-    piece: Piece, base: str, target: Target, tvm_target: Any, schedule: str, on_stage: Callable[[str], None]
+    piece: Piece, base: str, target: Target, tvm_target: Any, schedule: str, on_stage: Callable[[str], None], faults: _Faults
 ) -> list[Emitted]:
     """The kernels of one piece, in order."""
     on_stage("schedule")
-    scheduled = schedules.apply(schedule, piece.function, target, tvm_target)
+    scheduled = faults.scheduled(schedule, schedules.apply(schedule, piece.function, target, tvm_target))
     parts = split_kernels(Piece(scheduled, piece.buffers, piece.writes))
     on_stage("codegen")
     names = [base] if len(parts) == 1 else [f"{base}_{k}" for k in range(len(parts))]
-    return [emit(part, name, target, tvm_target) for name, part in zip(names, parts, strict=True)]
+    return [faults.emitted(schedule, emit(part, name, target, tvm_target)) for name, part in zip(names, parts, strict=True)]
+
+
+class _Faults:
+    """The fault that a caller asked for, if any; without one nothing of `tapml.compile.mutations` is loaded."""
+
+    def __init__(self, name: str | None) -> None:
+        self._name = name
+
+    def lowered(self, function: Any) -> Any:
+        if self._name is None:
+            return function
+        from tapml.compile import mutations
+
+        return mutations.lowered(self._name, function)
+
+    def scheduled(self, schedule: str, function: Any) -> Any:
+        if self._name is None:
+            return function
+        from tapml.compile import mutations
+
+        return mutations.scheduled(self._name, schedule, function)
+
+    def emitted(self, schedule: str, each: Emitted) -> Emitted:
+        if self._name is None:
+            return each
+        from tapml.compile import mutations
+
+        kernel = each.kernel
+        source = mutations.emitted(self._name, schedule, kernel.source, kernel.language)
+        return replace(each, kernel=replace(kernel, source=source))
 
 
 def _first_line(error: Exception) -> str:

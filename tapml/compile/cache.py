@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SOURCES = ("compile/*.py", "operators/to_fx.py", "operators/graph.py", "kernels.py")
+_MUTATIONS = "compile/mutations.py"  # faults that are put in on purpose: part of the key only where one is
 
 
 @cache
@@ -34,7 +35,7 @@ def toolchain() -> str:
     """Versions of the compiler, and a hash of TapML's own part in it."""
     text = hashlib.blake2b(digest_size=16)
     for pattern in _SOURCES:
-        for path in sorted(_PACKAGE.glob(pattern)):
+        for path in sorted(p for p in _PACKAGE.glob(pattern) if p != _PACKAGE / _MUTATIONS):
             text.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     versions = [f"{name} {_version(name)}" for name in ("apache-tvm", "apache-tvm-ffi", "torch")]
     return ", ".join([*versions, f"tapml {text.hexdigest()}"])
@@ -50,9 +51,11 @@ def _version(package: str) -> str:
 class KernelCache:
     """Results of compiling for one target, in a folder that may hold those of others too."""
 
-    def __init__(self, folder: Path, target: Target) -> None:
+    def __init__(self, folder: Path, target: Target, mutation: str | None = None) -> None:
         self.folder = folder
         self._prefix = f"{toolchain()}\n{target.key}\n"
+        if mutation is not None:
+            self._prefix += f"{mutation} {_digest((_PACKAGE / _MUTATIONS).read_text())}\n"
 
     def path(self, body: Body) -> Path:
         text = self._prefix + json.dumps(body.to_json(), sort_keys=True, separators=(",", ":"))

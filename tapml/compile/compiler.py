@@ -14,6 +14,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -46,7 +47,7 @@ class Compiler:
         if not target.schedules:
             raise ValueError(f"target {target.name} has no schedules")
         self.target = target
-        self.cache = KernelCache(cache_dir if cache_dir is not None else cache_folder() / "kernels", target)
+        self.folder = cache_dir if cache_dir is not None else cache_folder() / "kernels"
         self.time_limit = time_limit
         self.memory_limit = memory_limit
         self._workers = max(1, workers if workers is not None else os.cpu_count() or 1)
@@ -66,22 +67,29 @@ class Compiler:
             worker.stop()
 
     def compile(
-        self, bodies: Mapping[str, Body], on_result: Callable[[str, Result], None] | None = None
+        self,
+        bodies: Mapping[str, Body],
+        on_result: Callable[[str, Result], None] | None = None,
+        schedules: Sequence[str] | None = None,
+        mutation: str | None = None,
     ) -> dict[str, Result]:
-        """A result for each signature, cached ones first. `on_result` is called in this thread as each is there. Never raises for
+        """A result for each signature, cached ones first. `on_result` is called in this thread as each is there. `schedules` are
+        tried instead of the target's; `mutation` is a fault to put in (`tapml.compile.mutations`). Never raises for
         a body that does not compile; after an exception (Ctrl-C) the workers are stopped."""
+        target = self.target if schedules is None else replace(self.target, schedules=tuple(schedules))
+        make = _Order(target, mutation, KernelCache(self.folder, target, mutation))
         results: dict[str, Result] = {}
         tell = on_result or (lambda signature, result: None)
         missing: list[tuple[str, Body]] = []
         for signature, body in bodies.items():
-            found = self.cache.get(body)
+            found = make.cache.get(body)
             if found is None:
                 missing.append((signature, body))
             else:
                 results[signature] = found
                 tell(signature, found)
         try:
-            for signature, result in self._compiled(missing):
+            for signature, result in self._compiled(missing, make):
                 results[signature] = result
                 tell(signature, result)
         except BaseException:
@@ -89,7 +97,7 @@ class Compiler:
             raise
         return {signature: results[signature] for signature in bodies}
 
-    def _compiled(self, missing: list[tuple[str, Body]]) -> list[tuple[str, Result]] | _Results:
+    def _compiled(self, missing: list[tuple[str, Body]], make: _Order) -> list[tuple[str, Result]] | _Results:
         if not missing:
             return []
         jobs: queue.SimpleQueue[tuple[str, Body]] = queue.SimpleQueue()
@@ -101,12 +109,13 @@ class Compiler:
             self._pool.append(WorkerProcess(self._command))
         done: queue.SimpleQueue[tuple[str, Result] | BaseException] = queue.SimpleQueue()
         for worker in self._pool[:count]:
-            threading.Thread(target=self._serve, args=(worker, jobs, done), daemon=True).start()
+            threading.Thread(target=self._serve, args=(worker, make, jobs, done), daemon=True).start()
         return _Results(done, len(missing))
 
     def _serve(
         self,
         worker: WorkerProcess,
+        make: _Order,
         jobs: queue.SimpleQueue[tuple[str, Body]],
         done: queue.SimpleQueue[tuple[str, Result] | BaseException],
     ) -> None:
@@ -117,16 +126,16 @@ class Compiler:
                     signature, body = jobs.get_nowait()
                 except queue.Empty:
                     return
-                result = self._compile_one(worker, signature, body)
-                self.cache.put(body, result)
+                result = self._compile_one(worker, make, signature, body)
+                make.cache.put(body, result)
                 done.put((signature, result))
         except BaseException as error:
             done.put(error)
 
-    def _compile_one(self, worker: WorkerProcess, signature: str, body: Body) -> Result:
+    def _compile_one(self, worker: WorkerProcess, make: _Order, signature: str, body: Body) -> Result:
         attempts: list[Attempt] = []
-        for schedule in self.target.schedules:
-            job = {"body": body.to_json(), "target": self.target.to_json(), "schedule": schedule}
+        for schedule in make.target.schedules:
+            job = {"body": body.to_json(), "target": make.target.to_json(), "schedule": schedule, "mutation": make.mutation}
             answer = worker.compile(job, self.time_limit, self.memory_limit)
             attempts.append(Attempt(schedule, answer.status, answer.stage, answer.message, answer.seconds))
             if answer.program is not None:
@@ -134,6 +143,15 @@ class Compiler:
             if answer.status == "error" and answer.stage in _BEFORE_SCHEDULES:
                 break
         return concluded(signature, None, tuple(attempts))
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What one call of `compile` asks for."""
+
+    target: Target
+    mutation: str | None
+    cache: KernelCache
 
 
 class _Results:

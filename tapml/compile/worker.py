@@ -1,7 +1,8 @@
 """The worker process: compiles bodies that come as JSON lines, until its input ends. `python -m tapml.compile.worker`
 
-In: {"body", "target", "schedule"}. Out: {"ready"} once; then for each line in: {"stage"} as each stage begins, and at last
-{"program", "notes"} or {"error"}. What the compiler itself prints goes to stderr. The worker ends when its parent is gone.
+In: {"body", "target", "schedule", "mutation"} (the last for faults put in on purpose, else null). Out: {"ready"} once; then for
+each line in: {"stage"} as each stage begins, and at last {"program", "notes"} or {"error"}. What the compiler itself prints
+goes to stderr. The worker ends when its parent is gone.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def main() -> None:
             program = build(
                 Body.from_json(job["body"]), Target.from_json(job["target"]), job["schedule"],
                 lambda stage: _say(answers, {"stage": stage}), notes.append,
+                job.get("mutation"),
             )
             _say(answers, {"program": program.to_json(), "notes": notes})
         except Exception as error:

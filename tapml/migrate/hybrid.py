@@ -44,8 +44,12 @@ from tapml.migrate.schedule import (
 from tapml.operators.graph import Operator
 from tapml.tensors import NUMPY, HostArray, TensorSpec, convert
 
-# Gives the device's buffer with a weight, by its key and the dtype that it is stored in.
-WeightBuffer = Callable[[str, str], int]
+# Gives the device's buffer with a weight for an operator (None: as the model has it), by its key and the dtype that it is
+# stored in.
+WeightBuffer = Callable[[Operator | None, str, str], int]
+
+# Changes a graph's input or a state, by graph and key, on its way up: how a fault of handing over is put in.
+OnUpload = Callable[[str, str, HostArray], HostArray]
 
 
 @dataclass(frozen=True)
@@ -81,11 +85,14 @@ class Hybrid:
     stay the caller's. `close` gives back the buffers that were taken from the runner's pool."""
 
     def __init__(
-        self, model: Model, runner: ProgramRunner | None = None, weight_buffer: WeightBuffer | None = None
+        self, model: Model, runner: ProgramRunner | None = None, weight_buffer: WeightBuffer | None = None,
+        on_upload: OnUpload | None = None,
     ) -> None:
         self._model = model
         self._runner = runner
         self._weight_buffer = weight_buffer
+        self._on_upload = on_upload
+        self._keys = {name: {p.name: p.key for p in (*g.inputs, *g.states)} for name, g in model.graphs.items()}
         self._programs: dict[str, Program] = {}
         self._plans: dict[tuple[str, Layout, bool], _Ready] = {}
         self._arena: list[tuple[int, int]] = []  # (nbytes, buffer), transient, shared by all plans
@@ -179,7 +186,10 @@ class Hybrid:
                 if isinstance(action, _Batch):
                     device.run(action.launches)
                 elif isinstance(action, _Write):
-                    device.write(action.buffer, as_bytes(convert(values[action.value], action.dtype)))
+                    array = values[action.value]
+                    if self._on_upload is not None and action.value in self._keys[graph]:
+                        array = self._on_upload(graph, self._keys[graph][action.value], array)
+                    device.write(action.buffer, as_bytes(convert(array, action.dtype)))
                 else:
                     data = device.read(action.buffer, action.stored.nbytes)
                     array = np.frombuffer(data, NUMPY[action.stored.dtype], action.stored.elements)
@@ -212,12 +222,12 @@ class Hybrid:
         operators = self._model.operators_of[graph]
         specs = self._model.graphs[graph].specs
 
-        def buffer(place: Place) -> int:
+        def buffer(place: Place, operator: Operator | None = None) -> int:
             if isinstance(place, Slot):
                 return slots[place.index]
             if isinstance(place, WeightPlace):
                 assert self._weight_buffer is not None
-                return self._weight_buffer(place.key, place.spec.dtype)
+                return self._weight_buffer(operator, place.key, place.spec.dtype)
             return self._state_buffer(place)
 
         actions: list[_Write | _Batch | _Fetch | Call | Forget | Observe] = []
@@ -231,8 +241,9 @@ class Hybrid:
                 launches: list[Launch] = []
                 for run in action.runs:
                     assert self._runner is not None
-                    program = self._programs[operators[run.operator].name]
-                    places = [[buffer(p) for p in group] for group in (run.inputs, run.outputs, run.scratch)]
+                    operator = operators[run.operator]
+                    program = self._programs[operator.name]
+                    places = [[buffer(p, operator) for p in group] for group in (run.inputs, run.outputs, run.scratch)]
                     launches += self._runner.launches(program, *places)
                 actions.append(_Batch(tuple(launches)))
             else:

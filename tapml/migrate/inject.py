@@ -12,22 +12,22 @@ import hashlib
 import runpy
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from tapml.errors import UsageError, nearest
 from tapml.kernels import Program
+from tapml.migrate.alteration import Alteration
+from tapml.operators.graph import Operator
 
 InjectFunction = Callable[[str, str, str], str]
 
 
-@dataclass(frozen=True)
-class Injection:
+class Injection(Alteration):
     """A loaded fault. `digest` covers the file's content and the function's name."""
 
-    text: str
-    digest: str
-    function: InjectFunction
+    def __init__(self, text: str, digest: str, function: InjectFunction) -> None:
+        super().__init__(text, digest)
+        self.function = function
 
     @staticmethod
     def load(text: str) -> Injection:
@@ -52,6 +52,9 @@ class Injection:
             raise UsageError(f"--inject {text!r}: {file} has no function {name!r}. {nearest(name, functions)}")
         digest = hashlib.blake2b(path.read_bytes() + b"\0" + name.encode(), digest_size=16).hexdigest()
         return Injection(text, digest, function)
+
+    def program(self, operator: Operator, target: str, program: Program) -> Program:
+        return self.apply(operator.name, target, program)
 
     def apply(self, operator: str, target: str, program: Program) -> Program:
         """The program with every kernel's source rewritten; the very same object if nothing changed. Raises UsageError

@@ -1,19 +1,21 @@
-"""What testing and migrating both stand on: one target, its device, the compiled operators, the weights that went up.
+"""What testing, migrating and diagnosing stand on: one target, its device, the compiled operators, the weights that went up.
 
     with Workbench(run, "opencl") as bench:
-        bench.compile(signatures)
+        bench.compile(operators)
         program = bench.program(operator)          None where compiling failed: bench.failure(operator) is the verdict
         with bench.guard():                        a lost device is opened anew, and the loss passes on as DeviceLost
             outputs = bench.run(operator, program, inputs, specs)
 
-Each signature is compiled once. An injected fault is applied here, per operator, so that everybody runs the same kernels. A
-device that is lost takes its weights, kernels and buffers along: everything that came from `runner` or `hybrid()` before is void.
+Each signature is compiled once. An alteration (an injected fault, see `tapml.migrate.alteration`) is applied here, per
+operator, so that everybody runs the same operators. A device that is lost takes its weights, kernels and buffers along:
+everything that came from `runner` or `hybrid()` before is void.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tapml.carve.folder import RunFolder
@@ -24,10 +26,11 @@ from tapml.devices.open import open_device
 from tapml.devices.runner import ProgramRunner
 from tapml.errors import DeviceLost, UnavailableError
 from tapml.kernels import Program
+from tapml.migrate.alteration import Alteration
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Injection
 from tapml.migrate.model import Model
-from tapml.operators.graph import Operator
+from tapml.operators.graph import Body, Operator
 from tapml.targets.parse import parse
 from tapml.targets.resolve import resolve
 from tapml.tensors import HostArray, TensorSpec, convert
@@ -47,25 +50,46 @@ class Progress(Protocol):
     def __call__(self, stage: str, done: int, total: int, /) -> None: ...
 
 
+@dataclass(frozen=True)
+class _Recipe:
+    """Everything that decides what compiling an operator gives, but for the target."""
+
+    signature: str
+    schedules: tuple[str, ...]
+    mutation: str | None
+
+
 class Workbench:
     """See the module's docstring. Opening raises TargetError, UsageError (the injected fault) and UnavailableError."""
 
-    def __init__(self, run: RunFolder, target: str, device: str = "local", inject: str | None = None) -> None:
+    def __init__(
+        self, run: RunFolder, target: str, device: str = "local", inject: str | Alteration | None = None,
+        deadline: float = DEADLINE,
+    ) -> None:
+        self._deadline = deadline
         self.choice = parse(target)
-        self.injection = None if inject is None else Injection.load(inject)
+        self.alteration = _loaded(inject)
+        self.folder = run
         self.model = Model.of(run)
         self.losses = 0
         self._weights = run.weights
         self._where = device
-        self._results: dict[str, Result] = {}
+        self._results: dict[_Recipe, Result] = {}
         self.compiled = 0
-        self._programs: dict[str, Program] = {}
+        self._programs: dict[tuple[str, tuple[str, ...]], Program] = {}
+        self._bodies: dict[str, Body] = {}
         self._hybrid: Hybrid | None = None
         self._open()
         self.target = resolve(self.choice, self.device.info)
+        self._compiler = Compiler(self.target)
 
     def _open(self) -> None:
-        self.device: Device = open_device(self.choice, self._where, deadline=DEADLINE)
+        self._platform: Device = open_device(self.choice, self._where, deadline=self._deadline)
+        self._furnish()
+
+    def _furnish(self) -> None:
+        """Everything that lies on the device, anew."""
+        self.device: Device = self._platform if self.alteration is None else self.alteration.device(self._platform)
         self.runner = ProgramRunner(self.device)
         self._uploaded = WeightCache(self.runner.pool)
         self._hybrid = None
@@ -77,12 +101,57 @@ class Workbench:
         self.close()
 
     def close(self) -> None:
-        """Closes the device. May be called twice."""
+        """Closes the device and ends the compiler's workers. May be called twice."""
+        self._compiler.close()
         self.device.close()
 
-    def compile(self, signatures: Sequence[str], progress: Progress | None = None) -> None:
-        """Compiles what was not compiled yet. `progress` gets the stage "compile"."""
-        wanted = [s for s in dict.fromkeys(signatures) if s not in self._results]
+    def alter(self, inject: str | Alteration | None) -> None:
+        """Takes another alteration, or none. The device, the weights on it and what was compiled stay."""
+        before, self.alteration = self.device, _loaded(inject)
+        self._programs.clear()
+        self._bodies.clear()
+        if self._hybrid is not None:
+            self._hybrid.close()
+            self._hybrid = None
+        altered = self._platform if self.alteration is None else self.alteration.device(self._platform)
+        if before is not altered:
+            self._uploaded.clear()
+            self.runner.pool.trim()
+            self._furnish()
+
+    def body(self, operator: Operator) -> Body:
+        """What is compiled for this operator: the source's body, or the altered one."""
+        clean = self.model.bodies[operator.signature]
+        if self.alteration is None:
+            return clean
+        if operator.name not in self._bodies:
+            self._bodies[operator.name] = self.alteration.body(operator, clean)
+        return self._bodies[operator.name]
+
+    def altered(self, operator: Operator) -> bool:
+        """Whether the alteration changes what runs for this operator: body, compiling, kernels, weights, or its device. A
+        change of the values that are handed over between operators is none of one operator."""
+        alteration = self.alteration
+        if alteration is None:
+            return False
+        if (
+            alteration.touches(operator)
+            or self.body(operator) is not self.model.bodies[operator.signature]
+            or alteration.mutation(operator) is not None
+            or alteration.schedule(operator) is not None
+        ):
+            return True
+        recipe = self._recipe(operator)
+        self._compile(recipe, self.body(operator))
+        program = self._results[recipe].program
+        if program is not None and alteration.program(operator, self.choice.name, program) is not program:
+            return True
+        keys = [key for key in self.model.weight_keys(operator) if key is not None]
+        return any(alteration.weight(operator, key, self.model.weight(key)) is not self.model.weight(key) for key in keys)
+
+    def compile(self, operators: Sequence[Operator], progress: Progress | None = None) -> None:
+        """Compiles what was not compiled yet, and ends the compiler's workers. `progress` gets the stage "compile"."""
+        wanted = {r: self.body(o) for o in operators if (r := self._recipe(o)) not in self._results}
         if not wanted:
             return
         done = 0
@@ -96,24 +165,61 @@ class Workbench:
 
         if progress is not None:
             progress("compile", 0, len(wanted))
-        with Compiler(self.target) as compiler:
-            self._results |= compiler.compile({s: self.model.bodies[s] for s in wanted}, on_result)
+        for schedules, mutation in dict.fromkeys((r.schedules, r.mutation) for r in wanted):
+            alike = {r.signature: body for r, body in wanted.items() if (r.schedules, r.mutation) == (schedules, mutation)}
+            found = self._compiler.compile(alike, on_result, schedules, mutation)
+            self._results |= {_Recipe(signature, schedules, mutation): result for signature, result in found.items()}
+        self._compiler.close()
 
-    def program(self, operator: Operator) -> Program | None:
-        """What runs for this operator, the injected fault applied; None when it did not compile. Compiles it if need be."""
-        self.compile([operator.signature])
-        program = self._results[operator.signature].program
+    def program(self, operator: Operator, schedules: Sequence[str] | None = None) -> Program | None:
+        """What runs for this operator, the alteration applied; None when it did not compile. Compiles it if need be. `schedules`
+        are tried instead of the target's own."""
+        recipe = self._recipe(operator, schedules)
+        self._compile(recipe, self.body(operator))
+        program = self._results[recipe].program
         if program is None:
             return None
-        if operator.name not in self._programs:
-            if self.injection is not None:
-                program = self.injection.apply(operator.name, self.choice.name, program)
-            self._programs[operator.name] = program
-        return self._programs[operator.name]
+        key = (operator.name, recipe.schedules)
+        if key not in self._programs:
+            self._programs[key] = self._altered_program(operator, program)
+        return self._programs[key]
+
+    def compile_body(self, body: Body, operator: Operator | None = None, schedules: Sequence[str] | None = None) -> Result:
+        """Compiles any body, with `operator`'s alteration of compiling and kernels where one is given. The compiler's workers
+        stay ready for the next until the bench is closed."""
+        recipe = replace(self._recipe(operator, schedules), signature=body.signature)
+        self._compile(recipe, body)
+        result = self._results[recipe]
+        if result.program is None or operator is None:
+            return result
+        return replace(result, program=self._altered_program(operator, result.program))
+
+    def _altered_program(self, operator: Operator, program: Program) -> Program:
+        return program if self.alteration is None else self.alteration.program(operator, self.choice.name, program)
+
+    def _recipe(self, operator: Operator | None, schedules: Sequence[str] | None = None) -> _Recipe:
+        order = self.target.schedules if schedules is None else tuple(schedules)
+        if operator is None:
+            return _Recipe("", order, None)
+        alteration = self.alteration
+        if alteration is None:
+            return _Recipe(operator.signature, order, None)
+        first = alteration.schedule(operator)
+        if schedules is None and first is not None:
+            order = (first, *(s for s in order if s != first))
+        body = self.body(operator)
+        clean = body is self.model.bodies[operator.signature]
+        return _Recipe(operator.signature if clean else body.signature, order, alteration.mutation(operator))
+
+    def _compile(self, recipe: _Recipe, body: Body) -> None:
+        if recipe not in self._results:
+            found = self._compiler.compile({recipe.signature: body}, None, recipe.schedules, recipe.mutation)
+            self._results[recipe] = found[recipe.signature]
+            self.compiled += not found[recipe.signature].cached
 
     def schedules_that_failed(self, operator: Operator) -> str:
         """What the compiler said of the schedules that were tried before the one that was taken; "" when the first one was."""
-        return self._results[operator.signature].message
+        return self._results[self._recipe(operator)].message
 
     def programs(self, names: Sequence[str]) -> Mapping[str, Program]:
         """The programs of these operators, all of which compiled."""
@@ -127,7 +233,7 @@ class Workbench:
 
     def failure(self, operator: Operator) -> Verdict:
         """The verdict of an operator that did not compile."""
-        result = self._results[operator.signature]
+        result = self._results[self._recipe(operator)]
         return Verdict(
             operator=operator.name, signature=operator.signature, op=operator.kind,
             status="crash" if result.status == "crash" else "error", stage=result.stage, error=None, bound=None,
@@ -135,24 +241,38 @@ class Workbench:
         )
 
     def run(
-        self, operator: Operator, program: Program, inputs: Sequence[HostArray], outputs: Sequence[TensorSpec]
+        self,
+        operator: Operator,
+        program: Program,
+        inputs: Sequence[HostArray],
+        outputs: Sequence[TensorSpec],
+        resident: bool = True,
     ) -> list[HostArray]:
-        """One isolated run over poisoned memory; weights are uploaded once, the other inputs each time. `outputs` are the
-        specs in the graph."""
+        """One isolated run over poisoned memory; weights are uploaded once, the other inputs each time. Without `resident` every
+        input is uploaded as it is given. `outputs` are the specs in the graph."""
         given: list[HostArray | int] = []
-        for array, key, spec in zip(inputs, self.model.weight_keys(operator), program.inputs, strict=True):
-            given.append(array if key is None else self.weight_buffer(key, spec.dtype))
+        keys = self.model.weight_keys(operator) if resident else (None,) * len(inputs)
+        for array, key, spec in zip(inputs, keys, program.inputs, strict=True):
+            given.append(array if key is None else self.weight_buffer(operator, key, spec.dtype))
         results = self.runner.run_once(program, given, poison=True)
         return [convert(r.reshape(spec.shape), spec.dtype) for r, spec in zip(results, outputs, strict=True)]
 
-    def weight_buffer(self, key: str, dtype: str) -> int:
-        """The device's buffer with a weight, stored as `dtype`."""
-        return self._uploaded.get(self._weights.entries[key].digest, dtype, lambda: self.model.weight(key))
+    def weight_buffer(self, operator: Operator | None, key: str, dtype: str) -> int:
+        """The device's buffer with a weight as this operator gets it (None: as the model has it), stored as `dtype`."""
+        digest = self._weights.entries[key].digest
+        if self.alteration is None or operator is None:
+            return self._uploaded.get(digest, dtype, lambda: self.model.weight(key))
+        clean = self.model.weight(key)
+        array = self.alteration.weight(operator, key, clean)
+        if array is not clean:
+            digest = f"{digest} {self.alteration.digest} {operator.name}"
+        return self._uploaded.get(digest, dtype, lambda: array)
 
     def hybrid(self) -> Hybrid:
-        """The hybrid on this device: one as long as the device lives."""
+        """The hybrid on this device: one as long as the device lives and the alteration stays."""
         if self._hybrid is None:
-            self._hybrid = Hybrid(self.model, self.runner, self.weight_buffer)
+            on_upload = None if self.alteration is None else self.alteration.value
+            self._hybrid = Hybrid(self.model, self.runner, self.weight_buffer, on_upload)
         return self._hybrid
 
     def trim(self) -> None:
@@ -175,3 +295,7 @@ class Workbench:
                 ) from error
             self._open()
             raise
+
+
+def _loaded(inject: str | Alteration | None) -> Alteration | None:
+    return Injection.load(inject) if isinstance(inject, str) else inject

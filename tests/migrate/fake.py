@@ -238,13 +238,12 @@ class FakeCompiler:
     def __init__(self, target: object) -> None:
         pass
 
-    def __enter__(self) -> FakeCompiler:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         pass
 
-    def compile(self, bodies: dict[str, Body], on_result: Callable[..., None]) -> dict[str, Any]:
+    def compile(
+        self, bodies: dict[str, Body], on_result: Callable[..., None], schedules: tuple[str, ...], mutation: str | None
+    ) -> dict[str, Any]:
         model = self.run.model
         found: dict[str, Any] = {}
         for signature in bodies:
@@ -253,6 +252,6 @@ class FakeCompiler:
             operator = next(o for o in model.operators if o.signature == signature)
             found[signature] = SimpleNamespace(
                 program=None if bad else model.program(operator), status=bad or "ok", stage="lower" if bad else None,
-                message="no such thing" if bad else "", seconds=0.0,
+                message="no such thing" if bad else "", seconds=0.0, cached=False,
             )
         return found

@@ -10,6 +10,7 @@ import pytest
 
 from tapml.devices.runner import ProgramRunner
 from tapml.migrate.hybrid import Hybrid
+from tapml.operators.graph import Operator
 from tapml.tensors import convert
 from tests.migrate.fake import FakeDevice, FakeModel, fake_model, reference
 
@@ -19,7 +20,7 @@ class FakeWeights:
         self.model, self.device = model, device
         self.buffers: dict[tuple[str, str], int] = {}
 
-    def __call__(self, key: str, dtype: str) -> int:
+    def __call__(self, operator: Operator | None, key: str, dtype: str) -> int:
         if (key, dtype) not in self.buffers:
             data = convert(self.model.weight(key), dtype).tobytes()
             self.buffers[key, dtype] = self.device.allocate(len(data))

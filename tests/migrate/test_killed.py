@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.migrate.conftest import MakeRun
+from tests.conftest import MakeRun
 
 KILLS = 20
 

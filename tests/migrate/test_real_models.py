@@ -16,7 +16,7 @@ from tapml.devices.child import ChildDevice
 from tapml.generation import greedy
 from tapml.migrate.migrate import migrate
 from tapml.migrate.operator_test import OperatorTester
-from tests.migrate.conftest import MakeRun
+from tests.conftest import MakeRun
 
 Need = Callable[[str], str]
 
@@ -45,7 +45,7 @@ def test_any_split_of_a_decoder_answers_as_the_source(make_run: MakeRun, need: N
     rng = random.Random(3)
     with OperatorTester(run, need("opencl")) as tester:
         bench = tester.bench
-        bench.compile([o.signature for o in run.operators])
+        bench.compile(run.operators)
         hybrid = bench.hybrid()
         for share in (0.1, 0.5, 0.5, 0.9):
             names = [o.name for o in run.operators if rng.random() < share]
