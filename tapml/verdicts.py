@@ -7,15 +7,16 @@ Statuses: `pass`; `fail` (wrong numbers); `flaky` (the same kernel on the same i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 Status = Literal["pass", "fail", "flaky", "error", "crash", "skipped"]
-Stage = Literal["convert", "lower", "schedule", "codegen", "driver", "launch", "numeric"]
+Stage = Literal["convert", "lower", "schedule", "codegen", "driver", "launch", "numeric", "weights", "state"]
 
 STATUSES: tuple[Status, ...] = ("pass", "fail", "flaky", "error", "crash", "skipped")
-STAGES: tuple[Stage, ...] = ("convert", "lower", "schedule", "codegen", "driver", "launch", "numeric")
+STAGES: tuple[Stage, ...] = ("convert", "lower", "schedule", "codegen", "driver", "launch", "numeric", "weights", "state")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,39 @@ class Verdict:
         """Sorts worst first: anything that is no pass above any pass, then by error over bound."""
         ratio = 0.0 if self.error is None else self.error / self.bound if self.bound else float(self.error > 0)
         return ratio + (0.0 if self.status == "pass" else 1e12)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One call that was measured: what a verdict, which carries the worst one, is made of. `case` is the recorded call (None in a
+    cumulative test), `prompt`, `step` and `graph` say which call of the model it was. The numbers are those of the worst output,
+    in the unit of `tapml.carve.tolerance.distance`; None where none were reached."""
+
+    operator: str
+    case: str | None
+    prompt: int
+    step: int
+    graph: str
+    error: float | None
+    bound: float | None
+    source_error: float | None
+    status: Status
+
+    @property
+    def ratio(self) -> float | None:
+        """Error over bound; inf where the bound is 0 and the error is not. None without numbers."""
+        if self.error is None or self.bound is None:
+            return None
+        return self.error / self.bound if self.bound else math.inf if self.error else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """As a record of a journal or of a test's results."""
+        return {"record": "measure", **asdict(self)}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Measure:
+        known = {f.name for f in fields(Measure)}
+        return Measure(**{k: v for k, v in data.items() if k in known})
 
 
 def summary(verdicts: Iterable[Verdict]) -> dict[str, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 FORMAT = "tapml-run"
 FORMAT_VERSION = 1
 
@@ -27,3 +29,8 @@ TARGET_FOLDER = "targets"
 
 PARTIAL = ".partial"
 LOCK = ".lock"
+
+
+def folder_name(target: str) -> str:
+    """The folder of a target's results in a run: "opencl", "vulkan_f16=0"."""
+    return re.sub(r"[^\w=.-]", "_", target)

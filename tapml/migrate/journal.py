@@ -36,7 +36,8 @@ _held: set[str] = set()
 class Header:
     """What the records of a journal belong to. `run` is the digest of the run, `target` the name and options that were asked
     for, `target_key` the hash of the target as narrowed to the device, `inject` the digest of an injected fault's file (None:
-    none), `compiler` the versions that kernels come from, `settings` whatever else changes the outcome."""
+    none), `compiler` the versions that kernels come from, `settings` whatever else changes the outcome. Two headers that differ
+    only in what is told besides are alike: `device_info` (`DeviceInfo.to_json()`) and `time` (seconds since 1970)."""
 
     version: str
     run: str
@@ -47,6 +48,8 @@ class Header:
     compiler: str = ""
     settings: str = ""
     format: int = FORMAT
+    device_info: dict[str, Any] | None = None
+    time: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"record": "header", **asdict(self)}
@@ -60,7 +63,7 @@ class Header:
         }
         return [
             f"{words[name]}: {other.get(name)!r} in the journal, {mine!r} now"
-            for name, mine in asdict(self).items() if other.get(name) != mine
+            for name, mine in asdict(self).items() if name in words and other.get(name) != mine
         ]
 
 
@@ -150,9 +153,9 @@ class Journal:
         self.close()
 
 
-def read(path: Path) -> tuple[list[dict[str, Any]], int]:
+def read(path: Path, advice: str = "Start anew with --fresh.") -> tuple[list[dict[str, Any]], int]:
     """All whole records, the header first, and the length in bytes of the part that holds them. A torn last line is left
-    out. Raises RunError if a line before the last is damaged, or the first is no header."""
+    out. Raises RunError, with the advice, if a line before the last is damaged, or the first is no header."""
     data = path.read_bytes()
     records: list[dict[str, Any]] = []
     length = 0
@@ -167,11 +170,11 @@ def read(path: Path) -> tuple[list[dict[str, Any]], int]:
         except ValueError as error:
             if number == len(lines) - 1 and not lines[-1]:
                 break  # torn, though its newline arrived
-            raise RunError(f"Line {number} of the journal {path} is damaged ({error}). Start anew with --fresh.") from error
+            raise RunError(f"Line {number} of the journal {path} is damaged ({error}). {advice}") from error
         records.append(record)
         length += len(line) + 1
     if records and records[0]["record"] != "header":
-        raise RunError(f"{path} is no journal: its first line is no header. Start anew with --fresh.")
+        raise RunError(f"{path} is no journal: its first line is no header. {advice}")
     return records, length
 
 

@@ -12,7 +12,7 @@
 Every verdict, check, move and comparison goes into the journal in the run's folder before anybody hears of it
 (`tapml.migrate.journal`), so a migration that was killed goes on with `resume` where it was. What the records are:
 
-    verdict   an operator's verdict of stage 2
+    verdict   an operator's verdict of stage 2, and the calls that were measured for it
     check     what the whole model said with a set of operators on the target (the set as a hash, and its size)
     moved     these operators moved
     kept      this operator stays though it passed alone; its new verdict
@@ -23,7 +23,6 @@ Every verdict, check, move and comparison goes into the journal in the run's fol
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,15 +31,19 @@ from typing import Any
 import tapml
 from tapml.carve.folder import RunFolder
 from tapml.carve.layout import TARGET_FOLDER
+from tapml.carve.layout import folder_name as folder_name
 from tapml.compile.cache import toolchain
 from tapml.devices.interface import DeviceInfo
 from tapml.errors import DeviceError, DeviceLost, UsageError, nearest
+from tapml.migrate.alteration import Alteration
 from tapml.migrate.end_to_end import Answer, EndToEnd, Oracle, PromptResult, Reference, compare_example, compare_prompt
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.journal import Header, Journal
 from tapml.migrate.operator_test import OperatorTester
 from tapml.migrate.plan import Step, move
+from tapml.migrate.programs import keep
 from tapml.migrate.workbench import Progress
+from tapml.operators.graph import Operator
 from tapml.verdicts import Stage, Verdict, summary
 
 MAX_TOKENS = 16
@@ -91,7 +94,7 @@ def migrate(
     *,
     resume: bool = False,
     fresh: bool = False,
-    inject: str | None = None,
+    inject: str | Alteration | None = None,
     order: Sequence[str] | None = None,
     max_tokens: int = MAX_TOKENS,
     progress: Progress | None = None,
@@ -108,17 +111,13 @@ def migrate(
         bench = tester.bench
         header = Header(
             version=tapml.__version__, run=run.digest, target=str(bench.choice), target_key=bench.target.key, device=device,
-            inject=None if bench.injection is None else bench.injection.digest,
+            inject=None if bench.alteration is None else bench.alteration.digest,
             compiler=toolchain(), settings=f"tokens={max_tokens} order={_hash(names) if order else 'default'}",
+            device_info=bench.device.info.to_json(), time=time.time(),
         )
         path = run.path / TARGET_FOLDER / folder_name(target) / "migrate.jsonl"
         with Journal.open(path, header, resume, fresh) as journal:
             return _Migration(run, tester, journal, names, max_tokens, progress).carry_out(started)
-
-
-def folder_name(target: str) -> str:
-    """The folder of a target's results in a run: "opencl", "vulkan_f16=0"."""
-    return re.sub(r"[^\w=.-]", "_", target)
 
 
 class _Migration:
@@ -180,7 +179,7 @@ class _Migration:
 
     def _compile(self) -> None:
         """What is still to be tested, moved or compared needs its kernels; a cached kernel costs next to nothing."""
-        self.bench.compile([o.signature for o in self.run.operators], self.tell)
+        self.bench.compile(self.run.operators, self.tell)
 
     def _test(self) -> None:
         total = len(self.run.operators)
@@ -188,10 +187,18 @@ class _Migration:
             self.tell("test", index, total)
             if operator.name not in self.verdicts:
                 verdict = self.tester.test(operator.name)
-                self.journal.append({"record": "verdict", "verdict": verdict.to_json()})
+                self._keep(operator, verdict)
+                measures = [m.to_json() for m in self.tester.measures_of(operator.name)]
+                self.journal.append({"record": "verdict", "verdict": verdict.to_json(), "measures": measures})
                 self.verdicts[operator.name] = verdict
         self.tell("test", total, total)
         self.bench.trim()
+
+    def _keep(self, operator: Operator, verdict: Verdict) -> None:
+        """The kernels that a verdict is about go into the run before the verdict does."""
+        program = self.bench.program(operator)
+        if program is not None and program.digest == verdict.kernel:
+            keep(self.journal.path.parent, program)
 
     def _move(self) -> tuple[frozenset[str], dict[str, Verdict]]:
         """The operators that moved, and the new verdicts of those that passed alone and stay."""

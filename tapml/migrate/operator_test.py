@@ -15,6 +15,8 @@ Isolated: an operator gets inputs that were recorded, so errors do not compound.
 Outputs and scratch hold garbage (NaN, -1) before every launch, so an element that a kernel forgets to write shows. A failed case
 runs three more times; if bits or outcomes differ, the verdict is `flaky`.
 
+`measures_of(name)` gives the numbers of each call that the last test of an operator measured; the verdict has those of the worst.
+
 Cumulative: the whole model runs on the target and on the source side by side, fed with the same tokens; each operator's
 outputs on the target, computed from what the target computed before, are compared with the source's at the same moment. Bounds
 follow from the source's own compound error.
@@ -35,12 +37,13 @@ from tapml.carve.folder import RunFolder
 from tapml.carve.tolerance import Comparison, compare, distance, undecided
 from tapml.errors import DeviceError, DeviceLost, UsageError, nearest
 from tapml.kernels import Program
+from tapml.migrate.alteration import Alteration
 from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
 from tapml.tensors import FLOATS, HostArray, dtype_name, spec_of
-from tapml.verdicts import Stage, Status, Verdict
+from tapml.verdicts import Measure, Stage, Status, Verdict
 
 # How often a failing case is run again before it counts as failing for good.
 REPEATS = 3
@@ -48,23 +51,36 @@ REPEATS = 3
 
 @dataclass(frozen=True)
 class Trial:
-    """One call to check: all inputs in the body's order, what the source answers, and how wrong the source is."""
+    """One call to check: all inputs in the body's order, what the source answers, and how wrong the source is. `case` is the
+    recorded call that it is made of."""
 
     name: str
     inputs: Sequence[HostArray]
     expected: Sequence[HostArray]
     source_error: Sequence[float]
+    case: Case | None = None
 
 
 class OperatorTester:
     """See the module's docstring. `target` and `device` are the texts of the command line, `inject` that of `--inject`. Opening
     raises TargetError, UsageError and UnavailableError; testing raises UnavailableError when the device was lost for good."""
 
-    def __init__(self, run: RunFolder, target: str, device: str = "local", inject: str | None = None) -> None:
+    def __init__(self, run: RunFolder, target: str, device: str = "local", inject: str | Alteration | None = None) -> None:
+        self._stand(run, Workbench(run, target, device, inject))
+
+    @classmethod
+    def over(cls, run: RunFolder, bench: Workbench) -> OperatorTester:
+        """A tester on a workbench that is open already, and that `close` then closes."""
+        tester = cls.__new__(cls)
+        tester._stand(run, bench)
+        return tester
+
+    def _stand(self, run: RunFolder, bench: Workbench) -> None:
         self.run = run
-        self.bench = Workbench(run, target, device, inject)
-        self.model = self.bench.model
+        self.bench = bench
+        self.model = bench.model
         self._by_kernels: dict[tuple[str, str], Verdict] = {}
+        self._measures: dict[str, list[Measure]] = {}
 
     def __enter__(self) -> OperatorTester:
         return self
@@ -90,7 +106,7 @@ class OperatorTester:
     def test_all(self, glob: str = "*", progress: Progress | None = None) -> Iterator[Verdict]:
         """Verdicts of the operators that match, in execution order. Compiles what they need first."""
         operators = self.select(glob)
-        self.bench.compile([o.signature for o in operators], progress)
+        self.bench.compile(operators, progress)
         for index, operator in enumerate(operators):
             if progress is not None:
                 progress("test", index, len(operators))
@@ -101,6 +117,7 @@ class OperatorTester:
     def test(self, name: str) -> Verdict:
         """The verdict of one operator. Raises UsageError for an unknown name."""
         operator = self.run.operator(name)
+        self._measures.pop(name, None)
         started = time.monotonic()
         program = self._program(operator)
         if isinstance(program, Verdict):
@@ -110,7 +127,7 @@ class OperatorTester:
         if not cases:
             return self._skipped(operator, program)
         weightless = all(key is None for key in self.model.weight_keys(operator))
-        if not own and weightless:
+        if not own and weightless and not self._touched(operator):
             known = self._by_kernels.get((operator.signature, program.digest))
             if known is not None:
                 reason = f"same kernels as {known.operator} and no weights, so the same verdict: {known.reason}"
@@ -129,11 +146,17 @@ class OperatorTester:
         """The verdict on one recorded call. Raises UsageError for an unknown case."""
         case = self.run.case(case_id)
         operator = self.run.operator(case.operator)
+        self._measures.pop(operator.name, None)
         started = time.monotonic()
         program = self._program(operator)
         if isinstance(program, Verdict):
             return program
         return self._judge(operator, program, iter([self._recorded(case)]), "", started)
+
+    def measures_of(self, name: str) -> tuple[Measure, ...]:
+        """The calls that the last test of an operator measured, in order; none where the verdict is another operator's, or where
+        nothing ran."""
+        return tuple(self._measures.get(name, ()))
 
     def remember(self, verdict: Verdict) -> None:
         """Takes a verdict that may be shared with operators that run the same kernels, as after resuming."""
@@ -143,7 +166,8 @@ class OperatorTester:
     def test_cumulative(self, progress: Progress | None = None) -> Iterator[Verdict]:
         """One verdict an operator: the worst of all calls of the first prompt (prefill and a few decode steps), or of the first
         example. Operators that do not compile stay on the source, and their verdict says why."""
-        self.bench.compile([o.signature for o in self.model.operators], progress)
+        self.bench.compile(self.model.operators, progress)
+        self._measures.clear()
         programs: dict[str, Program] = {}
         verdicts: dict[str, Verdict] = {}
         for operator in self.model.operators:
@@ -168,6 +192,7 @@ class OperatorTester:
                         errors = _compound(compounds[operator.name], step, len(expected))
                         found = [compare(y, r, e) for y, r, e in zip(actual, expected, errors, strict=True)]
                         verdict = self._verdict(operator, programs[operator.name], found, f"cumulative, call {step}", started)
+                        self._measured(verdict, None, 0, step, call.graph)
                         before = verdicts.get(operator.name)
                         cases = 1 if before is None else before.cases + 1
                         if before is None or verdict.badness > before.badness:
@@ -183,9 +208,12 @@ class OperatorTester:
         program = self.bench.program(operator)
         return self.bench.failure(operator) if program is None else program
 
+    def _touched(self, operator: Operator) -> bool:
+        return self.bench.alteration is not None and self.bench.alteration.touches(operator)
+
     def _recorded(self, case: Case) -> Trial:
         inputs, expected = self.run.case_arrays(case)
-        return Trial(case.id, inputs, expected, case.source_error)
+        return Trial(case.id, inputs, expected, case.source_error, case)
 
     def _with_own_weights(self, operator: Operator, case: Case) -> Trial:
         recorded, _ = self.run.case_arrays(case)
@@ -194,7 +222,7 @@ class OperatorTester:
         expected = self.model.function(operator.signature)(inputs)
         exact = self.model.function(operator.signature, "float64")(inputs)
         judged = [_against_oracle(r, x) for r, x in zip(expected, exact, strict=True)]
-        return Trial(case.id, inputs, [r for r, _ in judged], [e for _, e in judged])
+        return Trial(case.id, inputs, [r for r, _ in judged], [e for _, e in judged], case)
 
     def _judge(
         self, operator: Operator, program: Program, trials: Iterator[Trial], how: str, started: float
@@ -202,24 +230,34 @@ class OperatorTester:
         """Runs trials until one fails; the verdict carries the numbers of the failed or else the worst one."""
         worst: Verdict | None = None
         count = 0
-        try:
-            for trial in trials:
+        for trial in trials:
+            try:
                 with self.bench.guard():
                     actual = self._run(operator, program, trial)
                     found = _compare(actual, trial)
                     count += 1
                     verdict = self._verdict(operator, program, found, f"{trial.name}{how}", started)
                     if verdict.status != "pass":
-                        return replace(self._again(operator, program, trial, verdict, actual), cases=count)
-                    if worst is None or verdict.badness > worst.badness:
-                        worst = verdict
-        except DeviceError as error:
-            stage: Stage = "driver" if error.stage == "driver" else "launch"
-            return self._made(operator, program, "error", stage, str(error), started)
-        except DeviceLost as error:
-            return self._made(operator, program, "crash", "launch", f"the device was lost: {error}", started)
+                        verdict = replace(self._again(operator, program, trial, verdict, actual), cases=count)
+            except DeviceError as error:
+                stage: Stage = "driver" if error.stage == "driver" else "launch"
+                verdict = self._made(operator, program, "error", stage, str(error), started)
+            except DeviceLost as error:
+                verdict = self._made(operator, program, "crash", "launch", f"the device was lost: {error}", started)
+            if trial.case is not None:
+                self._measured(verdict, trial.case.id, trial.case.prompt, trial.case.step, trial.case.graph)
+            if verdict.status != "pass":
+                return verdict
+            if worst is None or verdict.badness > worst.badness:
+                worst = verdict
         assert worst is not None
         return replace(worst, cases=count, seconds=time.monotonic() - started)
+
+    def _measured(self, verdict: Verdict, case: str | None, prompt: int, step: int, graph: str) -> None:
+        """Keeps the numbers of one call, which the verdict on it has."""
+        v = verdict
+        measure = Measure(v.operator, case, prompt, step, graph, v.error, v.bound, v.source_error, v.status)
+        self._measures.setdefault(v.operator, []).append(measure)
 
     def _run(self, operator: Operator, program: Program, trial: Trial) -> list[HostArray]:
         """The outputs of one run, in the graph's dtypes."""

@@ -1,0 +1,59 @@
+"""The kernels behind a target's verdicts, kept in the run: one file a program, named by its digest.
+
+    keep(folder, program)                       RUN/targets/opencl/kernels/<digest>.json
+    program = kept(folder, verdict.kernel)      None when it is not there
+
+A verdict names the digest of what ran. With the programs beside the journal a run shows its kernels on any machine: no kernel
+cache, compiler or device is needed, and a kernel that a fault was injected into is shown as it ran. Files are written beside
+their place and renamed, so a process that dies leaves none that is torn; equal programs are one file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from tapml.errors import RunError, UnavailableError
+from tapml.kernels import Program
+
+KERNEL_FOLDER = "kernels"
+
+
+def keep(folder: Path, program: Program) -> None:
+    """Writes a program into a target's folder, unless it is there. Raises UnavailableError when the disk takes no more."""
+    path = _path(folder, program.digest)
+    if path.exists():
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(program.to_json(), file, separators=(",", ":"))
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UnavailableError(f"{path} cannot be written ({error.strerror}). Make room and run again with --resume.") from error
+
+
+def kept(folder: Path, digest: str) -> Program | None:
+    """The program with this digest, as it ran; None when the folder does not have it. Raises RunError when the file is damaged or
+    was changed."""
+    path = _path(folder, digest)
+    if not path.is_file():
+        return None
+    try:
+        program = Program.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}: {error}). Migrate again with --fresh.") from error
+    if program.digest != digest:
+        raise RunError(f"{path} was changed: its content is not what ran. Migrate again with --fresh.")
+    return program
+
+
+def _path(folder: Path, digest: str) -> Path:
+    return folder / KERNEL_FOLDER / f"{digest}.json"

@@ -1,0 +1,243 @@
+"""What testing and migrating found on a target, kept in the run: writing it after a test, and reading all of it back.
+
+    records = Records.of(run, "opencl")
+    records.isolated.verdicts["decode/layers.0.mlp.up_proj"]      the newer of the last test and the migration
+    records.cumulative.at("decode/layers.0.mlp.up_proj", step=3)  one measured call: error, bound, the source's own error
+
+The files, in `RUN/targets/TARGET/`, are JSON lines that begin with a header as that of the journal (`tapml.migrate.journal`):
+
+    test.jsonl, cumulative.jsonl        of `tapml test` and `tapml test --mode cumulative`
+    test.injected.jsonl, …              of the same with `--inject`, so that a fault never mixes with what is true
+    migrate.jsonl                       the journal of the migration, whose verdict records hold their measures
+
+Each operator has its measures, one a line, and then its verdict. A new test replaces a file as a whole, by a rename when it has
+ended, so one that is killed leaves the old results; of two at the same time the later one stays. A test of some operators keeps
+the results of the others if they are of the same run, target, device, compiler and fault. A folder that cannot be written
+costs a warning and the records, never the test.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tapml
+from tapml.carve.folder import RunFolder
+from tapml.carve.layout import TARGET_FOLDER, folder_name
+from tapml.compile.cache import toolchain
+from tapml.errors import RunError, TapmlError
+from tapml.migrate.journal import FORMAT, Header, read
+from tapml.migrate.programs import keep
+from tapml.verdicts import Measure, Verdict
+
+if TYPE_CHECKING:
+    from tapml.migrate.operator_test import OperatorTester
+
+logger = logging.getLogger(__name__)
+
+MIGRATION = "migrate.jsonl"
+FILES = {"isolated": "test", "cumulative": "cumulative"}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One file. `records` are its lines as they are, the header first."""
+
+    path: Path
+    records: tuple[dict[str, Any], ...]
+
+    @property
+    def header(self) -> dict[str, Any]:
+        return self.records[0]
+
+    @cached_property
+    def measures(self) -> tuple[Measure, ...]:
+        """In the order in which they were taken."""
+        found: list[Measure] = []
+        for record in self.records:
+            if record["record"] == "measure":
+                found.append(Measure.from_json(record))
+            found += [Measure.from_json(m) for m in record.get("measures", ())]
+        return tuple(found)
+
+    @cached_property
+    def verdicts(self) -> dict[str, Verdict]:
+        """By operator; of a migration the last word, also on one that passed alone and not in the model."""
+        found = [Verdict.from_json(r["verdict"]) for r in self.records if r["record"] in ("verdict", "kept")]
+        return {verdict.operator: verdict for verdict in found}
+
+    @cached_property
+    def steps(self) -> tuple[int, ...]:
+        return tuple(sorted({m.step for m in self.measures}))
+
+    @cached_property
+    def _by_operator(self) -> dict[str, list[Measure]]:
+        found: dict[str, list[Measure]] = defaultdict(list)
+        for measure in self.measures:
+            found[measure.operator].append(measure)
+        return found
+
+    def of(self, operator: str) -> tuple[Measure, ...]:
+        return tuple(self._by_operator.get(operator, ()))
+
+    def at(self, operator: str, step: int) -> Measure | None:
+        """The worst of an operator at a step, whatever the prompt: one that has no numbers or did not pass before any other."""
+        found = [m for m in self.of(operator) if m.step == step]
+        return max(found, key=lambda m: (m.status != "pass", m.ratio is None, m.ratio or 0.0), default=None)
+
+
+@dataclass(frozen=True)
+class Records:
+    """All that is there for a target. `outdated` says which files were left out, because they are of another run or format, or
+    have a fault where none is asked for."""
+
+    target: str
+    folder: Path
+    test: Sheet | None
+    cumulative: Sheet | None
+    migration: Sheet | None
+    outdated: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(run: RunFolder, target: str, injected: bool = False) -> Records:
+        """Reads the files of a target; those that do not exist are None. `injected` reads the results of injected faults instead.
+        Raises RunError for a file with a damaged line, as the journal does; a torn last line is left out."""
+        folder = target_folder(run, target)
+        outdated: list[str] = []
+
+        def sheet(name: str) -> Sheet | None:
+            path = folder / name
+            if not path.is_file():
+                return None
+            records, _ = read(path, _advice(path))
+            reason = _unfit(records, run, injected)
+            if reason:
+                outdated.append(f"{path.name}: {reason}")
+                return None
+            found = Sheet(path, tuple(records))
+            _check(found)
+            return found
+
+        test, cumulative = (sheet(_name(mode, injected)) for mode in FILES)
+        migration = sheet(MIGRATION)
+        return Records(target, folder, test, cumulative, migration, tuple(outdated))
+
+    @property
+    def isolated(self) -> Sheet | None:
+        """Operators tested alone: the last test's or the migration's, whichever is newer."""
+        found = [s for s in (self.migration, self.test) if s is not None]
+        return max(found, key=lambda s: s.header.get("time") or 0.0, default=None)
+
+
+def target_folder(run: RunFolder, target: str) -> Path:
+    """Where the results of a target lie."""
+    return run.path / TARGET_FOLDER / folder_name(target)
+
+
+def keep_test(
+    tester: OperatorTester, target: str, device: str, mode: str, verdicts: Sequence[Verdict], merge: bool = False
+) -> None:
+    """Writes what a test ("isolated" or "cumulative") found, and the kernels that it is about. `merge` keeps the results of other
+    operators, where they are of the same run, target, device, compiler and fault. Warns where the folder cannot be written."""
+    run, bench = tester.run, tester.bench
+    header = Header(
+        version=tapml.__version__, run=run.digest, target=str(bench.choice), target_key=bench.target.key, device=device,
+        inject=None if bench.alteration is None else bench.alteration.digest, compiler=toolchain(), settings=mode,
+        device_info=bench.device.info.to_json(), time=time.time(),
+    )
+    folder = target_folder(run, target)
+    path = folder / _name(mode, bench.alteration is not None)
+    results = {v.operator: ([m.to_json() for m in tester.measures_of(v.operator)], v.to_json()) for v in verdicts}
+    if merge:
+        results = _results_of(path, header) | results
+    lines: list[dict[str, Any]] = [header.to_json()]
+    for operator in run.operators:
+        if operator.name in results:
+            measures, verdict = results[operator.name]
+            lines += [*measures, {"record": "verdict", "verdict": verdict}]
+    try:
+        for found in verdicts:
+            program = None if found.kernel is None else bench.program(run.operator(found.operator))
+            if program is not None and program.digest == found.kernel:
+                keep(folder, program)
+        _write(path, lines)
+    except (OSError, TapmlError) as error:
+        logger.warning("records of the test: %s cannot be written (%s); what was found is not kept", path, error)
+
+
+def _results_of(path: Path, header: Header) -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """Measures and verdict by operator, as JSON, of a file that belongs to the same; nothing of any other."""
+    try:
+        records, _ = read(path)
+    except FileNotFoundError:
+        return {}
+    except (OSError, RunError) as error:
+        logger.warning("records of the test: %s cannot be read (%s); it is replaced", path, error)
+        return {}
+    if not records or header.differences(records[0]):
+        return {}
+    found: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {}
+    measures: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in records[1:]:
+        if record["record"] == "measure":
+            measures[record["operator"]].append(record)
+        elif record["record"] == "verdict":
+            name = record["verdict"]["operator"]
+            found[name] = (measures[name], record["verdict"])
+    return found
+
+
+def _write(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            for line in lines:
+                file.write(json.dumps(line, separators=(",", ":")) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _name(mode: str, injected: bool) -> str:
+    return f"{FILES[mode]}{'.injected' if injected else ''}.jsonl"
+
+
+def _unfit(records: Sequence[dict[str, Any]], run: RunFolder, injected: bool) -> str:
+    """Why a file is not of this run, or not of the kind that is asked for; "" when it is."""
+    if not records:
+        return "it has no whole line"
+    header = records[0]
+    if header.get("format") != FORMAT:
+        return f"it has format {header.get('format')!r}, not {FORMAT}"
+    if header.get("run") != run.digest:
+        return "it is of another run, which lay here before"
+    if (header.get("inject") is not None) != injected:
+        return "it is of an injected fault" if not injected else "it is of no injected fault"
+    return ""
+
+
+def _check(sheet: Sheet) -> None:
+    """Raises RunError where a record is JSON and not what it says to be."""
+    try:
+        _ = sheet.measures, sheet.verdicts
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{sheet.path} is damaged ({type(error).__name__}: {error}). {_advice(sheet.path)}"
+        ) from error
+
+
+def _advice(path: Path) -> str:
+    return "Migrate again with --fresh." if path.name == MIGRATION else "Test the whole run again: that replaces it."
