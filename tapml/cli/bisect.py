@@ -1,0 +1,82 @@
+"""`tapml bisect RUN --target T`: the smallest set of operators that makes the model wrong on a target."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from tapml.cli.verb import ALL_PASSED, INJECT, SOMETHING_FAILED, Outcome, quoted
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tapml.diagnose.bisected import BisectResult
+
+NAME = "bisect"
+HELP = "find the smallest set of operators that makes the model wrong on a target"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
+    parser.add_argument("--target", metavar="T", required=True, help="what to compile for: name or name:option=value,…")
+    parser.add_argument("--device", metavar="D", default="local", help="where to run it (default: local)")
+    parser.add_argument("--inject", metavar="FILE.py:FUNCTION", help=INJECT)
+    parser.add_argument("--all", action="store_true", help="after one set, go on without it until the rest is right")
+    parser.add_argument(
+        "--confidence",
+        metavar="P",
+        type=_confidence,
+        default=None,
+        help="how sure to be of the answer where a fault comes and goes (default: 0.95)",
+    )
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    from tapml.api import Run
+    from tapml.diagnose.find import CONFIDENCE, bisect
+    from tapml.report.progress import Progress
+
+    folder = Run.open(args.run).folder
+    with Progress(NAME) as progress:
+        result = bisect(
+            folder, args.target, args.device, args.inject, args.all, args.confidence or CONFIDENCE, progress=progress
+        )
+    return Outcome(ALL_PASSED if result.passed else SOMETHING_FAILED, result.to_json(), view(args, result))
+
+
+def view(args: argparse.Namespace, result: BisectResult) -> tuple[RenderableType, ...]:
+    """What people see: each set with its culprits and numbers, then what to type next."""
+    from tapml.report.bisect import next_steps, outcome_line, set_views, without_line
+
+    commands = [_command(args, "explain", name) for name in result.culprits]
+    everything = f"{_command(args, 'bisect')} --all" if result.more else None
+    return (
+        *set_views(result),
+        *without_line(result),
+        outcome_line(result),
+        *next_steps(commands, everything),
+    )
+
+
+def resume_hint(args: argparse.Namespace) -> str:
+    return "Compiled kernels are kept: the same command goes on faster."
+
+
+def _command(args: argparse.Namespace, verb: str, *names: str) -> str:
+    words = ["tapml", verb, args.run, *names, "--target", args.target]
+    for flag in ("device", "inject"):
+        value = getattr(args, flag)
+        if value not in (None, "local"):
+            words += [f"--{flag}", value]
+    return quoted(words)
+
+
+def _confidence(text: str) -> float:
+    """An argparse type: a share between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1; give a share such as 0.95")
+    return value

@@ -1,0 +1,240 @@
+"""A model on two places at once, operator by operator on host values, that never computes the same thing twice.
+
+    engine = PrefixHybrid(bench, programs)          a Stepper, like `tapml.migrate.hybrid.Hybrid`
+    engine.offload(frozenset({"prefill/norm"}))     these run on the target, all others on the source
+    answer = reference.check(engine)
+    engine.executed, engine.asked                   operators that ran, and that would have run without the memory
+
+Bisection checks many sets of operators that agree over long stretches of the model. What an operator makes is kept under
+(operator, place, content of its inputs), so a set that agrees with an earlier one up to some position goes through it by
+looking up, and starts to compute there. That holds within a call and from one call to the next, states included, since a state
+is a value like any other; and where an operator gives the same bits on both places (views, copies, gathers), what comes after
+it is shared by sets that differ. Values are immutable and kept by reference.
+
+Memory is bounded by `budget` bytes. When it is full, what goes first is what the fewest recent checks used, and among that what
+lies farthest along: the next set will agree with this one at the front, and a front without its tail is of use, while a tail
+without its front is not.
+
+Faults that come and go: with `steady` False no result of the target is used again, only the source's. An operator that is seen to
+give different bits for the same inputs is noted in `unsteady`, in either mode.
+
+What it cannot see: states and values that stay on the device, memory that operators share there, launches of several operators
+in one batch. There is no hand-over here: each operator is given host values and hands host values back. Where the real `Hybrid`
+is wrong and this is right with the same set, the fault is in what lies between the operators.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from tapml.errors import DeviceError, DeviceLost
+from tapml.kernels import Program
+from tapml.migrate.workbench import Workbench
+from tapml.operators.graph import Graph, Operator
+from tapml.tensors import HostArray
+
+# Bytes of values that are kept unless something else is said.
+BUDGET = 512 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """An array and the digest of its content (of a weight: its key, which stands for it)."""
+
+    array: HostArray
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What the device said instead of an answer: DeviceError's stage and text, or the text of a loss (stage "")."""
+
+    stage: str
+    text: str
+
+
+Values: TypeAlias = tuple[Value, ...]
+Made: TypeAlias = Values | Refusal
+Key: TypeAlias = tuple[str, bool, tuple[bytes, ...]]
+
+
+def value_of(array: HostArray) -> Value:
+    """A value of its own: the array is copied, so that what is kept holds no larger one alive."""
+    own = np.array(array, order="C", copy=True)
+    digest = hashlib.blake2b(f"{own.dtype} {own.shape} ".encode(), digest_size=16)
+    digest.update(own.reshape(-1).view("uint8").data)
+    return Value(own, digest.digest())
+
+
+class Memory:
+    """What operators made, up to `budget` bytes. `check` numbers the current check, `position` the operator within it."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.nbytes = 0
+        self.evicted = 0
+        self._kept: dict[Key, tuple[Values, int]] = {}
+        self._used: dict[Key, tuple[int, int]] = {}
+        self._heap: list[tuple[int, int, Key]] = []
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: Key, check: int, position: int) -> Values | None:
+        found = self._kept.get(key)
+        if found is None:
+            return None
+        self._used[key] = (check, -position)  # the heap learns of it when the old entry comes to its top
+        return found[0]
+
+    def put(self, key: Key, made: Values, check: int, position: int) -> None:
+        """Keeps it, if there is room for it beside what is more useful."""
+        if key in self._kept:
+            return
+        size = sum(value.array.nbytes for value in made)
+        self._kept[key] = (made, size)
+        self._used[key] = (check, -position)
+        self.nbytes += size
+        heapq.heappush(self._heap, (check, -position, key))
+        while self.nbytes > self.budget:
+            self._evict()
+
+    def _evict(self) -> None:
+        while True:
+            check, position, key = heapq.heappop(self._heap)
+            if self._used[key] == (check, position):
+                break
+            heapq.heappush(self._heap, (*self._used[key], key))
+        _, size = self._kept.pop(key)
+        del self._used[key]
+        self.nbytes -= size
+        self.evicted += 1
+
+
+class PrefixHybrid:
+    """See the module's docstring. `programs` are what may be offloaded, by operator. DeviceError and DeviceLost of an operator
+    name
+    it; a device that was lost has been opened anew by then. In steady mode a refusal or loss is remembered like any other result:
+    the same operator with the same inputs is not tried again."""
+
+    def __init__(self, bench: Workbench, programs: Mapping[str, Program], budget: int = BUDGET) -> None:
+        self._bench = bench
+        self._programs = dict(programs)
+        self._model = bench.model
+        self._memory = Memory(budget)
+        self._refused: dict[str, Refusal] = {}
+        self._seen: dict[Key, tuple[bytes, ...]] = {}
+        self._weights = {
+            name: {p.name: Value(self._model.weight(p.key), p.key.encode()) for p in graph.weights}
+            for name, graph in self._model.graphs.items()
+        }
+        self._last = {name: _last_reads(graph, self._model.operators_of[name]) for name, graph in self._model.graphs.items()}
+        self._first_states = {key: value_of(array) for key, array in self._model.initial_states.items()}
+        self._states = dict(self._first_states)
+        self._offloaded: frozenset[str] = frozenset()
+        self._check = 0
+        self._position = 0
+        self.steady = True
+        self.executed = 0
+        self.asked = 0
+        self.unsteady: set[str] = set()
+
+    @property
+    def memory(self) -> Memory:
+        return self._memory
+
+    def offload(self, names: frozenset[str]) -> None:
+        """Sets which operators run on the target, and resets the states. ValueError for one without a program."""
+        unknown = names - self._programs.keys()
+        if unknown:
+            raise ValueError(f"no programs of {sorted(unknown)}")
+        self._offloaded = names
+        self.reset()
+
+    def reset(self) -> None:
+        """Every state back to its initial content: a new check begins."""
+        self._states = dict(self._first_states)
+        self._check += 1
+        self._position = 0
+
+    def step(self, graph: str, inputs: dict[str, HostArray]) -> dict[str, HostArray]:
+        """Runs one graph. Raises DeviceError or DeviceLost where the device does."""
+        definition = self._model.graphs[graph]
+        values = dict(self._weights[graph])
+        for placeholder in definition.inputs:
+            values[placeholder.name] = value_of(inputs[placeholder.key])
+        for placeholder in definition.states:
+            values[placeholder.name] = self._states[placeholder.key]
+        last = self._last[graph]
+        for index, operator in enumerate(self._model.operators_of[graph]):
+            made = self._made(operator, [values[name] for name in operator.inputs])
+            values.update(zip(operator.outputs, made, strict=True))
+            for name in last[index]:
+                del values[name]
+        self._states |= {key: values[name] for key, name in definition.mutations.items()}
+        return {key: values[name].array for key, name in zip(definition.output_keys, definition.outputs, strict=True)}
+
+    def _made(self, operator: Operator, inputs: Sequence[Value]) -> Values:
+        on_target = operator.name in self._offloaded
+        key = (operator.name, on_target, tuple(value.digest for value in inputs))
+        self.asked += 1
+        self._position += 1
+        reusable = self.steady or not on_target
+        made: Made | None = None
+        if reusable:
+            refused = self._refused.get(operator.name) if on_target else None
+            made = refused or self._memory.get(key, self._check, self._position)
+        if made is None:
+            self.executed += 1
+            made = self._on_target(operator, inputs) if on_target else self._on_source(operator, inputs)
+            if on_target:
+                self._compare(key, made)
+            if isinstance(made, Refusal):
+                self._refused[operator.name] = made
+            elif reusable:
+                self._memory.put(key, made, self._check, self._position)
+        if isinstance(made, Refusal):
+            text = f"{operator.name}: {made.text}"
+            raise DeviceError(made.stage, text) if made.stage else DeviceLost(text)
+        return made
+
+    def _on_source(self, operator: Operator, inputs: Sequence[Value]) -> Made:
+        results = self._model.function(operator.signature)([value.array for value in inputs])
+        return tuple(value_of(result) for result in results)
+
+    def _on_target(self, operator: Operator, inputs: Sequence[Value]) -> Made:
+        specs = self._model.bodies[operator.signature].output_specs
+        try:
+            with self._bench.guard():
+                results = self._bench.run(operator, self._programs[operator.name], [v.array for v in inputs], specs)
+        except DeviceLost as error:
+            return Refusal("", str(error))
+        except DeviceError as error:
+            return Refusal(error.stage, str(error))
+        return tuple(value_of(result) for result in results)
+
+    def _compare(self, key: Key, made: Made) -> None:
+        """Notes an operator that does not repeat itself."""
+        digests = () if isinstance(made, Refusal) else tuple(value.digest for value in made)
+        if self._seen.setdefault(key, digests) != digests:
+            self.unsteady.add(key[0])
+
+
+def _last_reads(graph: Graph, operators: Sequence[Operator]) -> list[list[str]]:
+    """For each operator, the values that nobody reads after it."""
+    kept = {*graph.outputs, *graph.mutations.values(), *(p.name for p in graph.placeholders)}
+    last: dict[str, int] = {}
+    for index, operator in enumerate(operators):
+        for name in (*operator.outputs, *operator.inputs):
+            last[name] = index
+    found: list[list[str]] = [[] for _ in operators]
+    for name, index in last.items():
+        if name not in kept:
+            found[index].append(name)
+    return found
