@@ -1,0 +1,207 @@
+"""A minimised failure as a folder that runs without TapML, to be sent to the makers of a driver or a compiler.
+
+    path = write_reproducer(Path("reproducer"), "vulkan", minimised, bench.device.info, note="codegen: …")
+    $ python reproducer/run.py            exit code 1: the fault shows, 0: it does not, 2: it cannot be run here
+
+    kernel_0.cl, …          the kernels as they ran (.wgsl, .c, .cu, .metal, .hip)
+    launch.json             which kernel over which buffers, in which order; grids, blocks; specs; the bound of each output
+    inputs.safetensors      "i0", …, as the device stores them
+    expected.safetensors    "o0", …; "m0" marks elements on which the expectation is no judge
+    run.py                  needs numpy and the platform's binding (or a C compiler) only: `templates/run_*.py`, word for word
+    README.md               what is computed, what is expected, what comes out, where
+
+An output that is an input handed on has no kernel, so it is not in `checks`. For CUDA, ROCm and Metal there is no `run.py`: the
+folder holds kernels, launches and data, and the README says so.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from tapml.carve.arrays import pack
+from tapml.carve.tolerance import bound
+from tapml.devices.interface import DeviceInfo
+from tapml.diagnose.minimise import Minimised
+from tapml.kernels import Program
+from tapml.operators.graph import Body, Node
+from tapml.tensors import FLOATS, HostArray, convert, dtype_name
+
+ENDINGS = {"opencl-c": "cl", "wgsl": "wgsl", "c": "c", "cuda": "cu", "hip": "hip", "msl": "metal", "null": "txt"}
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_RUNNERS = {"opencl-c": ("run_opencl.py", "pyopencl"), "wgsl": ("run_wgpu.py", "wgpu"), "c": ("run_cpu.py", "")}
+
+# How many elements of an array the README shows.
+_SHOWN = 16
+
+
+def write_reproducer(folder: Path, target: str, minimised: Minimised, device: DeviceInfo, note: str = "") -> Path:
+    """Writes the folder (made if need be, files in it replaced) and returns it. `target` is what the user called it, `note` a
+    line for the README. Raises ValueError when there is no kernel, because compiling is what fails."""
+    program = minimised.program
+    if program is None or not program.kernels:
+        raise ValueError(f"{minimised.operator} has no kernel to reproduce the failure with")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for number, kernel in enumerate(program.kernels):
+        files.append(f"kernel_{number}.{ENDINGS[kernel.language]}")
+        (folder / files[-1]).write_text(kernel.source, encoding="utf-8")
+    inputs = {f"i{k}": convert(a, spec.dtype) for k, (a, spec) in enumerate(zip(minimised.inputs, program.inputs, strict=True))}
+    (folder / "inputs.safetensors").write_bytes(pack(inputs))
+    (folder / "expected.safetensors").write_bytes(pack(_expected(minimised, program)))
+    plan = _plan(minimised, program, device, files)
+    (folder / "launch.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    runner = _RUNNERS.get(program.kernels[0].language)
+    if runner is not None:
+        (folder / "run.py").write_text((_TEMPLATES / runner[0]).read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(target, minimised, program, device, files, note), encoding="utf-8")
+    return folder
+
+
+def _expected(minimised: Minimised, program: Program) -> dict[str, HostArray]:
+    arrays: dict[str, HostArray] = {}
+    for k, (array, spec) in enumerate(zip(minimised.expected, program.outputs, strict=True)):
+        arrays[f"o{k}"] = convert(np.ma.getdata(array), spec.dtype).reshape(spec.shape)
+        mask = np.ma.getmask(array)
+        if mask is not np.ma.nomask:
+            arrays[f"m{k}"] = np.asarray(mask).reshape(spec.shape)
+    return arrays
+
+
+def _plan(minimised: Minimised, program: Program, device: DeviceInfo, files: list[str]) -> dict[str, object]:
+    handed_on = {output for output, _ in program.forwards}
+    pairs = zip(minimised.expected, minimised.source_error, strict=True)
+    return {
+        "device": device.name,
+        "kernels": [
+            {
+                "file": file, "entry": k.entry, "access": list(k.access), "grid": list(k.grid), "block": list(k.block),
+                "uniform": _whole_words(k.uniform),
+            }
+            for file, k in zip(files, program.kernels, strict=True)
+        ],
+        "steps": [{"kernel": s.kernel, "arguments": [[a.role, a.index] for a in s.arguments]} for s in program.steps],
+        "inputs": [[list(s.shape), s.dtype] for s in program.inputs],
+        "outputs": [[list(s.shape), s.dtype] for s in program.outputs],
+        "scratch": list(program.scratch),
+        # [output, bound, mean of what is expected]: the unit of tapml.carve.tolerance
+        "checks": [[k, bound(e, dtype_name(x)), _scale(x)] for k, (x, e) in enumerate(pairs) if k not in handed_on],
+        "repeats": minimised.runs,
+    }  # fmt: skip
+
+
+def _whole_words(words: tuple[int, ...]) -> list[int]:
+    """The words of a uniform binding, without sign and filled to 16 bytes, as the binding takes them."""
+    return [w & 0xFFFFFFFF for w in words] + [0] * (-len(words) % 4)
+
+
+def _scale(expected: HostArray) -> float:
+    """The mean magnitude that errors are measured by (see `tapml.carve.tolerance`)."""
+    if dtype_name(expected) not in FLOATS:
+        return 1.0
+    size = np.abs(np.ma.compressed(np.ma.asarray(expected)).astype(np.float64))
+    counted = size[(size > 0) & (size < float(ml_dtypes.finfo(expected.dtype).max) / 2)]
+    return float(counted.mean()) if counted.size else 1.0
+
+
+def _readme(target: str, minimised: Minimised, program: Program, device: DeviceInfo, files: list[str], note: str) -> str:
+    body, found = minimised.body, minimised.comparison
+    runner = _RUNNERS.get(program.kernels[0].language)
+    if found is None:
+        happens = f"The platform refuses it: {minimised.message}"
+    else:
+        happens = (
+            f"Output {minimised.wrong}: {found.over} of {found.elements} elements are wrong. The worst, "
+            f"{list(found.index or ())}, is `{found.actual!r}` and should be `{found.expected!r}`.\n\n"
+            f"Error {found.error:.3g}, allowed {found.bound:.3g}: "
+            "|actual - expected| / (|expected| + mean |expected|). What is allowed follows from the error of PyTorch's own "
+            f"answer against float64 ({found.source_error:.3g})."
+        )
+    if minimised.runs > 1:
+        happens += f"\n\nIt comes and goes: any of {minimised.runs} runs may show it, and `run.py` makes as many."
+    if runner is None:
+        how = f"There is no `run.py` for {program.kernels[0].language}; `launch.json` says what to launch over which buffers."
+    else:
+        needs = f"numpy and {runner[1]}" if runner[1] else "numpy and a C compiler"
+        how = f"    python run.py\n\nneeds {needs}. Exit code 1: the fault shows; 0: it does not; 2: the platform is not there."
+    launches = "\n".join(
+        f"| {number + 1} | `{files[s.kernel]}` | `{program.kernels[s.kernel].entry}` | {list(program.kernels[s.kernel].grid)} | "
+        f"{list(program.kernels[s.kernel].block)} | {', '.join(f'{a.role} {a.index}' for a in s.arguments)} |"
+        for number, s in enumerate(program.steps)
+    )
+    inputs = "\n".join(f"- input {k}: {s}{_shown(a)}" for k, (s, a) in enumerate(zip(body.inputs, minimised.inputs, strict=True)))
+    outputs = "\n".join(f"- output {k}: {_shown(a).lstrip(', ')}" for k, a in enumerate(minimised.expected))
+    return f"""# Wrong result of `{body.kind}` on {target}
+
+{note + chr(10) + chr(10) if note else ""}The smallest failing case of operator `{minimised.operator}`:
+{minimised.elements_after} input elements, where the model has {minimised.elements_before}.
+
+## What it computes
+
+{_listing(body)}
+
+{inputs}
+
+## Expected
+
+{outputs}
+
+## What happens
+
+{happens}
+
+## How to run it
+
+{how}
+
+| step | file | kernel | workgroups | workgroup size | buffers |
+| --- | --- | --- | --- | --- | --- |
+{launches}
+
+## Where
+
+- device: {device.name}{" (on the processor)" if device.software else ""}
+- driver: {device.driver}
+- kernels generated by Apache TVM {_version("apache-tvm")} through TapML {_version("tapml")}, schedule {program.schedule!r}
+- {f"{runner[1]} {_version(runner[1])}, " if runner and runner[1] else ""}numpy {np.__version__},
+  PyTorch {_version("torch")} (expected values),
+  Python {platform.python_version()}, {platform.system()} {platform.machine()}
+"""
+
+
+def _listing(body: Body) -> str:
+    """The operator as PyTorch calls, one a line."""
+    lines = [f"    {n.name} = {_call(n)}    # {', '.join(map(str, n.outputs))}" for n in body.nodes]
+    return "\n".join([*lines, f"    outputs: {', '.join(body.outputs)}"])
+
+
+def _call(node: Node) -> str:
+    def text(item: object) -> str:
+        if isinstance(item, dict):
+            return str(next(iter(item.values())))
+        if isinstance(item, list | tuple):
+            return f"[{', '.join(map(text, item))}]"
+        return repr(item)
+
+    named = [f"{key}={text(value)}" for key, value in node.kwargs.items()]
+    return f"{node.target.removesuffix('.default')}({', '.join([*map(text, node.args), *named])})"
+
+
+def _shown(array: HostArray) -> str:
+    """The values, where they are few."""
+    if not 0 < array.size <= _SHOWN:
+        return f", {array.size} elements"
+    return f", `{np.ma.getdata(array).tolist()}`"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(unknown)"

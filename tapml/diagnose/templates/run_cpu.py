@@ -1,0 +1,81 @@
+"""Runs the kernels of this folder over inputs.safetensors and compares with expected.safetensors.
+
+    python run.py [DEVICE]      DEVICE: a part of the device's name. Needs numpy and a C compiler.
+Exit code 1: the fault shows. 0: it does not. 2: it cannot be run here.
+"""
+import ctypes
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+PLAN = json.loads((HERE / "launch.json").read_text())
+TYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+
+
+def read(name):
+    """Arrays of a safetensors file: 8 bytes that say how long the header is, the header in JSON, the data."""
+    data = (HERE / name).read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    arrays = {}
+    for name, item in json.loads(data[8:start]).items():
+        part = data[start + item["data_offsets"][0] : start + item["data_offsets"][1]]
+        arrays[name] = np.frombuffer(part, TYPES[item["dtype"]]).reshape(item["shape"])
+    return arrays
+
+
+def launch(inputs):
+    """One run of all kernels; outputs and scratch are NaN bytes first."""
+    compiler = next(filter(None, map(shutil.which, sys.argv[1:2] or ("cc", "gcc", "clang"))), None)
+    if compiler is None:
+        print("not run: no C compiler (cc, gcc, clang)")
+        sys.exit(2)
+    print(f"compiled by {compiler}")
+    arrays = [np.full(np.prod(shape, dtype=int) * np.dtype(dtype).itemsize, 255, "u1") for shape, dtype in PLAN["outputs"]]
+    memories = {"input": [np.frombuffer(bytearray(a.tobytes()), "u1") for a in inputs], "output": arrays,
+                "scratch": [np.full(size, 255, "u1") for size in PLAN["scratch"]]}  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        for number, step in enumerate(PLAN["steps"]):
+            kernel = PLAN["kernels"][step["kernel"]]
+            library = Path(folder, f"{number}.so")
+            flags = ["-O2", "-fPIC", "-shared", "-std=gnu11", "-ffp-contract=off", "-w"]
+            subprocess.run([compiler, *flags, str(HERE / kernel["file"]), "-o", str(library), "-lm"], check=True)
+            function = getattr(ctypes.CDLL(str(library)), kernel["entry"])
+            function(*[ctypes.c_void_p(memories[role][index].ctypes.data) for role, index in step["arguments"]])
+    return [a.view(dtype).reshape(shape) for a, (shape, dtype) in zip(arrays, PLAN["outputs"], strict=True)]
+
+
+def error(actual, expected, judged, scale):
+    """How far each element is off: |actual - expected| / (|expected| + mean |expected|), inf where NaN or infinity differ."""
+    y, r = actual.astype("f8"), expected.astype("f8")
+    with np.errstate(all="ignore"):
+        off = np.abs(y - r) / (np.abs(r) + scale) if expected.dtype.kind == "f" else np.full(y.shape, np.inf)
+    same = (y == r) | (np.isnan(y) & np.isnan(r)) | ~judged
+    return np.where(same, 0.0, np.where(np.isfinite(y) & np.isfinite(r), off, np.inf))
+
+
+def main():
+    given, wanted = read("inputs.safetensors"), read("expected.safetensors")
+    shows = 0
+    for _ in range(PLAN["repeats"]):
+        try:
+            outputs = launch([given[f"i{k}"] for k in range(len(given))])
+        except Exception as refusal:
+            print(f"the platform refuses: {refusal}")
+            return 1
+        for k, bound, scale in PLAN["checks"]:
+            expected, actual = wanted[f"o{k}"], outputs[k]
+            off = error(actual, expected, ~wanted[f"m{k}"] if f"m{k}" in wanted else np.True_, scale)
+            at = tuple(map(int, np.unravel_index(off.argmax(), off.shape)))
+            shows += bool(off[at] > bound)
+            print(f"output {k}: error {off[at]:.3g}, bound {bound:.3g}; worst element {at} is {actual[at]}, not {expected[at]}")
+    print("the fault shows" if shows else "the fault does not show")
+    return 1 if shows else 0
+
+
+sys.exit(main())
