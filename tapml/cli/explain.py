@@ -1,0 +1,36 @@
+"""`tapml explain RUN OPERATOR --target T`: why one operator is wrong, at which stage, on which smallest input."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tapml.cli.verb import ALL_PASSED, INJECT, SOMETHING_FAILED, Outcome
+
+NAME = "explain"
+HELP = "say at which stage an operator goes wrong, with the evidence, the smallest input and a reproducer"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
+    parser.add_argument("operator", metavar="OPERATOR", help="its name, or a part or pattern that fits one only")
+    parser.add_argument("--target", metavar="T", required=True, help="where it is wrong: name or name:option=value,…")
+    parser.add_argument("--device", metavar="D", default="local", help="where to run it (default: local)")
+    parser.add_argument("--inject", metavar="FILE.py:FUNCTION", help=INJECT)
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="where to write what was found (default: within RUN)")
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    from tapml.api import Run
+    from tapml.diagnose.explain import explain
+    from tapml.report.explain import view
+    from tapml.report.progress import Progress
+
+    folder = Run.open(args.run).folder
+    with Progress(NAME) as progress:
+        found = explain(folder, args.operator, args.target, args.device, args.inject, args.out, progress)
+    return Outcome(ALL_PASSED if found.passed else SOMETHING_FAILED, found.to_json(), view(found))
+
+
+def resume_hint(args: argparse.Namespace) -> str:
+    return "Compiled kernels are kept: the same command goes on faster."

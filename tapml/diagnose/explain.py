@@ -1,0 +1,176 @@
+"""`explain`: from one operator's name to the stage of its fault, the evidence, the smallest input and a reproducer.
+
+    found = explain(run, "layers.0.mlp.down_proj", "opencl", inject="faults.py:broken")
+    found.stage, found.triage.evidence, found.minimised, found.reproducer, found.advice
+
+1. The operator runs on every recorded call; the first with which it is wrong is triaged (`tapml.diagnose.triage`).
+2. If it is right on all of them, the whole model is asked whether this operator makes it wrong (`tapml.diagnose.in_model`).
+3. The failing case is made smaller (`tapml.diagnose.minimise`) and written as a folder that runs without TapML.
+4. What to try follows from the evidence (`tapml.diagnose.advice`).
+
+All of it goes to `RUN/targets/TARGET/explain/OPERATOR/`: `evidence.json`, the kernels' source text, `reproducer/`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tapml.carve.folder import RunFolder
+from tapml.carve.layout import TARGET_FOLDER
+from tapml.diagnose.advice import Context, advise
+from tapml.diagnose.evidence import Evidence, Triage
+from tapml.diagnose.explanation import Explanation, finite
+from tapml.diagnose.in_model import InModel, in_model
+from tapml.diagnose.places import Places
+from tapml.diagnose.shots import fire
+from tapml.diagnose.smallest import smallest
+from tapml.diagnose.triage import triage
+from tapml.diagnose.trials import met, recorded
+from tapml.errors import UsageError, nearest
+from tapml.kernels import Program
+from tapml.migrate.alteration import Alteration
+from tapml.migrate.hybrid import Hybrid
+from tapml.migrate.migrate import folder_name
+from tapml.migrate.operator_test import Trial
+from tapml.migrate.workbench import Progress, Workbench
+from tapml.operators.graph import Operator
+
+ENDINGS = {"opencl-c": "cl", "wgsl": "wgsl", "c": "c", "cuda": "cu", "hip": "hip", "msl": "metal", "null": "txt"}
+
+
+def explain(
+    run: RunFolder,
+    operator: str,
+    target: str,
+    device: str = "local",
+    inject: str | Alteration | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> Explanation:
+    """Explains one operator; `operator` is its name, or a part or pattern that fits one only. `out` replaces the folder of the
+    results. Raises UsageError for a name that fits none or several, TargetError and UnavailableError as `Workbench` does."""
+    started = time.monotonic()
+    found = resolve_operator(run, operator)
+    with Workbench(run, target, device, inject) as bench, Places(run, bench) as places:
+        folder = out or run.path / TARGET_FOLDER / folder_name(target) / "explain" / found.name.replace("/", "__")
+        return _Explaining(run, bench, places, found, folder, progress).carry_out(started)
+
+
+def resolve_operator(run: RunFolder, text: str) -> Operator:
+    """The one operator whose name is `text`, or ends in it, or contains it, or matches it as a pattern: the first of these that
+    fits any must fit one only. Raises UsageError, naming what is near or what else fits."""
+    names = [o.name for o in run.operators]
+    attempts = (
+        lambda n: n == text,
+        lambda n: n.endswith(("/" + text, "." + text)),
+        lambda n: text in n,
+        lambda n: fnmatch.fnmatchcase(n, text),
+    )
+    for fits in attempts if text else ():
+        fitting = [name for name in names if fits(name)]
+        if len(fitting) == 1:
+            return run.operator(fitting[0])
+        if fitting:
+            more = f" and {len(fitting) - 6} more" if len(fitting) > 6 else ""
+            raise UsageError(f"{text!r} fits {len(fitting)} operators: {', '.join(fitting[:6])}{more}. Give the name of one.")
+    raise UsageError(f"No operator of {run.path} has {text!r} in its name. {nearest(text, names)}")
+
+
+class _Explaining:
+    def __init__(
+        self, run: RunFolder, bench: Workbench, places: Places, operator: Operator, folder: Path, progress: Progress | None
+    ) -> None:
+        self.run = run
+        self.bench = bench
+        self.places = places
+        self.operator = operator
+        self.folder = folder
+        self.progress = progress
+
+    def carry_out(self, started: float) -> Explanation:
+        trials = list(recorded(self.run, self.bench.model, self.operator))
+        if not trials:
+            trials = list(met(self.run, self.bench.model, Hybrid(self.bench.model), self.operator))
+        if not trials:
+            raise UsageError(
+                f"{self.operator.name} was never called while {self.run.path} was carved, so there is nothing to explain it "
+                f"with. "
+                "Carve with a longer prompt or more --decode-steps."
+            )
+        trial = self._failing(trials)
+        found = triage(self.bench, self.operator, trial, self.places, self.progress)
+        model: InModel | None = None
+        if found.passed:
+            model = in_model(self.run, self.bench, self.operator, self.progress)
+            if model.trial is not None:
+                trial = model.trial
+                found = triage(self.bench, self.operator, trial, self.places, self.progress)
+        program = self.bench.program(self.operator)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        kernels = self._write_kernels(program)
+        small = smallest(self.bench, self.operator, found, trial, program, self.folder / "reproducer", self.progress)
+        explanation = Explanation(
+            operator=self.operator, target=str(self.bench.choice), device=self.bench.device.info, triage=found, program=program,
+            module_lines=self._lines(), cases=len(trials), elements=sum(a.size for a in trial.inputs), folder=self.folder,
+            kernels_at=kernels, advice=advise(found, self._context(found, trial, program, len(trials), model)),
+            seconds=time.monotonic() - started, model=model, minimised=small.case, actual=small.actual,
+            not_minimised=small.why_not, reproducer=small.reproducer,
+        )  # fmt: skip
+        text = json.dumps(finite(explanation.to_json()), indent=1, allow_nan=False)
+        (self.folder / "evidence.json").write_text(text + "\n", encoding="utf-8")
+        return explanation
+
+    def _failing(self, trials: Sequence[Trial]) -> Trial:
+        """The first call with which the operator is wrong, or the first."""
+        program = self.bench.program(self.operator)
+        if program is not None:
+            for number, trial in enumerate(trials):
+                if self.progress is not None:
+                    self.progress("test", number, len(trials))
+                if fire(self.bench, self.operator, program, trial).outcome != "right":
+                    return trial
+        return trials[0]
+
+    def _context(
+        self, found: Triage, trial: Trial, program: Program | None, cases: int, model: InModel | None
+    ) -> Context:
+        keys = self.bench.model.weight_keys(self.operator)
+        values = [a for a, key in zip(trial.inputs, keys, strict=True) if key is None]
+        return Context(
+            str(self.run.path), str(self.bench.choice), self.operator.name, program, values, cases,
+            self._wide(found, trial, program), None if model is None else model.stage, model is not None and model.wrong,
+        )  # fmt: skip
+
+    def _wide(self, found: Triage, trial: Trial, program: Program | None) -> Evidence | None:
+        """The same target with float16 computed in float32, where the operator is wrong and float16 plays a part."""
+        if found.passed or program is None or not any(s.dtype == "float16" for s in (*program.inputs, *program.outputs)):
+            return None
+        place = self.places.variant({"f16": "0"})
+        if isinstance(place, str):
+            return None
+        wide = place.program(self.operator)
+        if wide is None:
+            return None
+        shot = fire(place, self.operator, wide, trial, 3)
+        return Evidence("run", shot.outcome, shot.detail, str(place.choice))
+
+    def _lines(self) -> tuple[str, ...]:
+        """The lines of the model's code that the operator comes from."""
+        body = self.bench.model.bodies[self.operator.signature]
+        return tuple(dict.fromkeys(node.source for node in body.nodes if node.source))
+
+    def _write_kernels(self, program: Program | None) -> tuple[Path, ...]:
+        paths: list[Path] = []
+        for kernel in () if program is None else program.kernels:
+            path = self.folder / "kernels" / f"{kernel.entry}.{ENDINGS[kernel.language]}"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(kernel.source, encoding="utf-8")
+            paths.append(path)
+        return tuple(paths)
+

@@ -1,0 +1,144 @@
+"""An operator that is right alone, seen in the whole model: is it the model's fault, the operator's with other inputs, or that
+of what hands values over?
+
+    seen = in_model(run, bench, operator, progress)
+    seen.stage         "state" where the operator is right with all that it is given, and the model is wrong because of it
+    seen.trial         a call of the model with which the operator is wrong after all, for `triage`
+
+The model runs as it ships (`tapml.diagnose.whole`), with the calls and bounds of `tapml.migrate.end_to_end`: with everything on
+the target, with everything but this operator, and with this operator only. If the operator makes a difference, it runs once more
+on every input that it meets in the model, uploaded and read back one by one. Where it is right on all of them, the fault is in
+what lies between operators: states, positions, buffers that stay on the device.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tapml.carve.folder import RunFolder
+from tapml.diagnose.evidence import Evidence
+from tapml.diagnose.shots import Shot, fire
+from tapml.diagnose.trials import met
+from tapml.diagnose.whole import WholeModel
+from tapml.errors import DeviceError, DeviceLost
+from tapml.kernels import Program
+from tapml.migrate.end_to_end import Answer
+from tapml.migrate.operator_test import Trial
+from tapml.migrate.workbench import Progress, Workbench
+from tapml.operators.graph import Operator
+from tapml.verdicts import Stage
+
+
+@dataclass(frozen=True)
+class InModel:
+    """`stage` is "state" or None. `blamed` says whether the operator makes the model wrong. `trial` is the first call of the
+    model with which the operator itself is wrong."""
+
+    stage: Stage | None
+    blamed: bool
+    because: str
+    evidence: tuple[Evidence, ...]
+    answer: Answer | None = None
+    trial: Trial | None = None
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the whole model is wrong, because of this operator or of others."""
+        return any(e.probe == "model" and e.outcome != "right" for e in self.evidence)
+
+
+def in_model(run: RunFolder, bench: Workbench, operator: Operator, progress: Progress | None = None) -> InModel:
+    """Compiles the whole model. Raises UnavailableError when the device was lost for good."""
+    tell: Progress = progress or (lambda stage, done, total: None)
+    bench.compile(run.operators, progress)
+    programs: dict[str, Program] = {}
+    for each in run.operators:
+        program = bench.program(each)
+        if program is not None:
+            programs[each.name] = program
+    whole = WholeModel(run, bench, programs)
+    everything = frozenset(programs)
+    evidence: list[Evidence] = []
+
+    def check(probe: str, names: frozenset[str], number: int) -> Answer:
+        tell("check", number, 3)
+        started = time.monotonic()
+        answer = whole.together(names).answer
+        words = answer.reason if answer.error is None or answer.bound is None else _share(answer)
+        left = "" if len(programs) == len(run.operators) else f"; {len(run.operators) - len(programs)} operators do not compile"
+        evidence.append(Evidence(
+            probe, "right" if answer.passed else "wrong" if answer.error is not None else "refused", words + left,
+            f"{bench.choice}, {len(names)} of {len(run.operators)} operators", answer.error, answer.bound, answer.source_error,
+            time.monotonic() - started,
+        ))  # fmt: skip
+        return answer
+
+    all_of_it = check("model", everything, 0)
+    if all_of_it.passed:
+        return InModel(None, False, "the operator is right alone, and so is the model with everything on the "
+            "target", tuple(evidence))
+    without = check("model without", everything - {operator.name}, 1)
+    only = all_of_it if without.passed else check("model with only", frozenset({operator.name}), 2)
+    if not without.passed and only.passed:
+        words = (
+            "the model is wrong with and without this operator on the target, and right with this operator alone: another one "
+            "is at fault"
+        )
+        return InModel(None, False, words, tuple(evidence), all_of_it)
+    tell("check", 3, 3)
+    trial, found = _met(run, bench, operator, programs)
+    evidence.append(found)
+    if trial is not None:
+        words = "the operator is right on what was recorded, and wrong on what it meets in the model"
+        return InModel(None, True, words, tuple(evidence), only, trial)
+    words = (
+        "the operator is right with every input that it is given, and the model is wrong because it is on the target: the "
+        "fault is in "
+        "what is handed over between calls or operators"
+    )
+    return InModel("state", True, words, tuple(evidence), only)
+
+
+def _met(
+    run: RunFolder, bench: Workbench, operator: Operator, programs: dict[str, Program]
+) -> tuple[Trial | None, Evidence]:
+    """The first call of the model on which the operator is wrong, and what was seen."""
+    started = time.monotonic()
+    trials: list[Trial] = []
+    stopped = ""
+    try:
+        with bench.guard():
+            hybrid = bench.hybrid()
+            hybrid.offload(programs)
+            trials = list(met(run, bench.model, hybrid, operator))
+    except (DeviceError, DeviceLost) as error:
+        stopped = str(error)
+    worst: Shot | None = None
+    for trial in trials:
+        shot = fire(bench, operator, programs[operator.name], trial)
+        if shot.outcome != "right":
+            return trial, _evidence(shot, f"{trial.name}: {shot.detail}", started)
+        worst = shot if worst is None or _error(shot) > _error(worst) else worst
+    if worst is None:
+        return None, Evidence("met", "not run", stopped or "no call of the model runs it", seconds=time.monotonic() - started)
+    return None, _evidence(worst, f"{len(trials)} calls, the worst with {worst.detail}", started)
+
+
+def _evidence(shot: Shot, detail: str, started: float) -> Evidence:
+    c = shot.comparison
+    numbers: Callable[[str], float | None] = lambda name: None if c is None else float(getattr(c, name))  # noqa: E731
+    return Evidence(
+        "met", shot.outcome, detail, "", numbers("error"), numbers("bound"), numbers("source_error"), time.monotonic() - started
+    )
+
+
+def _error(shot: Shot) -> float:
+    return 0.0 if shot.comparison is None else shot.comparison.error
+
+
+def _share(answer: Answer) -> str:
+    assert answer.error is not None and answer.bound is not None
+    times = answer.error / answer.bound if answer.bound else answer.error
+    return f"error {times:.3g} of the bound; {answer.reason}"

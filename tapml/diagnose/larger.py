@@ -1,0 +1,65 @@
+"""Launch sizes: whether they are within a device's limits, and the same program with more workgroups.
+
+    for words, program in larger_grids(program): ...        "1 more workgroup along each axis", and the program
+
+A kernel whose launch is too small leaves elements unwritten, and the same text with more workgroups writes them. A launch that
+was large enough gains nothing by more: threads beyond the end are stopped by the kernel's own condition, or write behind the end
+of their buffers, so these programs must be run in buffers with room behind them (`tapml.diagnose.surroundings`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from tapml.devices.interface import DeviceInfo
+from tapml.kernels import Extent, Kernel, Program
+
+_Change = Callable[[Extent], Extent]
+
+
+def larger_grids(program: Program) -> Iterator[tuple[str, Program]]:
+    """Programs with more workgroups, the smallest change first, and words for each. None for a language without workgroups."""
+    if any(kernel.language == "c" for kernel in program.kernels) or not program.kernels:
+        return
+    yield "1 more workgroup along each axis", _with(program, lambda g: (g[0] + 1, g[1] + 1, g[2] + 1))
+    for axis, name in enumerate("xyz"):
+        yield f"1 more workgroup along {name}", _with(program, lambda g, a=axis: _plus(g, a, 1))  # type: ignore[misc]
+    yield "twice the workgroups along x", _with(program, lambda g: _plus(g, 0, g[0]))
+
+
+def beyond_limits(program: Program, info: DeviceInfo) -> str:
+    """What of a program is more than the device says it has, "" where nothing is."""
+    limits = info.limits
+    found: list[str] = []
+    for kernel in program.kernels:
+        for what, need, name in (
+            ("invocations in a workgroup", math.prod(kernel.block), "max_workgroup_invocations"),
+            ("workgroups along a dimension", max(kernel.grid), "max_workgroups_per_dimension"),
+            ("buffers", len(kernel.access), "max_storage_buffers"),
+        ):
+            if name in limits and need > limits[name]:
+                found.append(f"kernel {kernel.entry} asks for {need} {what}, and {info.name} has {limits[name]}")
+    largest = max([s.nbytes for s in (*program.inputs, *program.outputs)] + list(program.scratch), default=0)
+    for name in ("max_buffer_bytes", "max_binding_bytes"):
+        if name in limits and largest > limits[name]:
+            found.append(f"a buffer of {largest} bytes is bound, and {info.name} has {limits[name]} ({name})")
+    return "; ".join(found)
+
+
+def _plus(grid: Extent, axis: int, more: int) -> Extent:
+    x, y, z = (n + more * (k == axis) for k, n in enumerate(grid))
+    return (x, y, z)
+
+
+def _with(program: Program, change: _Change) -> Program:
+    return replace(program, kernels=tuple(_enlarged(kernel, change(kernel.grid)) for kernel in program.kernels))
+
+
+def _enlarged(kernel: Kernel, grid: Extent) -> Kernel:
+    """WGSL kernels are told the number of the last workgroup along x, and stop behind it: that grows along where the grid is
+    what it was computed from."""
+    if len(kernel.uniform) == 1 and kernel.grid[2] == 1 and kernel.uniform[0] == kernel.grid[0] - 1:
+        return replace(kernel, grid=grid, uniform=(grid[0] * grid[2] - 1,))
+    return replace(kernel, grid=grid)

@@ -1,0 +1,136 @@
+"""The other places where the same operator can be run: opened when first asked for, kept for the next triage.
+
+    with Places(run, bench) as places:
+        there = places.other_target()          a Workbench, or a text that says why there is none
+        places.alter(alteration)               for the next fault: every place gets what it shares of it
+
+Which: `cpu`, plain C in one thread; another GPU target; other drivers of the same language. A place that is not here costs one
+attempt.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Literal
+
+from tapml.carve.folder import RunFolder
+from tapml.devices.interface import DeviceInfo
+from tapml.errors import TapmlError, TargetError
+from tapml.migrate.alteration import Alteration
+from tapml.migrate.workbench import Workbench
+from tapml.targets.known import TARGETS, WITHOUT_RUNTIME
+
+# Targets that share a language are no other place for a fault of the text; of these each is tried in order.
+OTHERS: dict[str, tuple[str, ...]] = {
+    "opencl": ("vulkan", "webgpu"),
+    "vulkan": ("opencl",),
+    "webgpu": ("opencl",),
+    "cpu": ("opencl", "vulkan"),
+}
+
+# What a place gets of the bench's alteration.
+Share = Literal["everything", "elsewhere", "nothing"]
+
+# How many devices of a platform are looked at for another driver.
+MOST_DEVICES = 4
+
+
+class Places:
+    """See the module's docstring. `bench` is the target under diagnosis and stays the caller's."""
+
+    def __init__(self, run: RunFolder, bench: Workbench) -> None:
+        self._run = run
+        self._bench = bench
+        self._opened: dict[str, Workbench | str] = {}
+        self._alteration = bench.alteration
+        self._shares: dict[str, Share] = {}
+        self._drivers: tuple[list[str], str] | None = None
+
+    def __enter__(self) -> Places:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes every place that was opened."""
+        for place in self._opened.values():
+            if isinstance(place, Workbench):
+                place.close()
+        self._opened.clear()
+
+    def alter(self, alteration: Alteration | None) -> None:
+        """What the bench has been altered to: the places get what they share of it."""
+        self._alteration = alteration
+        for name, place in self._opened.items():
+            if isinstance(place, Workbench):
+                place.alter(self._of(self._shares[name]))
+
+    def cpu(self) -> Workbench | str:
+        """Plain C in one thread."""
+        if self._bench.choice.name == "cpu":
+            return "the target is the processor itself"
+        return self._open("cpu")
+
+    def other_target(self) -> Workbench | str:
+        """Another target, of another language."""
+        reasons: list[str] = []
+        for name in OTHERS.get(self._bench.choice.name, tuple(n for n in TARGETS if n not in WITHOUT_RUNTIME)):
+            place = self._open(name)
+            if isinstance(place, Workbench):
+                return place
+            reasons.append(place)
+        return "; ".join(reasons)
+
+    def variant(self, options: dict[str, str]) -> Workbench | str:
+        """The same target with other options, such as f16=0. It is altered as the bench is."""
+        choice = self._bench.choice
+        wanted = {**choice.options, **options}
+        return self._open(f"{choice.name}:{','.join(f'{k}={v}' for k, v in sorted(wanted.items()))}", "everything")
+
+    def other_drivers(self) -> tuple[list[Workbench], str]:
+        """Devices of the same language with another driver, and a sentence about what was looked for."""
+        if self._drivers is None:
+            self._drivers = self._look_for_drivers()
+        names, words = self._drivers
+        return [place for name in names if isinstance(place := self._opened[name], Workbench)], words
+
+    def _look_for_drivers(self) -> tuple[list[str], str]:
+        language, own = self._bench.target.language, self._bench.device.info
+        if language == "c":
+            return [], "there is one C compiler"
+        found: list[str] = []
+        seen = {_identity(own)}
+        for target in (name for name, t in TARGETS.items() if t.language == language and name not in WITHOUT_RUNTIME):
+            for number in range(MOST_DEVICES):
+                name = f"{target}:device={number}"
+                place = self._open(name, "nothing")
+                if isinstance(place, str):
+                    break
+                if _identity(place.device.info) in seen:
+                    place.close()
+                    self._opened[name] = "the same driver"
+                    continue
+                seen.add(_identity(place.device.info))
+                found.append(name)
+        return found, "" if found else f"{own.name} is the only device here that takes {language}"
+
+    def _open(self, target: str, share: Share = "elsewhere") -> Workbench | str:
+        if target not in self._opened:
+            try:
+                self._opened[target] = Workbench(self._run, target, inject=self._of(share))
+            except TargetError as error:
+                self._opened[target] = str(error)
+            except TapmlError as error:
+                self._opened[target] = f"{target} is not here: {error}"
+            self._shares[target] = share
+        return self._opened[target]
+
+    def _of(self, share: Share) -> Alteration | None:
+        if self._alteration is None or share == "nothing":
+            return None
+        return self._alteration if share == "everything" else self._alteration.elsewhere()
+
+
+def _identity(info: DeviceInfo) -> tuple[str, str]:
+    return info.name, info.driver

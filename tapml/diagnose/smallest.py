@@ -1,0 +1,62 @@
+"""The smallest case that still fails, and its reproducer; or why there is none.
+
+    small = smallest(bench, operator, found, trial, program, folder)
+    small.case, small.actual, small.why_not, small.reproducer
+
+A fault that is not in the kernel (weights, the source's own precision, what is handed over between calls) has no failing input of
+its own, and that is said instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tapml.diagnose.evidence import Triage
+from tapml.diagnose.minimise import Minimised, minimise
+from tapml.diagnose.reproducer import write_reproducer
+from tapml.diagnose.shots import fire
+from tapml.errors import TapmlError
+from tapml.kernels import Program
+from tapml.migrate.operator_test import Trial
+from tapml.migrate.workbench import Progress, Workbench
+from tapml.operators.graph import Operator
+from tapml.tensors import HostArray
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """`actual` are the outputs of the smallest case's program, empty where the device refuses it. `why_not` is "" where case and
+    reproducer are both there."""
+
+    case: Minimised | None = None
+    actual: tuple[HostArray, ...] = ()
+    why_not: str = ""
+    reproducer: Path | None = None
+
+
+def smallest(
+    bench: Workbench, operator: Operator, found: Triage, trial: Trial, program: Program | None, folder: Path,
+    progress: Progress | None = None,
+) -> Smallest:
+    """Minimises the trial and writes the reproducer to `folder`. Raises UnavailableError when the device is lost for good."""
+    if found.passed:
+        return Smallest(why_not="the operator is right alone, so there is no failing input of its own")
+    if program is None:
+        return Smallest(why_not="it does not compile, so there is no kernel to run")
+    if found.stage in ("weights", "numeric"):
+        return Smallest(why_not=f"a fault of stage {found.stage} is not in the kernel, which is right with whatever it is given")
+    try:
+        case = minimise(bench, operator, trial.inputs, progress)
+    except (TapmlError, ValueError) as error:
+        return Smallest(why_not=f"it could not be minimised: {error}")
+    actual: tuple[HostArray, ...] = ()
+    if case.program is not None:
+        shown = Trial(trial.name, case.inputs, case.expected, case.source_error)
+        actual = fire(bench, operator, case.program, shown, case.runs, resident=False).outputs
+    note = f"{found.stage}: {found.because}" if found.stage else found.because
+    try:
+        path = write_reproducer(folder, str(bench.choice), case, bench.device.info, note)
+    except (TapmlError, ValueError) as error:
+        return Smallest(case, actual, f"no reproducer was written: {error}")
+    return Smallest(case, actual, "", path)

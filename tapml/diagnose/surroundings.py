@@ -1,0 +1,198 @@
+"""Whether a kernel keeps to its own memory: runs with known bytes in and around every buffer.
+
+    found = watch(bench, operator, program, trial)
+    found.shot, found.findings
+
+Every buffer is allocated with `SURROUND` bytes more than asked, and these bytes hold a pattern. Outputs and scratch hold poison
+before the launch. The run is repeated with other patterns and other poison:
+
+- the pattern is no longer there after the run: a write behind the end of a buffer;
+- the result changes with the pattern: a read behind the end of a buffer;
+- the result changes with the poison: a read of memory that nobody wrote, or, where the element *is* the poison, an output that
+  nobody wrote;
+- the result changes with nothing: a race.
+
+What this cannot see: reads and writes before the start of a buffer or farther than `SURROUND` bytes behind its end (a driver may
+end the process for them, which is seen); workgroup and private memory, which no caller can fill; on WGSL platforms an index
+behind the binding is clamped or dropped by the platform, so of those only what falls into the surroundings shows. A kernel that
+races may do so in no run of these few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tapml.devices.buffers import as_bytes
+from tapml.diagnose.evidence import Finding
+from tapml.diagnose.shots import Shot, judge
+from tapml.errors import DeviceError, DeviceLost
+from tapml.kernels import Program
+from tapml.migrate.operator_test import Trial
+from tapml.migrate.workbench import Workbench
+from tapml.tensors import NUMPY, HostArray, convert, spec_of
+
+# Bytes behind the end of every buffer that are watched.
+SURROUND = 4096
+
+# Bytes that memory is filled with: NaN and -1; zeros; 1.3e19 in float32, 58.2 in float16, a large integer.
+NAN, ZERO, LARGE = 0xFF, 0x00, 0x5F
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one run was given: `poison` in outputs and scratch, `around` behind every buffer."""
+
+    poison: int = NAN
+    around: int = NAN
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one run did: its outputs as stored, and the buffers ("output 0") whose surroundings it wrote to."""
+
+    outputs: tuple[HostArray, ...]
+    overwritten: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """`shot` judges all runs together."""
+
+    shot: Shot
+    findings: tuple[Finding, ...]
+
+
+PLAIN = Memory()
+RUNS: tuple[Memory, ...] = (PLAIN, PLAIN, Memory(poison=ZERO), Memory(poison=LARGE), Memory(around=ZERO), Memory(around=LARGE))
+
+
+def watch(bench: Workbench, program: Program, inputs: Sequence[HostArray], trial: Trial) -> Watched:
+    """Runs a program once with each of `RUNS`, every input uploaded as given. Raises UnavailableError only when the device
+    cannot be opened again after it died."""
+    held: list[Held] = []
+
+    def run(memory: Memory) -> Sequence[HostArray] | Shot:
+        made = run_surrounded(bench, program, inputs, memory)
+        if isinstance(made, Shot):
+            return made
+        held.append(made)
+        return [
+            convert(a.reshape(r.shape), spec_of(r).dtype) for a, r in zip(made.outputs, trial.expected, strict=True)
+        ]
+
+    shot = judge(trial, [lambda m=m: run(m) for m in RUNS])  # type: ignore[misc]
+    return Watched(shot, tuple(findings_of(held)))
+
+
+def run_surrounded(
+    bench: Workbench, program: Program, inputs: Sequence[HostArray], memory: Memory, surround: int = SURROUND
+) -> Held | Shot:
+    """One run in buffers with surroundings. A shot where the device refused or died."""
+    taken: list[int] = []
+    device = bench.device
+
+    def take(nbytes: int) -> int:
+        buffer = device.allocate(nbytes + surround)
+        taken.append(buffer)
+        device.write(buffer, bytes([memory.around]) * surround, nbytes)
+        return buffer
+
+    try:
+        with bench.guard():
+            buffers: dict[str, list[int]] = {"input": [], "output": [], "scratch": []}
+            sizes: dict[str, list[int]] = {
+                "input": [s.nbytes for s in program.inputs], "output": [s.nbytes for s in program.outputs],
+                "scratch": list(program.scratch),
+            }  # fmt: skip
+            for spec, value in zip(program.inputs, inputs, strict=True):
+                buffers["input"].append(take(spec.nbytes))
+                device.write(buffers["input"][-1], as_bytes(convert(value, spec.dtype)))
+            for role in ("output", "scratch"):
+                for nbytes in sizes[role]:
+                    buffers[role].append(take(nbytes))
+                    device.write(buffers[role][-1], bytes([memory.poison]) * nbytes)
+            device.run(bench.runner.launches(program, buffers["input"], buffers["output"], buffers["scratch"]))
+            sources = dict(enumerate(buffers["output"])) | {o: buffers["input"][i] for o, i in program.forwards}
+            outputs = tuple(
+                np.frombuffer(device.read(sources[k], spec.nbytes), NUMPY[spec.dtype]).reshape(spec.shape)
+                for k, spec in enumerate(program.outputs)
+            )
+            pattern = bytes([memory.around]) * surround
+            overwritten = tuple(
+                f"{role} "
+                f"{k}" for role in buffers for k, (buffer, nbytes) in enumerate(zip(buffers[role], sizes[role], strict=True))
+                if device.read(buffer, surround, nbytes) != pattern
+            )  # fmt: skip
+            return Held(outputs, overwritten)
+    except DeviceError as error:
+        return Shot(refused=error.stage, message=str(error))
+    except DeviceLost as error:
+        taken.clear()  # nothing is left to give back
+        return Shot(lost=True, message=f"the device was lost: {error}")
+    finally:
+        for buffer in taken:
+            device.free(buffer)
+
+
+def findings_of(held: Sequence[Held], runs: Sequence[Memory] = RUNS) -> list[Finding]:
+    """What the differences between these runs say; `held[k]` is what `runs[k]` gave. Pure."""
+    found: list[Finding] = []
+    if not held:
+        return found
+    overwritten = sorted({name for h in held for name in h.overwritten})
+    if overwritten:
+        found.append(Finding("out-of-bounds write", f"bytes behind the end of {', '.join(overwritten)} were written to"))
+    steady = [_bits(h) for h, m in zip(held, runs, strict=False) if m == PLAIN]
+    if len(set(steady)) > 1:
+        text = (
+            f"{len(set(steady))} different results in {len(steady)} runs with the same memory, so what else it depends on is "
+            f"unknown"
+        )
+        return [*found, Finding("race", text)]
+    first = held[0]
+    poisoned = [(h, m) for h, m in zip(held, runs, strict=False) if m.poison != PLAIN.poison]
+    unwritten = sum(_unwritten([(first, PLAIN), *poisoned], k) for k in range(len(first.outputs))) if poisoned else 0
+    depends = sum(_differing(first, [h for h, _ in poisoned], k) for k in range(len(first.outputs)))
+    total = sum(a.size for a in first.outputs)
+    if unwritten:
+        found.append(Finding("unwritten output", f"{unwritten} of {total} output elements hold what was in memory before: no "
+            f"thread writes them"))
+    if depends > unwritten:
+        found.append(Finding(
+            "uninitialised read", f"{depends - unwritten} of {total} output elements change with what outputs and scratch held "
+            f"before the launch"
+        ))  # fmt: skip
+    moved = [h for h, m in zip(held, runs, strict=False) if m.around != PLAIN.around]
+    beyond = sum(_differing(first, moved, k) for k in range(len(first.outputs)))
+    if beyond:
+        found.append(Finding("out-of-bounds read", f"{beyond} of {total} output elements change with the bytes behind the end "
+            f"of the buffers"))
+    return found
+
+
+def _bits(held: Held) -> bytes:
+    return b"".join(a.tobytes() for a in held.outputs)
+
+
+def _raw(array: HostArray) -> HostArray:
+    """Bits of each element, so that NaN equals itself."""
+    return np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
+
+
+def _differing(first: Held, others: Sequence[Held], k: int) -> int:
+    differs = np.zeros(first.outputs[k].size, bool)
+    for other in others:
+        differs |= _raw(first.outputs[k]) != _raw(other.outputs[k])
+    return int(differs.sum())
+
+
+def _unwritten(runs: Sequence[tuple[Held, Memory]], k: int) -> int:
+    """Elements that are the poison in every run: a value that is computed cannot be three different ones."""
+    same = np.ones(runs[0][0].outputs[k].size, bool)
+    for held, memory in runs:
+        raw = _raw(held.outputs[k])
+        same &= raw == np.frombuffer(bytes([memory.poison]) * raw.dtype.itemsize, raw.dtype)[0]
+    return int(same.sum())

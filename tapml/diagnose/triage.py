@@ -1,0 +1,399 @@
+"""Names the stage at which an operator goes wrong, by running it again with one thing changed at a time.
+
+    with Workbench(run, "opencl", inject="faults.py:broken") as bench, Places(run, bench) as places:
+        for trial in recorded(run, bench.model, operator):
+            result = triage(bench, operator, trial, places)
+            if not result.passed: ...               result.stage, result.because, result.evidence, result.findings
+
+The probes and their questions are `evidence.QUESTIONS`, in this order: same kernels first (seconds), then other schedules, then
+other targets, whose kernels must be compiled. What their outcomes mean together is `decide.RULES`; a probe that cannot change
+the stage any more is left out, and the evidence says so. Memory is always looked at. A fault that shows in some runs only is
+repeated until each probe would show it with 99% confidence, 20 times at most.
+
+Not here: choosing the trial (`tapml.diagnose.trials`), making the case smaller (`tapml.diagnose.minimise`), the whole model
+(`tapml.diagnose.whole_model`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from tapml.carve.tolerance import compare, distance
+from tapml.diagnose import hazards
+from tapml.diagnose.decide import Decision, decide, needed
+from tapml.diagnose.evidence import QUESTIONS, Evidence, Finding, FindingKind, Outcome, Triage, left_out, ratio
+from tapml.diagnose.larger import beyond_limits, larger_grids
+from tapml.diagnose.places import Places
+from tapml.diagnose.schedules import fair, others, same_kernels
+from tapml.diagnose.shots import Shot, fire, judge, repeats_for
+from tapml.diagnose.surroundings import PLAIN, Watched, run_surrounded, watch
+from tapml.errors import DeviceError, DeviceLost, TapmlError
+from tapml.kernels import Program
+from tapml.migrate.operator_test import Trial
+from tapml.migrate.workbench import Progress, Workbench
+from tapml.operators.execute import host_function
+from tapml.operators.graph import Operator
+from tapml.tensors import HostArray, convert, spec_of
+from tapml.verdicts import Status
+
+# How often the operator is run as it is, before anything is changed.
+REPEATS = 3
+
+# These are made whatever the others say: without them nothing is known, and what memory shows is worth saying beside any stage.
+_ALWAYS = ("compile", "limits", "load", "run", "memory", "text")
+
+_HAZARD: dict[hazards.Kind, FindingKind] = {
+    "uninitialised": "uninitialised read", "no barrier": "race", "early return": "early return",
+}  # fmt: skip
+
+
+def triage(bench: Workbench, operator: Operator, trial: Trial, places: Places, progress: Progress | None = None) -> Triage:
+    """The stage of the fault that `operator` shows on `trial`, and the evidence. `places` may be kept for many triages, altered
+    as `bench` is. Raises UnavailableError when the device is lost for good."""
+    return _Probing(bench, operator, trial, places, progress).carry_out()
+
+
+class _Probing:
+    """One triage: each probe is the method of its name, and gives one piece of evidence."""
+
+    def __init__(
+        self, bench: Workbench, operator: Operator, trial: Trial, places: Places, progress: Progress | None
+    ) -> None:
+        self.bench = bench
+        self.operator = operator
+        self.trial = trial
+        self.places = places
+        self.tell: Progress = progress or (lambda stage, done, total: None)
+        self.made: dict[str, Evidence] = {}
+        self.findings: list[Finding] = []
+        self.first = Shot()
+        self.watched: Watched | None = None
+        self.hazards: tuple[hazards.Hazard, ...] = ()
+        self.repeats = 1
+        self.beyond = False  # whether it writes behind its buffers, so that every other run is watched for that too
+        self.here = str(bench.choice)
+
+    @property
+    def outcomes(self) -> dict[str, Outcome]:
+        return {probe: e.outcome for probe, e in self.made.items()}
+
+    def carry_out(self) -> Triage:
+        compiled = self.bench.compile_body(self.bench.body(self.operator), self.operator, self._order())
+        if compiled.program is None:
+            return self._not_compiled(compiled.stage, compiled.message, compiled.status == "crash")
+        self.program: Program = compiled.program
+        note = f" ({compiled.message})" if compiled.message else ""
+        self.made["compile"] = Evidence(
+            "compile", "right", f"{len(self.program.kernels)} kernels, schedule {self.program.schedule}{note}", self.here
+        )
+        for number, probe in enumerate(QUESTIONS):
+            self.tell("diagnose", number, len(QUESTIONS))
+            if probe not in self.made and (probe in _ALWAYS or needed(probe, self.outcomes)):
+                started = time.monotonic()
+                evidence = _PROBES[probe](self)
+                self.made[probe] = replace(evidence, seconds=time.monotonic() - started)
+        self.tell("diagnose", len(QUESTIONS), len(QUESTIONS))
+        decision = decide({p: o for p, o in self.outcomes.items() if p not in ("compile", "memory")})
+        if decision.stage == "weights":
+            self.findings += self._weights()
+        return self._triage(decision)
+
+    def _triage(self, decision: Decision) -> Triage:
+        return Triage(
+            self.operator.name, self._status(), decision.stage, decision.because, self.trial.name,
+            left_out(list(self.made.values())), tuple(self.findings), self.first.comparison, self.first.output,
+        )  # fmt: skip
+
+    def _status(self) -> Status:
+        outcomes = self.outcomes
+        if outcomes.get("run") == "right":
+            return "pass"
+        if self.first.lost:
+            return "crash"
+        if "wrong" not in (outcomes.get("run"),):
+            return "error"
+        return "flaky" if self.first.flaky else "fail"
+
+    def _not_compiled(self, stage: object, message: str, crashed: bool) -> Triage:
+        words = "the compiler died or took too long" if crashed else "the compiler refused"
+        self.made["compile"] = Evidence("compile", "refused", message, self.here)
+        made = Triage(
+            self.operator.name, "crash" if crashed else "error", None, f"{words} at this stage: "
+                f"{_first_line(message)}", self.trial.name,
+            left_out(list(self.made.values())), (),
+        )  # fmt: skip
+        return replace(made, stage=stage)  # type: ignore[arg-type]
+
+    def _order(self) -> tuple[str, ...] | None:
+        """The schedules that the target tries for this operator, as `Workbench.program` does."""
+        first = None if self.bench.alteration is None else self.bench.alteration.schedule(self.operator)
+        return None if first is None else (first, *(s for s in self.bench.target.schedules if s != first))
+
+    # The probes, in the order of QUESTIONS.
+
+    def limits(self) -> Evidence:
+        words = beyond_limits(self.program, self.bench.device.info)
+        return Evidence("limits", "wrong" if words else "right", words or "all of them", self.bench.device.info.name)
+
+    def load(self) -> Evidence:
+        try:
+            with self.bench.guard():
+                self.bench.runner.load(self.program)
+        except (DeviceError, DeviceLost) as error:
+            return Evidence("load", "refused", str(error), self.bench.device.info.driver)
+        return Evidence("load", "right", "it does", self.bench.device.info.driver)
+
+    def run(self) -> Evidence:
+        if self.made["load"].outcome == "refused":
+            return Evidence("run", "not run", "the driver refused the kernels", self.here)
+        # Watched first: in buffers with room behind them a kernel that writes too far harms neither driver nor later runs.
+        self.watched = watch(self.bench, self.program, self.trial.inputs, self.trial)
+        if self.watched.shot.lost:  # perhaps of a run before: once more, on the device that was opened anew
+            self.watched = watch(self.bench, self.program, self.trial.inputs, self.trial)
+        self.beyond = beyond(self.watched)
+        if self.beyond:
+            self.first = self.watched.shot
+            made = self._seen("run", self.first, self.here)
+            return replace(made, outcome="wrong", detail=f"it writes behind its buffers; its own numbers: {self.first.detail}")
+        self.first = fire(self.bench, self.operator, self.program, self.trial, REPEATS)
+        if self.first.refused or self.first.lost:
+            return self._seen("run", self.first, self.here)
+        self.repeats = repeats_for(self.first.wrong, self.first.runs) if self.first.flaky else 1
+        if self.first.outcome == "right" and self.watched.shot.outcome == "wrong":
+            self.first = self.watched.shot
+            made = self._seen("run", self.first, self.here)
+            return replace(made, detail=f"right over one content of memory, and not over others: {self.first.detail}")
+        return self._seen("run", self.first, self.here)
+
+    def memory(self) -> Evidence:
+        if self.watched is None:
+            return Evidence("memory", "not run", "there was no run to watch", self.here)
+        if self.watched.shot.refused or self.watched.shot.lost:
+            return Evidence("memory", "refused", self.watched.shot.message, self.here)
+        self.findings += self.watched.findings
+        if self.watched.findings:
+            return Evidence("memory", "wrong", "; ".join(f"{f.kind}: {f.text}" for f in self.watched.findings), self.here)
+        detail = f"the same bits in {self.watched.shot.runs} runs over other contents of memory, in and around the buffers"
+        return Evidence("memory", "right", detail, self.here)
+
+    def float64(self) -> Evidence:
+        """Right where every output of the target is within its bound of float64, and the failed ones nearer than the source
+        is."""
+        where = "PyTorch in float64"
+        if not self.first.outputs:
+            return Evidence("float64", "not run", "there are no outputs", where)
+        if self.first.comparison is not None and self.first.comparison.passed:
+            return Evidence("float64", "not run", "the numbers are right, only what it does to memory is not", where)
+        try:
+            exact = self.bench.model.function(self.operator.signature, "float64")(self.trial.inputs)
+        except TapmlError as error:
+            return Evidence("float64", "not run", str(error), where)
+        worst, comparison = 0.0, self.first.comparison
+        right = True
+        for actual, expected, oracle, own in zip(
+            self.first.outputs, self.trial.expected, exact, self.trial.source_error, strict=True
+        ):
+            judged = compare(actual, expected, own)
+            target, source = _from(oracle, actual, expected), _from(oracle, expected, expected)
+            right = right and target <= judged.bound and (judged.passed or target < source)
+            if ratio(target, judged.bound) >= worst:
+                worst, comparison, off = ratio(target, judged.bound), judged, (target, source)
+        assert comparison is not None
+        detail = f"the target is {off[0]:.3g} away from float64, the source {off[1]:.3g}; the bound is {comparison.bound:.3g}"
+        outcome: Outcome = "right" if right else "wrong"
+        return Evidence("float64", outcome, detail, where, off[0], comparison.bound, comparison.source_error)
+
+    def graph(self) -> Evidence:
+        body = self.bench.body(self.operator)
+        shot = judge(self.trial, [lambda: host_function(body)(self.trial.inputs)])
+        return self._seen("graph", shot, "PyTorch")
+
+    def uploads(self) -> Evidence:
+        if all(key is None for key in self.bench.model.weight_keys(self.operator)):
+            return Evidence("uploads", "not run", "the operator reads no weights", self.here)
+        if self.first.lost or self._memory_matters():
+            return Evidence("uploads", "not run", "the fault is one of memory, which no weight can cause", self.here)
+        shot = fire(self.bench, self.operator, self.program, self.trial, self.repeats, resident=False)
+        return self._seen("uploads", shot, self.here)
+
+    def text(self) -> Evidence:
+        """The hazards that the kernels' text has on any platform (`tapml.diagnose.hazards`)."""
+        if self.bench.target.language not in hazards.LANGUAGES:
+            return Evidence("text", "not run", f"{self.bench.target.language} is not read for hazards", self.here)
+        self.hazards = hazards.of_program(self.program.kernels)
+        self.findings += [Finding(_HAZARD[h.kind], h.text) for h in self.hazards]
+        words = "; ".join(h.text for h in self.hazards)
+        return Evidence("text", "wrong" if words else "right", words or "none was found", self.here)
+
+    def text_elsewhere(self) -> Evidence:
+        """Wrong where the other text has a hazard of the same kind."""
+        place = self.places.other_target()
+        if isinstance(place, str):
+            return Evidence("text elsewhere", "not run", place)
+        where = f"{place.choice}, {self.program.schedule}"
+        made = place.compile_body(place.body(self.operator), self.operator, (self.program.schedule,))
+        if made.program is None or place.target.language not in hazards.LANGUAGES:
+            return Evidence("text elsewhere", "not run", made.message or f"{place.target.language} is not read for "
+                f"hazards", where)
+        kinds = {h.kind for h in self.hazards}
+        words = "; ".join(h.text for h in hazards.of_program(made.program.kernels) if h.kind in kinds)
+        return Evidence("text elsewhere", "wrong" if words else "right", words or "it has none of the same kind", where)
+
+    def grid(self) -> Evidence:
+        if self.first.lost or self.beyond:
+            return Evidence("grid", "not run", "more workgroups would do no less harm", self.here)
+        tried: list[str] = []
+        for words, larger in larger_grids(self.program):
+            shot = self._surrounded(larger)
+            if shot.outcome == "right":
+                self.findings.append(Finding("launch size", f"right with {words}"))
+                return self._seen("grid", shot, self.here)
+            tried.append(words)
+        if not tried:
+            return Evidence("grid", "not run", "the platform has no workgroups", self.here)
+        return Evidence("grid", "wrong", f"wrong with {'; '.join(tried)}", self.here)
+
+    def other_schedule(self) -> Evidence:
+        if self.bench.target.language == "c":
+            return Evidence("other schedule", "not run", "plain C has one schedule", self.here)
+        return self._any_schedule("other schedule", self.bench, others(self.program.schedule, self.bench.target))
+
+    def cpu(self) -> Evidence:
+        place = self.places.cpu()
+        if isinstance(place, str):
+            return Evidence("cpu", "not run", place, "cpu")
+        return self._with_schedule("cpu", place, "serial")
+
+    def same_schedule_elsewhere(self) -> Evidence:
+        place = self.places.other_target()
+        if isinstance(place, str):
+            return Evidence("same schedule elsewhere", "not run", place)
+        return self._with_schedule("same schedule elsewhere", place, self.program.schedule)
+
+    def other_schedule_elsewhere(self) -> Evidence:
+        place = self.places.other_target()
+        if isinstance(place, str):
+            return Evidence("other schedule elsewhere", "not run", place)
+        return self._any_schedule("other schedule elsewhere", place, others(self.program.schedule, place.target))
+
+    def other_driver(self) -> Evidence:
+        drivers, words = self.places.other_drivers()
+        if not drivers:
+            return Evidence("other driver", "not run", words)
+        place = drivers[0]
+        if self.beyond:
+            return Evidence("other driver", "not run", "a text that writes behind its buffers is at fault with any driver")
+        shot = fire(place, self.operator, self.program, self.trial, self.repeats, resident=False)
+        return self._seen("other driver", shot, place.device.info.driver)
+
+    # What they share.
+
+    def _any_schedule(self, probe: str, bench: Workbench, names: tuple[str, ...]) -> Evidence:
+        """Right as soon as one of these schedules is; wrong if all that ran are."""
+        seen: list[Evidence] = []
+        for name in names:
+            evidence = self._with_schedule(probe, bench, name)
+            if evidence.outcome == "right":
+                return evidence
+            seen.append(evidence)
+        best = next((e for e in seen if e.outcome == "wrong"), None) or next((e for e in seen if e.outcome == "refused"), None)
+        told = "; ".join(f"{e.where}: {e.detail}" for e in seen) or "there is no other schedule"
+        return replace(best, detail=told, where=str(bench.choice)) if best else Evidence(probe, "not "
+            "run", told, str(bench.choice))
+
+    def _with_schedule(self, probe: str, bench: Workbench, schedule: str) -> Evidence:
+        where = f"{bench.choice}, {schedule}"
+        body = bench.body(self.operator)
+        unfair = fair(schedule, body, bench.device.info)
+        if unfair:
+            return Evidence(probe, "not run", unfair, where)
+        made = bench.compile_body(body, self.operator, (schedule,))
+        if made.program is None:
+            return Evidence(probe, "not run", f"it does not compile: {_first_line(made.message)}", where)
+        if bench is self.bench and same_kernels(made.program, self.program):
+            return Evidence(probe, "not run", "it gives the very same kernels", where)
+        if self._memory_matters():
+            watched = watch(bench, made.program, self.trial.inputs, self.trial)
+            seen = self._seen(probe, watched.shot, where)
+            return replace(seen, outcome="wrong", detail="it writes behind its buffers") if beyond(watched) else seen
+        return self._seen(probe, fire(bench, self.operator, made.program, self.trial, self.repeats), where)
+
+    def _memory_matters(self) -> bool:
+        """Whether the fault shows over some contents of memory only, so that the other runs must be judged over all of them."""
+        return self.watched is not None and self.first is self.watched.shot
+
+    def _surrounded(self, program: Program) -> Shot:
+        room = max([1 << 16, *(s.nbytes for s in program.outputs)])
+
+        def once() -> object:
+            made = run_surrounded(self.bench, program, self.trial.inputs, PLAIN, min(room, 1 << 26))
+            if isinstance(made, Shot):
+                return made
+            return [convert(a.reshape(r.shape), spec_of(r).dtype) for a, r in zip(made.outputs, self.trial.expected, strict=True)]
+
+        return judge(self.trial, [once] * self.repeats)  # type: ignore[list-item]
+
+    def _seen(self, probe: str, shot: Shot, where: str) -> Evidence:
+        found = shot.comparison
+        return Evidence(
+            probe, shot.outcome, shot.detail, where, None if found is None else found.error,
+            None if found is None else found.bound, None if found is None else found.source_error,
+        )  # fmt: skip
+
+    def _weights(self) -> list[Finding]:
+        """Which weights on the device are not the model's."""
+        found: list[Finding] = []
+        for key, spec in zip(self.bench.model.weight_keys(self.operator), self.program.inputs, strict=True):
+            if key is None:
+                continue
+            with self.bench.guard():
+                there = self.bench.device.read(self.bench.weight_buffer(self.operator, key, spec.dtype), spec.nbytes)
+            clean = convert(self.bench.model.weight(key), spec.dtype)
+            differs = _differing(there, clean.tobytes(), clean.dtype.itemsize)
+            if differs:
+                found.append(Finding("weight differs", f"{key}: {differs} of {clean.size} elements on the device are not the "
+                    f"model's"))
+        return found
+
+
+_PROBES: dict[str, Callable[[_Probing], Evidence]] = {
+    "limits": _Probing.limits,
+    "load": _Probing.load,
+    "run": _Probing.run,
+    "float64": _Probing.float64,
+    "graph": _Probing.graph,
+    "uploads": _Probing.uploads,
+    "memory": _Probing.memory,
+    "text": _Probing.text,
+    "grid": _Probing.grid,
+    "other schedule": _Probing.other_schedule,
+    "cpu": _Probing.cpu,
+    "text elsewhere": _Probing.text_elsewhere,
+    "same schedule elsewhere": _Probing.same_schedule_elsewhere,
+    "other schedule elsewhere": _Probing.other_schedule_elsewhere,
+    "other driver": _Probing.other_driver,
+}
+
+
+def _from(oracle: HostArray, array: HostArray, judge: HostArray) -> float:
+    """The distance of an output from float64, elements that `judge` has masked left out."""
+    mask = np.ma.getmask(judge)
+    return distance(np.ma.getdata(array), oracle if mask is np.ma.nomask else np.ma.MaskedArray(oracle, mask))
+
+
+def beyond(watched: Watched) -> bool:
+    """Whether a program was seen to write behind its buffers."""
+    return any(f.kind == "out-of-bounds write" for f in watched.findings)
+
+
+def _differing(left: bytes, right: bytes, itemsize: int) -> int:
+    kind = f"u{itemsize}"
+    return int((np.frombuffer(left, kind) != np.frombuffer(right, kind)).sum())
+
+
+def _first_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no message"])[0][:300]

@@ -1,0 +1,252 @@
+"""Triage on a real device: a fault of each stage is put in where it would arise, and its stage is named from what runs show."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tapml.carve.folder import RunFolder
+from tapml.devices.interface import Device, Launch
+from tapml.diagnose.evidence import Triage
+from tapml.diagnose.places import Places
+from tapml.diagnose.triage import triage
+from tapml.diagnose.trials import recorded
+from tapml.errors import DeviceError
+from tapml.kernels import Kernel, Program
+from tapml.migrate.alteration import Alteration
+from tapml.migrate.workbench import Workbench
+from tapml.operators.graph import Body, Operator
+from tapml.tensors import HostArray
+from tests.conftest import MakeRun
+
+NORM = "prefill/layers.0.input_layernorm"
+LINEAR = "prefill/layers.0.self_attn.q_proj"
+OUTPUT = 8 * 64 * 4  # bytes of the norm's output
+GATE = "prefill/layers.0.mlp.gated_activation"
+
+Need = Callable[[str], str]
+
+
+@pytest.fixture(scope="module")
+def run(make_run: MakeRun) -> RunFolder:
+    return make_run("llama")
+
+
+@pytest.fixture(scope="module")
+def bench(run: RunFolder) -> Iterator[Workbench]:
+    with Workbench(run, "opencl") as bench:
+        yield bench
+
+
+@pytest.fixture(scope="module")
+def places(run: RunFolder, bench: Workbench) -> Iterator[Places]:
+    with Places(run, bench) as places:
+        yield places
+
+
+Diagnose = Callable[[str, Alteration | None], Triage]
+
+
+@pytest.fixture
+def diagnose(need: Need, run: RunFolder, bench: Workbench, places: Places) -> Iterator[Diagnose]:
+    need("opencl")
+
+    def diagnosed(name: str, alteration: Alteration | None) -> Triage:
+        bench.alter(alteration)
+        places.alter(alteration)
+        operator = run.operator(name)
+        return triage(bench, operator, next(recorded(run, bench.model, operator)), places)
+
+    yield diagnosed
+    bench.alter(None)
+    places.alter(None)
+
+
+class Fault(Alteration):
+    def __init__(self, operator: str) -> None:
+        super().__init__(type(self).__name__, f"{type(self).__name__} {operator}")
+        self.operator = operator
+
+
+class OfTheText(Fault):
+    """A rewriting of the text of every kernel, whatever the schedule."""
+
+    def __init__(self, operator: str, change: Callable[[str], str]) -> None:
+        super().__init__(operator)
+        self.change = change
+
+    def program(self, operator: Operator, target: str, program: Program) -> Program:
+        if operator.name != self.operator:
+            return program
+        return program.with_sources(tuple(self.change(k.source) for k in program.kernels))
+
+
+class OfTheGraph(Fault):
+    def body(self, operator: Operator, body: Body) -> Body:
+        if operator.name != self.operator:
+            return body
+        return replace(body, nodes=tuple(replace(n, target=n.target.replace("silu", "relu")) for n in body.nodes))
+
+
+class OfTheLowering(Fault):
+    def mutation(self, operator: Operator) -> str | None:
+        return "half-accumulators" if operator.name == self.operator else None
+
+
+class OfTheSchedule(Fault):
+    def mutation(self, operator: Operator) -> str | None:
+        return "uninitialised-accumulators" if operator.name == self.operator else None
+
+    def schedule(self, operator: Operator) -> str | None:
+        return "dlight" if operator.name == self.operator else None
+
+
+class OfTheWeights(Fault):
+    def weight(self, operator: Operator, key: str, array: HostArray) -> HostArray:
+        return np.roll(array, 1, 0) if operator.name == self.operator else array
+
+
+class OfTheGrid(Fault):
+    def program(self, operator: Operator, target: str, program: Program) -> Program:
+        if operator.name != self.operator:
+            return program
+        x, y, z = program.kernels[-1].grid
+        return replace(program, kernels=(*program.kernels[:-1], replace(program.kernels[-1], grid=(x - 1, y, z))))
+
+
+class Platform:
+    """A device that is worse than it says: it refuses at `load` or `run`, or gets some outputs wrong."""
+
+    def __init__(self, device: Device, refuses: str = "", every: int = 0) -> None:
+        self._device, self._refuses, self._every, self._reads = device, refuses, every, 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._device, name)
+
+    def load(self, kernel: Kernel) -> int:
+        if self._refuses == "load":
+            raise DeviceError("driver", "internal error 0x17")
+        return self._device.load(kernel)
+
+    def run(self, batch: Sequence[Launch]) -> None:
+        if self._refuses == "run":
+            raise DeviceError("launch", "binding 1 has 4096 bytes, more than 1024")
+        self._device.run(batch)
+
+    def read(self, buffer: int, nbytes: int, offset: int = 0) -> bytes:
+        data = self._device.read(buffer, nbytes, offset)
+        self._reads += nbytes == OUTPUT
+        return bytes(b ^ 0x01 for b in data) if self._every and nbytes == OUTPUT and self._reads % self._every == 0 else data
+
+
+class OfThePlatform(Fault):
+    def __init__(self, operator: str, refuses: str = "", every: int = 0) -> None:
+        super().__init__(operator)
+        self.refuses, self.every = refuses, every
+
+    def device(self, device: Device) -> Device:
+        return Platform(device, self.refuses, self.every)  # type: ignore[return-value]
+
+
+def test_a_clean_operator_passes_and_nothing_more_is_asked(diagnose: Diagnose) -> None:
+    found = diagnose(NORM, None)
+    assert found.passed and found.stage is None and not found.findings
+    assert {e.probe for e in found.evidence if e.outcome == "not needed"} >= {"graph", "cpu", "other driver"}
+
+
+def test_convert(diagnose: Diagnose) -> None:
+    found = diagnose(GATE, OfTheGraph(GATE))
+    assert (found.status, found.stage) == ("fail", "convert")
+
+
+def test_lower(diagnose: Diagnose, need: Need) -> None:
+    need("cpu")
+    found = diagnose(LINEAR, OfTheLowering(LINEAR))
+    assert found.stage == "lower" and found.of("cpu").outcome == "wrong"  # type: ignore[union-attr]
+
+
+def test_weights(diagnose: Diagnose) -> None:
+    found = diagnose(LINEAR, OfTheWeights(LINEAR))
+    assert found.stage == "weights"
+    assert [f.kind for f in found.findings] == ["weight differs"] and "q_proj.weight" in found.findings[0].text
+
+
+def test_codegen(diagnose: Diagnose, need: Need) -> None:
+    need("vulkan")
+    found = diagnose(NORM, OfTheText(NORM, lambda s: s.replace("sqrt(", "1.01f * sqrt(")))
+    assert found.stage == "codegen"
+    assert found.of("same schedule elsewhere").outcome == "right"  # type: ignore[union-attr]
+    assert found.of("other driver").outcome in ("not run", "right", "wrong")  # type: ignore[union-attr]
+
+
+def test_schedule(diagnose: Diagnose, need: Need) -> None:
+    need("vulkan")
+    found = diagnose(NORM, OfTheSchedule(NORM))
+    assert found.stage == "schedule"
+    assert found.of("other schedule").outcome == "right"  # type: ignore[union-attr]
+    assert found.of("text elsewhere").outcome == "wrong"  # type: ignore[union-attr]
+
+
+def test_a_launch_that_is_too_small(diagnose: Diagnose) -> None:
+    found = diagnose(NORM, OfTheGrid(NORM))
+    assert found.stage == "launch"
+    assert {f.kind for f in found.findings} == {"unwritten output", "launch size"}
+
+
+def test_a_launch_that_the_device_refuses(diagnose: Diagnose) -> None:
+    found = diagnose(NORM, OfThePlatform(NORM, refuses="run"))
+    assert (found.status, found.stage, found.comparison) == ("error", "launch", None)
+    assert "more than 1024" in found.of("run").detail  # type: ignore[union-attr]
+
+
+def test_a_kernel_that_the_driver_refuses(diagnose: Diagnose) -> None:
+    found = diagnose(NORM, OfThePlatform(NORM, refuses="load"))
+    assert (found.status, found.stage) == ("error", "driver")
+    assert "0x17" in found.of("load").detail  # type: ignore[union-attr]
+
+
+def test_results_that_come_and_go(diagnose: Diagnose) -> None:
+    found = diagnose(NORM, OfThePlatform(NORM, every=3))
+    assert found.status == "flaky" and "2 different results in 3 runs" in found.of("run").detail  # type: ignore[union-attr]
+
+
+def test_memory_that_nobody_wrote(diagnose: Diagnose) -> None:
+    found = diagnose(NORM, OfTheText(NORM, lambda s: re.sub(r"(out3_ptr\[.*?\]) = ", r"\1 = \1 * 0.5f + ", s)))
+    assert found.found("uninitialised read") and not found.passed
+
+
+def test_a_write_behind_a_buffer(diagnose: Diagnose, need: Need) -> None:
+    need("vulkan")
+    behind = r"\g<0> \1[512 + get_local_id(0)] = 1.0f;"
+    found = diagnose(NORM, OfTheText(NORM, lambda s: re.sub(r"(out3_ptr)\[.*?\] = .*", behind, s)))
+    assert (found.status, found.stage) == ("fail", "codegen"), "its own numbers are right, and it destroys those of others"
+    assert found.comparison is not None and found.comparison.passed
+    assert "output 0" in found.found("out-of-bounds write").text  # type: ignore[union-attr]
+
+
+def test_a_read_behind_a_buffer(diagnose: Diagnose) -> None:
+    """Right by luck: what lies there is multiplied by 0, unless it is NaN."""
+    found = diagnose(NORM, OfTheText(NORM, lambda s: re.sub(r"(out3_ptr\[.*?\]) = ", r"\1 = 0.0f * in1_ptr[512] + ", s)))
+    assert found.found("out-of-bounds read") and not found.passed
+
+
+def test_on_vulkan(need: Need, run: RunFolder) -> None:
+    need("opencl")
+    fault = OfTheText(NORM, lambda s: s.replace("sqrt(", "1.01f * sqrt("))
+    with Workbench(run, need("vulkan"), inject=fault) as bench, Places(run, bench) as places:
+        operator = run.operator(NORM)
+        found = triage(bench, operator, next(recorded(run, bench.model, operator)), places)
+    assert (found.status, found.stage) == ("fail", "codegen")
+    assert found.of("same schedule elsewhere").where.startswith("opencl")  # type: ignore[union-attr]
+
+
+def test_where_no_other_place_is_here_the_evidence_says_so(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cpu", "other_target"):
+        monkeypatch.setattr(Places, name, lambda self: "it is not here: no driver")
+    found = diagnose(NORM, OfTheText(NORM, lambda s: s.replace("sqrt(", "1.01f * sqrt(")))
+    assert found.stage is None and "none of the probes" in found.because
+    assert {e.probe for e in found.evidence if e.detail == "it is not here: no driver"} >= {"cpu", "same schedule elsewhere"}
