@@ -1,0 +1,78 @@
+"""Watching a model run: every operator of every call with the inputs that it got and the outputs that it gave, on the host.
+
+    for seen in watch(model, Hybrid(model), calls):             the source
+        seen.operator, seen.inputs, seen.outputs
+    for seen in watch(model, bench.hybrid(), calls): ...        whatever the hybrid has offloaded, read back after each operator
+
+What an operator got is what the operators before it gave, so on a target these are the target's own values. Judging them is left
+to others. Values are let go after their last use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tapml.carve.folder import RunFolder
+from tapml.errors import UsageError
+from tapml.generation import Call
+from tapml.migrate.end_to_end import DECODE_STEPS, teacher_forced
+from tapml.migrate.hybrid import Hybrid
+from tapml.migrate.model import Model
+from tapml.operators.graph import Graph, Operator
+from tapml.tensors import HostArray
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One operator in one call; `inputs` are in the body's order, weights among them. The arrays must not be written to."""
+
+    step: int
+    graph: str
+    operator: Operator
+    inputs: tuple[HostArray, ...]
+    outputs: tuple[HostArray, ...]
+
+
+def calls_of(run: RunFolder, prompt: int = 0) -> list[Call]:
+    """The calls of a short check with a prompt of the run (prefill and the first decode steps with the recorded tokens), or with
+    an example of a module that is no decoder. Raises UsageError when there is no such prompt."""
+    count = len(run.prompts) if run.decoder is not None else len(run.examples)
+    what = "prompt" if run.decoder is not None else "example"
+    if not 0 <= prompt < count:
+        raise UsageError(f"The run {run.path} has no {what} {prompt}; it has {count}, numbered from 0.")
+    if run.decoder is None:
+        return [Call(run.graphs[0].name, run.examples[prompt], 0, 1)]
+    chosen = run.prompts[prompt]
+    return list(teacher_forced(chosen.tokens, chosen.generated[:DECODE_STEPS], run.decoder))
+
+
+def watch(model: Model, hybrid: Hybrid, calls: Sequence[Call]) -> Iterator[Seen]:
+    """Runs the calls from the initial states on. DeviceError and DeviceLost of the hybrid's device pass through."""
+    hybrid.reset()
+    states = dict(model.initial_states)
+    last_uses = {name: _last_uses(graph, model.operators_of[name]) for name, graph in model.graphs.items()}
+    for step, call in enumerate(calls):
+        graph = model.graphs[call.graph]
+        values: dict[str, HostArray] = {p.name: call.inputs[p.key] for p in graph.inputs}
+        values |= {p.name: states[p.key] for p in graph.states}
+        weights = {p.name: p.key for p in graph.weights}
+        for index, (operator, outputs) in enumerate(hybrid.observe(call.graph, call.inputs)):
+            values.update(zip(operator.outputs, outputs, strict=True))
+            inputs = tuple(model.weight(weights[n]) if n in weights else values[n] for n in operator.inputs)
+            yield Seen(step, call.graph, operator, inputs, outputs)
+            for name in last_uses[call.graph].get(index, ()):
+                values.pop(name, None)
+        for key, name in graph.mutations.items():
+            states[key] = model.weight(weights[name]) if name in weights else values[name]
+
+
+def _last_uses(graph: Graph, operators: Sequence[Operator]) -> dict[int, list[str]]:
+    """The values that nobody reads after an operator, by its index."""
+    last = {name: index for index, operator in enumerate(operators) for name in (*operator.inputs, *operator.outputs)}
+    kept = set(graph.mutations.values())
+    found: dict[int, list[str]] = {}
+    for name, index in last.items():
+        if name not in kept:
+            found.setdefault(index, []).append(name)
+    return found
