@@ -1,0 +1,62 @@
+"""What a fault class is: facts about a real kind of bug, and how to put it into one operator.
+
+    alteration = fault.place(operator, body, site)     None: this operator does not have what the fault needs
+    with Workbench(run, "opencl", inject=alteration) as bench: ...
+
+A class is plain data around one function, `place`. It looks at an operator, its body and, through a `Site`, at the program
+that the operator compiles to, and returns the `Alteration` that makes just this one operator wrong. The classes stand in
+the files beside this one, grouped by what they alter; `catalogue.py` lists all of them in order. Nothing here is imported
+by the path that tests and migrates models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from tapml.carve.folder import RunFolder
+from tapml.kernels import Program
+from tapml.operators.graph import Body, Operator
+from tapml.targets.target import Target
+from tapml.verdicts import Stage
+
+if TYPE_CHECKING:
+    from tapml.migrate.alteration import Alteration
+
+Level = Literal["kernel text", "schedule", "lowering", "graph", "state", "weights", "launch"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """What `FaultClass.place` may look at besides the operator and its body. `program` is the clean one with the default
+    schedule (None where it does not compile); `compile` gives the clean program with another schedule, such as "dlight"."""
+
+    run: RunFolder
+    target: Target
+    program: Program | None
+    compile: Callable[[str], Program | None]
+
+
+@dataclass(frozen=True)
+class FaultClass:
+    """One class of bugs. `number` is its place in the catalogue (1 to 28), `name` what people type. `stage` is the true
+    stage, which triage should name. `imitates` says which real bug it stands for and where the imitation is smaller than the
+    real thing; `seen_in` where that was reported ("apache/tvm#16438"); `cannot` which targets cannot express it, and why."""
+
+    number: int
+    name: str
+    title: str
+    level: Level
+    stage: Stage
+    imitates: str
+    seen_in: tuple[str, ...]
+    cannot: dict[str, str]
+    place: Callable[[Operator, Body, Site], Alteration | None]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the function."""
+        return {
+            "number": self.number, "name": self.name, "title": self.title, "level": self.level, "stage": self.stage,
+            "imitates": self.imitates, "seen_in": list(self.seen_in), "cannot": dict(self.cannot),
+        }
