@@ -28,12 +28,17 @@ from tapml.carve.folder import RunFolder
 from tapml.carve.writer import refuse_taken
 from tapml.devices.interface import DeviceInfo
 from tapml.operators.graph import Operator
-from tapml.verdicts import Verdict, summary
+from tapml.verdicts import Measure, Verdict, summary
 
 if TYPE_CHECKING:
     import torch
 
+    from tapml.diagnose.bisected import BisectResult
+    from tapml.diagnose.explanation import Explanation
+    from tapml.diagnose.health_result import Health
+    from tapml.migrate.alteration import Alteration
     from tapml.migrate.migrate import MigrationResult
+    from tapml.report.html.page import Written
 
 Progress = Callable[[str, int, int], None]
 """What every stage reports to: (stage, done, total); total 0 when nobody knows."""
@@ -79,7 +84,8 @@ def carve(
 
 @dataclass(frozen=True)
 class TestResult:
-    """What testing a run on a target said. `verdicts` are in execution order, one an operator that was asked for."""
+    """What testing a run on a target said. `verdicts` are in execution order, one an operator that was asked for; `measures` are
+    the calls that were measured for them."""
 
     __test__ = False  # its name begins like a test's
 
@@ -88,6 +94,7 @@ class TestResult:
     mode: str
     verdicts: tuple[Verdict, ...]
     seconds: float
+    measures: tuple[Measure, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -142,12 +149,14 @@ class Run:
         *,
         operator: str = "*",
         mode: Literal["isolated", "cumulative"] = "isolated",
-        inject: str | None = None,
+        inject: str | Alteration | None = None,
         progress: Progress | None = None,
     ) -> TestResult:
         """Compiles the operators whose name matches the glob `operator` and checks each against the recording. `inject` is
-        "FILE.py:FUNCTION", an injected fault. Raises TargetError, UsageError, UnavailableError."""
+        "FILE.py:FUNCTION", an injected fault. What was found is kept in the run, see `tapml.migrate.records`. Raises
+        TargetError, UsageError, UnavailableError."""
         from tapml.migrate.operator_test import OperatorTester
+        from tapml.migrate.records import keep_test
 
         started = time.monotonic()
         with OperatorTester(self.folder, target, device, inject) as tester:
@@ -156,7 +165,11 @@ class Run:
                 verdicts = tuple(v for v in tester.test_cumulative(progress) if v.operator in wanted)
             else:
                 verdicts = tuple(tester.test_all(operator, progress))
-            return TestResult(str(tester.bench.choice), tester.bench.device.info, mode, verdicts, time.monotonic() - started)
+            keep_test(tester, target, device, mode, verdicts, merge=operator != "*")
+            measures = tuple(m for v in verdicts for m in tester.measures_of(v.operator))
+            return TestResult(
+                str(tester.bench.choice), tester.bench.device.info, mode, verdicts, time.monotonic() - started, measures
+            )
 
     def migrate(
         self,
@@ -167,7 +180,7 @@ class Run:
         fresh: bool = False,
         order: Sequence[str] | None = None,
         tokens: int | None = None,
-        inject: str | None = None,
+        inject: str | Alteration | None = None,
         progress: Progress | None = None,
     ) -> MigrationResult:
         """Moves operator by operator to the target, and compares the whole model end to end on `tokens` greedy tokens a prompt.
@@ -178,6 +191,63 @@ class Run:
             self.folder, target, device, resume=resume, fresh=fresh, inject=inject, order=order,
             max_tokens=MAX_TOKENS if tokens is None else tokens, progress=progress,
         )  # fmt: skip
+
+    def bisect(
+        self,
+        target: str,
+        device: str = "local",
+        *,
+        all_sets: bool = False,
+        confidence: float | None = None,
+        inject: str | Alteration | None = None,
+        progress: Progress | None = None,
+    ) -> BisectResult:
+        """The smallest set of operators that makes the model wrong on the target; with `all_sets` every such set, one after the
+        other. See `tapml.diagnose.find.bisect`."""
+        from tapml.diagnose.find import CONFIDENCE, bisect
+
+        return bisect(
+            self.folder, target, device, inject, all_sets, CONFIDENCE if confidence is None else confidence, progress
+        )
+
+    def explain(
+        self,
+        operator: str,
+        target: str,
+        device: str = "local",
+        *,
+        out: str | Path | None = None,
+        inject: str | Alteration | None = None,
+        progress: Progress | None = None,
+    ) -> Explanation:
+        """At which stage an operator goes wrong, with the evidence, the smallest input and a reproducer. See
+        `tapml.diagnose.explain.explain`."""
+        from tapml.diagnose.explain import explain
+
+        return explain(self.folder, operator, target, device, inject, None if out is None else Path(out), progress)
+
+    def health(
+        self,
+        target: str | None = None,
+        device: str = "local",
+        *,
+        prompt: int = 0,
+        inject: str | Alteration | None = None,
+        progress: Progress | None = None,
+    ) -> Health:
+        """The first operators that make an overflow, an underflow, NaN or Inf on the source and on the target, and the room
+        that half precision leaves. See `tapml.diagnose.health.health`."""
+        from tapml.diagnose.health import health
+
+        return health(self.folder, target, device, inject, prompt, progress)
+
+    def report(
+        self, out: str | Path, targets: Sequence[str] | None = None, against: Run | None = None, progress: Progress | None = None
+    ) -> Written:
+        """One HTML file of all that is known about the run. See `tapml.report.html.page.write_report`."""
+        from tapml.report.html.page import write_report
+
+        return write_report(self.folder, Path(out), targets, None if against is None else against.folder, progress)
 
     def prompt_text(self, index: int) -> str:
         """A prompt as it was given; "" for one that came as tokens."""

@@ -14,7 +14,8 @@ from tests.models import conv_net
 def test_what_is_public() -> None:
     assert dir(tapml) == ["MigrationResult", "Run", "TapmlError", "TestResult", "Verdict", "__version__", "carve"]
     assert [name for name in vars(tapml.Run) if not name.startswith("_")] == [
-        "open", "path", "operators", "cases", "facts", "test", "migrate", "prompt_text", "text",
+        "open", "path", "operators", "cases", "facts", "test", "migrate", "bisect", "explain", "health", "report",
+        "prompt_text", "text",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="no attribute 'curve'"):
         _ = tapml.curve

@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import tapml
-from tapml.cli import carve, doctor, migrate, test
+from tapml.cli import bisect, carve, doctor, explain, faults, health, migrate, report, test
 from tapml.cli.verb import INTERRUPTED, WRONG_USE, Outcome, Verb
 from tapml.errors import TapmlError, UsageError, nearest
 
-VERBS: dict[str, Verb] = {verb.NAME: verb for verb in (doctor, carve, test, migrate)}
+VERBS: dict[str, Verb] = {verb.NAME: verb for verb in (doctor, carve, test, migrate, bisect, explain, health, report, faults)}
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}

@@ -121,6 +121,7 @@ class _Explaining:
             kernels_at=kernels, advice=advise(found, self._context(found, trial, program, len(trials), model)),
             seconds=time.monotonic() - started, model=model, minimised=small.case, actual=small.actual,
             not_minimised=small.why_not, reproducer=small.reproducer,
+            inject=None if self.bench.alteration is None else self.bench.alteration.text,
         )  # fmt: skip
         text = json.dumps(finite(explanation.to_json()), indent=1, allow_nan=False)
         (self.folder / "evidence.json").write_text(text + "\n", encoding="utf-8")

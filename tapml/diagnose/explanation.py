@@ -30,7 +30,8 @@ MOST_VALUES = 64
 class Explanation:
     """`triage` is that of the call with which the operator is wrong, or of the first call. `model` is there where the operator
     was right alone and the whole model was asked. `minimised` is None where nothing could be made smaller, and `not_minimised`
-    says why. `actual` are the outputs of the minimised program. `kernels_at` holds the kernels' whole source text."""
+    says why. `actual` are the outputs of the minimised program. `kernels_at` holds the kernels' whole source text,
+    `inject` is the fault that was put in, as it was asked for."""
 
     operator: Operator
     target: str
@@ -49,6 +50,7 @@ class Explanation:
     actual: tuple[HostArray, ...] = ()
     not_minimised: str = ""
     reproducer: Path | None = None
+    inject: str | None = None
 
     @property
     def status(self) -> Status:
@@ -77,7 +79,7 @@ class Explanation:
         numbers = {k: v for k, v in self.triage.to_json().items() if k in ("error", "bound", "source_error", "trial")}
         return {
             "operator": self.operator.name, "op": self.operator.kind, "signature": self.operator.signature,
-            "target": self.target, "device": self.device.to_json(), "status": self.status, "stage": self.stage,
+            "target": self.target, "device": self.device.to_json(), "inject": self.inject, "status": self.status, "stage": self.stage,
             "because": self.because, **numbers,
             "evidence": [e.to_json() for e in self.evidence],
             "findings": [f.to_json() for f in self.triage.findings],

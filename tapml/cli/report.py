@@ -1,0 +1,34 @@
+"""`tapml report RUN -o FILE.html`: all that is known of a run as one page that opens offline."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tapml.cli.verb import ALL_PASSED, Outcome
+
+NAME = "report"
+HELP = "write all that is known of a run as one HTML file that opens offline"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
+    parser.add_argument("-o", "--output", metavar="FILE.html", required=True, help="the file to write, or to replace")
+    parser.add_argument("--target", metavar="T", action="append", help="only this target; repeat it for more (default: all)")
+    parser.add_argument("--against", metavar="RUN2", help="another run of the model, to hold this one against")
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    from tapml.carve.folder import RunFolder
+    from tapml.report.console import amount, plural
+    from tapml.report.html.page import write_report
+    from tapml.report.progress import Progress
+
+    folder = RunFolder.open(Path(args.run))
+    other = None if args.against is None else RunFolder.open(Path(args.against))
+    with Progress(NAME) as progress:
+        written = write_report(folder, Path(args.output), args.target, other, progress)
+    targets = ", ".join(written.targets) or "no target yet"
+    lines = [f"{written.file}: {plural(written.operators, 'operator')}, {targets}, {amount(written.bytes)}"]
+    lines += [f"left out, to keep it small: {note}" for note in written.left_out]
+    return Outcome(ALL_PASSED, written.to_json(), tuple(lines))

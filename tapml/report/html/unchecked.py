@@ -1,0 +1,108 @@
+"""What a report does not know, said as plainly as what it does: targets that were never run, operators that were not compared.
+
+    for line in unchecked(run, sides, other): ...       {"what": …, "why": …, "command": … or None}
+
+A reader takes a page without red for a model without faults. So everything that was not checked stands on the first screen.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from tapml.carve.folder import RunFolder
+from tapml.migrate.records import Sheet
+from tapml.report.console import plural
+from tapml.report.html.sides import Side
+from tapml.targets.known import TARGETS, WITHOUT_RUNTIME
+
+
+def unchecked(run: RunFolder, sides: Sequence[Side], left_out: Sequence[str]) -> list[dict[str, Any]]:
+    """Sentences in order of weight. `left_out` are phrases on files that could not be used."""
+    found = [_line(f"Results left out: {phrase}.", "They do not belong to this run as it is now.") for phrase in left_out]
+    here = shlex.quote(str(run.path))
+    for side in sides:
+        target = shlex.quote(side.records.target)
+        name = _name(side)
+        if side.injected:
+            why = "Its results say how a fault looks, not how this target is."
+            found.append(_line(f"{name}: a fault was injected on purpose.", why))
+        for mode, sheet in side.sheets.items():
+            found += _sheet(side, sheet, f"{name}, {mode}")
+        if "cumulative" not in side.sheets:
+            found.append(_line(
+                f"{name}: operators were not tested cumulatively.",
+                "Each was given the source's own inputs, so errors that add up from operator to operator do not show in the map.",
+                f"tapml test {shlex.quote(str(side.run.path))} --target {target} --mode cumulative",
+            ))  # fmt: skip
+        migration = side.records.migration
+        if migration is None:
+            found.append(_line(
+                f"{name}: the model was not migrated.", "Its answers were not compared with the source's.",
+                f"tapml migrate {shlex.quote(str(side.run.path))} --target {target}",
+            ))  # fmt: skip
+        elif migration.records[-1]["record"] != "done":
+            found.append(_line(
+                f"{name}: the migration has not ended.", "What follows is as far as it came.",
+                f"tapml migrate {shlex.quote(str(side.run.path))} --target {target} --resume",
+            ))  # fmt: skip
+    found += _run(run) if sides else []
+    if not sides:
+        found.append(_line("No operator was run on any target.", "What is shown is how exact the source itself is."))
+    ran = {side.header["target"].partition(":")[0] for side in sides}
+    never = [name for name in TARGETS if name not in ran]
+    can = [name for name in never if name not in WITHOUT_RUNTIME]
+    cannot = [name for name in never if name in WITHOUT_RUNTIME]
+    if can:
+        found.append(_line(
+            f"Never run: {', '.join(can)}.", "There are no results of these targets in the run.",
+            f"tapml migrate {here} --target {can[0]}",
+        ))  # fmt: skip
+    if cannot:
+        found.append(_line(f"Cannot be run by this version: {', '.join(cannot)}.", "Kernels can be generated, not run."))
+    return found
+
+
+def _sheet(side: Side, sheet: Sheet, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    total = len(side.run.operators)
+    absent = total - len(sheet.verdicts)
+    if absent:
+        found.append(_line(f"{name}: {plural(absent, 'operator')} of {total} not tested.", "There is no verdict on them."))
+    skipped = sum(v.status == "skipped" for v in sheet.verdicts.values())
+    if skipped:
+        why = "No call was recorded that they could be compared with."
+        found.append(_line(f"{name}: {plural(skipped, 'operator')} skipped.", why))
+    without = {v.kernel for v in sheet.verdicts.values() if v.kernel is not None}
+    gone = sum(not (side.records.folder / "kernels" / f"{digest}.json").is_file() for digest in without)
+    if gone:
+        why = "The verdicts were written without it."
+        found.append(_line(f"{name}: the text of {plural(gone, 'program')} is not in the run.", why))
+    return found
+
+
+def _run(run: RunFolder) -> list[dict[str, Any]]:
+    own = {case.operator for case in run.cases}
+    recorded = {case.signature for case in run.cases}
+    borrowed = sum(o.name not in own and o.signature in recorded for o in run.operators)
+    found: list[dict[str, Any]] = []
+    if borrowed:
+        found.append(_line(
+            f"{plural(borrowed, 'operator')} of {len(run.operators)} tested on inputs recorded elsewhere.",
+            "Cases are kept for each signature: equal operators of other layers get those inputs, with their own weights.",
+        ))  # fmt: skip
+    if run.kind == "decoder":
+        count = len(run.prompts)
+        why = "Other prompts may take other paths through the model."
+        found.append(_line(f"Answers compared on {plural(count, 'prompt')}.", why))
+    return found
+
+
+def _name(side: Side) -> str:
+    name = f"{side.header['target']}{' with a fault' if side.injected else ''}"
+    return f"{name} (second run)" if side.number else name
+
+
+def _line(what: str, why: str, command: str | None = None) -> dict[str, Any]:
+    return {"what": what, "why": why, "command": command}

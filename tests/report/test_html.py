@@ -1,0 +1,307 @@
+"""The report as a file: what is in it is what was found, nothing breaks out of it, nothing leaves it, and it stays small."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tapml.api import Run
+from tapml.carve.folder import RunFolder
+from tapml.cli import report as verb
+from tapml.errors import RunError, UnavailableError, UsageError
+from tapml.migrate.programs import keep, kept
+from tapml.migrate.records import Records
+from tapml.operators.graph import Node
+from tapml.report.html import page
+from tapml.report.html.bodies import lines, source_lines
+from tapml.report.html.cases import facts
+from tapml.report.html.kernels import CLASSES, marks
+from tapml.report.html.layout import lay_out
+from tapml.report.html.numbers import short
+from tapml.report.html.page import LIMIT, embedded, script, write_report
+from tapml.report.html.sides import LETTERS
+from tests.report.results import HOSTILE, SOURCE, copy, data_of, pretend, program
+
+
+def operators_with(sheet: Any, letter: str) -> list[int]:
+    return [k for k, found in enumerate(sheet["status"]) if found == letter]
+
+
+def test_verdicts_and_measures_are_those_of_the_records(results: RunFolder, tmp_path: Path) -> None:
+    written = write_report(results, tmp_path / "r.html")
+    data = data_of(tmp_path / "r.html")
+    assert written.targets == ("opencl", "vulkan") and written.operators == len(results.operators)
+    assert written.bytes == (tmp_path / "r.html").stat().st_size < LIMIT and not written.left_out
+    for side in data["sides"][1:]:
+        sheet, records = side["modes"]["isolated"], Records.of(results, side["target"])
+        assert records.isolated is not None
+        for k, operator in enumerate(results.operators):
+            verdict = records.isolated.verdicts[operator.name]
+            assert sheet["status"][k] == LETTERS[verdict.status]
+            assert sheet["error"][k] == short(verdict.error) and sheet["bound"][k] == short(verdict.bound)
+            assert data["strings"][sheet["reason"][k]] == verdict.reason
+        assert sheet["measures"]["error"] == [short(m.error) for m in records.isolated.measures]
+        assert sheet["measures"]["step"] == [m.step for m in records.isolated.measures]
+        assert side["device"]["driver"] == "driver 1.2" and sum(side["summary"]["isolated"].values()) == len(results.operators)
+
+
+def test_the_story_and_what_was_not_checked(results: RunFolder, tmp_path: Path) -> None:
+    write_report(results, tmp_path / "r.html")
+    data = data_of(tmp_path / "r.html")
+    _, opencl, vulkan = data["sides"]
+    moved = {k for a, b in opencl["story"]["moved"] for k in range(a, b + 1)}
+    assert moved == set(operators_with(opencl["modes"]["isolated"], "p"))
+    assert set(opencl["story"]["kept"]) == set(range(len(results.operators))) - moved
+    assert [e["kind"] for e in opencl["story"]["events"]] == ["check", "moved"]
+    assert opencl["story"]["prompts"][0]["differs_at"] == 2 and not vulkan["story"]["finished"]
+    told = " ".join(f"{line['what']} {line['command']}" for line in data["unchecked"])
+    assert "vulkan: the migration has not ended" in told and "opencl: the migration" not in told
+    assert "opencl, isolated: 1 operator skipped" in told and "Never run: cpu, webgpu" in told
+    assert f"tapml test {results.path} --target opencl --mode cumulative" in told
+
+
+def test_every_operator_has_its_place_body_inputs_and_case(results: RunFolder, tmp_path: Path) -> None:
+    write_report(results, tmp_path / "r.html")
+    data = data_of(tmp_path / "r.html")
+    place = {o.name: k for k, o in enumerate(results.operators)}
+    norm, q_proj = place["decode/layers.1.input_layernorm"], place["decode/layers.1.self_attn.q_proj"]
+    assert data["operators"]["inputs"][q_proj][0] == norm
+    assert data["operators"]["inputs"][q_proj][1] == "weight model.layers.1.self_attn.q_proj.weight"
+    assert data["strings"][data["operators"]["source"][norm][0]].startswith("modeling_llama.py:")
+    assert data["signatures"][data["operators"]["signature"][norm]]["lines"][0][1] == "i0 ** 2"
+    case = next(c for c in results.cases if c.operator.endswith("input_layernorm"))
+    told = next(c for c in data["cases"] if c["id"] == case.id)
+    inputs, expected = results.case_arrays(case)
+    assert told["inputs"][0]["max"] == short(float(inputs[0].max()))
+    assert told["outputs"][0]["mean"] == short(float(expected[0].astype(np.float64).mean()))
+    kernel = data["kernels"]["programs"][data["sides"][1]["modes"]["isolated"]["program"][norm]]
+    launch = data["kernels"]["kernels"][kernel["steps"][0][0]]
+    assert launch["grid"] == [8, 1, 1] and SOURCE in data["kernels"]["texts"][launch["text"]]["source"]
+    # One program a signature, though two targets and every operator of the signature point at it.
+    assert len(data["kernels"]["programs"]) <= len(results.bodies)
+
+
+def test_a_real_migration_keeps_its_kernels(
+    make_run: Callable[[str], RunFolder], tmp_path: Path, need: Callable[[str], str]
+) -> None:
+    run = copy(make_run("conv_net"), tmp_path / "run")
+    result = Run(run).migrate(need("cpu"))
+    write_report(run, tmp_path / "r.html", ["cpu"])
+    data = data_of(tmp_path / "r.html")
+    side = data["sides"][1]
+    assert side["device"]["name"] == result.device.name
+    for k, verdict in enumerate(result.verdicts):
+        used = data["kernels"]["programs"][side["modes"]["isolated"]["program"][k]]
+        assert used["digest"] == verdict.kernel
+    assert side["story"]["prompts"][0]["passed"] is result.passed is True
+    assert not any("is not in the run" in line["what"] for line in data["unchecked"])
+
+
+def test_nothing_breaks_out(results: RunFolder, tmp_path: Path) -> None:
+    run = copy(results, tmp_path / "run")
+    run.manifest["model"]["name"] = HOSTILE
+    keep(Records.of(run, "opencl").folder, program(HOSTILE))
+    file = tmp_path / "r.html"
+    write_report(run, file)
+    text = file.read_text(encoding="utf-8")
+    assert text.count("</script") == 3 and "broken out'</script" not in text
+    assert "<title>&lt;/script&gt;" in text
+    data = data_of(file)
+    assert data["run"]["name"] == HOSTILE and data["sides"][1]["device"]["name"].endswith(HOSTILE)
+    assert data["sides"][1]["story"]["prompts"][0]["reason"] == HOSTILE
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.recursive(st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_embedded_data_are_the_data_and_hold_no_markup(data: Any) -> None:
+    text = embedded(data)
+    assert json.loads(text) == data and not re.search("[<>&\u2028\u2029]", text)
+    text.encode("utf-8")
+
+
+def test_the_page_asks_nobody(results: RunFolder, tmp_path: Path) -> None:
+    write_report(results, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "default-src 'none'" in text
+    folder = Path(page.__file__).parent
+    for part in (folder / "page.html", folder / "page.css", *(folder / "js").glob("*.js")):
+        own = part.read_text(encoding="utf-8")
+        assert not re.search(r"https?://|\burl\(|@import|\bfetch\(|XMLHttpRequest|innerHTML", own), part.name
+
+
+def test_every_module_is_in_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert {p.stem for p in (Path(page.__file__).parent / "js").glob("*.js")} == set(page.MODULES)
+    for k, name in enumerate(page.MODULES):
+        text = (Path(page.__file__).parent / "js" / f"{name}.js").read_text(encoding="utf-8")
+        assert set(re.findall(r'from "\./(\w+)\.js"', text)) <= set(page.MODULES[:k]), name
+    assert not re.search(r"^(import|export)\b", script(), re.MULTILINE)
+
+
+def test_what_does_not_fit_is_left_out_and_said(results: RunFolder, tmp_path: Path) -> None:
+    whole = write_report(results, tmp_path / "whole.html").bytes
+    less = write_report(results, tmp_path / "less.html", limit=whole - 1)
+    assert less.bytes < whole and less.left_out == ("the kernel source of operators that pass",)
+    data = data_of(tmp_path / "less.html")
+    assert data["left_out"] == list(less.left_out)
+    sheet, texts = data["sides"][1]["modes"]["isolated"], data["kernels"]["texts"]
+
+    def sources(letter: str) -> list[bool]:
+        programs = [data["kernels"]["programs"][sheet["program"][k]] for k in operators_with(sheet, letter)]
+        return ["source" in texts[data["kernels"]["kernels"][p["steps"][0][0]]["text"]] for p in programs]
+
+    assert all(sources("f")) and not all(sources("p"))
+    least = write_report(results, tmp_path / "least.html", limit=1)
+    assert len(least.left_out) == 5 and least.bytes < less.bytes
+    assert data_of(tmp_path / "least.html")["sides"][1]["modes"]["isolated"]["status"] == sheet["status"]
+
+
+def test_a_run_without_results(make_run: Callable[[str], RunFolder], tmp_path: Path) -> None:
+    run = copy(make_run("encoder"), tmp_path / "run")
+    written = write_report(run, tmp_path / "r.html")
+    data = data_of(tmp_path / "r.html")
+    assert written.targets == () and [side["target"] for side in data["sides"]] == ["source"]
+    sheet = data["sides"][0]["modes"]["isolated"]
+    worst = max(e for case in run.cases for e in case.source_error)
+    assert max(e for e in sheet["error"] if e is not None) == short(worst)
+    told = [line["what"] for line in data["unchecked"]]
+    assert told[:2] == ["No operator was run on any target.", "Never run: cpu, opencl, vulkan, webgpu."]
+
+
+def test_two_runs(results: RunFolder, make_run: Callable[[str], RunFolder], tmp_path: Path) -> None:
+    other = copy(make_run("llama"), tmp_path / "other")
+    pretend(other, "opencl", scale=0.5)
+    assert write_report(results, tmp_path / "r.html", ["opencl"], other).targets == ("opencl",)
+    data = data_of(tmp_path / "r.html")
+    assert [(s["target"], s["run"]) for s in data["sides"]] == [("source", 0), ("opencl", 0), ("opencl", 1)]
+    first, second = (s["modes"]["isolated"]["error"] for s in data["sides"][1:])
+    assert first != second and data["other"]["same_run"] and not data["other"]["only_here"]
+    stranger = make_run("encoder")
+    write_report(results, tmp_path / "r.html", ["opencl"], stranger)
+    assert len(data_of(tmp_path / "r.html")["other"]["only_here"]) == len(results.operators)
+
+
+def test_diagnosis_is_shown(results: RunFolder, tmp_path: Path) -> None:
+    run = copy(results, tmp_path / "run")
+    records = Records.of(run, "opencl")
+    assert records.isolated is not None
+    verdict = next(v for v in records.isolated.verdicts.values() if v.status == "fail")
+    folder = records.folder / "explain" / verdict.operator.replace("/", "__")
+    (folder / "reproducer").mkdir(parents=True)
+    (folder / "reproducer" / "run.py").write_text("")
+    array = {"shape": [2], "dtype": "float32", "values": [1.0, None]}
+    evidence = {
+        "operator": verdict.operator, "stage": "codegen", "because": "of this", "evidence": [],
+        "elements_before": 9, "elements_after": 2, "reproducer": "/elsewhere/reproducer", "kernels": [], "minimised": {
+            "inputs": [array], "expected": [array], "actual": [array], "kernels": [program("small").kernels[0].to_json()],
+        },
+    }  # fmt: skip
+    (folder / "evidence.json").write_text(json.dumps(evidence))
+    write_report(run, tmp_path / "r.html", ["opencl"])
+    data = data_of(tmp_path / "r.html")
+    (told,) = data["sides"][1]["explained"].values()
+    assert told["stage"] == "codegen" and told["files"] == ["run.py"] and told["minimised"]["actual"] == [array]
+    kernels = data["kernels"]
+    launch = kernels["kernels"][kernels["programs"][told["program"]]["steps"][0][0]]
+    assert "small" in kernels["texts"][launch["text"]]["source"]
+    (folder / "evidence.json").write_text("{")
+    with pytest.raises(RunError, match=r"evidence\.json is damaged"):
+        write_report(run, tmp_path / "r.html")
+
+
+def test_errors_name_what_to_do(results: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"no results of target 'metal'. There are results of opencl, vulkan"):
+        write_report(results, tmp_path / "r.html", ["metal"])
+    with pytest.raises(UsageError, match="no directory"):
+        write_report(results, tmp_path / "none" / "r.html")
+    with pytest.raises(UsageError, match="is a directory"):
+        write_report(results, tmp_path)
+    monkeypatch.setattr(page.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UnavailableError, match="bokeh"):
+        write_report(results, tmp_path / "r.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_verb(results: RunFolder, tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    file = tmp_path / "r.html"
+    outcome = verb.run(parser.parse_args([str(results.path), "-o", str(file), "--target", "vulkan"]))
+    assert outcome.code == 0 and outcome.data == {
+        "file": str(file), "bytes": file.stat().st_size, "operators": len(results.operators), "targets": ["vulkan"],
+        "left_out": [],
+    }  # fmt: skip
+
+
+def test_kept_programs_are_what_ran(tmp_path: Path) -> None:
+    clean = program("one")
+    keep(tmp_path, clean)
+    assert kept(tmp_path, clean.digest) == clean and kept(tmp_path, program("two").digest) is None
+    path = tmp_path / "kernels" / f"{clean.digest}.json"
+    path.write_text(path.read_text().replace("2.0f", "3.0f"))
+    with pytest.raises(RunError, match="not what ran"):
+        kept(tmp_path, clean.digest)
+    path.write_text("{")
+    with pytest.raises(RunError, match="damaged"):
+        kept(tmp_path, clean.digest)
+
+
+def test_the_grid_of_a_decoder() -> None:
+    layer = ["input_layernorm", "self_attn.q_proj", "self_attn.cache_update.keys_{}", "mlp.ln_1"]
+    layers = [f"decode/layers.{k}.{n.format(k)}" for k in range(3) for n in layer]
+    names = ["decode/mask", *layers[:2], "decode/rotary_emb", *layers[2:], "decode/norm", "decode/mask.2"]
+    grid = lay_out(names)
+    assert [row.label for row in grid.rows] == ["mask", "rotary_emb", "0", "1", "2", "norm", "mask.2"]
+    columns = [(c.group, c.label) for c in grid.columns]
+    assert columns == [("", "input_layernorm"), ("self_attn", "q_proj"), ("self_attn", "cache_update.keys"), ("mlp", "ln_1")]
+    assert grid.places[names.index("decode/layers.1.self_attn.cache_update.keys_1")] == (3, 2)
+    assert grid.places[0] == (0, None) and grid.places[names.index("decode/rotary_emb")] == (1, None)
+
+
+_PARTS = st.lists(st.sampled_from(["a", "b", "block", "0", "1", "2", "norm"]), min_size=1, max_size=4).map(".".join)
+
+
+@given(st.lists(_PARTS, max_size=30, unique=True))
+def test_no_two_operators_stand_in_one_place(names: list[str]) -> None:
+    grid = lay_out(names)
+    assert len(set(grid.places)) == len(names) == len(grid.places)
+    assert {row for row, _ in grid.places} == set(range(len(grid.rows)))
+    for row, column in grid.places:
+        assert (column is None) == (grid.rows[row].layer is None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=80), st.sampled_from(["opencl-c", "wgsl", "c", "msl"]))
+def test_marks_cover_the_text(text: str, language: str) -> None:
+    found = marks(SOURCE + text, language)
+    assert sum(int(n) for n in found[::2]) == len(SOURCE + text) and set(found[1::2]) <= set(CLASSES)
+
+
+def test_ranges_of_arrays() -> None:
+    odd = facts(np.array([np.nan, np.inf, -2.0, 4.0], np.float32))
+    assert odd["odd"] == 2 and (odd["min"], odd["max"], odd["mean"]) == (-2, 4, 1) and len(odd["bars"]) == 24
+    assert facts(np.array([np.inf])) == {"odd": 1} and facts(np.zeros((0,), np.float32)) == {}
+    assert facts(np.array([True, True])) == {"min": 1, "max": 1, "mean": 1}
+    assert facts(np.ma.MaskedArray(np.array([1.0, 2.0]), [True, False]))["masked"] == 1
+    huge = np.array([-1.7e308, 1.7e308])
+    assert len(facts(huge)["bars"]) == 24
+    assert [short(v) for v in (1.23456e-7, 5.0, math.inf, math.nan, None)] == [1.235e-07, 5, "inf", "nan", None]
+
+
+def test_bodies_read_like_code(make_run: Callable[[str], RunFolder]) -> None:
+    run = make_run("llama")
+    norm = next(body for body in run.bodies.values() if body.kind == "rms_norm")
+    told = [text for _, text, _ in lines(norm)]
+    assert told == ["i0 ** 2", "mean(n0, [-1], True)", "n1 + 1e-06", "rsqrt(n2)", "i0 * n3", "i1 * n4"]
+    places = ["a.py:3", "a.py:5", "a.py:4", "", "b.py:9"]
+    nodes = [Node(f"n{k}", "aten.neg.default", (), {}, (), "", source) for k, source in enumerate(places)]
+    assert source_lines(nodes) == ["a.py:3–5", "b.py:9"]
