@@ -50,8 +50,7 @@ def advise(triage: Triage, context: Context) -> tuple[str, ...]:
         return (
             f"Find which operators it takes together: {bisect}",
             "Look at what is handed over between calls: the order in which states are updated, the position that is uploaded "
-            "for the first "
-            "decode step, buffers that two operators share.",
+            "for the first decode step, buffers that two operators share.",
         )
     if triage.passed and not triage.findings:
         what = (
@@ -70,16 +69,13 @@ def advise(triage: Triage, context: Context) -> tuple[str, ...]:
 # What a finding asks for.
 _MEMORY: dict[FindingKind, str] = {
     "race": "Threads do not wait for each other: look for a barrier that is missing between a write and a read of workgroup "
-    "memory, "
-    "and for two threads that write one element.",
+    "memory, and for two threads that write one element.",
     "early return": "Threads leave before a barrier: let every thread of the workgroup reach it, and put the condition around "
-    "the "
-    "work only.",
+    "the work only.",
     "uninitialised read": "The result depends on memory that nobody wrote: initialise the accumulator or the buffer before it "
     "is read.",
     "unwritten output": "Some output elements are never written: compare the number of threads launched with the number of "
-    "elements, "
-    "and look at conditions that return early.",
+    "elements, and look at conditions that return early.",
     "out-of-bounds read": "The result depends on bytes behind a buffer: check the index against the extent before reading (or "
     "read 0).",
     "out-of-bounds write": "Bytes behind a buffer are overwritten: check the index against the extent before writing.",
@@ -109,9 +105,8 @@ def _numbers(triage: Triage, context: Context) -> list[str]:
             call = match.group(2)
             found.append(
                 f"The result is {worst.actual!r} where {worst.expected:.4g} is expected, the kernel calls {call}, and its "
-                f"inputs reach "
-                f"{largest:.4g} ({call} overflows {'above' if call != 'tanh' else 'in its exponential form above'} about "
-                f"{limit:g}): clamp the argument."
+                f"inputs reach {largest:.4g} ({call} overflows "
+                f"{'above' if call != 'tanh' else 'in its exponential form above'} about {limit:g}): clamp the argument."
             )
     return found
 
@@ -127,9 +122,8 @@ def _by_stage(triage: Triage, context: Context) -> list[str]:
     if stage == "numeric":
         return ["Carve again with a wider dtype (--dtype float32): the source's own rounding is larger than the target's."]
     if stage == "convert":
-        return ["The graph is at fault, not the platform: compare the operator's nodes (bodies.jsonl) with the model's code at "
-            "the lines named "
-                "above."]
+        return ["The graph is at fault, not the platform: compare the operator's nodes (bodies.jsonl) with the model's code "
+            "at the lines named above."]
     if stage == "weights":
         keys = [f.text for f in triage.findings if f.kind == "weight differs"]
         return [f"Upload these weights again, and look at how they are packed, quantised or tied: "
@@ -144,8 +138,7 @@ def _by_stage(triage: Triage, context: Context) -> list[str]:
         return [f"Stay within the device's limits (launched now: {grids}), or split the work into several launches."]
     if stage == "lower":
         return ["Every target gets this fault: look at the conversion of the operator's nodes and at the passes before "
-            "scheduling. The "
-                "reproducer for `cpu` is plain C, which a debugger can step through."]
+            "scheduling. The reproducer for `cpu` is plain C, which a debugger can step through."]
     if stage in ("codegen", "driver", "schedule"):
         who = {"codegen": "the compiler's code generator", "driver": "the driver", "schedule": "the compiler's schedule"}[stage]
         return [f"Report it to the makers of {who}, with the reproducer: it needs neither TapML nor the model."]

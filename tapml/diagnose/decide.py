@@ -54,72 +54,131 @@ SAME, OTHER, THERE, DRIVER = "same schedule elsewhere", "other schedule", "other
 
 RULES: tuple[Rule, ...] = (
     # What did not even run. The device's word is taken for which of its stages refused.
-    Rule("launch", {"limits": WRONG}, "the launch asks for more than the device says it has"),
-    Rule("codegen", {"load": REFUSED, DRIVER: REFUSED}, "two drivers of the same language refuse the text, so the text is at "
-        "fault"),
-    Rule("driver", {"load": REFUSED, DRIVER: RAN}, "this driver refuses a text that another driver of the same language accepts"),
-    Rule("driver", {"load": REFUSED}, "the driver refuses the kernel (no other driver of its language is here to ask, so the "
-        "text may "
-         "be at fault as well)"),
-    Rule("launch", {"run": REFUSED}, "the driver accepted the kernel, and the device refuses to run it"),
-    Rule(None, {"run": RIGHT}, "the numbers are right"),
+    Rule(
+        "launch", {"limits": WRONG},
+        "the launch asks for more than the device says it has",
+    ),
+    Rule(
+        "codegen", {"load": REFUSED, DRIVER: REFUSED},
+        "two drivers of the same language refuse the text, so the text is at fault",
+    ),
+    Rule(
+        "driver", {"load": REFUSED, DRIVER: RAN},
+        "this driver refuses a text that another driver of the same language accepts",
+    ),
+    Rule(
+        "driver", {"load": REFUSED},
+        "the driver refuses the kernel (no other driver of its language is here to ask, so the text may be at fault as "
+        "well)",
+    ),
+    Rule(
+        "launch", {"run": REFUSED},
+        "the driver accepted the kernel, and the device refuses to run it",
+    ),
+    Rule(
+        None, {"run": RIGHT},
+        "the numbers are right",
+    ),
     # Before the kernels.
-    Rule("numeric", {"float64": RIGHT}, "against float64 the target is within its bound and nearer than the source, so the "
-        "source is "
-         "what is off"),
-    Rule("convert", {"graph": WRONG}, "the graph that the compiler was given computes something else, in PyTorch already"),
-    Rule("weights", {"uploads": RIGHT}, "the same kernels are right with the weights uploaded as plain inputs, so the weights "
-        "on the "
-         "device are not the model's"),
+    Rule(
+        "numeric", {"float64": RIGHT},
+        "against float64 the target is within its bound and nearer than the source, so the source is what is off",
+    ),
+    Rule(
+        "convert", {"graph": WRONG},
+        "the graph that the compiler was given computes something else, in PyTorch already",
+    ),
+    Rule(
+        "weights", {"uploads": RIGHT},
+        "the same kernels are right with the weights uploaded as plain inputs, so the weights on the device are not the "
+        "model's",
+    ),
     # The kernels' text is right, and too few of them ran.
-    Rule("launch", {"grid": RIGHT}, "the same text is right with more workgroups, so the launch is too small"),
+    Rule(
+        "launch", {"grid": RIGHT, "text": NOT_WRONG},
+        "the same text is right with more workgroups, so the launch is too small",
+    ),
     # The lowered function, without any of the target's threads.
-    Rule("lower", {"cpu": WRONG}, "the lowered function is wrong as plain C in one thread too, where nothing of this target's "
-        "schedule, "
-         "text or driver takes part"),
+    Rule(
+        "lower", {"cpu": WRONG},
+        "the lowered function is wrong as plain C in one thread too, where nothing of this target's schedule, text or "
+        "driver takes part",
+    ),
     # A hazard in the text, which platforms let pass or not: elsewhere it is no less a hazard where the numbers come out right.
-    Rule("schedule", {"text": WRONG, "text elsewhere": WRONG, OTHER: NOT_WRONG}, "the same schedule has the same hazard in the "
-        "text "
-         "for another target, whatever that platform makes of it: the schedule brings it"),
+    Rule(
+        "schedule", {"text": WRONG, "text elsewhere": WRONG, OTHER: NOT_WRONG},
+        "the same schedule has the same hazard in the text for another target, whatever that platform makes of it: the "
+        "schedule brings it",
+    ),
     # One schedule against another, here and on another target.
-    Rule("schedule", {OTHER: RIGHT, SAME: WRONG}, "another schedule is right on this target, and the same schedule is wrong on "
-        "another "
-         "target as well: the fault goes with the schedule"),
-    Rule("driver", {SAME: RIGHT, DRIVER: RIGHT}, "the same schedule is right on another target, and another driver of the same "
-        "language "
-         "runs the very same text rightly"),
-    Rule("codegen", {SAME: RIGHT, DRIVER: WRONG}, "the same schedule is right on another target, and another driver of the same "
-         "language runs the text as wrongly: the fault is in the text"),
-    Rule("codegen", {SAME: RIGHT}, "the same schedule of the same function is right on another target, so the fault is in the "
-        "text for "
-         "this one (no second driver of its language is here, so this driver cannot be excluded)"),
-    Rule("schedule", {SAME: WRONG, THERE: RIGHT}, "the same schedule is wrong on another target too, and there another "
-        "schedule is "
-         "right: the fault goes with the schedule"),
-    Rule("lower", {SAME: WRONG, THERE: WRONG}, "it is wrong with every schedule on this target and on another: the fault is in "
-        "what "
-         "these targets share before scheduling"),
-    Rule("lower", {SAME: WRONG, OTHER: NOT_RIGHT}, "it is wrong on another target too, and no schedule was found with which it "
-        "is right: "
-         "the fault is in what the targets share (the schedule could not be excluded)"),
+    Rule(
+        "schedule", {OTHER: RIGHT, SAME: WRONG},
+        "another schedule is right on this target, and the same schedule is wrong on another target as well: the fault "
+        "goes with the schedule",
+    ),
+    Rule(
+        "driver", {SAME: RIGHT, DRIVER: RIGHT},
+        "the same schedule is right on another target, and another driver of the same language runs the very same text "
+        "rightly",
+    ),
+    Rule(
+        "codegen", {SAME: RIGHT, DRIVER: WRONG},
+        "the same schedule is right on another target, and another driver of the same language runs the text as wrongly: "
+        "the fault is in the text",
+    ),
+    Rule(
+        "codegen", {SAME: RIGHT},
+        "the same schedule of the same function is right on another target, so the fault is in the text for this one (no "
+        "second driver of its language is here, so this driver cannot be excluded)",
+    ),
+    Rule(
+        "schedule", {SAME: WRONG, THERE: RIGHT},
+        "the same schedule is wrong on another target too, and there another schedule is right: the fault goes with the "
+        "schedule",
+    ),
+    Rule(
+        "lower", {SAME: WRONG, THERE: WRONG},
+        "it is wrong with every schedule on this target and on another: the fault is in what these targets share before "
+        "scheduling",
+    ),
+    Rule(
+        "lower", {SAME: WRONG, OTHER: NOT_RIGHT},
+        "it is wrong on another target too, and no schedule was found with which it is right: the fault is in what the "
+        "targets share (the schedule could not be excluded)",
+    ),
     # The other target does not take this schedule, or is not here.
-    Rule("driver", {DRIVER: RIGHT, SAME: NO_ANSWER, OTHER: NOT_RIGHT}, "another driver of the same language runs the very same "
-        "text "
-         "rightly"),
-    Rule("codegen", {THERE: RIGHT, OTHER: NOT_RIGHT}, "no schedule is right on this target, and on another target one is: the "
-        "fault is "
-         "in the text for this one"),
-    Rule("lower", {THERE: WRONG, OTHER: NOT_RIGHT}, "no schedule is right on this target or on another"),
-    Rule("schedule", {OTHER: RIGHT}, "another schedule of the same lowered function is right on this target (no other target ran "
-         "the same schedule, so the text of this one cannot be excluded)"),
-    Rule("codegen", {"cpu": RIGHT, OTHER: WRONG}, "the lowered function is right as plain C, and every schedule is wrong on "
-        "this target (no "
-         "other target is here to tell the text from the driver)"),
-    Rule("codegen", {"cpu": RIGHT}, "the lowered function is right as plain C (no other schedule and no other target could be "
-        "run, so "
-         "schedule and driver cannot be excluded)"),
-    Rule(None, {}, "the numbers are wrong, and none of the probes that could be run tells where"),
-)  # fmt: skip
+    Rule(
+        "driver", {DRIVER: RIGHT, SAME: NO_ANSWER, OTHER: NOT_RIGHT},
+        "another driver of the same language runs the very same text rightly",
+    ),
+    Rule(
+        "codegen", {THERE: RIGHT, OTHER: NOT_RIGHT},
+        "no schedule is right on this target, and on another target one is: the fault is in the text for this one",
+    ),
+    Rule(
+        "lower", {THERE: WRONG, OTHER: NOT_RIGHT},
+        "no schedule is right on this target or on another",
+    ),
+    Rule(
+        "schedule", {OTHER: RIGHT},
+        "another schedule of the same lowered function is right on this target (no other target ran the same schedule, so "
+        "the text of this one cannot be excluded)",
+    ),
+    Rule(
+        "codegen", {"cpu": RIGHT, OTHER: WRONG},
+        "the lowered function is right as plain C, and every schedule is wrong on this target (no other target is here to "
+        "tell the text from the driver)",
+    ),
+    Rule(
+        "codegen", {"cpu": RIGHT},
+        "the lowered function is right as plain C (no other schedule and no other target could be run, so schedule and "
+        "driver cannot be excluded)",
+    ),
+    Rule(
+        None, {},
+        "the numbers are wrong, and none of the probes that could be run tells where",
+    ),
+)
 
 
 def decide(outcomes: Mapping[str, Outcome]) -> Decision:

@@ -43,6 +43,11 @@ from tapml.operators.graph import Operator
 ENDINGS = {"opencl-c": "cl", "wgsl": "wgsl", "c": "c", "cuda": "cu", "hip": "hip", "msl": "metal", "null": "txt"}
 
 
+# What a folder of results holds.
+_EVIDENCE = "evidence.json"
+_RESULTS = ("kernels", "reproducer")
+
+
 def explain(
     run: RunFolder,
     operator: str,
@@ -81,6 +86,16 @@ def resolve_operator(run: RunFolder, text: str) -> Operator:
     raise UsageError(f"No operator of {run.path} has {text!r} in its name. {nearest(text, names)}")
 
 
+def _claim(folder: Path) -> None:
+    """Makes the folder of the results, before any work is done. One that holds other things than an explanation is left alone."""
+    if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= {_EVIDENCE, *_RESULTS}):
+        raise UsageError(f"{folder} is not empty, and not a folder of `tapml explain`. Give --out a new folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be made: {error.strerror}. Give --out a folder that can be written.") from error
+
+
 class _Explaining:
     def __init__(
         self, run: RunFolder, bench: Workbench, places: Places, operator: Operator, folder: Path, progress: Progress | None
@@ -93,14 +108,14 @@ class _Explaining:
         self.progress = progress
 
     def carry_out(self, started: float) -> Explanation:
+        _claim(self.folder)
         trials = list(recorded(self.run, self.bench.model, self.operator))
         if not trials:
             trials = list(met(self.run, self.bench.model, Hybrid(self.bench.model), self.operator))
         if not trials:
             raise UsageError(
                 f"{self.operator.name} was never called while {self.run.path} was carved, so there is nothing to explain it "
-                f"with. "
-                "Carve with a longer prompt or more --decode-steps."
+                "with. Carve with a longer prompt or more --decode-steps."
             )
         trial = self._failing(trials)
         found = triage(self.bench, self.operator, trial, self.places, self.progress)
@@ -111,8 +126,8 @@ class _Explaining:
                 trial = model.trial
                 found = triage(self.bench, self.operator, trial, self.places, self.progress)
         program = self.bench.program(self.operator)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        for old in _RESULTS:
+            shutil.rmtree(self.folder / old, ignore_errors=True)
         kernels = self._write_kernels(program)
         small = smallest(self.bench, self.operator, found, trial, program, self.folder / "reproducer", self.progress)
         explanation = Explanation(
@@ -124,7 +139,7 @@ class _Explaining:
             inject=None if self.bench.alteration is None else self.bench.alteration.text,
         )  # fmt: skip
         text = json.dumps(finite(explanation.to_json()), indent=1, allow_nan=False)
-        (self.folder / "evidence.json").write_text(text + "\n", encoding="utf-8")
+        (self.folder / _EVIDENCE).write_text(text + "\n", encoding="utf-8")
         return explanation
 
     def _failing(self, trials: Sequence[Trial]) -> Trial:

@@ -79,7 +79,8 @@ class Explanation:
         numbers = {k: v for k, v in self.triage.to_json().items() if k in ("error", "bound", "source_error", "trial")}
         return {
             "operator": self.operator.name, "op": self.operator.kind, "signature": self.operator.signature,
-            "target": self.target, "device": self.device.to_json(), "inject": self.inject, "status": self.status, "stage": self.stage,
+            "target": self.target, "device": self.device.to_json(), "inject": self.inject,
+            "status": self.status, "stage": self.stage,
             "because": self.because, **numbers,
             "evidence": [e.to_json() for e in self.evidence],
             "findings": [f.to_json() for f in self.triage.findings],

@@ -95,8 +95,7 @@ def in_model(run: RunFolder, bench: Workbench, operator: Operator, progress: Pro
         return InModel(None, True, words, tuple(evidence), only, trial)
     words = (
         "the operator is right with every input that it is given, and the model is wrong because it is on the target: the "
-        "fault is in "
-        "what is handed over between calls or operators"
+        "fault is in what is handed over between calls or operators"
     )
     return InModel("state", True, words, tuple(evidence), only)
 

@@ -237,8 +237,8 @@ class _Probing:
         where = f"{place.choice}, {self.program.schedule}"
         made = place.compile_body(place.body(self.operator), self.operator, (self.program.schedule,))
         if made.program is None or place.target.language not in hazards.LANGUAGES:
-            return Evidence("text elsewhere", "not run", made.message or f"{place.target.language} is not read for "
-                f"hazards", where)
+            words = made.message or f"{place.target.language} is not read for hazards"
+            return Evidence("text elsewhere", "not run", words, where)
         kinds = {h.kind for h in self.hazards}
         words = "; ".join(h.text for h in hazards.of_program(made.program.kernels) if h.kind in kinds)
         return Evidence("text elsewhere", "wrong" if words else "right", words or "it has none of the same kind", where)
@@ -246,6 +246,9 @@ class _Probing:
     def grid(self) -> Evidence:
         if self.first.lost or self.beyond:
             return Evidence("grid", "not run", "more workgroups would do no less harm", self.here)
+        if self.first.flaky:
+            words = "the fault comes and goes by itself, so that a right answer would prove nothing"
+            return Evidence("grid", "not run", words, self.here)
         tried: list[str] = []
         for words, larger in larger_grids(self.program):
             shot = self._surrounded(larger)

@@ -77,8 +77,8 @@ def _headroom(health: Health) -> Iterator[RenderableType]:
     worst = health.headroom[0]
     if not tight:
         yield Text.assemble(
-            "float16 would leave every operator at least ", (f"{worst.float16_bits or 0:.1f} bits", "green"), " of headroom; the "
-            f"tightest is {worst.operator}: {number(worst.magnitude)} in {worst.where}",
+            "float16 would leave every operator at least ", (f"{worst.float16_bits or 0:.1f} bits", "green"), " of headroom; "
+            f"the tightest is {worst.operator}: {number(worst.magnitude)} in {worst.where}",
         )  # fmt: skip
         return
     over = sum((h.float16_bits or 0) < 0 for h in tight)
