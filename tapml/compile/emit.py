@@ -26,6 +26,18 @@ from tapml.targets.target import Target
 _TAGS = ("blockIdx.x", "blockIdx.y", "blockIdx.z", "threadIdx.x", "threadIdx.y", "threadIdx.z")
 
 
+# TVM writes tanh for WGSL with (1 - exp(-2x)) in it, which cancels near 0. Here a polynomial there (degree 4 in x², fitted to
+# (tanh(x)/x - 1)/x² at Chebyshev's points; off by 1.5 units in the last place), and 1 - 2/(exp(2x) + 1) beyond.
+_TANH = """\
+fn accurate_tanh(x : f32) -> f32 {
+  let z = x * x;
+  let p = (((-0.006104948 * z + 0.021003641) * z - 0.053852497) * z + 0.13332782) * z - 0.33333329;
+  let far = 1.0 - 2.0 / (exp(2.0 * min(abs(x), 20.0)) + 1.0);
+  return select(select(sign(x) * far, x + x * z * p, abs(x) < 0.625), x, x != x);
+}
+"""
+
+
 class LimitError(Exception):
     """A kernel asks for more than the target has; the message says what, how much, and the limit."""
 
@@ -49,6 +61,8 @@ def emit(piece: Piece, entry: str, target: Target, tvm_target: Any) -> Emitted:
     function = piece.function
     named = [tirx.decl_buffer(b.shape, b.dtype, f"{_role(k, piece)}{k}", scope=b.scope()) for k, b in enumerate(function.params)]
     renamed = _with_parameters(function, named)
+    if target.language == "wgsl":
+        renamed = _with_own_tanh(renamed)
     device = _lowered(renamed, entry, tvm_target)
     order = [int(re.fullmatch(r"[a-z]+(\d+)_ptr", p.name).group(1)) for p in device.params]  # type: ignore[union-attr]
     grid, block = _launch(device)
@@ -70,6 +84,20 @@ def _with_parameters(function: Any, buffers: Sequence[Any]) -> Any:
     table = dict(zip(function.params, buffers, strict=True))
     body = tvm_ffi.structural_map(function.body, [(ir.Var, lambda v: table.get(v, v))])
     made = tirx.PrimFunc(list(buffers), body, function.ret_type)
+    for key, value in (function.attrs or {}).items():
+        made = made.with_attr(key, value)
+    return made
+
+
+def _with_own_tanh(function: Any) -> Any:
+    """The same function with each float32 tanh as a call of the function that `_TANH` defines."""
+
+    def own(call: Any) -> Any:
+        if call.op.same_as(ir.Op.get("tirx.tanh")) and str(call.ty) == "float32":
+            return tirx.call_pure_extern("float32", "accurate_tanh", call.args[0])
+        return call
+
+    made = tirx.PrimFunc(function.params, tvm_ffi.structural_map(function.body, [(ir.Call, own)]), function.ret_type)
     for key, value in (function.attrs or {}).items():
         made = made.with_attr(key, value)
     return made
@@ -189,6 +217,8 @@ def _finished(kernel: Kernel, target: Target) -> Kernel:
     if kernel.language == "wgsl":
         # A minus is an operator in WGSL, and 2147483648 is no i32.
         source = _runtime_infinities(source.replace("-2147483648i", "(-2147483647i - 1i)"))
+        if "accurate_tanh(" in source:
+            source = _TANH + source
         uniform = (grid[0] - 1,)
         grid = _folded(grid, target.limits.workgroups_per_dimension)
     elif kernel.language == "c":

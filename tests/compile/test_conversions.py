@@ -66,6 +66,7 @@ CASES: dict[str, Callable[[], Made]] = {
     "gelu": lambda: call("aten.gelu.default", X * 3),
     "gelu tanh": lambda: call("aten.gelu.default", X * 30, approximate="tanh"),
     "tanh of large": lambda: call("aten.tanh.default", X * 100),
+    "tanh of small": lambda: call("aten.tanh.default", X * 0.05),
     "silu": lambda: call("aten.silu.default", X),
     "softplus": lambda: call("aten.softplus.default", X * 20),
     "erf": lambda: call("aten.erf.default", X * 2),

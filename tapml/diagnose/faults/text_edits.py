@@ -20,28 +20,13 @@ INDEX_RANGE = 65536
 
 def unclamped_tanh(kernel: KernelText) -> str:
     """tanh(x) as (exp(2x) - 1) / (exp(2x) + 1), with no limit on x: infinite over infinite where exp(2x) overflows."""
-    source = _with_whole_tanh(kernel.source)
+    source = kernel.source
     at = 0
-    while call := re.compile(r"\btanhf?\(").search(source, at):
+    while call := re.compile(r"\b(?<!fn )(?:accurate_)?tanhf?\(").search(source, at):
         end = closing(source, call.end() - 1)
         x = _unclamped(stripped(source[call.end() : end]))
         made = f"((exp(2.0f * ({x})) - 1.0f) / (exp(2.0f * ({x})) + 1.0f))"
         source = source[: call.start()] + made + source[end + 1 :]
-        at = call.start() + 1
-    return source
-
-
-def _with_whole_tanh(source: str) -> str:
-    """WGSL's text has tanh(x) as select(by exp(2x), by exp(-2x), x >= 0): written as tanh(x) again."""
-    at = 0
-    while call := re.compile(r"\bselect\(").search(source, at):
-        places = arguments(source, call.end() - 1)
-        first = source[slice(*places[0])]
-        exponential = re.match(r"\(\(exp\(\(2\.0e\+00f \* ", first)
-        if exponential and len(places) == 3:
-            argument = first[first.index("exp(") + 4 : closing(first, first.index("exp(") + 3)]
-            x = stripped(argument)[len("2.0e+00f * ") :]
-            source = f"{source[: call.start()]}tanh({x}){source[closing(source, call.end() - 1) + 1 :]}"
         at = call.start() + 1
     return source
 
