@@ -1,0 +1,305 @@
+"""The fault bench: puts each class of the catalogue into several operators, and lets four methods look for it.
+
+    result = bench(run, "opencl", faults=["1", "rotary-pairing"], operators=3)
+    result.rows, result.totals(), result.to_json()
+
+The methods are TapML's own (`own_method.py`) and three others (`rivals.py`); what counts as found is in `bench_result.py`. All
+of them look at the same kernels on the same device, which is opened once; the clean model is compiled once, and each method's
+verdict on it is taken once. After an alteration only those operators are tested again that it touches (`Workbench.altered`): all
+others run byte-identical kernels on identical inputs, so their verdicts are the clean ones. Checks of the whole model are made
+once a fault and method. Seconds are what a method needs for a fault when the clean verdicts are there already.
+
+Where a class is put: of all operators that can have it, those with different signatures first, drawn with the seed. A class
+without any keeps its row, which says why.
+
+A fault may hang or kill the device: it has `DEADLINE` seconds a call, is then opened anew, and the loss is a finding. What was
+found goes to `RUN/targets/TARGET/faults/bench.jsonl` at once, with a line before each fault; the same call again goes on where
+it was, and a fault that ended the process is left out and recorded as that. A finished bench is begun anew.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tapml
+from tapml.carve.folder import RunFolder
+from tapml.carve.layout import TARGET_FOLDER
+from tapml.compile.cache import toolchain
+from tapml.diagnose.bench_result import METHODS, BenchResult, Clean, Fault, Found, Method, Row
+from tapml.diagnose.faults.catalogue import CATALOGUE, find, sites
+from tapml.diagnose.faults.fault import FaultClass
+from tapml.diagnose.faults.placed import edition
+from tapml.diagnose.own_method import OwnMethod
+from tapml.diagnose.places import Places
+from tapml.diagnose.rivals import DebugCompare, EndToEndOnly, RandomInputs
+from tapml.diagnose.trials import recorded
+from tapml.errors import DeviceError, DeviceLost, UsageError
+from tapml.migrate.alteration import Alteration
+from tapml.migrate.journal import Header, Journal, read
+from tapml.migrate.migrate import folder_name
+from tapml.migrate.workbench import Progress, Workbench
+from tapml.operators.graph import Operator
+from tapml.tensors import spec_of
+
+WHOLE_MODEL = "the whole model"
+
+# Seconds that one call to the device may take. Faults that hang are waited for several times, so this is less than elsewhere; the
+# slowest call of a small language model on a processor takes a few.
+DEADLINE = 20.0
+
+ENDED = "it ended the process that injected it, and was left out when the bench went on"
+
+
+def bench(
+    run: RunFolder,
+    target: str,
+    device: str = "local",
+    faults: Sequence[str | FaultClass] | None = None,
+    operators: int = 3,
+    seed: int = 0,
+    progress: Progress | None = None,
+    minimise: bool = True,
+) -> BenchResult:
+    """Benches these classes (None: all; by number, name or as they are), each in up to `operators` operators. Raises UsageError
+    for an unknown class or a number of operators below 1, TargetError and UnavailableError as `Workbench` does."""
+    if operators < 1:
+        raise UsageError(f"--operators {operators} leaves nothing to bench. Give 1 or more.")
+    started = time.monotonic()
+    classes = CATALOGUE if faults is None else tuple(find(f) if isinstance(f, str) else f for f in faults)
+    with Workbench(run, target, device, deadline=DEADLINE) as clean, Places(run, clean) as places:
+        header = Header(
+            version=tapml.__version__, run=run.digest, target=str(clean.choice), target_key=clean.target.key, device=device,
+            compiler=toolchain(),
+            settings=f"faults={','.join(f.name for f in classes)} operators={operators} seed={seed} minimise={minimise} "
+            f"catalogue={edition()}",
+        )  # fmt: skip
+        with _journal(bench_folder(run, target) / "bench.jsonl", header) as journal:
+            made = _Bench(run, clean, places, journal, operators, seed, minimise, progress)
+            return made.carry_out(classes, started)
+
+
+def bench_folder(run: RunFolder, target: str) -> Path:
+    """Where the bench of a target keeps its journal, and its results unless they are wanted elsewhere."""
+    return run.path / TARGET_FOLDER / folder_name(target) / "faults"
+
+
+def _journal(path: Path, header: Header) -> Journal:
+    """The journal of a bench that was interrupted, if it was of the same; a new one otherwise, beside the old one."""
+    if path.exists():
+        records, _ = read(path)
+        if records and records[-1]["record"] != "done" and not header.differences(records[0]):
+            return Journal.open(path, header, resume=True)
+    return Journal.open(path, header, fresh=True)
+
+
+class _Bench:
+    def __init__(
+        self, run: RunFolder, bench: Workbench, places: Places, journal: Journal, operators: int, seed: int, minimise: bool,
+        progress: Progress | None,
+    ) -> None:
+        self.run = run
+        self.bench = bench
+        self.journal = journal
+        self.operators = operators
+        self.seed = seed
+        self.minimise = minimise
+        self.tell: Progress = progress or (lambda stage, done, total: None)
+        self.own = OwnMethod(run, bench, places, (), smaller=minimise)
+        self.random = RandomInputs(run, bench, seed)
+        self.debug_compare = DebugCompare(run, bench)
+        self.end_to_end = EndToEndOnly(run, bench)
+        self.clean: dict[Method, Clean] = {}
+        self.chosen: dict[str, dict[str, Any]] = {}
+        self.begun: set[tuple[str, str]] = set()
+        self.done: dict[tuple[str, str], Fault] = {}
+        for record in journal.replayed:
+            self._replay(record)
+        self.resumed = len(self.done)
+
+    def _replay(self, record: dict[str, Any]) -> None:
+        kind = record["record"]
+        if kind == "clean":
+            self.clean[record["method"]] = Clean.from_json(record["clean"])
+        elif kind == "class":
+            self.chosen[record["name"]] = record
+        elif kind == "begun":
+            self.begun.add((record["name"], record["operator"]))
+        elif kind == "fault":
+            self.done[record["name"], record["operator"]] = Fault.from_json(record["fault"])
+
+    def carry_out(self, classes: Sequence[FaultClass], started: float) -> BenchResult:
+        self.bench.compile(self.run.operators, self.tell)
+        self._clean()
+        rows: list[Row] = []
+        for number, fault in enumerate(classes):
+            self.tell("bench faults", number, len(classes))
+            rows.append(self._row(fault))
+        self.tell("bench faults", len(classes), len(classes))
+        self.journal.append({"record": "done"})
+        return BenchResult(
+            model=str(self.run.manifest["model"]["name"]), run=self.run.path.name, target=str(self.bench.choice),
+            device=self.bench.device.info.to_json(), operators=self.operators, seed=self.seed, minimised=self.minimise,
+            clean=self.clean, rows=tuple(rows), seconds=time.monotonic() - started, resumed=self.resumed,
+        )  # fmt: skip
+
+    def _clean(self) -> None:
+        """Every method on the model as it is: what they complain of now is a false alarm."""
+        looks: dict[Method, Callable[[], tuple[int, list[str]]]] = {
+            "tapml": self._own_clean, "random": self._random_clean,
+            "debug_compare": lambda: (len(self.run.bodies), [f.operator or "" for f in (self.debug_compare.find(),) if f]),
+            "end_to_end": lambda: (1, [WHOLE_MODEL for f in (self.end_to_end.find(),) if f]),
+        }  # fmt: skip
+        for number, method in enumerate(METHODS):
+            self.tell("clean model", number, len(METHODS))
+            if method not in self.clean:
+                started = time.monotonic()
+                checked, alarms = looks[method]()
+                self.clean[method] = Clean(checked, tuple(alarms), time.monotonic() - started)
+                self.journal.append({"record": "clean", "method": method, "clean": self.clean[method].to_json()})
+        self.tell("clean model", len(METHODS), len(METHODS))
+        alarms_of_own = self.clean["tapml"].alarms
+        self.own.passed = frozenset(o.name for o in self.run.operators if o.name not in alarms_of_own)
+        self.own.model_passed = WHOLE_MODEL not in alarms_of_own
+
+    def _own_clean(self) -> tuple[int, list[str]]:
+        verdicts, wrong = self.own.clean(self.tell)
+        alarms = [v.operator for v in verdicts if v.status not in ("pass", "skipped")]
+        return len(verdicts) + 1, alarms + ([WHOLE_MODEL] if wrong else [])
+
+    def _random_clean(self) -> tuple[int, list[str]]:
+        """One operator of each signature: random inputs and weights are the same for the others."""
+        ones = list({o.signature: o for o in reversed(self.run.operators)}.values())
+        return len(ones), [f.operator for f in self.random.find(ones) if f.operator]
+
+    def _row(self, fault: FaultClass) -> Row:
+        target = self.bench.choice.name
+        if target in fault.cannot:
+            return Row(fault.to_json(), 0, (), f"{target} cannot express it: {fault.cannot[target]}")
+        open_ones = self.chosen.get(fault.name)
+        if open_ones is not None and all((fault.name, n) in self.done for n in open_ones["operators"]):
+            found: dict[str, Alteration] = {}
+        else:
+            found = dict(sites(fault, self.bench))
+        if open_ones is None:
+            named = self.bench.model.named
+            operators = spread([named[n] for n in found], self.operators, random.Random(f"{self.seed} {fault.name}"))
+            open_ones = {"record": "class", "name": fault.name, "sites": len(found), "operators": [o.name for o in operators]}
+            self.journal.append(open_ones)
+        if not open_ones["operators"]:
+            return Row(fault.to_json(), 0, (), "not applicable here: no operator of this model has what the fault needs")
+        faults = [self._fault(fault, name, found) for name in open_ones["operators"]]
+        return Row(fault.to_json(), open_ones["sites"], tuple(faults))
+
+    def _fault(self, fault: FaultClass, name: str, found: dict[str, Alteration]) -> Fault:
+        key = fault.name, name
+        if key in self.done:
+            return self.done[key]
+        alteration = found[name]
+        if key in self.begun:
+            made = Fault(name, alteration.text, {}, note=ENDED)
+        else:
+            self.journal.append({"record": "begun", "name": fault.name, "operator": name})
+            made = self._injected(fault, name, alteration)
+        self.journal.append({"record": "fault", "name": fault.name, "operator": name, "fault": made.to_json()})
+        self.done[key] = made
+        return made
+
+    def _injected(self, fault: FaultClass, name: str, alteration: Alteration) -> Fault:
+        self.bench.alter(alteration)
+        self.bench.losses = 0  # each fault may lose the device as often as a whole bench might
+        try:
+            altered = [o for o in self.run.operators if self.bench.altered(o)]
+            findings: dict[Method, Found] = {
+                "tapml": self._own(fault, altered), "random": self._random(altered),
+                "debug_compare": self._debug_compare(altered), "end_to_end": self._end_to_end(altered),
+            }  # fmt: skip
+            latent: bool | None = None
+            if altered and not any(f.detected for f in findings.values()):
+                outputs = self._recorded_bits(altered)
+                self.bench.alter(None)
+                latent = outputs is not None and outputs == self._recorded_bits(altered)
+        finally:
+            self.bench.alter(None)
+        return Fault(name, alteration.text, findings, latent)
+
+    def _own(self, fault: FaultClass, altered: Sequence[Operator]) -> Found:
+        started = time.monotonic()
+        found = self.own.find(altered)
+        seconds = time.monotonic() - started
+        if found is None:
+            return _missed(altered, seconds, "every altered operator and the whole model pass", stage=True)
+        right, stage_right = _right(found.operator, altered), found.stage == fault.stage
+        return Found(True, found.operator, right, found.stage, stage_right, found.elements, seconds, found.reason)
+
+    def _random(self, altered: Sequence[Operator]) -> Found:
+        started = time.monotonic()
+        alarms = {self.bench.model.named[name].signature for name in self.clean["random"].alarms}
+        tested = [o for o in altered if o.signature not in alarms]
+        found = next((f for o in tested if (f := self.random.test(o)) is not None), None)
+        seconds = time.monotonic() - started
+        if found is None:
+            left_out = len(altered) - len(tested)
+            why = f"{left_out} that fail on the clean model too; the others pass" if left_out else "every altered operator passes"
+            return _missed(altered, seconds, why if altered else "no operator is altered")
+        return Found(True, found.operator, _right(found.operator, altered), None, None, found.elements, seconds, found.reason)
+
+    def _debug_compare(self, altered: Sequence[Operator]) -> Found:
+        started = time.monotonic()
+        found = self.debug_compare.find()
+        seconds = time.monotonic() - started
+        if found is None or found.operator in self.clean["debug_compare"].alarms:
+            why = "no mismatch" if found is None else f"stops at {found.operator}, as it does on the clean model"
+            return _missed(altered, seconds, why)
+        return Found(True, found.operator, _right(found.operator, altered), None, None, found.elements, seconds, found.reason)
+
+    def _end_to_end(self, altered: Sequence[Operator]) -> Found:
+        started = time.monotonic()
+        found = self.end_to_end.find()
+        seconds = time.monotonic() - started
+        if found is None or self.clean["end_to_end"].alarms:
+            why = "tokens and logits agree" if found is None else "the clean model fails too"
+            return _missed(altered, seconds, why)
+        return Found(True, None, _right(None, altered), None, None, None, seconds, found.reason)
+
+    def _recorded_bits(self, operators: Sequence[Operator]) -> list[bytes] | None:
+        """What these operators give on their recorded calls, bit for bit; None where one does not run."""
+        bits: list[bytes] = []
+        try:
+            for operator in operators:
+                program = self.bench.program(operator)
+                if program is None:
+                    return None
+                for trial in recorded(self.run, self.bench.model, operator):
+                    with self.bench.guard():
+                        made = self.bench.run(operator, program, trial.inputs, [spec_of(r) for r in trial.expected])
+                        bits += [a.tobytes() for a in made]
+        except (DeviceError, DeviceLost):
+            return None
+        return bits
+
+
+def spread(operators: Sequence[Operator], count: int, draw: random.Random) -> list[Operator]:
+    """Up to `count` of these operators, in their order: one of each signature before a second of any, drawn at random."""
+    groups: dict[str, list[Operator]] = {}
+    for operator in operators:
+        groups.setdefault(operator.signature, []).append(operator)
+    order = list(groups.values())
+    draw.shuffle(order)
+    for group in order:
+        draw.shuffle(group)
+    rounds = [group[k] for k in range(max(map(len, order), default=0)) for group in order if k < len(group)]
+    taken = {o.name for o in rounds[:count]}
+    return [o for o in operators if o.name in taken]
+
+
+def _right(named: str | None, altered: Sequence[Operator]) -> bool | None:
+    """Whether the named operator is one that the fault was put into; None for a fault that is in no operator."""
+    return named in {o.name for o in altered} if altered else None
+
+
+def _missed(altered: Sequence[Operator], seconds: float, reason: str, stage: bool = False) -> Found:
+    return Found(False, None, _right(None, altered), None, False if stage else None, None, seconds, reason)

@@ -1,0 +1,165 @@
+"""TapML's own way to a fault, as the bench measures it: what `tapml test`, `bisect` and `explain` do, on a workbench that is
+open.
+
+    method = OwnMethod(run, bench, places, passed=clean)
+    found = method.find(operators)
+    found.operator, found.stage, found.elements
+
+1. Each of the operators is tested on its recorded calls (`tapml.migrate.operator_test`). The first that fails is named.
+2. Where all pass, the whole model runs on the target as it ships; where that is wrong, the bisection names the smallest set of
+   operators that makes it so. An operator of that set that is wrong on a call that it meets in the model is looked at like one
+   of step 1.
+3. Triage names the stage, and the minimiser makes the failing call smaller.
+
+A step that breaks off with an error of its own costs what it would have given, never the detection, and the reason says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from tapml.carve.folder import RunFolder
+from tapml.diagnose.find import bisect_over
+from tapml.diagnose.minimise import minimise
+from tapml.diagnose.places import Places
+from tapml.diagnose.shots import fire
+from tapml.diagnose.triage import triage
+from tapml.diagnose.trials import met, recorded
+from tapml.errors import DeviceError, DeviceLost
+from tapml.migrate.end_to_end import Reference
+from tapml.migrate.hybrid import Hybrid
+from tapml.migrate.operator_test import OperatorTester, Trial
+from tapml.migrate.workbench import Progress, Workbench
+from tapml.operators.graph import Operator
+from tapml.verdicts import Verdict
+
+# Seconds that the minimiser may take for one fault; what it has by then counts.
+MINIMISE_SECONDS = 30.0
+
+# Stages at which the kernel is right on any input, so that there is no input to make smaller.
+_NOT_IN_THE_KERNEL = ("weights", "numeric", "state")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """`operator` is the one that is named, None where the whole model is wrong and no operator could be named; `elements` are
+    those of all inputs of the minimised call, None where there is none."""
+
+    operator: str | None
+    stage: str | None
+    elements: int | None
+    reason: str
+
+
+class OwnMethod:
+    """See the module's docstring. `places` are where triage runs things again; both are the caller's. `passed` are the operators
+    that pass on the clean model, and `model_passed` says whether that does."""
+
+    def __init__(
+        self, run: RunFolder, bench: Workbench, places: Places, passed: Collection[str], model_passed: bool = True,
+        smaller: bool = True,
+    ) -> None:
+        self.run = run
+        self.bench = bench
+        self.places = places
+        self.passed = frozenset(passed)
+        self.model_passed = model_passed
+        self.smaller = smaller
+        self._reference: Reference | None = None
+
+    def clean(self, progress: Progress | None = None) -> tuple[list[Verdict], str]:
+        """What it says of the workbench as it is: every operator's verdict, and what is wrong with the whole model ("":
+        nothing)."""
+        tester = OperatorTester.over(self.run, self.bench)
+        return list(tester.test_all(progress=progress)), self.model_is_wrong()
+
+    def find(self, operators: Sequence[Operator]) -> Diagnosis | None:
+        """The fault on the workbench, looked for in these operators and then in the whole model."""
+        self.places.alter(self.bench.alteration)
+        tester = OperatorTester.over(self.run, self.bench)
+        for operator in operators:
+            verdict = tester.test(operator.name)
+            if verdict.status not in ("pass", "skipped") and operator.name in self.passed:
+                measured = tester.measures_of(operator.name)
+                case = next((m.case for m in reversed(measured) if m.status != "pass"), None)
+                return self._looked_at(operator, verdict.reason, self._trial(operator, case), str(verdict.stage or ""))
+        reason = self.model_is_wrong()
+        return self._bisected(reason) if reason and self.model_passed else None
+
+    def model_is_wrong(self) -> str:
+        """What the check of the whole model complains of with everything on the target; "" when it passes."""
+        if self._reference is None:
+            self._reference = Reference.of(self.run, Hybrid(self.bench.model))
+        refused = next((o.name for o in self.bench.model.operators if self.bench.program(o) is None), None)
+        if refused is not None:
+            return f"{refused} does not compile"
+        try:
+            with self.bench.guard():
+                hybrid = self.bench.hybrid()
+                hybrid.offload(self.bench.programs([o.name for o in self.bench.model.operators]))
+                answer = self._reference.check(hybrid)
+        except (DeviceError, DeviceLost) as error:
+            return f"the run broke off: {error}"
+        return "" if answer.passed else answer.reason
+
+    def _trial(self, operator: Operator, case: str | None) -> Trial | None:
+        """The recorded call with this id, or the first."""
+        trials = recorded(self.run, self.bench.model, operator)
+        first: Trial | None = None
+        for trial in trials:
+            first = first or trial
+            if trial.name == case:
+                return trial
+        return first
+
+    def _looked_at(self, operator: Operator, reason: str, trial: Trial | None, stage: str) -> Diagnosis:
+        """Triage and minimiser on one failing call. `stage` is what the failing verdict says, which stands where triage gives
+        none."""
+        found = Diagnosis(operator.name, None, None, reason)
+        if trial is None:
+            return found
+        try:
+            named = triage(self.bench, operator, trial, self.places)
+            found = replace(found, stage=named.stage, reason=f"{reason}; {named.because}")
+        except Exception as error:  # whatever it is, it must not end the bench: it is a finding about triage
+            found = replace(found, reason=f"{reason}; triage broke off with {type(error).__name__}: {error}")
+        if not self.smaller or found.stage in _NOT_IN_THE_KERNEL or self.bench.program(operator) is None:
+            return found
+        try:
+            small = minimise(self.bench, operator, trial.inputs, seconds=MINIMISE_SECONDS)
+            return replace(found, elements=small.elements_after)
+        except Exception as error:
+            words = f"the minimiser broke off with {type(error).__name__}: {error}"
+            return replace(found, elements=sum(a.size for a in trial.inputs), reason=f"{found.reason}; {words}")
+
+    def _bisected(self, reason: str) -> Diagnosis:
+        try:
+            result = bisect_over(self.run, self.bench)
+        except Exception as error:
+            return Diagnosis(None, None, None, f"{reason}; the bisection broke off with {type(error).__name__}: {error}")
+        if not result.sets:
+            return Diagnosis(None, None, None, f"{reason}; the bisection found nothing: {result.reason}")
+        culprits = result.sets[0]
+        words = f"{reason}; after {result.runs} runs: {result.reason}"
+        if culprits.stage == "state":
+            return Diagnosis(culprits.operators[0], "state", None, words)
+        for name in culprits.operators:
+            trial = self._met(self.bench.model.named[name])
+            if trial is not None:
+                return self._looked_at(self.bench.model.named[name], words, trial, "")
+        return Diagnosis(culprits.operators[0], culprits.stage, None, words)
+
+    def _met(self, operator: Operator) -> Trial | None:
+        """The first call of the model with which the operator is wrong, with the inputs that the target computes."""
+        program = self.bench.program(operator)
+        if program is None:
+            return None
+        try:
+            with self.bench.guard():
+                hybrid = self.bench.hybrid()
+                hybrid.offload(self.bench.programs([o.name for o in self.bench.model.operators]))
+                trials = list(met(self.run, self.bench.model, hybrid, operator))
+        except (DeviceError, DeviceLost):
+            return None
+        return next((t for t in trials if fire(self.bench, operator, program, t).outcome != "right"), None)

@@ -1,0 +1,336 @@
+"""Three other ways to look for a fault, as they are practised, over the same kernels, devices and faults as TapML's own.
+
+    RandomInputs(run, bench, seed).find(operators)      each operator alone, on inputs drawn from N(0, 1)
+    DebugCompare(run, bench).find()                     function by function in a run of the whole model, as MLC-LLM does it
+    EndToEndOnly(run, bench).find()                     the model's answers only
+
+Each gives a `Finding` of whatever is on the workbench: of the clean model it is a false alarm. They are here to be measured
+against (`tapml.diagnose.bench`), so each is given its best chance: where its rule leaves something open, the reading that finds
+more was taken, and its paragraph says so. None of them poisons memory or repeats a run, since in practice nobody does there.
+
+`RandomInputs`. Unit tests of kernels as most projects write them: the right shapes, and every float drawn from the standard
+normal distribution, activations, states and weights alike. Integers are drawn evenly from the range that the recording shows
+for that input, without repetition where the recorded ones have none (indices that are written to must differ); booleans are as
+recorded, because a random mask may hide everything. There are as many draws as the recording has calls of the signature. The
+source and float64 run on the same inputs, and the bound is TapML's (`tapml.carve.tolerance`), so the inputs are the only
+difference. Weights are the test's own: a fault that hands over another tensor of the model is not met, one that packs or
+rearranges whatever weight it is given is.
+
+`DebugCompare`. The rule of mlc-llm's `python/mlc_llm/testing/debug_compare.py`: in a run on the target, each function's inputs,
+as the target computed them and with the weights that lie on the device, go through the reference too; the last output alone is
+compared, with numpy's `assert_allclose` at rtol 1e-2 and atol 1 (NaN and inf must match); a function is compared the first
+time that its name comes up and never again; the first mismatch ends the run. A function's name stands for its kernels, so an
+operator whose kernels were altered has a name of its own, though it shares a signature with others: read more strictly, by
+signature, it would be compared in one layer only, and a fault in any other layer would never be looked at.
+
+`EndToEndOnly`. What remains without tests of operators: every prompt of the run is answered greedily by the model on the target,
+and tokens and logits are compared with the source's, within the bound that was measured for the whole model. It says that
+something is wrong. It names no operator, and what it can hand on is the whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tapml.carve.folder import RunFolder
+from tapml.carve.tolerance import Comparison, compare, distance, undecided
+from tapml.errors import DeviceError, DeviceLost
+from tapml.generation import greedy
+from tapml.kernels import Program
+from tapml.migrate.end_to_end import Oracle, check_calls
+from tapml.migrate.hybrid import Hybrid
+from tapml.migrate.workbench import Workbench
+from tapml.operators.graph import Operator
+from tapml.tensors import FLOATS, NUMPY, HostArray, convert, dtype_name
+
+RTOL = 1e-2
+ATOL = 1.0
+
+# Tokens that the end-to-end comparison generates at most for a prompt.
+MAX_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a method found. `operator` is the one that it names; `elements` counts the elements of all inputs of the failing call
+    as they would be handed to somebody, weights among them; both None where the method has none to offer."""
+
+    operator: str | None
+    elements: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One draw: all inputs in the body's order, what the source answers, and how wrong the source is."""
+
+    inputs: list[HostArray]
+    expected: list[HostArray]
+    source_error: list[float]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in (*self.inputs, *self.expected))
+
+
+class RandomInputs:
+    """See the module's docstring. The same seed draws the same inputs for a signature, clean or not."""
+
+    # Draws that are kept for the next operator of a signature, in bytes: a language model's head has 100 MB of weights.
+    KEPT = 512 * 2**20
+
+    def __init__(self, run: RunFolder, bench: Workbench, seed: int = 0) -> None:
+        self.run = run
+        self.bench = bench
+        self.seed = seed
+        self._kept: dict[tuple[str, int], Drawn] = {}
+
+    def find(self, operators: Sequence[Operator]) -> list[Finding]:
+        """One finding for each of these operators that fails on a draw."""
+        found = (self.test(operator) for operator in operators)
+        return [finding for finding in found if finding is not None]
+
+    def test(self, operator: Operator) -> Finding | None:
+        """The first draw that fails. An operator that refuses to compile or to run fails."""
+        program = self.bench.program(operator)
+        elements = sum(spec.elements for spec in self.bench.model.bodies[operator.signature].inputs)
+        if program is None:
+            return Finding(operator.name, elements, f"does not compile: {self.bench.failure(operator).reason}")
+        for number in range(len(self.run.cases_of_signature(operator.signature))):
+            drawn = self.draw(operator, number)
+            try:
+                with self.bench.guard():
+                    found = self._compare(operator, program, drawn)
+            except (DeviceError, DeviceLost) as error:
+                return Finding(operator.name, elements, f"does not run: {error}")
+            for comparison in found:
+                if not comparison.passed:
+                    return Finding(operator.name, elements, f"draw {number}: {comparison.describe()}")
+        return None
+
+    def draw(self, operator: Operator, number: int) -> Drawn:
+        """Draw `number` for an operator's signature; needs a recorded call of it."""
+        key = (operator.signature, number)
+        if key not in self._kept:
+            drawn = self._drawn(operator, number)
+            while self._kept and sum(d.nbytes for d in self._kept.values()) + drawn.nbytes > self.KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = drawn
+        return self._kept[key]
+
+    def _drawn(self, operator: Operator, number: int) -> Drawn:
+        model = self.bench.model
+        cases = self.run.cases_of_signature(operator.signature)
+        rng = np.random.default_rng([self.seed, int(operator.signature, 16), number])
+        floats = all(spec.dtype in FLOATS for spec in model.bodies[operator.signature].inputs)
+        recorded = [] if floats else [self.run.case_arrays(case)[0] for case in cases]
+        inputs: list[HostArray] = []
+        for k, spec in enumerate(model.bodies[operator.signature].inputs):
+            if spec.dtype in FLOATS:
+                inputs.append(rng.standard_normal(spec.shape, np.float32).astype(NUMPY[spec.dtype]))
+            elif spec.dtype == "bool":
+                inputs.append(recorded[number][k])
+            else:
+                inputs.append(_integers(rng, [arrays[k] for arrays in recorded]))
+        with np.errstate(all="ignore"):
+            expected = model.function(operator.signature)(inputs)
+            exact = model.function(operator.signature, "float64")(inputs)
+        judged = [_judged(r, x) for r, x in zip(expected, exact, strict=True)]
+        return Drawn(inputs, [r for r, _ in judged], [e for _, e in judged])
+
+    def _compare(self, operator: Operator, program: Program, drawn: Drawn) -> list[Comparison]:
+        keys = self.bench.model.weight_keys(operator)
+        given = [a if key is None else self._handed_over(operator, key, a) for a, key in zip(drawn.inputs, keys, strict=True)]
+        actual = self.bench.runner.run_once(program, given)
+        return [
+            compare(convert(y.reshape(r.shape), dtype_name(r)), r, e)
+            for y, r, e in zip(actual, drawn.expected, drawn.source_error, strict=True)
+        ]
+
+    def _handed_over(self, operator: Operator, key: str, array: HostArray) -> HostArray:
+        """A random weight as the device gets it. What comes out the same for another array does not depend on what the test
+        brought: another tensor was taken instead, and the test is none the wiser."""
+        alteration = self.bench.alteration
+        if alteration is None:
+            return array
+        changed = alteration.weight(operator, key, array)
+        if changed is array:
+            return array
+        of_another = alteration.weight(operator, key, np.zeros_like(array))
+        return array if changed.tobytes() == of_another.tobytes() else changed
+
+
+def _integers(rng: np.random.Generator, recorded: Sequence[HostArray]) -> HostArray:
+    """Integers like the recorded ones: same shape, from their range; all different where each recorded array's are."""
+    low, high = (int(pick(f(a) for a in recorded if a.size)) for pick, f in ((min, np.min), (max, np.max)))
+    shape, size = recorded[0].shape, recorded[0].size
+    distinct = size > 1 and all(np.unique(a).size == a.size for a in recorded)
+    if distinct:
+        # Values far apart (2**63 - 1 stands for "until the end") make a range that cannot be listed.
+        some = recorded[0].reshape(-1) if high - low >= 1 << 24 else np.arange(low, high + 1)
+        values = rng.permutation(some)[:size]
+    else:
+        values = rng.integers(low, high, size, endpoint=True)
+    return values.reshape(shape).astype(recorded[0].dtype)
+
+
+def _judged(expected: HostArray, exact: HostArray) -> tuple[HostArray, float]:
+    """The source's output, masked where it is no judge, and its distance from float64."""
+    mask = undecided(expected, exact)
+    judged = expected if mask is None else np.ma.MaskedArray(expected, mask)
+    if dtype_name(expected) not in FLOATS:
+        return judged, 0.0
+    return judged, distance(expected, exact if mask is None else np.ma.MaskedArray(exact, mask))
+
+
+class DebugCompare:
+    """See the module's docstring. The calls are those of TapML's own check of the whole model: prefill and a few decode steps."""
+
+    def __init__(self, run: RunFolder, bench: Workbench) -> None:
+        self.run = run
+        self.bench = bench
+
+    def find(self) -> Finding | None:
+        """The first mismatch, or the operator at which the run broke off; None when the run ended without either."""
+        refused = _refused(self.bench)
+        if refused is not None:
+            return Finding(refused.name, _elements(self.bench, refused), "does not compile")
+        visited: set[tuple[str, str]] = set()
+        running = [self.bench.model.operators[0]]
+        try:
+            with self.bench.guard():
+                for operator, values, output in self._steps(running):
+                    program = self.bench.program(operator)
+                    assert program is not None
+                    name = (operator.signature, program.digest)
+                    if name in visited:
+                        continue
+                    visited.add(name)
+                    keys = zip(operator.inputs, self.bench.model.weight_keys(operator), strict=True)
+                    inputs = [values[n] if key is None else self._weight(operator, key) for n, key in keys]
+                    mismatch = allclose(output, self.bench.model.function(operator.signature)(inputs)[-1])
+                    if mismatch:
+                        return Finding(operator.name, sum(a.size for a in inputs), mismatch)
+        except (DeviceError, DeviceLost) as error:
+            return Finding(running[0].name, _elements(self.bench, running[0]), f"the run broke off: {error}")
+        return None
+
+    def _steps(self, running: list[Operator]) -> Iterator[tuple[Operator, dict[str, HostArray], HostArray]]:
+        """Every operator of the run, with the values of the graph as the target had them before it, and its last output.
+        `running[0]` is the operator that is being carried out."""
+        model, alteration = self.bench.model, self.bench.alteration
+        went_up: dict[str, HostArray] = {}
+
+        def on_upload(graph: str, key: str, array: HostArray) -> HostArray:
+            went_up[key] = array if alteration is None else alteration.value(graph, key, array)
+            return went_up[key]
+
+        hybrid = Hybrid(model, self.bench.runner, self.bench.weight_buffer, on_upload)
+        try:
+            hybrid.offload(self.bench.programs([o.name for o in model.operators]))
+            states = dict(model.initial_states)
+            for call in check_calls(self.run):
+                went_up.clear()
+                graph = model.graphs[call.graph]
+                operators = model.operators_of[call.graph]
+                values = {p.name: states[p.key] for p in graph.states} | {p.name: call.inputs[p.key] for p in graph.inputs}
+                running[0] = operators[0]
+                for index, (operator, outputs) in enumerate(hybrid.observe(call.graph, call.inputs), 1):
+                    values |= {p.name: went_up[p.key] for p in (*graph.states, *graph.inputs) if p.key in went_up}
+                    yield operator, values, outputs[-1]
+                    values.update(zip(operator.outputs, outputs, strict=True))
+                    running[0] = operators[min(index, len(operators) - 1)]
+                states |= {p.key: values[p.name] for p in graph.states}
+                states |= {key: values[name] for key, name in graph.mutations.items() if name in values}
+        finally:
+            hybrid.close()
+
+    def _weight(self, operator: Operator, key: str) -> HostArray:
+        array = self.bench.model.weight(key)
+        return array if self.bench.alteration is None else self.bench.alteration.weight(operator, key, array)
+
+
+def allclose(actual: HostArray, expected: HostArray) -> str:
+    """What numpy's assert_allclose says at MLC-LLM's tolerance; "" when it is content."""
+    left, right = (a.astype(np.float64) for a in (actual, expected))
+    with np.errstate(all="ignore"):
+        try:
+            np.testing.assert_allclose(left, right, rtol=RTOL, atol=ATOL)
+        except AssertionError as error:
+            return " ".join(str(error).split("\n ACTUAL")[0].split())
+    return ""
+
+
+class EndToEndOnly:
+    """See the module's docstring. The source's answers are computed once, when they are first needed."""
+
+    def __init__(self, run: RunFolder, bench: Workbench) -> None:
+        self.run = run
+        self.bench = bench
+        self._answers: list[list[tuple[int, HostArray]]] | None = None
+        self._outputs: list[dict[str, HostArray]] | None = None
+
+    def find(self) -> Finding | None:
+        """What differs first; None when tokens are equal and logits within the bound for every prompt, or outputs for every
+        example."""
+        refused = _refused(self.bench)
+        if refused is not None:
+            return Finding(None, None, "the model does not build")
+        try:
+            with self.bench.guard():
+                hybrid = self.bench.hybrid()
+                hybrid.offload(self.bench.programs([o.name for o in self.bench.model.operators]))
+                reason = self._decoder(hybrid) if self.run.decoder is not None else self._examples(hybrid)
+        except (DeviceError, DeviceLost) as error:
+            reason = f"the run broke off: {error}"
+        return Finding(None, None, reason) if reason else None
+
+    def _decoder(self, hybrid: Hybrid) -> str:
+        shape, oracle = self.run.decoder, Oracle(self.run)
+        assert shape is not None
+        if self._answers is None:
+            source = Hybrid(self.bench.model)
+            self._answers = [list(greedy(source, p.tokens, shape, MAX_TOKENS)) for p in self.run.prompts]
+        for prompt, ours in zip(self.run.prompts, self._answers, strict=True):
+            error = max(oracle.of_prompt(prompt.index).values(), default=0.0)
+            place = 0
+            for place, ((token, row), (expected, reference)) in enumerate(
+                zip(greedy(hybrid, prompt.tokens, shape, MAX_TOKENS), ours, strict=False), 1
+            ):
+                found = compare(row, reference, error)
+                if token != expected or not found.passed:
+                    what = f"token {token} instead of {expected}; " if token != expected else ""
+                    return f"prompt {prompt.index}, token {place}: {what}logits: {found.describe()}"
+            if place != len(ours):
+                return f"prompt {prompt.index}: stops after {place} of {len(ours)} tokens"
+        return ""
+
+    def _examples(self, hybrid: Hybrid) -> str:
+        graph, oracle = self.run.graphs[0].name, Oracle(self.run)
+        if self._outputs is None:
+            source = Hybrid(self.bench.model)
+            self._outputs = []
+            for example in self.run.examples:
+                source.reset()
+                self._outputs.append(source.step(graph, example))
+        for index, (example, expected) in enumerate(zip(self.run.examples, self._outputs, strict=True)):
+            hybrid.reset()
+            actual = hybrid.step(graph, example)
+            errors = oracle.of_prompt(index)
+            for key, reference in expected.items():
+                found = compare(actual[key], reference, errors.get(key, 0.0))
+                if not found.passed:
+                    return f"example {index}, output {key}: {found.describe()}"
+        return ""
+
+
+def _refused(bench: Workbench) -> Operator | None:
+    """The first operator that does not compile."""
+    return next((o for o in bench.model.operators if bench.program(o) is None), None)
+
+
+def _elements(bench: Workbench, operator: Operator) -> int:
+    return sum(spec.elements for spec in bench.model.bodies[operator.signature].inputs)
