@@ -1,6 +1,7 @@
 """All fault classes, put into SmolLM2-135M and the small models of fault_models.py, and looked for by four methods.
 
     faults.py [--target T]... [--model NAME]... [--operators N]     default: opencl and vulkan, all models, 3 operators a class
+    faults.py --from FOLDER                                         puts together what `tapml faults bench --json` wrote elsewhere
     faults.py --clean [--target T]... [--runs 20]                   false alarms: runs of SmolLM2 with different prompts, no fault
 
 Each model is carved, and `tapml faults bench` runs on it. Put together, a class counts as detected if there is a model in which
@@ -11,6 +12,7 @@ pass is a false alarm. """
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -53,10 +55,14 @@ def main() -> int:
     parser.add_argument("--target", action="append", help="default: opencl vulkan")
     parser.add_argument("--model", action="append", choices=names, help="default: all")
     parser.add_argument("--operators", type=int, default=3)
+    parser.add_argument("--from", dest="folder", type=Path, help="JSON files, one a model and target")
+    parser.add_argument("--name", default="faults", help="of the files that are written: results/DATE-NAME.*")
     parser.add_argument("--clean", action="store_true")
     parser.add_argument("--runs", type=int, default=20)
     args = parser.parse_args()
     targets = args.target or ["opencl", "vulkan"]
+    if args.folder is not None:
+        return conclude(*gathered(args.folder), args.name, "Run elsewhere, on the devices named below; put together here.")
     with tempfile.TemporaryDirectory() as scratch:
         if args.clean:
             return clean(targets, PROMPTS[: args.runs], Path(scratch))
@@ -75,7 +81,7 @@ def carve(name: str, out: Path) -> None:
 
 def faults(targets: Sequence[str], models: Sequence[str], operators: int, scratch: Path) -> int:
     results: dict[str, list[BenchResult]] = defaultdict(list)
-    figures, checks = {}, {}
+    figures: dict[str, object] = {}
     for name in models:
         run = scratch / name
         carve(name, run)
@@ -88,6 +94,25 @@ def faults(targets: Sequence[str], models: Sequence[str], operators: int, scratc
             own = result.totals()["tapml"]
             figures[f"{name} on {target}"] = brief(done) | {"data": {"totals": done.data["totals"], "clean": done.data["clean"]}}
             print(f"{name} on {target}: {own.detected[0]} of {own.detected[1]} detected, {done.seconds:.0f} s", flush=True)
+    here = machine()
+    return conclude(results, figures, "faults", f"{here['cores']} cores, {here['memory_gib']} GiB, {here['system']}.")
+
+
+def gathered(folder: Path) -> tuple[dict[str, list[BenchResult]], dict[str, object]]:
+    """Results that were made elsewhere, in the order of their files' names."""
+    results: dict[str, list[BenchResult]] = defaultdict(list)
+    figures: dict[str, object] = {}
+    for path in sorted(folder.glob("*.json")):
+        result = BenchResult.from_json(json.loads(path.read_text()))
+        results[result.target].append(result)
+        figures[f"{result.model} on {result.target}"] = {"device": result.device, "seconds": result.seconds}
+    return results, figures
+
+
+def conclude(results: dict[str, list[BenchResult]], figures: dict[str, object], name: str, where: str) -> int:
+    """Puts the models of each target together, checks what was promised, and writes it."""
+    checks: dict[str, bool] = {}
+    stem = f"{time.strftime('%Y-%m-%d')}-{name}"
     for target, found in results.items():
         rows = merged(found)
         totals = totals_of(rows, alarms(found))
@@ -111,10 +136,10 @@ def faults(targets: Sequence[str], models: Sequence[str], operators: int, scratc
         checks[f"{target}: reproducers of at most 64 input elements in the median"] = small
         checks[f"{target}: no false alarm"] = own.false_alarms[0] == 0
         RESULTS.mkdir(exist_ok=True)
-        draw(rows, totals, f"{len(found)} models on {target}", RESULTS / f"{time.strftime('%Y-%m-%d')}-faults-{target}.svg")
-    text = "\n".join(markdown(results)) + "\n"
-    (RESULTS / f"{time.strftime('%Y-%m-%d')}-faults.md").write_text(text, encoding="utf-8")
-    return save("faults", figures, checks)
+        draw(rows, totals, f"{len(found)} models on {target}", RESULTS / f"{stem}-{target}.svg")
+    text = "\n".join(markdown(results, stem, where)) + "\n"
+    (RESULTS / f"{stem}.md").write_text(text, encoding="utf-8")
+    return save(name, figures, checks)
 
 
 def merged(found: Sequence[BenchResult]) -> list[Row]:
@@ -146,12 +171,11 @@ def somewhere(name: str, found: Sequence[BenchResult]) -> bool:
     return any(n == of > 0 for n, of in counts)
 
 
-def markdown(results: dict[str, list[BenchResult]]) -> Iterator[str]:
-    here = machine()
+def markdown(results: dict[str, list[BenchResult]], stem: str, where: str) -> Iterator[str]:
     yield f"# Faults, {time.strftime('%Y-%m-%d')}"
     yield ""
     models = ", ".join(r.model for r in next(iter(results.values())))
-    yield f"Models: {models}. {here['cores']} cores, {here['memory_gib']} GiB, {here['system']}."
+    yield f"Models: {models}. {where}"
     yield ""
     yield from methods_markdown()
     for target, found in results.items():
@@ -159,7 +183,7 @@ def markdown(results: dict[str, list[BenchResult]]) -> Iterator[str]:
         yield ""
         yield f"## {target} ({found[0].device['name']})"
         yield ""
-        yield f"![by class](./{time.strftime('%Y-%m-%d')}-faults-{target}.svg)"
+        yield f"![by class](./{stem}-{target}.svg)"
         yield ""
         yield from totals_markdown(totals_of(rows, clean_ones), {m: c.seconds for m, c in clean_ones.items()})
         yield ""
