@@ -24,6 +24,8 @@ PACKAGES = (
     "pyopencl",
     "pocl-binary-distribution",
     "wgpu",
+    "bokeh",
+    "matplotlib",
 )
 GOOD_FFI = "0.1.14.post0"
 TVM_SECONDS = 60.0
