@@ -16,6 +16,7 @@ from typing import Any
 
 import tapml
 from tapml.carve.folder import RunFolder
+from tapml.carve.layout import TARGET_FOLDER
 from tapml.kernels import Argument, Kernel, Program, Step
 from tapml.migrate.journal import Header, Journal
 from tapml.migrate.programs import keep
@@ -38,6 +39,12 @@ DEVICE = {
 
 def copy(run: RunFolder, to: Path) -> RunFolder:
     shutil.copytree(run.path, to)
+    return RunFolder.open(to)
+
+
+def bare(run: RunFolder, to: Path) -> RunFolder:
+    """A copy without results: other tests leave theirs in the runs that all share."""
+    shutil.copytree(run.path, to, ignore=shutil.ignore_patterns(TARGET_FOLDER))
     return RunFolder.open(to)
 
 

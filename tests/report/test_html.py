@@ -30,7 +30,7 @@ from tapml.report.html.layout import lay_out
 from tapml.report.html.numbers import short
 from tapml.report.html.page import LIMIT, embedded, script, write_report
 from tapml.report.html.sides import LETTERS
-from tests.report.results import HOSTILE, SOURCE, copy, data_of, pretend, program
+from tests.report.results import HOSTILE, SOURCE, bare, copy, data_of, pretend, program
 
 
 def operators_with(sheet: Any, letter: str) -> list[int]:
@@ -94,7 +94,7 @@ def test_every_operator_has_its_place_body_inputs_and_case(results: RunFolder, t
 def test_a_real_migration_keeps_its_kernels(
     make_run: Callable[[str], RunFolder], tmp_path: Path, need: Callable[[str], str]
 ) -> None:
-    run = copy(make_run("conv_net"), tmp_path / "run")
+    run = bare(make_run("conv_net"), tmp_path / "run")
     result = Run(run).migrate(need("cpu"))
     write_report(run, tmp_path / "r.html", ["cpu"])
     data = data_of(tmp_path / "r.html")
@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_left_out_and_said(results: RunFolder, tmp_path: Pa
 
 
 def test_a_run_without_results(make_run: Callable[[str], RunFolder], tmp_path: Path) -> None:
-    run = copy(make_run("encoder"), tmp_path / "run")
+    run = bare(make_run("encoder"), tmp_path / "run")
     written = write_report(run, tmp_path / "r.html")
     data = data_of(tmp_path / "r.html")
     assert written.targets == () and [side["target"] for side in data["sides"]] == ["source"]
@@ -178,14 +178,14 @@ def test_a_run_without_results(make_run: Callable[[str], RunFolder], tmp_path: P
 
 
 def test_two_runs(results: RunFolder, make_run: Callable[[str], RunFolder], tmp_path: Path) -> None:
-    other = copy(make_run("llama"), tmp_path / "other")
+    other = bare(make_run("llama"), tmp_path / "other")
     pretend(other, "opencl", scale=0.5)
     assert write_report(results, tmp_path / "r.html", ["opencl"], other).targets == ("opencl",)
     data = data_of(tmp_path / "r.html")
     assert [(s["target"], s["run"]) for s in data["sides"]] == [("source", 0), ("opencl", 0), ("opencl", 1)]
     first, second = (s["modes"]["isolated"]["error"] for s in data["sides"][1:])
     assert first != second and data["other"]["same_run"] and not data["other"]["only_here"]
-    stranger = make_run("encoder")
+    stranger = bare(make_run("encoder"), tmp_path / "stranger")
     write_report(results, tmp_path / "r.html", ["opencl"], stranger)
     assert len(data_of(tmp_path / "r.html")["other"]["only_here"]) == len(results.operators)
 

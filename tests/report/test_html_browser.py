@@ -12,7 +12,7 @@ import pytest
 
 from tapml.carve.folder import RunFolder
 from tapml.report.html.page import write_report
-from tests.report.results import HOSTILE, copy
+from tests.report.results import HOSTILE, bare, copy, pretend
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the playwright package is not installed")
 
@@ -203,8 +203,16 @@ def test_a_phone(browser: Any, file: Path, address: str) -> None:
     assert page.page.locator("#panel").is_hidden() and page.said == []
 
 
+def test_a_phone_and_a_target_with_a_long_name(browser: Any, results: Any, tmp_path: Path) -> None:
+    run = copy(results, tmp_path / "run")
+    pretend(run, "opencl:device=the second processor of a rented machine,f16=0,schedule=simple")
+    write_report(run, tmp_path / "r.html")
+    page = Page(browser, tmp_path / "r.html", "", width=360, has_touch=True)
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
 def test_a_report_without_targets(browser: Any, make_run: Any, tmp_path: Path) -> None:
-    write_report(copy(make_run("conv_net"), tmp_path / "run"), tmp_path / "r.html")
+    write_report(bare(make_run("conv_net"), tmp_path / "run"), tmp_path / "r.html")
     page = Page(browser, tmp_path / "r.html")
     assert "not yet run on any target" in page.text(".lead") and page.said == []
     assert len(page.colours()) == 6 and page.page.locator(".row").count() == 6
