@@ -8,6 +8,7 @@ Statuses: `pass`; `fail` (wrong numbers); `flaky` (the same kernel on the same i
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -93,3 +94,14 @@ def summary(verdicts: Iterable[Verdict]) -> dict[str, int]:
     for verdict in verdicts:
         counts[verdict.status] += 1
     return counts
+
+
+def finite(value: Any) -> Any:
+    """The same data with numbers that JSON can hold: infinity as the largest double, NaN as None."""
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else math.copysign(sys.float_info.max, value)
+    return value

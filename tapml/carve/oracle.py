@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tapml.carve.tolerance import distance, undecided
+from tapml.carve.tolerance import source_error
 from tapml.generation import Call, DecoderShape, decode_call, prefill_calls
 from tapml.operators.execute import BodyFunction, body_function, first_content, host_from_tensor, tensor_from_host
 from tapml.operators.graph import Body, Graph, Operator
-from tapml.tensors import FLOATS, HostArray, TensorSpec, dtype_name
+from tapml.tensors import HostArray, TensorSpec
 
 DECODE_STEPS = 2
 DTYPE = torch.float64
@@ -67,15 +67,6 @@ class OperatorLine:
 
     def to_json(self) -> dict[str, object]:
         return {"operator": self.operator, "step": self.step, "source_error": list(self.source_error)}
-
-
-def source_error(source: HostArray, oracle: HostArray) -> tuple[float, Mask | None]:
-    """The source's distance from float64, and the elements on which it is no judge (None: it is on all). Integers and
-    booleans must be equal on a target, so their error is 0.0."""
-    mask = undecided(source, oracle)
-    if dtype_name(source) not in FLOATS:
-        return 0.0, mask
-    return distance(source, oracle if mask is None else np.ma.MaskedArray(oracle, mask)), mask
 
 
 def case_errors(

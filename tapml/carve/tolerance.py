@@ -129,6 +129,21 @@ def undecided(source: HostArray, oracle: HostArray) -> NDArray[np.bool_] | None:
     return differs if differs.any() else None
 
 
+def source_error(source: HostArray, oracle: HostArray) -> tuple[float, NDArray[np.bool_] | None]:
+    """The source's distance from float64, and the elements on which it is no judge (None: it is on all). Integers and
+    booleans must be equal on a target, so their error is 0.0."""
+    mask = undecided(source, oracle)
+    if dtype_name(source) not in FLOATS:
+        return 0.0, mask
+    return distance(source, oracle if mask is None else np.ma.MaskedArray(oracle, mask)), mask
+
+
+def as_reference(source: HostArray, oracle: HostArray) -> tuple[HostArray, float]:
+    """The source's output as a reference, masked where it is no judge, and its distance from float64."""
+    error, mask = source_error(source, oracle)
+    return source if mask is None else np.ma.MaskedArray(source, mask), error
+
+
 def _scan(actual: HostArray, reference: HostArray, limit: float) -> tuple[float, int | None, int]:
     """(distance, flat index of the worst element, how many are beyond `limit`)."""
     if actual.shape != reference.shape:

@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import errno
 import json
-import math
 import os
 import sys
 import traceback
@@ -31,6 +30,7 @@ import tapml
 from tapml.cli import bisect, carve, doctor, explain, faults, health, migrate, report, test
 from tapml.cli.verb import INTERRUPTED, WRONG_USE, Outcome, Verb
 from tapml.errors import TapmlError, UsageError, nearest
+from tapml.verdicts import finite
 
 VERBS: dict[str, Verb] = {verb.NAME: verb for verb in (doctor, carve, test, migrate, bisect, explain, health, report, faults)}
 
@@ -240,17 +240,6 @@ def _write_json(data: dict[str, Any], destination: str) -> None:
         sys.stdout.write(text)
     else:
         Path(destination).write_text(text)
-
-
-def finite(value: Any) -> Any:
-    """The same data with numbers that JSON can hold: infinity as the largest double, NaN as None."""
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else math.copysign(sys.float_info.max, value)
-    return value
 
 
 def _forget_stdout() -> None:

@@ -83,7 +83,12 @@ def _with_parameters(function: Any, buffers: Sequence[Any]) -> Any:
     """The same function over other buffers: names decide the text, so equal work gives equal text."""
     table = dict(zip(function.params, buffers, strict=True))
     body = tvm_ffi.structural_map(function.body, [(ir.Var, lambda v: table.get(v, v))])
-    made = tirx.PrimFunc(list(buffers), body, function.ret_type)
+    return _made_anew(function, list(buffers), body)
+
+
+def _made_anew(function: Any, parameters: Sequence[Any], body: Any) -> Any:
+    """A function of this body with the attributes of `function`."""
+    made = tirx.PrimFunc(parameters, body, function.ret_type)
     for key, value in (function.attrs or {}).items():
         made = made.with_attr(key, value)
     return made
@@ -97,10 +102,7 @@ def _with_own_tanh(function: Any) -> Any:
             return tirx.call_pure_extern("float32", "accurate_tanh", call.args[0])
         return call
 
-    made = tirx.PrimFunc(function.params, tvm_ffi.structural_map(function.body, [(ir.Call, own)]), function.ret_type)
-    for key, value in (function.attrs or {}).items():
-        made = made.with_attr(key, value)
-    return made
+    return _made_anew(function, function.params, tvm_ffi.structural_map(function.body, [(ir.Call, own)]))
 
 
 def _lowered(function: Any, entry: str, tvm_target: Any) -> Any:

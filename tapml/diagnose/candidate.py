@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tapml.carve.tolerance import FACTOR, Comparison, compare, distance, undecided
+from tapml.carve.tolerance import FACTOR, Comparison, as_reference, compare, distance
 from tapml.errors import DeviceError, DeviceLost, TapmlError
 from tapml.kernels import Program
 from tapml.migrate.workbench import Workbench
@@ -187,14 +187,8 @@ class Examiner:
         """What the source answers, in its own dtype and in float64, and its error. Masks are set where it is no judge."""
         given = self._function(body)(inputs)
         exact = list(self._function(body, "float64")(inputs))
-        expected: list[HostArray] = []
-        errors: list[float] = []
-        for answer, x in zip(given, exact, strict=True):
-            mask = undecided(answer, x)
-            expected.append(np.array(answer) if mask is None else np.ma.MaskedArray(np.array(answer), mask))
-            floating = dtype_name(answer) in FLOATS
-            errors.append(distance(answer, x if mask is None else np.ma.MaskedArray(x, mask)) if floating else 0.0)
-        return _Source(expected, exact, errors)
+        made = [as_reference(np.array(answer), x) for answer, x in zip(given, exact, strict=True)]
+        return _Source([r for r, _ in made], exact, [e for _, e in made])
 
     def _judges(self, source: _Source) -> bool:
         """Whether the source is as good a judge as it was of the first case."""

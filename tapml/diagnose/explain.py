@@ -24,7 +24,7 @@ from tapml.carve.folder import RunFolder
 from tapml.carve.layout import TARGET_FOLDER
 from tapml.diagnose.advice import Context, advise
 from tapml.diagnose.evidence import Evidence, Triage
-from tapml.diagnose.explanation import Explanation, finite
+from tapml.diagnose.explanation import Explanation
 from tapml.diagnose.in_model import InModel, in_model
 from tapml.diagnose.places import Places
 from tapml.diagnose.shots import fire
@@ -39,6 +39,7 @@ from tapml.migrate.migrate import folder_name
 from tapml.migrate.operator_test import Trial
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
+from tapml.verdicts import finite
 
 ENDINGS = {"opencl-c": "cl", "wgsl": "wgsl", "c": "c", "cuda": "cu", "hip": "hip", "msl": "metal", "null": "txt"}
 

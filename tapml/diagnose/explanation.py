@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,14 +108,3 @@ class Explanation:
 def _array(array: HostArray) -> dict[str, Any]:
     small = array.size <= MOST_VALUES
     return {"shape": list(array.shape), "dtype": str(array.dtype), "values": array.astype(object).tolist() if small else None}
-
-
-def finite(value: Any) -> Any:
-    """The same data with numbers that JSON can hold: infinity as the largest double, NaN as None."""
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else math.copysign(sys.float_info.max, value)
-    return value

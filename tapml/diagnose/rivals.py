@@ -36,7 +36,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tapml.carve.folder import RunFolder
-from tapml.carve.tolerance import Comparison, compare, distance, undecided
+from tapml.carve.tolerance import Comparison, as_reference, compare
 from tapml.errors import DeviceError, DeviceLost
 from tapml.generation import greedy
 from tapml.kernels import Program
@@ -138,7 +138,7 @@ class RandomInputs:
         with np.errstate(all="ignore"):
             expected = model.function(operator.signature)(inputs)
             exact = model.function(operator.signature, "float64")(inputs)
-        judged = [_judged(r, x) for r, x in zip(expected, exact, strict=True)]
+        judged = [as_reference(r, x) for r, x in zip(expected, exact, strict=True)]
         return Drawn(inputs, [r for r, _ in judged], [e for _, e in judged])
 
     def _compare(self, operator: Operator, program: Program, drawn: Drawn) -> list[Comparison]:
@@ -175,15 +175,6 @@ def _integers(rng: np.random.Generator, recorded: Sequence[HostArray]) -> HostAr
     else:
         values = rng.integers(low, high, size, endpoint=True)
     return values.reshape(shape).astype(recorded[0].dtype)
-
-
-def _judged(expected: HostArray, exact: HostArray) -> tuple[HostArray, float]:
-    """The source's output, masked where it is no judge, and its distance from float64."""
-    mask = undecided(expected, exact)
-    judged = expected if mask is None else np.ma.MaskedArray(expected, mask)
-    if dtype_name(expected) not in FLOATS:
-        return judged, 0.0
-    return judged, distance(expected, exact if mask is None else np.ma.MaskedArray(exact, mask))
 
 
 class DebugCompare:

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from tapml.carve.folder import RunFolder
-from tapml.carve.tolerance import distance, undecided
 from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.model import Model
 from tapml.migrate.operator_test import Trial
 from tapml.operators.graph import Operator
-from tapml.tensors import FLOATS, HostArray, dtype_name
+from tapml.tensors import HostArray
 
 
 def recorded(run: RunFolder, model: Model, operator: Operator) -> Iterator[Trial]:
@@ -32,15 +29,7 @@ def recorded(run: RunFolder, model: Model, operator: Operator) -> Iterator[Trial
         if own or all(key is None for key in keys):
             yield Trial(case.id, inputs, expected, case.source_error)
         else:
-            yield computed(model, operator, _with_weights(model, keys, inputs), case.id)
-
-
-def computed(model: Model, operator: Operator, inputs: Sequence[HostArray], name: str) -> Trial:
-    """A trial on any inputs: what the source answers to them, and how far it is from float64."""
-    expected = model.function(operator.signature)(inputs)
-    exact = model.function(operator.signature, "float64")(inputs)
-    judged = [_against(r, x) for r, x in zip(expected, exact, strict=True)]
-    return Trial(name, inputs, [r for r, _ in judged], [e for _, e in judged])
+            yield Trial.computed(model, operator, _with_weights(model, keys, inputs), case.id)
 
 
 def met(run: RunFolder, model: Model, hybrid: Hybrid, operator: Operator) -> Iterator[Trial]:
@@ -56,7 +45,7 @@ def met(run: RunFolder, model: Model, hybrid: Hybrid, operator: Operator) -> Ite
         for each, outputs in hybrid.observe(call.graph, call.inputs):
             if each.name == operator.name:
                 inputs = [values[n] if k is None else model.weight(k) for n, k in zip(operator.inputs, keys, strict=True)]
-                yield computed(model, operator, inputs, f"call {number} of the model ({call.graph})")
+                yield Trial.computed(model, operator, inputs, f"call {number} of the model ({call.graph})")
             values.update(zip(each.outputs, outputs, strict=True))
         for key, name in graph.mutations.items():
             states[key] = values[name] if name in values else model.weight(weights[name])
@@ -64,12 +53,3 @@ def met(run: RunFolder, model: Model, hybrid: Hybrid, operator: Operator) -> Ite
 
 def _with_weights(model: Model, keys: Sequence[str | None], recorded: Sequence[HostArray]) -> list[HostArray]:
     return [array if key is None else model.weight(key) for array, key in zip(recorded, keys, strict=True)]
-
-
-def _against(expected: HostArray, exact: HostArray) -> tuple[HostArray, float]:
-    """The source's output, masked where it is no judge, and its distance from float64."""
-    mask = undecided(expected, exact)
-    judged = expected if mask is None else np.ma.MaskedArray(expected, mask)
-    if dtype_name(expected) not in FLOATS:
-        return judged, 0.0
-    return judged, distance(expected, exact if mask is None else np.ma.MaskedArray(exact, mask))

@@ -34,15 +34,16 @@ import numpy as np
 
 from tapml.carve.case import Case
 from tapml.carve.folder import RunFolder
-from tapml.carve.tolerance import Comparison, compare, distance, undecided
+from tapml.carve.tolerance import Comparison, as_reference, compare
 from tapml.errors import DeviceError, DeviceLost, UsageError, nearest
 from tapml.kernels import Program
 from tapml.migrate.alteration import Alteration
 from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.hybrid import Hybrid
+from tapml.migrate.model import Model
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
-from tapml.tensors import FLOATS, HostArray, dtype_name, spec_of
+from tapml.tensors import HostArray, spec_of
 from tapml.verdicts import Measure, Stage, Status, Verdict
 
 # How often a failing case is run again before it counts as failing for good.
@@ -59,6 +60,16 @@ class Trial:
     expected: Sequence[HostArray]
     source_error: Sequence[float]
     case: Case | None = None
+
+    @staticmethod
+    def computed(
+        model: Model, operator: Operator, inputs: Sequence[HostArray], name: str, case: Case | None = None
+    ) -> Trial:
+        """A trial on any inputs: what the source answers to them now, and how far that is from float64."""
+        expected = model.function(operator.signature)(inputs)
+        exact = model.function(operator.signature, "float64")(inputs)
+        made = [as_reference(r, x) for r, x in zip(expected, exact, strict=True)]
+        return Trial(name, inputs, [r for r, _ in made], [e for _, e in made], case)
 
 
 class OperatorTester:
@@ -219,10 +230,7 @@ class OperatorTester:
         recorded, _ = self.run.case_arrays(case)
         keys = self.model.weight_keys(operator)
         inputs = [array if key is None else self.model.weight(key) for array, key in zip(recorded, keys, strict=True)]
-        expected = self.model.function(operator.signature)(inputs)
-        exact = self.model.function(operator.signature, "float64")(inputs)
-        judged = [_against_oracle(r, x) for r, x in zip(expected, exact, strict=True)]
-        return Trial(case.id, inputs, [r for r, _ in judged], [e for _, e in judged], case)
+        return Trial.computed(self.model, operator, inputs, case.id, case)
 
     def _judge(
         self, operator: Operator, program: Program, trials: Iterator[Trial], how: str, started: float
@@ -320,15 +328,6 @@ class OperatorTester:
 
 def _compare(actual: Sequence[HostArray], trial: Trial) -> list[Comparison]:
     return [compare(y, r, e) for y, r, e in zip(actual, trial.expected, trial.source_error, strict=True)]
-
-
-def _against_oracle(expected: HostArray, exact: HostArray) -> tuple[HostArray, float]:
-    """The source's output, masked where it is no judge, and its distance from float64."""
-    mask = undecided(expected, exact)
-    judged = expected if mask is None else np.ma.MaskedArray(expected, mask)
-    if dtype_name(expected) not in FLOATS:
-        return judged, 0.0
-    return judged, distance(expected, exact if mask is None else np.ma.MaskedArray(exact, mask))
 
 
 def _compound(errors: dict[int, tuple[float, ...]], step: int, outputs: int) -> tuple[float, ...]:
