@@ -17,7 +17,7 @@ PACKAGE = ROOT / "tapml"
 LEVELS = (
     {"errors", "tensors", "kernels", "verdicts", "generation"},
     {"source", "operators"},
-    {"carve", "compile", "targets", "devices"},
+    {"carve", "compile", "targets", "devices", "remote"},
     {"migrate"},
     {"diagnose"},
     {"report", "api"},
@@ -34,6 +34,9 @@ HOMES = {
     "tvm_ffi": {"compile"},
     "pyopencl": {"devices"},
     "wgpu": {"devices"},
+    "websockets": {"remote"},
+    "segno": {"remote"},
+    "cryptography": {"remote"},
     "rich": {"report", "cli"},
     "bokeh": {"report"},
     "matplotlib": {"report"},

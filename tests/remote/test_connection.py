@@ -1,0 +1,160 @@
+"""One WebSocket to a hub: a real server of the library on the other side, in a thread."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from websockets.sync.server import ServerConnection, serve
+
+from tapml.remote.address import HubAddress
+from tapml.remote.connection import Broken, Connection, Refused, Unreachable
+from tapml.remote.wire import MESSAGE_LIMIT, Control, control, decode, packet
+
+HELLO = {"version": 1, "role": "client", "session": bytes(16), "device": "any", "target": "cpu", "label": "a test"}
+SESSION = bytes(16)
+
+
+@contextmanager
+def server(handle: Callable[[ServerConnection], None]) -> Iterator[HubAddress]:
+    with serve(handle, "127.0.0.1", 0, max_size=MESSAGE_LIMIT, compression=None) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield HubAddress("http", "127.0.0.1", running.socket.getsockname()[1], token="secret")
+        running.shutdown()
+        thread.join()
+
+
+def greet(connection: ServerConnection, heartbeat: float = 5.0) -> dict[str, object]:
+    hello = decode(connection.recv(decode=False))
+    assert isinstance(hello, Control)
+    connection.send(control("welcome", {"version": 1, "name": "me", "heartbeat": heartbeat}))
+    said: dict[str, object] = hello.arguments[0]
+    return said
+
+
+def test_hello_carries_the_token_and_messages_go_both_ways() -> None:
+    hellos = []
+
+    def echo(connection: ServerConnection) -> None:
+        hellos.append(greet(connection))
+        for data in connection:
+            connection.send(data)
+
+    sizes = (0, 1, 1000, 2**16, 2**20)
+    with server(echo) as address:
+        connection = Connection.open(address, HELLO)
+        for size in sizes:
+            data = packet(SESSION, 1, 0, [["write", 1, 0, bytes([size % 251]) * size]])
+            connection.send(data)
+            assert connection.receive() == data
+        connection.close()
+    assert hellos == [{**HELLO, "token": "secret"}]
+    assert connection.welcome["name"] == "me"
+
+
+def test_pings_are_answered_and_not_handed_on() -> None:
+    answers = []
+
+    def ping(connection: ServerConnection) -> None:
+        greet(connection)
+        connection.send(control("ping", 17))
+        answers.append(decode(connection.recv(decode=False)))
+        connection.send(control("away", "gone"))
+
+    with server(ping) as address:
+        connection = Connection.open(address, HELLO)
+        assert decode(connection.receive()) == Control("away", ("gone",))
+        connection.close()
+    assert answers == [Control("pong", (17,))]
+
+
+def test_a_silent_hub_is_taken_for_dead() -> None:
+    leave = threading.Event()
+
+    def silent(connection: ServerConnection) -> None:
+        greet(connection, heartbeat=0.1)
+        leave.wait(10)
+
+    with server(silent) as address:
+        connection = Connection.open(address, HELLO)
+        with pytest.raises(Broken, match="nothing was heard"):
+            connection.receive()
+        connection.close()
+        leave.set()
+
+
+def test_closing_wakes_the_one_who_reads() -> None:
+    leave = threading.Event()
+    found: list[Exception] = []
+
+    def silent(connection: ServerConnection) -> None:
+        greet(connection)
+        leave.wait(10)
+
+    with server(silent) as address:
+        connection = Connection.open(address, HELLO)
+
+        def read() -> None:
+            try:
+                connection.receive()
+            except Broken as error:
+                found.append(error)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        time.sleep(0.05)
+        connection.close()
+        reader.join(10)
+        leave.set()
+        with pytest.raises(Broken):
+            connection.send(b"x")
+    assert len(found) == 1
+
+
+def test_a_refusal_has_its_code() -> None:
+    def refuse(connection: ServerConnection) -> None:
+        connection.recv()
+        connection.send(control("refused", "token", "The token is wrong."))
+
+    with server(refuse) as address, pytest.raises(Refused, match="token is wrong") as caught:
+        Connection.open(address, HELLO)
+    assert caught.value.code == "token"
+
+
+def test_nobody_there() -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    with pytest.raises(Unreachable, match="refused"):
+        Connection.open(HubAddress("http", "127.0.0.1", port, token="x"), HELLO)
+
+
+def test_something_else_is_there() -> None:
+    def other(connection: ServerConnection) -> None:
+        connection.send(control("away", "I am no hub"))
+
+    with server(other) as address, pytest.raises(Unreachable, match="no hub"):
+        Connection.open(address, HELLO)
+
+
+def test_no_websocket_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        def answer() -> None:
+            taken, _ = listening.accept()
+            taken.recv(1000)
+            taken.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            taken.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(Unreachable):
+            Connection.open(HubAddress("http", "127.0.0.1", listening.getsockname()[1], token="x"), HELLO)
+
+
+def test_a_server_that_says_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening, pytest.raises(Unreachable, match="nothing was heard"):
+        Connection.open(HubAddress("http", "127.0.0.1", listening.getsockname()[1], token="x"), HELLO, timeout=0.3)
