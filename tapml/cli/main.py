@@ -22,17 +22,20 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import tapml
-from tapml.cli import bisect, carve, doctor, explain, faults, health, migrate, report, test
+from tapml.cli import agent, bisect, carve, devices, doctor, explain, faults, health, hub, migrate, report, test
 from tapml.cli.verb import INTERRUPTED, WRONG_USE, Outcome, Verb
 from tapml.errors import TapmlError, UsageError, nearest
 from tapml.verdicts import finite
 
-VERBS: dict[str, Verb] = {verb.NAME: verb for verb in (doctor, carve, test, migrate, bisect, explain, health, report, faults)}
+VERBS: dict[str, Verb] = {
+    verb.NAME: verb
+    for verb in (doctor, carve, test, migrate, bisect, explain, health, report, faults, hub, agent, devices)
+}
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
@@ -87,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         destination = args.json
         _check_json(destination)
-        with _stdout_held(destination == "-"):
+        with _stdout_held(destination == "-") as write:
+            args.tell = lambda data: _tell(data, destination, write)
             outcome = VERBS[args.verb].run(args)
     except SystemExit as stop:  # argparse, after --help and --version
         return stop.code if isinstance(stop.code, int) else WRONG_USE
@@ -116,7 +120,7 @@ def _show(outcome: Outcome, destination: str | None) -> int:
                     console.print(part, markup=False, highlight=False, soft_wrap=True)
                 else:
                     console.print(part)
-        if destination is not None:
+        if destination is not None and not outcome.told:
             _write_json(outcome.data, destination)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -202,24 +206,48 @@ def _quiet_libraries() -> None:
 
 
 @contextlib.contextmanager
-def _stdout_held(hold: bool) -> Iterator[None]:
-    """While a verb runs under `--json -`, whatever libraries print on stdout, from Python or from C, goes to stderr."""
+def _stdout_held(hold: bool) -> Iterator[Callable[[str], None]]:
+    """While a verb runs under `--json -`, whatever libraries print on stdout, from Python or from C, goes to stderr. Gives what
+    writes on the real stdout all the same."""
+    stdout = sys.stdout
+
+    def write(text: str) -> None:
+        stdout.write(text)
+        stdout.flush()
+
     if not hold:
-        yield
+        yield write
         return
     with contextlib.redirect_stdout(sys.stderr):
         try:
             real, errors = sys.__stdout__.fileno() if sys.__stdout__ else 1, sys.stderr.fileno()
         except (OSError, ValueError):  # a stream without a file, as under a test
-            yield
+            yield write
             return
         saved = os.dup(real)
         os.dup2(errors, real)
         try:
-            yield
+            yield lambda text: _write_all(saved, text.encode())
         finally:
             os.dup2(saved, real)
             os.close(saved)
+
+
+def _write_all(file: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(file, data) :]
+
+
+def _tell(data: dict[str, Any], destination: str | None, write: Callable[[str], None]) -> None:
+    """The JSON of a verb that goes on running: one line on stdout, or a file that is there all at once."""
+    text = json.dumps(finite(data), allow_nan=False) + "\n"
+    if destination == "-":
+        write(text)
+    elif destination is not None:
+        path = Path(destination)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(text)
+        partial.replace(path)
 
 
 def _check_json(destination: str | None) -> None:

@@ -9,7 +9,8 @@ Each verb is one file beside this one, with
     resume_hint(args) -> str        optional: what to type after Ctrl-C
 
 `main.py` finds the verb, prints the outcome, writes the JSON and turns errors into exit codes. A verb therefore prints nothing
-itself: what people see is `Outcome.view`, progress goes to stderr through `tapml.report.progress`.
+itself: what people see is `Outcome.view`, progress goes to stderr through `tapml.report.progress`. The hub, which runs until it
+is stopped, is the exception: it prints where it listens, and writes its JSON with `args.tell` as soon as it does.
 """
 
 from __future__ import annotations
@@ -32,17 +33,19 @@ WRONG_USE = 2
 UNAVAILABLE = 3
 INTERRUPTED = 130
 
+DEVICE = "where to run it: local, or NAME@URL for one at a tapml hub (any@URL: the first that is free; default: local)"
 INJECT = "rewrite kernels' source with a function, to see a fault caught"
 
 
 @dataclass(frozen=True)
 class Outcome:
     """`code` is the exit code, `data` the object for `--json`, `view` what is printed on stdout, top to bottom (strings are
-    printed as they are; other things are rich renderables)."""
+    printed as they are; other things are rich renderables). `told`: the JSON was written while the verb ran."""
 
     code: int
     data: dict[str, Any]
     view: tuple[RenderableType, ...] = field(default=(), compare=False)
+    told: bool = False
 
 
 class Verb(Protocol):
@@ -80,6 +83,14 @@ def prompts_of(prompts: list[str], file: str | None) -> list[str]:
     if not lines:
         raise PromptError(f"--prompt-file {file} holds no prompt: one a line is expected, and every line is blank.")
     return [*prompts, *lines]
+
+
+def device_words(device: str) -> list[str]:
+    """`--device` as it can be typed again, but for the hub's token, which is not to be shown."""
+    if device == "local":
+        return []
+    name, at, url = device.partition("@")
+    return ["--device", f"{name}{at}{url.partition('?')[0]}?token=…" if at else device]
 
 
 def quoted(words: Sequence[str]) -> str:

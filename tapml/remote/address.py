@@ -39,6 +39,7 @@ class HubAddress:
         try:
             parts = urlsplit(text.strip())
             port = parts.port
+            (parts.hostname or "").encode("idna")
         except ValueError as error:
             raise UsageError(f"{_shown(text)} is no address of a hub: {error}. Give {FORM}.") from error
         if parts.scheme not in PORTS or not parts.hostname:

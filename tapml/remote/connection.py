@@ -19,6 +19,7 @@ import ssl
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from websockets.client import ClientProtocol
@@ -173,7 +174,7 @@ class Connection:
 
     def _write_held(self, data: bytes) -> None:
         view = memoryview(data)
-        until = time.monotonic() + self._silence
+        begun = time.monotonic()
         while view:
             try:
                 with self._lock:
@@ -182,7 +183,8 @@ class Connection:
                     sent = self._socket.send(view)
                 view = view[sent:]
             except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                self._wait(select.POLLOUT, until, "nothing can be sent")
+                # A hub that holds this end up, since the other end is slow, is still heard.
+                self._wait(select.POLLOUT, lambda: max(begun, self._heard), "nothing can be sent")
             except OSError as error:
                 self._break(error)
 
@@ -196,7 +198,7 @@ class Connection:
                     data = self._socket.recv(READ_BYTES)
                 break
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                self._wait(select.POLLIN, self._heard + self._silence, "nothing was heard")
+                self._wait(select.POLLIN, lambda: self._heard, "nothing was heard")
             except OSError as error:
                 self._break(error)
         self._heard = time.monotonic()
@@ -224,15 +226,17 @@ class Connection:
             self._arrived.append(self._fragments[0] if len(self._fragments) == 1 else b"".join(self._fragments))
             self._fragments.clear()
 
-    def _wait(self, event: int, until: float, what: str) -> None:
+    def _wait(self, event: int, since: Callable[[], float], what: str) -> None:
+        """Until the socket is ready, or the silence since the last sign of life is too long."""
         poll = select.poll()
         with self._lock:
             if self._closed:
                 raise Broken("the connection is closed")
             poll.register(self._socket.fileno(), event)
-        left = until - time.monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
-            raise Broken(f"{what} for {self._silence:.0f} s")
+        while (left := since() + self._silence - time.monotonic()) > 0:
+            if poll.poll(left * 1000):
+                return
+        raise Broken(f"{what} for {self._silence:.0f} s")
 
     def _break(self, error: OSError) -> NoReturn:
         raise Broken((error.strerror or str(error)).lower()) from error

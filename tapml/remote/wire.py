@@ -39,6 +39,14 @@ SESSION_BYTES = 16
 DIGEST_BYTES = 32
 LARGEST = 2**53 - 1
 
+# By the first byte of a value in MessagePack: the bytes that it takes, 0 for arrays, maps and what tells its length in the next
+# bytes; and how many bytes that length takes. Extension types count as one byte, since the decoder refuses them.
+_STEPS = bytes(
+    [1] * 0x80 + [0] * 0x20 + [1 + n for n in range(32)] + [1] * 4 + [0] * 3 + [1] * 3 + [5, 9, 2, 3, 5, 9, 2, 3, 5, 9]
+    + [1] * 5 + [0] * 7 + [1] * 32
+)  # fmt: skip
+_WIDTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
+
 _CONTROL = b"\0"
 _SESSION = b"\1"
 
@@ -98,6 +106,7 @@ def decode(data: bytes) -> Control | Packet:
     limit = CONTROL_LIMIT if kind == _CONTROL else MESSAGE_LIMIT
     if len(data) > limit:
         raise WireError(f"a message of {len(data)} bytes, where {limit} are allowed")
+    _check_nesting(data)
     try:
         body = msgpack.unpackb(
             memoryview(data)[1:], raw=False, strict_map_key=True, max_str_len=MOST_TEXT, max_bin_len=PIECE,
@@ -108,6 +117,37 @@ def decode(data: bytes) -> Control | Packet:
     if not isinstance(body, list):
         raise WireError("a message that is no array")
     return _control(body) if kind == _CONTROL else _packet(body, len(data))
+
+
+def _check_nesting(data: bytes) -> None:
+    """Refuses what is nested too deep before anything is unpacked: MessagePack's decoder makes each array as long as its header
+    says, so 3 kB of headers, each inside of the one before, would be 64 MiB."""
+    at, end, remaining = 1, len(data), 1
+    outer: list[int] = []
+    while True:
+        while not remaining:
+            if not outer:
+                return
+            remaining = outer.pop()
+        remaining -= 1
+        if at >= end:
+            return  # cut short: the decoder says so
+        first = data[at]
+        step = _STEPS[first]
+        if step:
+            at += step
+            continue
+        width = _WIDTHS.get(first, 0)
+        length = int.from_bytes(data[at + 1 : at + 1 + width]) if width else first & 15
+        at += 1 + width
+        if 0xC4 <= first <= 0xDB:
+            at += length
+            continue
+        outer.append(remaining)
+        if len(outer) > MOST_DEPTH:
+            raise WireError(f"nested more than {MOST_DEPTH} deep")
+        is_map = first < 0x90 or first >= 0xDE
+        remaining = 2 * length if is_map else length
 
 
 def _control(body: list[Any]) -> Control:

@@ -34,6 +34,7 @@ def test_what_an_address_says() -> None:
         ("ftp://host/?token=x", "no address"),
         ("http:///?token=x", "no address"),
         ("http://host:99999/?token=x", "no address"),
+        ("http://a..b:1/?token=x", "no address"),
         ("http://host:8765/", "no token"),
         ("http://host:8765/?token=", "no token"),
         ("https://host/?token=abc.123", "not whole"),

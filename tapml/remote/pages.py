@@ -1,0 +1,131 @@
+"""What the hub answers to a browser that asks for a page, and which requests it answers at all.
+
+    pages = Pages.load(names)                       tapml/web, read once
+    pages.answer(request, token_opens) -> Response | None           None: it is for the WebSocket
+
+Every file that can be had is in memory under its exact address, so no path of a request ever reaches a file system. The page
+itself needs the token, or a pairing code, which is not looked at here: it is worth something on the WebSocket only. What the
+page may load and talk to is this hub and nothing else (Content-Security-Policy).
+"""
+
+from __future__ import annotations
+
+import http
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
+
+from tapml.remote.hosting import Names
+
+WIRE = "/wire"
+WEB = Path(__file__).parents[1] / "web"
+PAGE = "index.html"
+
+# A web folder holds dozens of files of some KiB.
+MOST_BYTES = 8 * 2**20
+
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".wgsl": "text/plain; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".ico": "image/x-icon",
+    ".json": "application/json",
+    ".webmanifest": "application/manifest+json",
+}
+
+
+@dataclass(frozen=True)
+class Pages:
+    """`files`: content type and content by path."""
+
+    names: Names
+    files: dict[str, tuple[str, bytes]]
+
+    @staticmethod
+    def load(names: Names, folder: Path = WEB) -> Pages:
+        files = {}
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if path.suffix in TYPES and path.is_file() and path.stat().st_size <= MOST_BYTES:
+                files[f"/web/{path.name}"] = (TYPES[path.suffix], path.read_bytes())
+        return Pages(names, files)
+
+    def answer(self, request: Request, token_opens: Callable[[str], bool]) -> Response | None:
+        """The response, or None for a request of the WebSocket, which the library looks at further."""
+        host = request.headers.get_all("Host")
+        if len(host) != 1 or not self.names.include(host_name(host[0])):
+            return text_response(http.HTTPStatus.MISDIRECTED_REQUEST, "This hub has another name. Use the address it prints.")
+        if request.method != "GET":
+            return text_response(http.HTTPStatus.METHOD_NOT_ALLOWED, "This hub answers GET only.")
+        path, _, query = request.path.partition("?")
+        if path == WIRE:
+            return None
+        if path == "/":
+            return self._page(query, host[0], token_opens)
+        if path in self.files:
+            return _response(http.HTTPStatus.OK, *self.files[path], host[0])
+        return text_response(http.HTTPStatus.NOT_FOUND, "There is no such page here.")
+
+    def _page(self, query: str, host: str, token_opens: Callable[[str], bool]) -> Response:
+        try:
+            given = parse_qs(query, max_num_fields=8)
+        except ValueError:
+            given = {}
+        token = given.get("token", [""])[-1]
+        if not token_opens(token) and not given.get("pair"):
+            return text_response(
+                http.HTTPStatus.FORBIDDEN,
+                "The token in this address is missing or wrong. Open the whole address that tapml hub prints, or scan its code.",
+            )
+        page = self.files.get(f"/web/{PAGE}")
+        if page is None:
+            return text_response(http.HTTPStatus.NOT_FOUND, "This installation of TapML has no page. Install it anew.")
+        return _response(http.HTTPStatus.OK, *page, host)
+
+
+def host_name(host: str) -> str:
+    """Of a Host header, without its port: "[::1]:8765" gives "::1"."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def same_origin(request: Request, scheme: str) -> bool:
+    """Whether the page that asks, if it is one, came from this hub. A program sends no Origin."""
+    origins, hosts = request.headers.get_all("Origin"), request.headers.get_all("Host")
+    return not origins or origins == [f"{scheme}://{host}" for host in hosts]
+
+
+def text_response(status: http.HTTPStatus, text: str) -> Response:
+    return _response(status, "text/plain; charset=utf-8", text.encode() + b"\n", "")
+
+
+def _response(status: http.HTTPStatus, kind: str, body: bytes, host: str) -> Response:
+    """`host` has been found to be a name or an address of ours, and goes into the policy: not every browser takes 'self' for a
+    WebSocket's address too."""
+    sockets = f" ws://{host} wss://{host}" if host else ""
+    policy = (
+        f"default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src 'self' data:; "
+        f"connect-src 'self'{sockets}; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = Headers({
+        "Content-Type": kind,
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+        "Cache-Control": "no-store",
+        "Content-Security-Policy": policy,
+        "Cross-Origin-Embedder-Policy": "require-corp",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    })
+    return Response(status.value, status.phrase, headers, body)

@@ -1,0 +1,122 @@
+"""One connection at the hub: telling it something, passing a packet on to it, and noticing that it went silent.
+
+The WebSocket is the library's; what is added is how the hub sends. `tell` is for the few small messages of the hub itself and
+never waits, so that what the hub decides is said in the order in which it was decided. A packet is passed on to the partner,
+unread and not copied, at the moment when it arrived. Only when the partner has not taken enough of what was sent before does it
+wait in the queue of its own connection, and with it all that this end sends afterwards: whoever sends faster than the other reads
+is held up, and the hub holds no more than `WRITE_LIMIT` and a few messages for a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import Callable
+from typing import Any, TypeGuard
+
+from websockets.asyncio.server import ServerConnection
+from websockets.frames import BINARY, Frame
+from websockets.protocol import OPEN, Event
+from websockets.typing import BytesLike
+
+from tapml.remote.gate import Gate
+from tapml.remote.wire import control, is_session
+
+# Bytes kept for an end that reads slowly before those that send to it are held up.
+WRITE_LIMIT = 2**20
+
+# Messages that arrived and were not looked at yet, before no more are read.
+READ_QUEUE = 2
+
+# A message of this size or more is worth a system call of its own rather than a copy.
+_LARGE = 2**14
+
+_BINARY = 0x82
+
+
+class Peer(ServerConnection):
+    """See the module's docstring. `heard` is when any byte came from it last, on the event loop's clock; `held_up`: it waits
+    until its partner takes what it sent, so that it cannot be heard; `crowded`: it came when there were too many. `partner`
+    gives the connection at the other end of its lease, None while there is none."""
+
+    def __init__(self, gate: Gate, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.heard = self.loop.time()
+        self.held_up = False
+        self.crowded = False
+        self.partner: Callable[[], Peer | None] | None = None
+        self.place = "an unknown address"
+        self._gate = gate
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.place = str((self.remote_address or [self.place])[0])
+        self.crowded = not self._gate.enter(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.let_in()
+        super().connection_lost(exc)
+
+    def let_in(self) -> None:
+        """It said who it is, and is no longer counted among the strangers."""
+        self._gate.leave(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = self.loop.time()
+        super().data_received(data)
+
+    def tell(self, name: str, *arguments: Any) -> None:
+        """A control message, sent at once; nothing if the connection is closing."""
+        self._put(control(name, *arguments))
+
+    def process_event(self, event: Event) -> None:
+        """A whole packet goes on at once, unless an earlier message of this end still waits, or the partner is slow."""
+        if self.partner is None or self.held_up or self.recv_messages.frames or not _whole_packet(event):
+            super().process_event(event)
+            return
+        partner = self.partner()
+        if partner is not None and partner.paused:
+            super().process_event(event)
+        elif partner is not None:
+            partner._put(event.data)
+
+    async def pass_on(self, data: bytes) -> None:
+        """A packet that waited."""
+        partner = self.partner() if self.partner is not None else None
+        if partner is not None:
+            self.held_up = True
+            await partner.send_slowly(data)
+            self.held_up, self.heard = False, self.loop.time()
+
+    async def send_slowly(self, data: bytes) -> None:
+        """Sends, and waits until enough was taken. If this connection breaks meanwhile, the message is lost: its sender keeps a
+        packet until it is acknowledged."""
+        self._put(data)
+        if self.paused:
+            with contextlib.suppress(OSError):
+                await self.drain()
+
+    def cut(self) -> None:
+        """Ends the connection without a goodbye."""
+        self.transport.abort()
+
+    def _put(self, data: BytesLike) -> None:
+        if self.protocol.state is not OPEN:
+            return
+        size = len(data)
+        if size < 126:
+            header = struct.pack("!BB", _BINARY, size)
+        elif size < 65536:
+            header = struct.pack("!BBH", _BINARY, 126, size)
+        else:
+            header = struct.pack("!BBQ", _BINARY, 127, size)
+        if size < _LARGE:
+            self.transport.write(header + bytes(data))
+        else:
+            self.transport.write(header)
+            self.transport.write(memoryview(data))
+
+
+def _whole_packet(event: Event) -> TypeGuard[Frame]:
+    return isinstance(event, Frame) and event.opcode is BINARY and event.fin and is_session(bytes(event.data[:1]))

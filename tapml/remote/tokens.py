@@ -1,0 +1,149 @@
+"""Who may do what at a hub: its secret, the tokens of paired devices, and pairing codes.
+
+    tokens = Tokens.kept(folder)             the same secret at each start, made at the first
+    tokens.opens("client", text)             whether this token opens that role
+    pairing = tokens.pairing(now)            a code that one device may use once, within five minutes
+    tokens.redeem(pairing.code, now)         its own token, or a PairingRefused
+
+The secret opens every role. A device that came with a pairing code gets a token of its own, which opens the role "device" only
+and is derived from the secret: nothing is stored for it, it survives a restart of the hub, and a new secret (`--new-token`) ends
+all of them. A code is short enough to be typed (about 49 bits) and so could be guessed in principle: after `MOST_WRONG` wrong
+ones within a minute nobody pairs for a minute, whoever asks. Times are seconds of one monotonic clock, passed in.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+import tempfile
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from tapml.errors import UsageError
+
+SECRET_BYTES = 32
+ID_BYTES = 8
+PAIRING_SECONDS = 300.0
+MOST_CODES = 8
+MOST_WRONG = 5
+WRONG_SECONDS = 60.0
+LOCKED_SECONDS = 60.0
+
+# No 0 and O, 1, I and L: they are read off a screen.
+ALPHABET = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
+CODE_LENGTH = 10
+
+SECRET_FILE = "token"
+
+
+class PairingRefused(Exception):
+    """The code is wrong, used or old, or too many wrong ones came. The message is for the person who typed it."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """A pairing code as people read it ("K7QF2-M9XTD"), and for how many seconds it is good."""
+
+    code: str
+    seconds: float
+
+
+class Tokens:
+    """See the module's docstring."""
+
+    def __init__(self, secret: str) -> None:
+        self.secret = secret
+        self._codes: dict[str, float] = {}
+        self._wrong: deque[float] = deque(maxlen=MOST_WRONG)
+        self._locked_until = float("-inf")
+
+    @staticmethod
+    def kept(folder: Path, new: bool = False) -> Tokens:
+        """With the secret that `folder` keeps, readable for its owner only. It is made if it is not there, or `new` is asked for.
+        Raises UsageError when the folder cannot be used."""
+        path = folder / SECRET_FILE
+        try:
+            private_folder(folder)
+            secret = "" if new or not path.exists() else path.read_text("ascii", errors="replace").strip()
+            if len(secret) < SECRET_BYTES or not set(secret) <= _URLSAFE:
+                secret = secrets.token_urlsafe(SECRET_BYTES)
+                write_private(path, secret.encode() + b"\n")
+        except OSError as error:
+            raise UsageError(
+                f"The hub's state cannot be kept in {folder}: {error.strerror or error}. Choose another folder with --state."
+            ) from error
+        return Tokens(secret)
+
+    def opens(self, role: str, token: str) -> bool:
+        """In a time that does not depend on how much of the token is right."""
+        whole = hmac.compare_digest(token.encode(), self.secret.encode())
+        return whole or (role == "device" and self._of_device(token))
+
+    def device_token(self) -> str:
+        """A new token for one device."""
+        identity = secrets.token_hex(ID_BYTES)
+        return f"d-{identity}-{self._seal(identity)}"
+
+    def pairing(self, now: float) -> Pairing:
+        """A new code. Of many that were not used the oldest are void."""
+        self._forget_old(now)
+        while len(self._codes) >= MOST_CODES:
+            del self._codes[next(iter(self._codes))]
+        code = "".join(secrets.choice(ALPHABET) for _ in range(CODE_LENGTH))
+        self._codes[code] = now + PAIRING_SECONDS
+        return Pairing(f"{code[: CODE_LENGTH // 2]}-{code[CODE_LENGTH // 2 :]}", PAIRING_SECONDS)
+
+    def redeem(self, text: str, now: float) -> str:
+        """The token for the device that typed this code, which is void from now on. Raises PairingRefused."""
+        if now < self._locked_until:
+            wait = round(self._locked_until - now) or 1
+            raise PairingRefused(f"Too many wrong pairing codes came. Wait {wait} s, then take a new code from the hub.")
+        self._forget_old(now)
+        given = "".join(letter for letter in text.upper() if letter.isalnum())
+        found = None
+        for code in self._codes:
+            if hmac.compare_digest(code.encode(), given.encode()):
+                found = code
+        if found is None:
+            self._wrong.append(now)
+            if len(self._wrong) == MOST_WRONG and now - self._wrong[0] <= WRONG_SECONDS:
+                self._locked_until = now + LOCKED_SECONDS
+                self._wrong.clear()
+            raise PairingRefused(
+                "This pairing code is wrong, was used already, or is older than five minutes. Take a new one from the hub."
+            )
+        del self._codes[found]
+        return self.device_token()
+
+    def _forget_old(self, now: float) -> None:
+        self._codes = {code: until for code, until in self._codes.items() if now < until}
+
+    def _seal(self, identity: str) -> str:
+        return hmac.digest(self.secret.encode(), b"device " + identity.encode(), "sha256").hex()
+
+    def _of_device(self, token: str) -> bool:
+        kind, _, rest = token.partition("-")
+        identity, _, seal = rest.partition("-")
+        return hmac.compare_digest(seal.encode(), self._seal(identity).encode()) and kind == "d"
+
+
+_URLSAFE = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+
+
+def private_folder(folder: Path) -> None:
+    """The folder, made for its owner only if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """The whole file or none of it, readable for its owner only at every moment."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mkstemp makes it 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
