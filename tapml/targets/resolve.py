@@ -8,12 +8,15 @@ barriers are what such drivers are slow at.
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import TYPE_CHECKING
 
-from tapml.devices.interface import DeviceInfo
 from tapml.errors import TargetError
 from tapml.targets.known import TARGETS
 from tapml.targets.parse import TargetChoice
 from tapml.targets.target import Limits, Target
+
+if TYPE_CHECKING:
+    from tapml.devices.interface import DeviceInfo
 
 # Names in DeviceInfo.limits for the fields of Limits.
 DEVICE_LIMITS = {

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tapml.kernels import Language
+if TYPE_CHECKING:
+    from tapml.kernels import Language
 
 
 @dataclass(frozen=True)

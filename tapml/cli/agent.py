@@ -1,0 +1,84 @@
+"""`tapml agent`: offers this machine's devices at a hub, until it is stopped.
+
+It says on stderr what it offers and who uses it. It needs neither PyTorch nor the compiler: `pip install 'tapml[agent]'` and the
+packages of the platform's drivers are enough. Exit code 0 when it was stopped, 2 when it and the hub are of different versions, 3
+when the hub does not let it in.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from tapml.cli.verb import ALL_PASSED, Outcome
+
+NAME = "agent"
+HELP = "offer this machine's devices at a hub"
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def size(text: str) -> int:
+    """An argparse type: bytes, as 500M, 1.5G or 1000000."""
+    digits, unit = (text[:-1], text[-1:].upper()) if text[-1:].isalpha() else (text, "")
+    try:
+        nbytes = int(float(digits) * UNITS[unit])
+    except (KeyError, ValueError, OverflowError):
+        nbytes = 0
+    if nbytes < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 500M or 2G")
+    return nbytes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="the hub's address, as tapml hub prints it (in quotes)")
+    parser.add_argument("--name", metavar="NAME", help="what it is called at the hub; the machine's name if not given")
+    parser.add_argument(
+        "--target", metavar="TARGET", action="append", default=[],
+        help="offer this target only, for example opencl:device=1; may be given several times. Without it: all that work",
+    )
+    parser.add_argument("--memory", metavar="SIZE", type=size, help="the most that a client may allocate, for example 500M")
+    parser.add_argument(
+        "--store", metavar="SIZE", type=size,
+        help="memory for weights and kernels that are not to be sent twice; an eighth of the machine's, at most 2G, if not given",
+    )
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    import signal
+
+    from tapml.remote.address import HubAddress
+    from tapml.remote.agent import Agent, say
+    from tapml.remote.offers import parse_offered
+
+    address = HubAddress.parse(args.url)
+    agent = Agent(address, checked_name(args.name), parse_offered(args.target), args.memory, args.store)
+    before = {number: signal.signal(number, lambda *_: agent.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        agent.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    data = {
+        "hub": address.redacted, "name": agent.name, "sessions": agent.sessions, "launches": agent.launches,
+        "received": agent.received, "sent": agent.sent,
+    }
+    say(f"Stopped after {agent.sessions} sessions, {agent.launches} launches, {agent.received} bytes in and {agent.sent} out.")
+    return Outcome(ALL_PASSED, data)
+
+
+def checked_name(name: str | None) -> str:
+    """What the agent wants to be called. Raises UsageError for a name that `--device` could not hold."""
+    import socket
+
+    from tapml.errors import UsageError
+
+    if name is None:
+        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in socket.gethostname().partition(".")[0])[:60] or "agent"
+    wrong = "is empty" if not name.strip() else ""
+    if name in ("any", "all", "local"):
+        wrong = "means something else in --device"
+    elif len(name) > 60 or not name.isprintable() or set(name) & set("@, "):
+        wrong = "has more than 60 characters, or a space, a comma or an @"
+    if wrong:
+        raise UsageError(f"--name {name!r} {wrong}. Give a short word, such as bench-2.")
+    return name

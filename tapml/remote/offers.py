@@ -1,0 +1,103 @@
+"""What an agent offers: each platform of its machine, tried in the background, one after another.
+
+    offers = Offers(parse_offered(["opencl", "cpu"]), changed=send_it)
+    for name, offer in offers.look(): …  tries them, in a thread of its own
+    offers.listed()                      {"opencl": {"state": "looking", "info": None, "reason": ""}, …} for the hub
+    offers.settled("cpu", 0.5)           False while it is not known; who waits for a target gets it tried next
+    offers.choice("cpu", None)           what to open for a client's wish, or an error that says why not
+
+"ready" means that a kernel ran in a child process just now and every number was right (`tapml.devices.trial`). Until then it
+is "looking", so that an agent is listed at once, whatever its drivers take to load.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from tapml.errors import TargetError, UnavailableError, UsageError
+from tapml.targets.known import TARGETS, WITHOUT_RUNTIME
+from tapml.targets.parse import TargetChoice, parse
+
+# Those that kernels can run on, the most useful first.
+PLATFORMS = ("opencl", "vulkan", "webgpu", "cpu")
+
+MOST_REASON = 2000
+
+
+def parse_offered(texts: Sequence[str]) -> list[TargetChoice]:
+    """The values of `--target`, or all platforms where there is none. Raises TargetError, UsageError for an option that is the
+    client's to choose, UnavailableError for a target that cannot run anywhere yet."""
+    choices = [parse(text) for text in texts] or [TargetChoice(name) for name in PLATFORMS if name in TARGETS]
+    for choice in choices:
+        if choice.name in WITHOUT_RUNTIME:
+            raise UnavailableError(f"Target {choice.name}: {WITHOUT_RUNTIME[choice.name]}. Can run: {', '.join(PLATFORMS)}.")
+        if set(choice.options) - {"device"}:
+            raise UsageError(f"Target {choice}: an agent takes the option device only; the others are the client's to choose.")
+    names = [choice.name for choice in choices]
+    if len(set(names)) < len(names):
+        raise UsageError("An agent offers one device of each target. Start a second agent, with another --name, for the second.")
+    return choices
+
+
+class Offers:
+    """Thread-safe. `changed` is called, from the thread that looks, whenever `listed` has changed."""
+
+    def __init__(self, choices: Sequence[TargetChoice], memory: int | None, changed: Callable[[], None]) -> None:
+        self._choices = {choice.name: choice for choice in choices}
+        self._memory = memory
+        self._changed = changed
+        self._known: dict[str, dict[str, Any]] = {}
+        self._wanted: list[str] = []
+        self._news = threading.Condition()
+
+    def listed(self) -> dict[str, dict[str, Any]]:
+        """As docs/wire.md has it."""
+        looking = {"state": "looking", "info": None, "reason": ""}
+        with self._news:
+            return {name: self._known.get(name, looking) for name in self._choices}
+
+    def look(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Tries each, those that a client waits for first."""
+        from tapml.devices.trial import try_target
+        from tapml.remote.descriptions import described
+
+        while True:
+            with self._news:
+                left = [name for name in (*self._wanted, *self._choices) if name not in self._known]
+            if not left:
+                return
+            try:
+                trial = try_target(self._choices[left[0]])
+                info = described(trial.info, self._memory) if trial.ready and trial.info is not None else None
+                reason = trial.reason[:MOST_REASON]
+            except Exception as error:
+                info, reason = None, f"{type(error).__name__}: {error}"[:MOST_REASON]
+            offer = {"state": "absent" if info is None else "ready", "info": info, "reason": reason}
+            with self._news:
+                self._known[left[0]] = offer
+                self._news.notify_all()
+            self._changed()
+            yield left[0], offer
+
+    def settled(self, target: str, seconds: float) -> bool:
+        """Waits until it is known whether the target is there."""
+        with self._news:
+            if target in self._choices and target not in self._wanted:
+                self._wanted.append(target)
+            return self._news.wait_for(lambda: target not in self._choices or target in self._known, seconds)
+
+    def choice(self, target: str, device: str | None) -> TargetChoice:
+        """What to open when a client wishes for this target and device. Raises TargetError when it is not among the offers,
+        UnavailableError when it is absent."""
+        own = self._choices.get(target)
+        if own is None:
+            raise TargetError(f"This agent does not offer {target!r}. It offers: {', '.join(self._choices)}.")
+        if own.device is not None and device is not None and device != own.device:
+            raise TargetError(f"This agent offers device {own.device} of {target} only. Leave device={device} away.")
+        known = self._known.get(target)
+        if known is not None and known["state"] != "ready":
+            raise UnavailableError(f"{target} is absent on this agent: {known['reason']}")
+        wished = device if device is not None else own.device
+        return TargetChoice(target, {} if wished is None else {"device": wished})
