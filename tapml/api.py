@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tapml.diagnose.health_result import Health
     from tapml.migrate.alteration import Alteration
     from tapml.migrate.migrate import MigrationResult
+    from tapml.migrate.share import Share
     from tapml.report.html.page import Written
 
 Progress = Callable[[str, int, int], None]
@@ -85,7 +86,7 @@ def carve(
 @dataclass(frozen=True)
 class TestResult:
     """What testing a run on a target said. `verdicts` are in execution order, one an operator that was asked for; `measures` are
-    the calls that were measured for them."""
+    the calls that were measured for them. `devices` says which did how many; `device` is one of them."""
 
     __test__ = False  # its name begins like a test's
 
@@ -95,6 +96,7 @@ class TestResult:
     verdicts: tuple[Verdict, ...]
     seconds: float
     measures: tuple[Measure, ...] = ()
+    devices: tuple[Share, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -109,6 +111,7 @@ class TestResult:
             "verdicts": [v.to_json() for v in self.verdicts],
             "summary": summary(self.verdicts),
             "seconds": self.seconds,
+            "devices": [share.to_json() for share in self.devices],
         }
 
 
@@ -152,13 +155,27 @@ class Run:
         inject: str | Alteration | None = None,
         progress: Progress | None = None,
     ) -> TestResult:
-        """Compiles the operators whose name matches the glob `operator` and checks each against the recording. `inject` is
-        "FILE.py:FUNCTION", an injected fault. What was found is kept in the run, see `tapml.migrate.records`. Raises
-        TargetError, UsageError, UnavailableError."""
+        """Compiles the operators whose name matches the glob `operator` and checks each against the recording. `device` is
+        "local", "NAME@URL" for one at a hub, or "A,B@URL" or "all@URL" for several that share the work. `inject` is
+        "FILE.py:FUNCTION", an injected fault. What was found is kept in the run, see `tapml.migrate.records`. Raises TargetError,
+        UsageError, UnavailableError."""
+        from tapml.devices.open import redacted
         from tapml.migrate.operator_test import OperatorTester
         from tapml.migrate.records import keep_test
+        from tapml.migrate.share import Crew, Share, are_several
 
         started = time.monotonic()
+        if mode == "isolated" and are_several(device):
+            with Crew(self.folder, target, device, inject) as crew:
+                operators = crew.tester.select(operator)
+                found = {verdict.operator: verdict for verdict in crew.test(operators, progress)}
+                verdicts = tuple(found[o.name] for o in operators)
+                keep_test(crew, target, device, mode, verdicts, merge=operator != "*")
+                measures = tuple(m for v in verdicts for m in crew.measures_of(v.operator))
+                return TestResult(
+                    str(crew.bench.choice), crew.bench.device.info, mode, verdicts, time.monotonic() - started, measures,
+                    crew.shares,
+                )
         with OperatorTester(self.folder, target, device, inject) as tester:
             if mode == "cumulative":
                 wanted = {o.name for o in tester.select(operator)}
@@ -167,8 +184,10 @@ class Run:
                 verdicts = tuple(tester.test_all(operator, progress))
             keep_test(tester, target, device, mode, verdicts, merge=operator != "*")
             measures = tuple(m for v in verdicts for m in tester.measures_of(v.operator))
+            info = tester.bench.device.info
             return TestResult(
-                str(tester.bench.choice), tester.bench.device.info, mode, verdicts, time.monotonic() - started, measures
+                str(tester.bench.choice), info, mode, verdicts, time.monotonic() - started, measures,
+                (Share(redacted(device), len(verdicts), info),),
             )
 
     def migrate(

@@ -8,7 +8,9 @@
     │   └── TargetError        no such target or device, or an option that it does not have
     └── UnavailableError       a target or device is not there, or was lost      exit code 3
         ├── DeviceError        a device refused or failed one request; the device itself lives on
-        └── DeviceLost         the device is gone (its process died, its connection broke)
+        │   └── OutOfMemory    there is no room for a buffer
+        ├── DeviceLost         the device is gone: its driver crashed, or a kernel hung
+        └── ConnectionLost     the way to a device broke for good, or its memory is gone; nothing is said about what ran
 
 Each message says what happened, with which input, and what to try next. `ValueError` and `assert` are for
 mistakes inside TapML. A kernel that fails is no error: it is a verdict (see `tapml.verdicts`).
@@ -60,8 +62,26 @@ class DeviceError(UnavailableError):
         self.stage = stage
 
 
+class OutOfMemory(DeviceError):
+    """The device has no room for a buffer; with less on it, there may be."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("launch", message)
+
+
 class DeviceLost(UnavailableError):
-    """The device is gone. What ran on it is lost; what was recorded is not."""
+    """The device is gone, and what ran on it is to blame. What ran on it is lost; what was recorded is not."""
+
+
+class ConnectionLost(UnavailableError):
+    """A device across a connection did not come back, or came back without its memory. No verdict follows from it: what was under
+    way is done again. `restarted`: the device's own process or page began anew, which a kernel may have caused. `final`: it was
+    waited for in vain, so there is nothing to be tried again."""
+
+    def __init__(self, message: str, restarted: bool = False, final: bool = False) -> None:
+        super().__init__(message)
+        self.restarted = restarted
+        self.final = final
 
 
 # As many names as an error message lists.

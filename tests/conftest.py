@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import tapml
 from tapml.carve.folder import RunFolder
 from tapml.devices.open import probe
 from tests.models import CAUSAL_LMS, VOCABULARY, causal_lm, conv_net, encoder
+from tests.remote.processes import Agent, Hub, running_agent, running_hub
 
 MakeRun = Callable[[str], RunFolder]
 
@@ -56,3 +57,11 @@ def need() -> Callable[[str], str]:
         return target
 
     return check
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Agent]]:
+    """A hub and an agent called "bench", each in a process of its own. For tests that break neither."""
+    folder = tmp_path_factory.mktemp("served")
+    with running_hub(folder) as hub, running_agent(hub.url, "bench") as agent:
+        yield hub, agent

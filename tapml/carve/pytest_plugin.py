@@ -4,10 +4,11 @@ A suite's `conftest.py` imports the options and the fixture `check` from here, a
 the class that tests operators (`tapml.migrate.operator_test.OperatorTester`). The suite is written by `tapml.carve.suite`.
 
     pytest RUN/tests --target opencl                         local driver
-    pytest RUN/tests --target vulkan --device NAME@HUB_URL   another machine
+    pytest RUN/tests --target vulkan --device NAME@URL       a device at a tapml hub
     pytest RUN/tests --target cpu --inject FILE.py:FUNCTION  with a fault in the kernels
 
-A target that is not there skips every test with the reason. Numbers of each test become JUnit properties.
+A target that is not there skips every test with the reason; a device that is lost for good while the tests run ends them with
+exit code 3. Numbers of each test become JUnit properties.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("tapml", "carved operator tests")
     try:
         group.addoption("--target", help="what to compile for and run on, e.g. opencl, vulkan, cpu (required)")
-        group.addoption("--device", default="local", help="where to run: local, or NAME@HUB_URL (default: local)")
+        group.addoption("--device", default="local", help="where to run: local, or NAME@URL at a tapml hub (default: local)")
         group.addoption("--inject", help="FILE.py:FUNCTION that changes kernel text, to see the tests fail")
     except ValueError:
         return  # a second suite in the same pytest call: the options are there already
@@ -92,7 +93,10 @@ def check(request: pytest.FixtureRequest, platform: Platform, record_property: C
     def run(operator: str, case: str) -> None:
         if isinstance(tester, str):
             pytest.skip(tester)
-        verdict = tester.test_case(case)
+        try:
+            verdict = tester.test_case(case)
+        except UnavailableError as error:
+            pytest.exit(str(error), returncode=error.exit_code)
         for name in ("operator", "signature", "op", "status", "stage", "error", "bound", "source_error", "schedule"):
             record_property(name, getattr(verdict, name))
         if verdict.status == "skipped":

@@ -19,7 +19,7 @@ from tapml.operators.graph import Body, Operator
 
 _HEAD = '''"""Operator tests carved from {model}: {cases} recorded calls of {signatures} different operators.
 
-    pytest {folder} --target opencl [--device NAME@HUB_URL] [--junitxml FILE] [-k q_proj]
+    pytest {folder} --target opencl [--device NAME@URL] [--junitxml FILE] [-k q_proj]
 
 Each test runs one recorded call on the target and compares with what the source answered. The bound follows from the source's own
 error, measured against float64: see `tapml.carve.tolerance`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tapml.cli.verb import ALL_PASSED, INJECT, SOMETHING_FAILED, Outcome, quoted
+from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, SOMETHING_FAILED, Outcome, device_words, quoted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,7 +19,7 @@ HELP = "find the smallest set of operators that makes the model wrong on a targe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
     parser.add_argument("--target", metavar="T", required=True, help="what to compile for: name or name:option=value,…")
-    parser.add_argument("--device", metavar="D", default="local", help="where to run it (default: local)")
+    parser.add_argument("--device", metavar="D", default="local", help=DEVICE)
     parser.add_argument("--inject", metavar="FILE.py:FUNCTION", help=INJECT)
     parser.add_argument("--all", action="store_true", help="after one set, go on without it until the rest is right")
     parser.add_argument(
@@ -64,10 +64,9 @@ def resume_hint(args: argparse.Namespace) -> str:
 
 def _command(args: argparse.Namespace, verb: str, *names: str) -> str:
     words = ["tapml", verb, args.run, *names, "--target", args.target]
-    for flag in ("device", "inject"):
-        value = getattr(args, flag)
-        if value not in (None, "local"):
-            words += [f"--{flag}", value]
+    words += device_words(args.device)
+    if args.inject is not None:
+        words += ["--inject", args.inject]
     return quoted(words)
 
 

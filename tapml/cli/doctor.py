@@ -26,6 +26,9 @@ PACKAGES = (
     "wgpu",
     "bokeh",
     "matplotlib",
+    "websockets",
+    "segno",
+    "cryptography",
 )
 GOOD_FFI = "0.1.14.post0"
 TVM_SECONDS = 60.0

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tapml.cli.verb import ALL_PASSED, SOMETHING_FAILED, Outcome, count
+from tapml.cli.verb import ALL_PASSED, DEVICE, SOMETHING_FAILED, Outcome, count
 from tapml.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     benching = actions.add_parser(BENCH, help=what, description=what, allow_abbrev=False)
     benching.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
     benching.add_argument("--target", metavar="T", required=True, help="where to: name or name:option=value,…")
-    benching.add_argument("--device", metavar="D", default="local", help="where to run it (default: local)")
+    benching.add_argument("--device", metavar="D", default="local", help=DEVICE)
     benching.add_argument("--faults", metavar="F,F,…", help="numbers or names of the faults (default: all)")
     benching.add_argument("--operators", metavar="N", type=count, default=3, help="operators to put each into (default: 3)")
     benching.add_argument("--seed", metavar="N", type=_seed, default=0, help="which operators are chosen (default: 0)")

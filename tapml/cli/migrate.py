@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tapml.cli.verb import ALL_PASSED, INJECT, SOMETHING_FAILED, Outcome, count, quoted
+from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, SOMETHING_FAILED, Outcome, count, device_words, quoted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,7 +20,7 @@ HELP = "move a model to a target, operator by operator, and compare the answers"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
     parser.add_argument("--target", metavar="T", required=True, help="where to: name or name:option=value,…")
-    parser.add_argument("--device", metavar="D", default="local", help="where to run it (default: local)")
+    parser.add_argument("--device", metavar="D", default="local", help=f"{DEVICE}; A,B@URL or all@URL: several share the testing")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on where an earlier migration of this run was stopped")
     again.add_argument("--fresh", action="store_true", help="start anew; an earlier journal is kept beside the new one")
@@ -59,8 +59,9 @@ def view(run: Run, result: MigrationResult) -> tuple[RenderableType, ...]:
 def resume_hint(args: argparse.Namespace) -> str:
     """The command that goes on."""
     words = ["tapml", "migrate", args.run, "--target", args.target]
-    for flag in ("device", "tokens", "inject"):
+    words += device_words(args.device)
+    for flag in ("tokens", "inject"):
         value = getattr(args, flag)
-        if value not in (None, "local"):
+        if value is not None:
             words += [f"--{flag}", str(value)]
     return f"No verdict is lost. Go on with: {quoted(words)} --resume"

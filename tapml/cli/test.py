@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tapml.cli.verb import ALL_PASSED, INJECT, SOMETHING_FAILED, Outcome
+from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, SOMETHING_FAILED, Outcome
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,7 +19,7 @@ HELP = "check every operator of a run on a target, against the recording"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
     parser.add_argument("--target", metavar="T", required=True, help="what to compile for: name or name:option=value,…")
-    parser.add_argument("--device", metavar="D", default="local", help="where to run it (default: local)")
+    parser.add_argument("--device", metavar="D", default="local", help=f"{DEVICE}; A,B@URL or all@URL: several share the testing")
     parser.add_argument("--operator", metavar="GLOB", default="*", help="only operators whose name matches: 'decode/*q_proj'")
     parser.add_argument(
         "--mode",
@@ -46,6 +46,8 @@ def view(result: TestResult) -> tuple[RenderableType, ...]:
     from tapml.report.console import VerdictTable, counts_line
 
     where = f"{result.target} on {result.device.name}"
+    if len(result.devices) > 1:
+        where = f"{result.target} on {', '.join(f'{share.name} ({share.operators})' for share in result.devices)}"
     return (VerdictTable(result.verdicts), "", counts_line(result.verdicts, where, result.seconds))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from tapml.devices.handles import padded
 from tapml.devices.interface import Device
-from tapml.errors import DeviceError
+from tapml.errors import DeviceError, OutOfMemory
 from tapml.tensors import HostArray, convert
 
 
@@ -33,14 +33,14 @@ class BufferPool:
 
     def allocate(self, nbytes: int) -> int:
         """A buffer of at least `nbytes` bytes, contents undefined. When the device has no room, idle buffers are freed and it
-        is tried once more; then DeviceError('launch')."""
+        is tried once more; then OutOfMemory."""
         size = padded(nbytes)
         if self._idle[size]:
             buffer = self._idle[size].pop()
         else:
             try:
                 buffer = self.device.allocate(size)
-            except DeviceError:
+            except OutOfMemory:
                 if not self.trim():
                     raise
                 buffer = self.device.allocate(size)
@@ -87,7 +87,7 @@ class WeightCache:
         array = convert(read(), dtype)
         buffer = self._pool.allocate(array.nbytes)
         try:
-            self._pool.device.write(buffer, as_bytes(array))
+            self._pool.device.write(buffer, as_bytes(array), keep=True)
         except DeviceError:
             self._pool.release(buffer)
             raise

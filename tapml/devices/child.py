@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tapml.devices.frames import PIECE, FrameReader, FrameWriter, PeerGone, TooLate, widen
-from tapml.devices.handles import Handles, check_binding, check_range, padded
-from tapml.devices.interface import DeviceInfo, Launch
-from tapml.errors import DeviceError, DeviceLost, TargetError, UnavailableError
+from tapml.devices.handles import Handles, check_binding, check_range, padded, pieces
+from tapml.devices.interface import DeviceInfo, Launch, Part
+from tapml.errors import DeviceError, DeviceLost, OutOfMemory, TargetError, UnavailableError
 from tapml.kernels import Kernel
 
+# How many reads are asked for before the first reply is taken: their requests fit into a pipe that nobody empties.
+AHEAD = 4
 OPEN_SECONDS = 120.0
 CLOSE_SECONDS = 5.0
 PACKAGE_PARENT = str(Path(__file__).parents[2])
@@ -96,7 +98,7 @@ class ChildDevice:
         self._buffers.pop(buffer)
         self._send(["free", buffer])
 
-    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0) -> None:
+    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
         self._check()
         view = memoryview(data).cast("B")
         check_range(self._buffers[buffer], offset, view.nbytes)
@@ -108,10 +110,19 @@ class ChildDevice:
         check_range(self._buffers[buffer], offset, nbytes)
         if nbytes <= PIECE:
             return bytes(self._ask(["read", buffer, offset, nbytes])[1])
-        parts = [
-            self._ask(["read", buffer, offset + start, min(PIECE, nbytes - start)])[1] for start in range(0, nbytes, PIECE)
-        ]
-        return b"".join(parts)
+        return b"".join(self.read_many([(buffer, n, at) for at, n in pieces(offset, nbytes, PIECE)]))
+
+    def read_many(self, parts: Sequence[Part]) -> list[bytes]:
+        self._check()
+        wanted: list[list[Any]] = []
+        counts: list[int] = []
+        for buffer, nbytes, offset in parts:
+            check_range(self._buffers[buffer], offset, nbytes)
+            cut = [["read", buffer, at, n] for at, n in pieces(offset, nbytes, PIECE)]
+            wanted += cut
+            counts.append(len(cut))
+        data = iter(self._ask_all(wanted))
+        return [b"".join(next(data) for _ in range(count)) for count in counts]
 
     def load(self, kernel: Kernel) -> int:
         self._check()
@@ -181,6 +192,25 @@ class ChildDevice:
         self._send(message)
         return self._reply(self._until())
 
+    def _ask_all(self, messages: Sequence[list[Any]]) -> list[bytes]:
+        """The payloads of the replies in order, asked for ahead, so that the child is never idle. All are awaited before the
+        first error is raised, so that what is asked next gets its own reply."""
+        data: list[bytes] = []
+        failed: Exception | None = None
+        for index in range(len(messages) + AHEAD):
+            if index < len(messages):
+                self._send(messages[index])
+            if index >= AHEAD:
+                try:
+                    data.append(bytes(self._reply(self._until())[1]))
+                except DeviceLost:
+                    raise
+                except Exception as error:
+                    failed = failed or error
+        if failed is not None:
+            raise failed
+        return data
+
     def _reply(self, until: float | None) -> tuple[list[Any], bytearray]:
         try:
             reply, payload = self._reader.receive(until)
@@ -196,6 +226,8 @@ class ChildDevice:
         _, kind, stage, text = reply
         if kind == "device":
             raise DeviceError(stage, text)
+        if kind == "memory":
+            raise OutOfMemory(text)
         if kind == "lost":
             self._lost = text
             self._end()

@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapml.devices.handles import Handles, check_binding, check_range, padded
-from tapml.devices.interface import DeviceInfo, Launch
+from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.devices.pick import pick
-from tapml.errors import DeviceError, UnavailableError
+from tapml.errors import DeviceError, OutOfMemory, UnavailableError
 from tapml.kernels import Kernel
 from tapml.source.cache import cache_folder
 
@@ -50,7 +50,7 @@ class _Loaded:
     function: Any
 
 
-class CpuDevice:
+class CpuDevice(ReadsInTurn):
     """Implements `tapml.devices.interface.Device`. Raises UnavailableError when there is no C compiler, TargetError when
     `device` is not the one processor."""
 
@@ -85,18 +85,18 @@ class CpuDevice:
         self._check_open()
         size, room = padded(nbytes), self._info.limits["max_buffer_bytes"]
         if self._bytes + size > room:
-            raise DeviceError("launch", f"no room for {size} bytes: {self._bytes} of {room} are in use")
+            raise OutOfMemory(f"no room for {size} bytes: {self._bytes} of {room} are in use")
         try:
             memory = np.empty(size, np.uint8)
         except MemoryError as error:
-            raise DeviceError("launch", f"could not allocate {size} bytes") from error
+            raise OutOfMemory(f"could not allocate {size} bytes") from error
         self._bytes += size
         return self._buffers.add(_Memory(memory, memory.ctypes.data))
 
     def free(self, buffer: int) -> None:
         self._bytes -= self._buffers.pop(buffer).bytes.size
 
-    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0) -> None:
+    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
         memory = self._buffers[buffer].bytes
         view = memoryview(data).cast("B")
         check_range(memory.size, offset, view.nbytes)

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tapml.devices.handles import Handles, check_binding, check_range, padded
-from tapml.devices.interface import DeviceInfo, Launch
+from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.devices.pick import pick
-from tapml.errors import DeviceError, DeviceLost, UnavailableError
+from tapml.errors import DeviceError, DeviceLost, OutOfMemory, UnavailableError
 from tapml.kernels import Kernel
 
 INSTALL = (
@@ -65,7 +65,7 @@ class _Loaded:
     uniform: Any | None
 
 
-class GpuDevice:
+class GpuDevice(ReadsInTurn):
     """Implements `tapml.devices.interface.Device`. Raises UnavailableError when wgpu or an adapter is missing, TargetError when
     `device` matches none."""
 
@@ -118,7 +118,7 @@ class GpuDevice:
             self._groups.pop(key, None)
         item.memory.destroy()
 
-    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0) -> None:
+    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
         item = self._buffers[buffer]
         view = memoryview(data).cast("B")
         end = offset + view.nbytes
@@ -273,6 +273,8 @@ class GpuDevice:
         text = f"{what} failed on {self._info.name}: {error}"
         if "lost" in str(error).lower():
             return DeviceLost(text)
+        if isinstance(error, MemoryError):  # wgpu's GPUOutOfMemoryError is one
+            return OutOfMemory(text)
         return DeviceError("launch", text)
 
 

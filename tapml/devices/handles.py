@@ -58,6 +58,11 @@ def padded(nbytes: int) -> int:
     return max(4, (nbytes + 3) // 4 * 4)
 
 
+def pieces(offset: int, nbytes: int, most: int) -> list[tuple[int, int]]:
+    """A transfer of `nbytes` bytes cut into (offset, size) of at most `most` bytes each; one empty piece for none."""
+    return [(offset + start, min(most, nbytes - start)) for start in range(0, nbytes, most)] or [(offset, 0)]
+
+
 def check_range(capacity: int, offset: int, nbytes: int) -> None:
     """[offset, offset + nbytes) must lie in a buffer of `capacity` bytes."""
     if offset < 0 or nbytes < 0 or offset + nbytes > capacity:

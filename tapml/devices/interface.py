@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from tapml.kernels import Kernel
 
@@ -38,6 +38,10 @@ class DeviceInfo:
         return asdict(self)
 
 
+# What one of several reads asks for: buffer, nbytes, offset.
+Part: TypeAlias = tuple[int, int, int]
+
+
 @dataclass(frozen=True)
 class Launch:
     """One launch in a batch: a loaded kernel and the buffers bound to its arguments, in order."""
@@ -53,16 +57,21 @@ class Device(Protocol):
     def info(self) -> DeviceInfo: ...
 
     def allocate(self, nbytes: int) -> int:
-        """A new buffer of at least `nbytes` bytes, contents undefined. DeviceError('launch') when there is no room."""
+        """A new buffer of at least `nbytes` bytes, contents undefined. OutOfMemory when there is no room, DeviceError('launch')
+        when no buffer may be so large."""
 
     def free(self, buffer: int) -> None:
         """Gives a buffer back. Launches that use it may still be under way."""
 
-    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0) -> None:
-        """Copies `data` into the buffer. The caller may reuse `data` as soon as this returns."""
+    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
+        """Copies `data` into the buffer. The caller may reuse `data` as soon as this returns. `keep`: the same bytes may be
+        wanted again, such as a weight, and a device across a connection may remember them."""
 
     def read(self, buffer: int, nbytes: int, offset: int = 0) -> bytes:
         """The bytes of the buffer after all launches submitted before."""
+
+    def read_many(self, parts: Sequence[Part]) -> list[bytes]:
+        """Several reads, each (buffer, nbytes, offset), which wait together. All of them fail if one does."""
 
     def load(self, kernel: Kernel) -> int:
         """Hands the kernel to the driver. DeviceError('driver') with the driver's own log if it refuses."""
@@ -78,3 +87,13 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Frees all that the device holds. May be called twice."""
+
+
+class ReadsInTurn:
+    """`read_many` for a device where waiting for one read costs nothing besides it."""
+
+    def read(self, buffer: int, nbytes: int, offset: int = 0) -> bytes:
+        raise NotImplementedError
+
+    def read_many(self, parts: Sequence[Part]) -> list[bytes]:
+        return [self.read(*part) for part in parts]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapml.devices.handles import Handles, check_binding, check_range, padded
-from tapml.devices.interface import DeviceInfo, Launch
+from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.errors import DeviceError
 from tapml.kernels import Kernel
 
@@ -20,7 +20,7 @@ from tapml.kernels import Kernel
 LARGEST = 2**33
 
 
-class NullDevice:
+class NullDevice(ReadsInTurn):
     """Implements `tapml.devices.interface.Device`; takes kernels of every language."""
 
     def __init__(self, platform: str = "null") -> None:
@@ -44,7 +44,7 @@ class NullDevice:
     def free(self, buffer: int) -> None:
         self._buffers.pop(buffer)
 
-    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0) -> None:
+    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
         memory = self._buffers[buffer]
         view = memoryview(data).cast("B")
         check_range(memory.size, offset, view.nbytes)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tapml.devices.handles import Handles, check_binding, check_range, padded
-from tapml.devices.interface import DeviceInfo, Launch
+from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.devices.pick import pick
-from tapml.errors import DeviceError, DeviceLost, UnavailableError
+from tapml.errors import DeviceError, DeviceLost, OutOfMemory, UnavailableError
 from tapml.kernels import Kernel
 
 LOST = ("OUT_OF_RESOURCES", "INVALID_COMMAND_QUEUE", "INVALID_CONTEXT", "DEVICE_NOT_AVAILABLE")
@@ -34,7 +34,7 @@ class _Loaded:
     block: tuple[int, int, int]
 
 
-class OpenClDevice:
+class OpenClDevice(ReadsInTurn):
     """Implements `tapml.devices.interface.Device`. Raises UnavailableError when pyopencl or a driver is missing, TargetError
     when `device` matches none."""
 
@@ -69,13 +69,11 @@ class OpenClDevice:
         if size > largest:
             raise DeviceError("launch", f"a buffer of {size} bytes is more than {self._info.name} allows ({largest})")
         if self._bytes + size > self._room:
-            raise DeviceError(
-                "launch", f"no room for {size} bytes on {self._info.name}: {self._bytes} of {self._room} are in use"
-            )
+            raise OutOfMemory(f"no room for {size} bytes on {self._info.name}: {self._bytes} of {self._room} are in use")
         try:
             buffer = self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size)
         except self._cl.Error as error:
-            raise DeviceError("launch", f"{self._info.name} could not allocate {size} bytes: {error}") from error
+            raise OutOfMemory(f"{self._info.name} could not allocate {size} bytes: {error}") from error
         self._bytes += size
         return self._buffers.add(buffer)
 
@@ -84,7 +82,7 @@ class OpenClDevice:
         self._bytes -= memory.size
         memory.release()
 
-    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0) -> None:
+    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
         memory = self._buffers[buffer]
         view = memoryview(data).cast("B")
         check_range(memory.size, offset, view.nbytes)
@@ -174,8 +172,11 @@ class OpenClDevice:
             raise ValueError("the device is closed")
 
     def _failure(self, what: str, error: Exception) -> UnavailableError:
-        """DeviceLost for the codes after which a driver accepts nothing more, else DeviceError."""
+        """DeviceLost for the codes after which a driver accepts nothing more, OutOfMemory for buffers that a driver makes only
+        when they are used, else DeviceError."""
         text = f"{what} failed on {self._info.name}: {error}"
+        if "MEM_OBJECT_ALLOCATION_FAILURE" in str(error):
+            return OutOfMemory(text)
         if any(code in str(error) for code in LOST):
             return DeviceLost(text)
         return DeviceError("launch", text)

@@ -16,7 +16,7 @@ import numpy as np
 from tapml.devices.buffers import BufferPool, as_bytes
 from tapml.devices.handles import padded
 from tapml.devices.interface import Device, Launch
-from tapml.errors import DeviceLost
+from tapml.errors import ConnectionLost, DeviceLost
 from tapml.kernels import Argument, Kernel, Program
 from tapml.tensors import NUMPY, HostArray, convert
 
@@ -74,11 +74,13 @@ class ProgramRunner:
             self._scratch[key] = self.pool.allocate(nbytes)
         return self._scratch[key]
 
-    def run_once(self, program: Program, inputs: Sequence[HostArray | int], poison: bool = False) -> list[HostArray]:
+    def run_once(
+        self, program: Program, inputs: Sequence[HostArray | int], poison: bool = False, keep: bool = False
+    ) -> list[HostArray]:
         """Uploads the inputs, runs, and returns the outputs as the device stores them (`program.outputs`). An input that is an
         int is a buffer already on the device. With `poison`, outputs and scratch are filled with NaN bytes first, so that
-        memory that the kernels forget to write shows. ValueError for inputs of other shapes than `program.inputs`;
-        DeviceError and DeviceLost from the device."""
+        memory that the kernels forget to write shows. `keep`: the inputs may be wanted again (see `Device.write`). ValueError for
+        inputs of other shapes than `program.inputs`; DeviceError, DeviceLost and ConnectionLost from the device."""
         _check_count("inputs", program.inputs, inputs)
         taken: list[int] = []
 
@@ -98,17 +100,18 @@ class ProgramRunner:
                 if tuple(value.shape) != spec.shape:
                     raise ValueError(f"an input of shape {tuple(value.shape)} was given for {spec}")
                 buffer = take(spec.nbytes, False)
-                self.device.write(buffer, as_bytes(convert(value, spec.dtype)))
+                self.device.write(buffer, as_bytes(convert(value, spec.dtype)), keep=keep)
                 given.append(buffer)
             outputs = [take(spec.nbytes, poison) for spec in program.outputs]
             scratch = [take(nbytes, poison) for nbytes in program.scratch]
             self.device.run(self.launches(program, given, outputs, scratch))
             sources = dict(enumerate(outputs)) | {o: given[i] for o, i in program.forwards}
+            made = self.device.read_many([(sources[i], spec.nbytes, 0) for i, spec in enumerate(program.outputs)])
             return [
-                np.frombuffer(self.device.read(sources[i], spec.nbytes), NUMPY[spec.dtype]).reshape(spec.shape)
-                for i, spec in enumerate(program.outputs)
+                np.frombuffer(data, NUMPY[spec.dtype]).reshape(spec.shape)
+                for data, spec in zip(made, program.outputs, strict=True)
             ]
-        except DeviceLost:
+        except (DeviceLost, ConnectionLost):
             taken.clear()  # nothing is left to give back
             raise
         finally:

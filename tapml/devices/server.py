@@ -27,7 +27,7 @@ from typing import Any
 from tapml.devices.frames import FrameReader, FrameWriter, PeerGone
 from tapml.devices.interface import Device, Launch
 from tapml.devices.open import open_here
-from tapml.errors import DeviceError, DeviceLost, TargetError, UnavailableError
+from tapml.errors import DeviceError, DeviceLost, OutOfMemory, TargetError, UnavailableError
 from tapml.kernels import Kernel
 
 
@@ -90,7 +90,7 @@ class Server:
 def describe(error: Exception) -> list[Any]:
     """An error as a reply. What is none of ours is a bug or a driver's surprise, and travels with its traceback."""
     if isinstance(error, DeviceError):
-        return ["error", "device", error.stage, str(error)]
+        return ["error", "memory" if isinstance(error, OutOfMemory) else "device", error.stage, str(error)]
     for kind, cls in (("lost", DeviceLost), ("unavailable", UnavailableError), ("target", TargetError)):
         if isinstance(error, cls):
             return ["error", kind, "", str(error)]

@@ -72,8 +72,8 @@ def bench(
     classes = CATALOGUE if faults is None else tuple(find(f) if isinstance(f, str) else f for f in faults)
     with Workbench(run, target, device, deadline=DEADLINE) as clean, Places(run, clean) as places:
         header = Header(
-            version=tapml.__version__, run=run.digest, target=str(clean.choice), target_key=clean.target.key, device=device,
-            compiler=toolchain(),
+            version=tapml.__version__, run=run.digest, target=str(clean.choice), target_key=clean.target.key,
+            device=clean.device_name, compiler=toolchain(),
             settings=f"faults={','.join(f.name for f in classes)} operators={operators} seed={seed} minimise={minimise} "
             f"catalogue={edition()}",
         )  # fmt: skip
@@ -107,7 +107,7 @@ class _Bench:
         self.operators = operators
         self.seed = seed
         self.minimise = minimise
-        self.tell: Progress = progress or (lambda stage, done, total: None)
+        self.tell = bench.telling(progress)
         self.own = OwnMethod(run, bench, places, (), smaller=minimise)
         self.random = RandomInputs(run, bench, seed)
         self.debug_compare = DebugCompare(run, bench)
@@ -274,9 +274,10 @@ class _Bench:
                 if program is None:
                     return None
                 for trial in recorded(self.run, self.bench.model, operator):
-                    with self.bench.guard():
-                        made = self.bench.run(operator, program, trial.inputs, [spec_of(r) for r in trial.expected])
-                        bits += [a.tobytes() for a in made]
+                    for attempt in self.bench.attempts():
+                        with attempt:
+                            made = self.bench.run(operator, program, trial.inputs, [spec_of(r) for r in trial.expected])
+                    bits += [a.tobytes() for a in made]
         except (DeviceError, DeviceLost):
             return None
         return bits

@@ -208,8 +208,9 @@ class Examiner:
         if program is None:
             return made(outcome, message, [])
         try:
-            with self.bench.guard():
-                actual = self.bench.run(self.operator, program, inputs, body.output_specs, resident=False)
+            for attempt in self.bench.attempts():
+                with attempt:
+                    actual = self.bench.run(self.operator, program, inputs, body.output_specs, resident=False)
         except DeviceError as error:
             return made(Outcome("error", "driver" if error.stage == "driver" else "launch"), str(error), [])
         except DeviceLost as error:

@@ -86,7 +86,7 @@ class _Bisection:
     def __init__(self, run: RunFolder, bench: Workbench, confidence: float, progress: Progress | None) -> None:
         self.bench = bench
         self.confidence = confidence
-        self.tell: Progress = progress or (lambda stage, done, total: None)
+        self.tell = bench.telling(progress)
         bench.compile(run.operators, self.tell)
         self.programs: dict[str, Program] = {}
         self.missing: list[Missing] = []

@@ -62,9 +62,9 @@ def health(
         return Health(source, None, headroom, facts)
     with Workbench(run, target, device, inject) as bench:
         source, headroom = _Source(run, bench.model).watch(calls, tell)
-        there = _watch_target(bench, calls, tell)
+        there = _watch_target(bench, calls, bench.telling(tell))
         facts |= {
-            "target": str(bench.choice), "device": device, "device_info": bench.device.info.to_json(),
+            "target": str(bench.choice), "device": bench.device_name, "device_info": bench.device.info.to_json(),
             "inject": None if bench.alteration is None else bench.alteration.text,
         }  # fmt: skip
     return Health(source, there, headroom, facts)
@@ -194,11 +194,16 @@ def _watch_target(bench: Workbench, calls: Sequence[Call], tell: Progress) -> Si
             refused[operator.name] = bench.failure(operator).reason
         else:
             programs[operator.name] = program
+    for name, why in _not_loaded(bench, programs).items():
+        del programs[name]
+        refused[name] = why
     while True:
         under_way: list[str] = []
         try:
-            with bench.guard():
-                return _watch_programs(bench, programs, calls, tell, refused, under_way)
+            for attempt in bench.attempts():
+                with attempt:
+                    side = _watch_programs(bench, programs, calls, tell, refused, under_way)
+            return side
         except (DeviceError, DeviceLost) as error:
             name = under_way[0] if under_way else ""
             if name not in programs:
@@ -207,11 +212,28 @@ def _watch_target(bench: Workbench, calls: Sequence[Call], tell: Progress) -> Si
             refused[name] = str(error)
 
 
+def _not_loaded(bench: Workbench, programs: Mapping[str, Program]) -> dict[str, str]:
+    """Operators whose kernels the driver refuses, and its words. Asked before anything runs, since it may say so later than at
+    the operator itself."""
+    said: dict[str, str] = {}
+    for program in {p.digest: p for p in programs.values()}.values():
+        said[program.digest] = ""
+        try:
+            for attempt in bench.attempts():
+                with attempt:
+                    bench.runner.load(program)
+                    bench.device.synchronize()
+        except (DeviceError, DeviceLost) as error:
+            said[program.digest] = str(error)
+    return {name: said[program.digest] for name, program in programs.items() if said[program.digest]}
+
+
 def _watch_programs(
     bench: Workbench, programs: Mapping[str, Program], calls: Sequence[Call], tell: Progress, refused: dict[str, str],
     under_way: list[str],
 ) -> Side:
     """`under_way` holds the name of the operator that comes next, for whoever has to say where a device gave up."""
+    under_way.clear()
     model = bench.model
     findings = _Findings(model)
     hybrid = bench.hybrid()

@@ -108,10 +108,11 @@ def _met(
     trials: list[Trial] = []
     stopped = ""
     try:
-        with bench.guard():
-            hybrid = bench.hybrid()
-            hybrid.offload(programs)
-            trials = list(met(run, bench.model, hybrid, operator))
+        for attempt in bench.attempts():
+            with attempt:
+                hybrid = bench.hybrid()
+                hybrid.offload(programs)
+                trials = list(met(run, bench.model, hybrid, operator))
     except (DeviceError, DeviceLost) as error:
         stopped = str(error)
     worst: Shot | None = None

@@ -34,7 +34,7 @@ from tapml.diagnose.shrink_body import Extent, find_extents, resized
 from tapml.diagnose.shrink_inputs import renumbered, smaller_inputs
 from tapml.diagnose.shrink_outputs import fewer
 from tapml.diagnose.shrink_values import Arrays, simplify
-from tapml.errors import UnavailableError
+from tapml.errors import ConnectionLost, UnavailableError
 from tapml.kernels import Program
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Body, Operator
@@ -128,6 +128,8 @@ class _Search:
             self.steps.append(f"ended at the limit of {self.seconds:g} s")
         except KeyboardInterrupt:
             self.steps.append("interrupted")
+        except ConnectionLost:
+            raise
         except UnavailableError as error:
             self.steps.append(f"ended because the device is gone: {error}")
             return
@@ -143,6 +145,8 @@ class _Search:
             try:
                 if self.examiner.confirm(self.best):
                     return
+            except ConnectionLost:
+                raise
             except UnavailableError as error:
                 self.steps.append(f"not confirmed, because the device is gone: {error}")
                 return

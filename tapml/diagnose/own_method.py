@@ -26,7 +26,7 @@ from tapml.diagnose.places import Places
 from tapml.diagnose.shots import fire
 from tapml.diagnose.triage import triage
 from tapml.diagnose.trials import met, recorded
-from tapml.errors import DeviceError, DeviceLost
+from tapml.errors import ConnectionLost, DeviceError, DeviceLost
 from tapml.migrate.end_to_end import Reference
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.operator_test import OperatorTester, Trial
@@ -95,10 +95,11 @@ class OwnMethod:
         if refused is not None:
             return f"{refused} does not compile"
         try:
-            with self.bench.guard():
-                hybrid = self.bench.hybrid()
-                hybrid.offload(self.bench.programs([o.name for o in self.bench.model.operators]))
-                answer = self._reference.check(hybrid)
+            for attempt in self.bench.attempts():
+                with attempt:
+                    hybrid = self.bench.hybrid()
+                    hybrid.offload(self.bench.programs([o.name for o in self.bench.model.operators]))
+                    answer = self._reference.check(hybrid)
         except (DeviceError, DeviceLost) as error:
             return f"the run broke off: {error}"
         return "" if answer.passed else answer.reason
@@ -122,13 +123,17 @@ class OwnMethod:
         try:
             named = triage(self.bench, operator, trial, self.places)
             found = replace(found, stage=named.stage, reason=f"{reason}; {named.because}")
-        except Exception as error:  # whatever it is, it must not end the bench: it is a finding about triage
+        except ConnectionLost:
+            raise
+        except Exception as error:  # whatever else it is, it must not end the bench: it is a finding about triage
             found = replace(found, reason=f"{reason}; triage broke off with {type(error).__name__}: {error}")
         if not self.smaller or found.stage in _NOT_IN_THE_KERNEL or self.bench.program(operator) is None:
             return found
         try:
             small = minimise(self.bench, operator, trial.inputs, seconds=MINIMISE_SECONDS)
             return replace(found, elements=small.elements_after)
+        except ConnectionLost:
+            raise
         except Exception as error:
             words = f"the minimiser broke off with {type(error).__name__}: {error}"
             return replace(found, elements=sum(a.size for a in trial.inputs), reason=f"{found.reason}; {words}")
@@ -136,6 +141,8 @@ class OwnMethod:
     def _bisected(self, reason: str) -> Diagnosis:
         try:
             result = bisect_over(self.run, self.bench)
+        except ConnectionLost:
+            raise
         except Exception as error:
             return Diagnosis(None, None, None, f"{reason}; the bisection broke off with {type(error).__name__}: {error}")
         if not result.sets:
@@ -156,10 +163,11 @@ class OwnMethod:
         if program is None:
             return None
         try:
-            with self.bench.guard():
-                hybrid = self.bench.hybrid()
-                hybrid.offload(self.bench.programs([o.name for o in self.bench.model.operators]))
-                trials = list(met(self.run, self.bench.model, hybrid, operator))
+            for attempt in self.bench.attempts():
+                with attempt:
+                    hybrid = self.bench.hybrid()
+                    hybrid.offload(self.bench.programs([o.name for o in self.bench.model.operators]))
+                    trials = list(met(self.run, self.bench.model, hybrid, operator))
         except (DeviceError, DeviceLost):
             return None
         return next((t for t in trials if fire(self.bench, operator, program, t).outcome != "right"), None)

@@ -84,6 +84,8 @@ class Places:
 
     def variant(self, options: dict[str, str]) -> Workbench | str:
         """The same target with other options, such as f16=0. It is altered as the bench is."""
+        if self._bench.device_name != "local":
+            return f"{self._bench.device_name} serves one user at a time"
         choice = self._bench.choice
         wanted = {**choice.options, **options}
         return self._open(f"{choice.name}:{','.join(f'{k}={v}' for k, v in sorted(wanted.items()))}", "everything")

@@ -211,8 +211,9 @@ class PrefixHybrid:
     def _on_target(self, operator: Operator, inputs: Sequence[Value]) -> Made:
         specs = self._model.bodies[operator.signature].output_specs
         try:
-            with self._bench.guard():
-                results = self._bench.run(operator, self._programs[operator.name], [v.array for v in inputs], specs)
+            for attempt in self._bench.attempts():
+                with attempt:
+                    results = self._bench.run(operator, self._programs[operator.name], [v.array for v in inputs], specs)
         except DeviceLost as error:
             return Refusal("", str(error))
         except DeviceError as error:

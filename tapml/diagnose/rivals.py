@@ -102,8 +102,9 @@ class RandomInputs:
         for number in range(len(self.run.cases_of_signature(operator.signature))):
             drawn = self.draw(operator, number)
             try:
-                with self.bench.guard():
-                    found = self._compare(operator, program, drawn)
+                for attempt in self.bench.attempts():
+                    with attempt:
+                        found = self._compare(operator, program, drawn)
             except (DeviceError, DeviceLost) as error:
                 return Finding(operator.name, elements, f"does not run: {error}")
             for comparison in found:
@@ -189,24 +190,29 @@ class DebugCompare:
         refused = _refused(self.bench)
         if refused is not None:
             return Finding(refused.name, _elements(self.bench, refused), "does not compile")
-        visited: set[tuple[str, str]] = set()
         running = [self.bench.model.operators[0]]
         try:
-            with self.bench.guard():
-                for operator, values, output in self._steps(running):
-                    program = self.bench.program(operator)
-                    assert program is not None
-                    name = (operator.signature, program.digest)
-                    if name in visited:
-                        continue
-                    visited.add(name)
-                    keys = zip(operator.inputs, self.bench.model.weight_keys(operator), strict=True)
-                    inputs = [values[n] if key is None else self._weight(operator, key) for n, key in keys]
-                    mismatch = allclose(output, self.bench.model.function(operator.signature)(inputs)[-1])
-                    if mismatch:
-                        return Finding(operator.name, sum(a.size for a in inputs), mismatch)
+            for attempt in self.bench.attempts():
+                with attempt:
+                    found = self._first_mismatch(running)
         except (DeviceError, DeviceLost) as error:
             return Finding(running[0].name, _elements(self.bench, running[0]), f"the run broke off: {error}")
+        return found
+
+    def _first_mismatch(self, running: list[Operator]) -> Finding | None:
+        visited: set[tuple[str, str]] = set()
+        for operator, values, output in self._steps(running):
+            program = self.bench.program(operator)
+            assert program is not None
+            name = (operator.signature, program.digest)
+            if name in visited:
+                continue
+            visited.add(name)
+            keys = zip(operator.inputs, self.bench.model.weight_keys(operator), strict=True)
+            inputs = [values[n] if key is None else self._weight(operator, key) for n, key in keys]
+            mismatch = allclose(output, self.bench.model.function(operator.signature)(inputs)[-1])
+            if mismatch:
+                return Finding(operator.name, sum(a.size for a in inputs), mismatch)
         return None
 
     def _steps(self, running: list[Operator]) -> Iterator[tuple[Operator, dict[str, HostArray], HostArray]]:
@@ -271,10 +277,11 @@ class EndToEndOnly:
         if refused is not None:
             return Finding(None, None, "the model does not build")
         try:
-            with self.bench.guard():
-                hybrid = self.bench.hybrid()
-                hybrid.offload(self.bench.programs([o.name for o in self.bench.model.operators]))
-                reason = self._decoder(hybrid) if self.run.decoder is not None else self._examples(hybrid)
+            for attempt in self.bench.attempts():
+                with attempt:
+                    hybrid = self.bench.hybrid()
+                    hybrid.offload(self.bench.programs([o.name for o in self.bench.model.operators]))
+                    reason = self._decoder(hybrid) if self.run.decoder is not None else self._examples(hybrid)
         except (DeviceError, DeviceLost) as error:
             reason = f"the run broke off: {error}"
         return Finding(None, None, reason) if reason else None

@@ -92,12 +92,14 @@ def _outputs(
     bench: Workbench, operator: Operator, program: Program, trial: Trial, specs: Sequence[TensorSpec], resident: bool
 ) -> Sequence[HostArray] | Shot:
     try:
-        with bench.guard():
-            return bench.run(operator, program, trial.inputs, specs, resident)
+        for attempt in bench.attempts():
+            with attempt:
+                outputs = bench.run(operator, program, trial.inputs, specs, resident)
     except DeviceError as error:
         return Shot(refused=error.stage, message=str(error))
     except DeviceLost as error:
         return Shot(lost=True, message=f"the device was lost: {error}")
+    return outputs
 
 
 def judge(trial: Trial, runs: Sequence[Run]) -> Shot:

@@ -28,7 +28,7 @@ import numpy as np
 from tapml.devices.buffers import as_bytes
 from tapml.diagnose.evidence import Finding
 from tapml.diagnose.shots import Shot, judge
-from tapml.errors import DeviceError, DeviceLost
+from tapml.errors import ConnectionLost, DeviceError, DeviceLost
 from tapml.kernels import Program
 from tapml.migrate.operator_test import Trial
 from tapml.migrate.workbench import Workbench
@@ -91,6 +91,20 @@ def run_surrounded(
     bench: Workbench, program: Program, inputs: Sequence[HostArray], memory: Memory, surround: int = SURROUND
 ) -> Held | Shot:
     """One run in buffers with surroundings. A shot where the device refused or died."""
+    try:
+        for attempt in bench.attempts():
+            with attempt:
+                held = _surrounded_once(bench, program, inputs, memory, surround)
+    except DeviceError as error:
+        return Shot(refused=error.stage, message=str(error))
+    except DeviceLost as error:
+        return Shot(lost=True, message=f"the device was lost: {error}")
+    return held
+
+
+def _surrounded_once(
+    bench: Workbench, program: Program, inputs: Sequence[HostArray], memory: Memory, surround: int
+) -> Held:
     taken: list[int] = []
     device = bench.device
 
@@ -101,37 +115,38 @@ def run_surrounded(
         return buffer
 
     try:
-        with bench.guard():
-            buffers: dict[str, list[int]] = {"input": [], "output": [], "scratch": []}
-            sizes: dict[str, list[int]] = {
-                "input": [s.nbytes for s in program.inputs], "output": [s.nbytes for s in program.outputs],
-                "scratch": list(program.scratch),
-            }  # fmt: skip
-            for spec, value in zip(program.inputs, inputs, strict=True):
-                buffers["input"].append(take(spec.nbytes))
-                device.write(buffers["input"][-1], as_bytes(convert(value, spec.dtype)))
-            for role in ("output", "scratch"):
-                for nbytes in sizes[role]:
-                    buffers[role].append(take(nbytes))
-                    device.write(buffers[role][-1], bytes([memory.poison]) * nbytes)
-            device.run(bench.runner.launches(program, buffers["input"], buffers["output"], buffers["scratch"]))
-            sources = dict(enumerate(buffers["output"])) | {o: buffers["input"][i] for o, i in program.forwards}
-            outputs = tuple(
-                np.frombuffer(device.read(sources[k], spec.nbytes), NUMPY[spec.dtype]).reshape(spec.shape)
-                for k, spec in enumerate(program.outputs)
-            )
-            pattern = bytes([memory.around]) * surround
-            overwritten = tuple(
-                f"{role} "
-                f"{k}" for role in buffers for k, (buffer, nbytes) in enumerate(zip(buffers[role], sizes[role], strict=True))
-                if device.read(buffer, surround, nbytes) != pattern
-            )  # fmt: skip
-            return Held(outputs, overwritten)
-    except DeviceError as error:
-        return Shot(refused=error.stage, message=str(error))
-    except DeviceLost as error:
+        buffers: dict[str, list[int]] = {"input": [], "output": [], "scratch": []}
+        sizes: dict[str, list[int]] = {
+            "input": [s.nbytes for s in program.inputs], "output": [s.nbytes for s in program.outputs],
+            "scratch": list(program.scratch),
+        }  # fmt: skip
+        for spec, value in zip(program.inputs, inputs, strict=True):
+            buffers["input"].append(take(spec.nbytes))
+            device.write(buffers["input"][-1], as_bytes(convert(value, spec.dtype)))
+        for role in ("output", "scratch"):
+            for nbytes in sizes[role]:
+                buffers[role].append(take(nbytes))
+                device.write(buffers[role][-1], bytes([memory.poison]) * nbytes)
+        device.run(bench.runner.launches(program, buffers["input"], buffers["output"], buffers["scratch"]))
+        sources = dict(enumerate(buffers["output"])) | {o: buffers["input"][i] for o, i in program.forwards}
+        ends = [
+            (f"{role} {k}", buffer, nbytes)
+            for role in buffers for k, (buffer, nbytes) in enumerate(zip(buffers[role], sizes[role], strict=True))
+        ]  # fmt: skip
+        made = device.read_many(
+            [(sources[k], spec.nbytes, 0) for k, spec in enumerate(program.outputs)]
+            + [(buffer, surround, nbytes) for _, buffer, nbytes in ends]
+        )
+        outputs = tuple(
+            np.frombuffer(data, NUMPY[spec.dtype]).reshape(spec.shape)
+            for data, spec in zip(made, program.outputs, strict=False)
+        )
+        pattern = bytes([memory.around]) * surround
+        after = made[len(outputs) :]
+        return Held(outputs, tuple(name for (name, _, _), end in zip(ends, after, strict=True) if end != pattern))
+    except (DeviceLost, ConnectionLost):
         taken.clear()  # nothing is left to give back
-        return Shot(lost=True, message=f"the device was lost: {error}")
+        raise
     finally:
         for buffer in taken:
             device.free(buffer)

@@ -144,8 +144,10 @@ class _Probing:
 
     def load(self) -> Evidence:
         try:
-            with self.bench.guard():
-                self.bench.runner.load(self.program)
+            for attempt in self.bench.attempts():
+                with attempt:
+                    self.bench.runner.load(self.program)
+                    self.bench.device.synchronize()  # a device across a connection tells only now
         except (DeviceError, DeviceLost) as error:
             return Evidence("load", "refused", str(error), self.bench.device.info.driver)
         return Evidence("load", "right", "it does", self.bench.device.info.driver)
@@ -362,8 +364,9 @@ class _Probing:
         for key, spec in zip(self.bench.model.weight_keys(self.operator), self.program.inputs, strict=True):
             if key is None:
                 continue
-            with self.bench.guard():
-                there = self.bench.device.read(self.bench.weight_buffer(self.operator, key, spec.dtype), spec.nbytes)
+            for attempt in self.bench.attempts():
+                with attempt:
+                    there = self.bench.device.read(self.bench.weight_buffer(self.operator, key, spec.dtype), spec.nbytes)
             clean = convert(self.bench.model.weight(key), spec.dtype)
             differs = _differing(there, clean.tobytes(), clean.dtype.itemsize)
             if differs:

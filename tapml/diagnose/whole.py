@@ -84,15 +84,15 @@ class WholeModel:
 
     def together(self, names: frozenset[str], calls: int | None = None) -> Checked:
         """The real hybrid."""
-        hybrid: Hybrid | None = None
         watched: _Watched | None = None
         try:
-            with self._bench.guard():
-                hybrid = self._bench.hybrid()
-                watched = _Watched(hybrid)
-                if hybrid.offloaded != names:
-                    hybrid.offload({name: self._programs[name] for name in sorted(names)})
-                answer = self._first(calls).check(watched)
+            for attempt in self._bench.attempts():
+                with attempt:
+                    hybrid = self._bench.hybrid()
+                    watched = _Watched(hybrid)
+                    if hybrid.offloaded != names:
+                        hybrid.offload({name: self._programs[name] for name in sorted(names)})
+                    answer = self._first(calls).check(watched)
         except (DeviceError, DeviceLost) as error:
             answer = _refused(error)
         return self._checked("together", names, calls, answer, watched)

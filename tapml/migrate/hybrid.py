@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from tapml.devices.buffers import as_bytes
-from tapml.devices.interface import Launch
+from tapml.devices.interface import Launch, Part
 from tapml.devices.runner import ProgramRunner
 from tapml.kernels import Program
 from tapml.migrate.model import Model
@@ -73,10 +74,24 @@ class _Fetch:
 
 
 @dataclass(frozen=True)
+class _Fetches:
+    """Values that are fetched together."""
+
+    fetches: tuple[_Fetch, ...]
+
+    @property
+    def parts(self) -> list[Part]:
+        return [(fetch.buffer, fetch.stored.nbytes, 0) for fetch in self.fetches]
+
+
+_Action: TypeAlias = _Write | _Batch | _Fetches | Call | Forget | Observe
+
+
+@dataclass(frozen=True)
 class _Ready:
     """A plan with buffers and loaded kernels in place of names."""
 
-    actions: tuple[_Write | _Batch | _Fetch | Call | Forget | Observe, ...]
+    actions: tuple[_Action, ...]
     plan: Plan
 
 
@@ -122,7 +137,7 @@ class Hybrid:
         self._layout = tuple(sorted((key, Residence()) for key in self._states))
 
     def step(self, graph: str, inputs: dict[str, HostArray]) -> dict[str, HostArray]:
-        """Runs one graph. Raises DeviceError or DeviceLost where the device does."""
+        """Runs one graph. Raises DeviceError, DeviceLost or ConnectionLost where the device does."""
         values = self._begin(graph, inputs)
         ready = self._ready(graph, observe=False)
         for _ in self._execute(graph, ready, values):
@@ -191,9 +206,9 @@ class Hybrid:
                         array = self._on_upload(graph, self._keys[graph][action.value], array)
                     device.write(action.buffer, as_bytes(convert(array, action.dtype)))
                 else:
-                    data = device.read(action.buffer, action.stored.nbytes)
-                    array = np.frombuffer(data, NUMPY[action.stored.dtype], action.stored.elements)
-                    values[action.value] = convert(array.reshape(action.spec.shape), action.spec.dtype)
+                    for fetch, data in zip(action.fetches, device.read_many(action.parts), strict=True):
+                        array = np.frombuffer(data, NUMPY[fetch.stored.dtype], fetch.stored.elements)
+                        values[fetch.value] = convert(array.reshape(fetch.spec.shape), fetch.spec.dtype)
 
     def _end(self, graph: str, ready: _Ready, values: dict[str, HostArray]) -> dict[str, HostArray]:
         weights = {p.name: p.key for p in self._model.graphs[graph].weights}
@@ -230,13 +245,17 @@ class Hybrid:
                 return self._weight_buffer(operator, place.key, place.spec.dtype)
             return self._state_buffer(place)
 
-        actions: list[_Write | _Batch | _Fetch | Call | Forget | Observe] = []
+        actions: list[_Action] = []
         for action in plan.actions:
             if isinstance(action, Upload):
                 actions.append(_Write(action.value, buffer(action.place), action.spec.dtype))
             elif isinstance(action, Read):
                 spec = TensorSpec(specs[action.value].shape, action.dtype)
-                actions.append(_Fetch(action.value, buffer(action.place), action.stored, spec))
+                fetch = _Fetch(action.value, buffer(action.place), action.stored, spec)
+                if actions and isinstance(before := actions[-1], _Fetches):
+                    actions[-1] = _Fetches((*before.fetches, fetch))
+                else:
+                    actions.append(_Fetches((fetch,)))
             elif isinstance(action, Submit):
                 launches: list[Launch] = []
                 for run in action.runs:
@@ -245,10 +264,11 @@ class Hybrid:
                     program = self._programs[operator.name]
                     places = [[buffer(p, operator) for p in group] for group in (run.inputs, run.outputs, run.scratch)]
                     launches += self._runner.launches(program, *places)
-                actions.append(_Batch(tuple(launches)))
+                if launches:
+                    actions.append(_Batch(tuple(launches)))
             else:
                 actions.append(action)
-        return _Ready(tuple(a for a in actions if not (isinstance(a, _Batch) and not a.launches)), plan)
+        return _Ready(tuple(actions), plan)
 
     def _take_slots(self, sizes: Sequence[int]) -> list[int]:
         """A buffer for each slot: distinct within a plan, shared between plans, smallest sufficient one first."""

@@ -37,7 +37,9 @@ class Header:
     """What the records of a journal belong to. `run` is the digest of the run, `target` the name and options that were asked
     for, `target_key` the hash of the target as narrowed to the device, `inject` the digest of an injected fault's file (None:
     none), `compiler` the versions that kernels come from, `settings` whatever else changes the outcome. Two headers that differ
-    only in what is told besides are alike: `device_info` (`DeviceInfo.to_json()`) and `time` (seconds since 1970)."""
+    only in what is told besides are alike: `device_info` (`DeviceInfo.to_json()`) and `time` (seconds since 1970). `device` is
+    what was asked for, without a hub's token. Any device that this means can go on, as long as the target's key is the same; so
+    "any@…" may be another one after a while, and a hub may have moved to another address."""
 
     version: str
     run: str
@@ -63,8 +65,14 @@ class Header:
         }
         return [
             f"{words[name]}: {other.get(name)!r} in the journal, {mine!r} now"
-            for name, mine in asdict(self).items() if name in words and other.get(name) != mine
+            for name, mine in asdict(self).items()
+            if name in words and _compared(name, other.get(name)) != _compared(name, mine)
         ]
+
+
+def _compared(field: str, value: Any) -> Any:
+    """Of a device at a hub only the name counts."""
+    return value.partition("@")[:2] if field == "device" and isinstance(value, str) else value
 
 
 class Journal:

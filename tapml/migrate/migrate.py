@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,7 +34,8 @@ from tapml.carve.layout import TARGET_FOLDER
 from tapml.carve.layout import folder_name as folder_name
 from tapml.compile.cache import toolchain
 from tapml.devices.interface import DeviceInfo
-from tapml.errors import DeviceError, DeviceLost, UsageError, nearest
+from tapml.devices.open import redacted
+from tapml.errors import DeviceError, DeviceLost, UnavailableError, UsageError, nearest
 from tapml.migrate.alteration import Alteration
 from tapml.migrate.end_to_end import Answer, EndToEnd, Oracle, PromptResult, Reference, compare_example, compare_prompt
 from tapml.migrate.hybrid import Hybrid
@@ -42,6 +43,7 @@ from tapml.migrate.journal import Header, Journal
 from tapml.migrate.operator_test import OperatorTester
 from tapml.migrate.plan import Step, move
 from tapml.migrate.programs import keep
+from tapml.migrate.share import Crew, Share, are_several
 from tapml.migrate.workbench import Progress
 from tapml.operators.graph import Operator
 from tapml.verdicts import Stage, Verdict, summary
@@ -53,7 +55,8 @@ MAX_TOKENS = 16
 class MigrationResult:
     """`verdicts` has one of each operator, in execution order; the numbers are those of the whole model where an operator passed
     alone and not in the model. `seconds` are those of this process, `resumed` how many verdicts came from the journal,
-    `compiled` how many signatures were compiled, those in the kernel cache not counted."""
+    `compiled` how many signatures were compiled, those in the kernel cache not counted. `devices` says which tested how
+    many operators."""
 
     target: str
     device: DeviceInfo
@@ -65,6 +68,7 @@ class MigrationResult:
     checks: int
     resumed: int
     compiled: int
+    devices: tuple[Share, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -84,6 +88,7 @@ class MigrationResult:
             "checks": self.checks,
             "resumed": self.resumed,
             "compiled": self.compiled,
+            "devices": [share.to_json() for share in self.devices],
         }
 
 
@@ -107,22 +112,27 @@ def migrate(
     """
     started = time.monotonic()
     names = _in_order(run, order)
-    with OperatorTester(run, target, device, inject) as tester:
+    with Crew(run, target, device, inject) if are_several(device) else OperatorTester(run, target, device, inject) as tester:
         bench = tester.bench
         header = Header(
-            version=tapml.__version__, run=run.digest, target=str(bench.choice), target_key=bench.target.key, device=device,
-            inject=None if bench.alteration is None else bench.alteration.digest,
+            version=tapml.__version__, run=run.digest, target=str(bench.choice), target_key=bench.target.key,
+            device=redacted(device), inject=None if bench.alteration is None else bench.alteration.digest,
             compiler=toolchain(), settings=f"tokens={max_tokens} order={_hash(names) if order else 'default'}",
             device_info=bench.device.info.to_json(), time=time.time(),
         )
         path = run.path / TARGET_FOLDER / folder_name(target) / "migrate.jsonl"
         with Journal.open(path, header, resume, fresh) as journal:
-            return _Migration(run, tester, journal, names, max_tokens, progress).carry_out(started)
+            try:
+                return _Migration(run, tester, journal, names, max_tokens, progress).carry_out(started)
+            except UnavailableError as error:
+                if "--resume" not in str(error):
+                    error.args = (f"{error} What was found is kept: go on with --resume.",)
+                raise
 
 
 class _Migration:
     def __init__(
-        self, run: RunFolder, tester: OperatorTester, journal: Journal, names: Sequence[str], max_tokens: int,
+        self, run: RunFolder, tester: OperatorTester | Crew, journal: Journal, names: Sequence[str], max_tokens: int,
         progress: Progress | None,
     ) -> None:
         self.run = run
@@ -131,8 +141,9 @@ class _Migration:
         self.journal = journal
         self.names = names
         self.max_tokens = max_tokens
-        self.tell: Progress = progress or (lambda stage, done, total: None)
-        self.source = Hybrid(tester.model)
+        self.progress = progress
+        self.tell = self.bench.telling(progress)
+        self.source = Hybrid(self.bench.model)
         self.reference: Reference | None = None
         self.verdicts: dict[str, Verdict] = {}
         self.answers: dict[str, Answer] = {}
@@ -174,25 +185,41 @@ class _Migration:
             kept_on_source=tuple(o.name for o in self.run.operators if o.name not in offloaded),
             end_to_end=EndToEnd(tuple(self.prompts[k] for k in sorted(self.prompts))),
             seconds=time.monotonic() - started, checks=len(self.answers), resumed=self.resumed,
-            compiled=self.bench.compiled,
+            compiled=self.bench.compiled, devices=self._shares(),
         )
+
+    def _shares(self) -> tuple[Share, ...]:
+        if isinstance(self.tester, Crew):
+            return self.tester.shares
+        return (Share(self.bench.device_name, len(self.verdicts) - self.resumed, self.bench.device.info),)
 
     def _compile(self) -> None:
         """What is still to be tested, moved or compared needs its kernels; a cached kernel costs next to nothing."""
         self.bench.compile(self.run.operators, self.tell)
 
     def _test(self) -> None:
-        total = len(self.run.operators)
-        for index, operator in enumerate(self.run.operators):
-            self.tell("test", index, total)
-            if operator.name not in self.verdicts:
-                verdict = self.tester.test(operator.name)
-                self._keep(operator, verdict)
-                measures = [m.to_json() for m in self.tester.measures_of(operator.name)]
-                self.journal.append({"record": "verdict", "verdict": verdict.to_json(), "measures": measures})
-                self.verdicts[operator.name] = verdict
-        self.tell("test", total, total)
+        left = [o for o in self.run.operators if o.name not in self.verdicts]
+        for verdict in self._tested(left):
+            operator = self.run.operator(verdict.operator)
+            self._keep(operator, verdict)
+            measures = [m.to_json() for m in self.tester.measures_of(operator.name)]
+            self.journal.append({"record": "verdict", "verdict": verdict.to_json(), "measures": measures})
+            self.verdicts[operator.name] = verdict
         self.bench.trim()
+
+    def _tested(self, operators: Sequence[Operator]) -> Iterator[Verdict]:
+        """In order by one device; as they come by several, of which one stays for what follows."""
+        if isinstance(self.tester, Crew):
+            yield from self.tester.test(operators, self.tell)
+            self.tester.dismiss()
+            self.bench = self.tester.bench
+            self.tell = self.bench.telling(self.progress)
+            return
+        done, total = len(self.verdicts), len(self.run.operators)
+        for index, operator in enumerate(operators):
+            self.tell("test", done + index, total)
+            yield self.tester.test(operator.name)
+        self.tell("test", total, total)
 
     def _keep(self, operator: Operator, verdict: Verdict) -> None:
         """The kernels that a verdict is about go into the run before the verdict does."""
@@ -239,8 +266,9 @@ class _Migration:
             if self.reference is None:
                 self.reference = Reference.of(self.run, self.source)
             try:
-                with self.bench.guard():
-                    answer = self.reference.check(self._hybrid(names))
+                for attempt in self.bench.attempts():
+                    with attempt:
+                        answer = self.reference.check(self._hybrid(names))
             except DeviceLost as error:
                 answer = Answer("crash", "launch", None, None, None, f"the device was lost: {error}")
             except DeviceError as error:
@@ -259,20 +287,23 @@ class _Migration:
             if index in self.prompts:
                 continue
             try:
-                with self.bench.guard():
-                    result = self._compare_one(index, offloaded, oracle)
+                result = self._compare_one(index, offloaded, oracle)
             except DeviceLost:
-                with self.bench.guard():
-                    result = self._compare_one(index, offloaded, oracle)
+                result = self._compare_one(index, offloaded, oracle)
             self.journal.append({"record": "prompt", "result": result.to_json()})
             self.prompts[index] = result
         self.tell("compare", total, total)
 
     def _compare_one(self, index: int, offloaded: frozenset[str], oracle: Oracle) -> PromptResult:
-        hybrid = self._hybrid(offloaded)
-        if self.run.decoder is None:
-            return compare_example(self.run, self.source, hybrid, index, oracle)
-        return compare_prompt(self.run, self.source, hybrid, self.run.prompts[index], self.max_tokens, oracle)
+        run = self.run
+        for attempt in self.bench.attempts():
+            with attempt:
+                hybrid = self._hybrid(offloaded)
+                if run.decoder is None:
+                    result = compare_example(run, self.source, hybrid, index, oracle)
+                else:
+                    result = compare_prompt(run, self.source, hybrid, run.prompts[index], self.max_tokens, oracle)
+        return result
 
     def _hybrid(self, names: frozenset[str]) -> Hybrid:
         hybrid = self.bench.hybrid()

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 
@@ -118,12 +118,11 @@ class OperatorTester:
         """Verdicts of the operators that match, in execution order. Compiles what they need first."""
         operators = self.select(glob)
         self.bench.compile(operators, progress)
+        tell = self.bench.telling(progress)
         for index, operator in enumerate(operators):
-            if progress is not None:
-                progress("test", index, len(operators))
+            tell("test", index, len(operators))
             yield self.test(operator.name)
-        if progress is not None:
-            progress("test", len(operators), len(operators))
+        tell("test", len(operators), len(operators))
 
     def test(self, name: str) -> Verdict:
         """The verdict of one operator. Raises UsageError for an unknown name."""
@@ -178,7 +177,6 @@ class OperatorTester:
         """One verdict an operator: the worst of all calls of the first prompt (prefill and a few decode steps), or of the first
         example. Operators that do not compile stay on the source, and their verdict says why."""
         self.bench.compile(self.model.operators, progress)
-        self._measures.clear()
         programs: dict[str, Program] = {}
         verdicts: dict[str, Verdict] = {}
         for operator in self.model.operators:
@@ -188,31 +186,44 @@ class OperatorTester:
             else:
                 programs[operator.name] = program
         compounds = {name: self.run.compound_error(name) for name in programs}
-        calls = check_calls(self.run)
         source = Hybrid(self.model)
-        started = time.monotonic()
-        with self.bench.guard():
-            target = self.bench.hybrid()
-            target.offload(programs)
-            for step, call in enumerate(calls):
-                if progress is not None:
-                    progress("test cumulatively", step, len(calls))
-                pairs = zip(target.observe(call.graph, call.inputs), source.observe(call.graph, call.inputs), strict=True)
-                for (operator, actual), (_, expected) in pairs:
-                    if operator.name in programs:
-                        errors = _compound(compounds[operator.name], step, len(expected))
-                        found = [compare(y, r, e) for y, r, e in zip(actual, expected, errors, strict=True)]
-                        verdict = self._verdict(operator, programs[operator.name], found, f"cumulative, call {step}", started)
-                        self._measured(verdict, None, 0, step, call.graph)
-                        before = verdicts.get(operator.name)
-                        cases = 1 if before is None else before.cases + 1
-                        if before is None or verdict.badness > before.badness:
-                            before = verdict
-                        verdicts[operator.name] = replace(before, cases=cases)
-                        started = time.monotonic()
-            target.close()
+        tell = self.bench.telling(progress)
+        for attempt in self.bench.attempts():
+            with attempt:
+                ran = self._side_by_side(source, programs, compounds, tell)
+        verdicts |= ran
         for operator in self.model.operators:
             yield verdicts.get(operator.name) or self._skipped(operator, programs[operator.name])
+
+    def _side_by_side(
+        self, source: Hybrid, programs: Mapping[str, Program], compounds: Mapping[str, dict[int, tuple[float, ...]]],
+        tell: Progress,
+    ) -> dict[str, Verdict]:
+        """The worst verdict of each operator that ran on the target, from the initial states on."""
+        verdicts: dict[str, Verdict] = {}
+        self._measures.clear()
+        source.reset()
+        target = self.bench.hybrid()
+        target.offload(programs)
+        calls = check_calls(self.run)
+        started = time.monotonic()
+        for step, call in enumerate(calls):
+            tell("test cumulatively", step, len(calls))
+            pairs = zip(target.observe(call.graph, call.inputs), source.observe(call.graph, call.inputs), strict=True)
+            for (operator, actual), (_, expected) in pairs:
+                if operator.name in programs:
+                    errors = _compound(compounds[operator.name], step, len(expected))
+                    found = [compare(y, r, e) for y, r, e in zip(actual, expected, errors, strict=True)]
+                    verdict = self._verdict(operator, programs[operator.name], found, f"cumulative, call {step}", started)
+                    self._measured(verdict, None, 0, step, call.graph)
+                    before = verdicts.get(operator.name)
+                    cases = 1 if before is None else before.cases + 1
+                    if before is None or verdict.badness > before.badness:
+                        before = verdict
+                    verdicts[operator.name] = replace(before, cases=cases)
+                    started = time.monotonic()
+        target.close()
+        return verdicts
 
     def _program(self, operator: Operator) -> Program | Verdict:
         """What to run, or why it cannot be."""
@@ -240,13 +251,14 @@ class OperatorTester:
         count = 0
         for trial in trials:
             try:
-                with self.bench.guard():
-                    actual = self._run(operator, program, trial)
-                    found = _compare(actual, trial)
-                    count += 1
-                    verdict = self._verdict(operator, program, found, f"{trial.name}{how}", started)
-                    if verdict.status != "pass":
-                        verdict = replace(self._again(operator, program, trial, verdict, actual), cases=count)
+                for attempt in self.bench.attempts():
+                    with attempt:
+                        actual = self._run(operator, program, trial)
+                        found = _compare(actual, trial)
+                        verdict = self._verdict(operator, program, found, f"{trial.name}{how}", started)
+                        if verdict.status != "pass":
+                            verdict = replace(self._again(operator, program, trial, verdict, actual), cases=count + 1)
+                count += 1
             except DeviceError as error:
                 stage: Stage = "driver" if error.stage == "driver" else "launch"
                 verdict = self._made(operator, program, "error", stage, str(error), started)
@@ -269,12 +281,13 @@ class OperatorTester:
 
     def _run(self, operator: Operator, program: Program, trial: Trial) -> list[HostArray]:
         """The outputs of one run, in the graph's dtypes."""
-        return self.bench.run(operator, program, trial.inputs, [spec_of(r) for r in trial.expected])
+        specs = [spec_of(r) for r in trial.expected]
+        return self.bench.run(operator, program, trial.inputs, specs, keep=trial.case is not None)
 
     def _again(
         self, operator: Operator, program: Program, trial: Trial, first: Verdict, outputs: Sequence[HostArray]
     ) -> Verdict:
-        """Repeats a failed trial. A loss of the device while repeating passes through as DeviceLost."""
+        """Repeats a failed trial. A loss of the device while repeating passes through."""
         bits = [_bits(outputs)]
         outcomes = [first.status]
         for _ in range(REPEATS):

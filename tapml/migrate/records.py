@@ -34,6 +34,7 @@ import tapml
 from tapml.carve.folder import RunFolder
 from tapml.carve.layout import TARGET_FOLDER, folder_name
 from tapml.compile.cache import toolchain
+from tapml.devices.open import redacted
 from tapml.errors import RunError, TapmlError
 from tapml.migrate.journal import FORMAT, Header, read
 from tapml.migrate.programs import keep
@@ -41,6 +42,7 @@ from tapml.verdicts import Measure, Verdict
 
 if TYPE_CHECKING:
     from tapml.migrate.operator_test import OperatorTester
+    from tapml.migrate.share import Crew
 
 logger = logging.getLogger(__name__)
 
@@ -144,15 +146,15 @@ def target_folder(run: RunFolder, target: str) -> Path:
 
 
 def keep_test(
-    tester: OperatorTester, target: str, device: str, mode: str, verdicts: Sequence[Verdict], merge: bool = False
+    tester: OperatorTester | Crew, target: str, device: str, mode: str, verdicts: Sequence[Verdict], merge: bool = False
 ) -> None:
     """Writes what a test ("isolated" or "cumulative") found, and the kernels that it is about. `merge` keeps the results of other
     operators, where they are of the same run, target, device, compiler and fault. Warns where the folder cannot be written."""
     run, bench = tester.run, tester.bench
     header = Header(
-        version=tapml.__version__, run=run.digest, target=str(bench.choice), target_key=bench.target.key, device=device,
-        inject=None if bench.alteration is None else bench.alteration.digest, compiler=toolchain(), settings=mode,
-        device_info=bench.device.info.to_json(), time=time.time(),
+        version=tapml.__version__, run=run.digest, target=str(bench.choice), target_key=bench.target.key,
+        device=redacted(device), inject=None if bench.alteration is None else bench.alteration.digest,
+        compiler=toolchain(), settings=mode, device_info=bench.device.info.to_json(), time=time.time(),
     )
     folder = target_folder(run, target)
     path = folder / _name(mode, bench.alteration is not None)

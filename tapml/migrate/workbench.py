@@ -3,8 +3,9 @@
     with Workbench(run, "opencl") as bench:
         bench.compile(operators)
         program = bench.program(operator)          None where compiling failed: bench.failure(operator) is the verdict
-        with bench.guard():                        a lost device is opened anew, and the loss passes on as DeviceLost
-            outputs = bench.run(operator, program, inputs, specs)
+        for attempt in bench.attempts():           a lost device is opened anew; a lost connection also repeats the body
+            with attempt:
+                outputs = bench.run(operator, program, inputs, specs)
 
 Each signature is compiled once. An alteration (an injected fault, see `tapml.migrate.alteration`) is applied here, per
 operator, so that everybody runs the same operators. A device that is lost takes its weights, kernels and buffers along:
@@ -14,17 +15,18 @@ everything that came from `runner` or `hybrid()` before is void.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Protocol
 
 from tapml.carve.folder import RunFolder
 from tapml.compile.compiler import Compiler, Result
 from tapml.devices.buffers import WeightCache
 from tapml.devices.interface import Device
-from tapml.devices.open import open_device
+from tapml.devices.open import address_of, open_device, redacted
 from tapml.devices.runner import ProgramRunner
-from tapml.errors import DeviceLost, UnavailableError
+from tapml.errors import ConnectionLost, DeviceLost, OutOfMemory, UnavailableError
 from tapml.kernels import Program
 from tapml.migrate.alteration import Alteration
 from tapml.migrate.hybrid import Hybrid
@@ -39,6 +41,9 @@ from tapml.verdicts import Verdict
 # A device may be lost this often before the work stops: every loss costs seconds, and a driver that dies at everything
 # will not do better at the next operator.
 MOST_LOSSES = 32
+
+# A device across a connection that begins anew so often in a row at the same work is lost because of that work.
+MOST_RESTARTS = 3
 
 # Seconds that one call to the device may take before it counts as hung.
 DEADLINE = 120.0
@@ -60,7 +65,9 @@ class _Recipe:
 
 
 class Workbench:
-    """See the module's docstring. Opening raises TargetError, UsageError (the injected fault) and UnavailableError."""
+    """See the module's docstring. Opening raises TargetError, UsageError (the injected fault) and UnavailableError. Where
+    `device` means any of several, the first that is had stays the one. `device_name` is for records: what was asked for, without
+    a token. `losses` counts how often the device was lost, `breaks` its connection."""
 
     def __init__(
         self, run: RunFolder, target: str, device: str = "local", inject: str | Alteration | None = None,
@@ -72,6 +79,8 @@ class Workbench:
         self.folder = run
         self.model = Model.of(run)
         self.losses = 0
+        self.breaks = 0
+        self.device_name = redacted(device)
         self._weights = run.weights
         self._where = device
         self._results: dict[_Recipe, Result] = {}
@@ -85,6 +94,7 @@ class Workbench:
 
     def _open(self) -> None:
         self._platform: Device = open_device(self.choice, self._where, deadline=self._deadline)
+        self._where = address_of(self._platform, self._where)
         self._furnish()
 
     def _furnish(self) -> None:
@@ -171,6 +181,10 @@ class Workbench:
             self._results |= {_Recipe(signature, schedules, mutation): result for signature, result in found.items()}
         self._compiler.close()
 
+    def adopt(self, other: Workbench) -> None:
+        """Takes over what another bench of the very same target has compiled."""
+        self._results |= other._results
+
     def program(self, operator: Operator, schedules: Sequence[str] | None = None) -> Program | None:
         """What runs for this operator, the alteration applied; None when it did not compile. Compiles it if need be. `schedules`
         are tried instead of the target's own."""
@@ -247,14 +261,16 @@ class Workbench:
         inputs: Sequence[HostArray],
         outputs: Sequence[TensorSpec],
         resident: bool = True,
+        keep: bool = False,
     ) -> list[HostArray]:
         """One isolated run over poisoned memory; weights are uploaded once, the other inputs each time. Without `resident` every
-        input is uploaded as it is given. `outputs` are the specs in the graph."""
+        input is uploaded as it is given. `outputs` are the specs in the graph. `keep`: the same inputs will come again, since
+        they were recorded."""
         given: list[HostArray | int] = []
         keys = self.model.weight_keys(operator) if resident else (None,) * len(inputs)
         for array, key, spec in zip(inputs, keys, program.inputs, strict=True):
             given.append(array if key is None else self.weight_buffer(operator, key, spec.dtype))
-        results = self.runner.run_once(program, given, poison=True)
+        results = self.runner.run_once(program, given, poison=True, keep=keep)
         return [convert(r.reshape(spec.shape), spec.dtype) for r, spec in zip(results, outputs, strict=True)]
 
     def weight_buffer(self, operator: Operator | None, key: str, dtype: str) -> int:
@@ -277,24 +293,92 @@ class Workbench:
 
     def trim(self) -> None:
         """Frees device memory that nobody uses."""
-        with suppress(DeviceLost), self.guard():  # a device that was lost has nothing to free
-            self.runner.pool.trim()
+        for attempt in self.attempts():
+            with suppress(DeviceLost), attempt:  # a device that was lost has nothing to free
+                self.runner.pool.trim()
 
-    @contextmanager
-    def guard(self) -> Iterator[None]:
-        """Opens the device anew when it is lost inside, and passes DeviceLost on. Raises UnavailableError instead when that
-        has happened too often, or the device cannot be opened again."""
-        try:
-            yield
-        except DeviceLost as error:
-            self.device.close()
+    def telling(self, progress: Progress | None) -> Progress:
+        """`progress`, which also tells the hub of a device across a connection what goes on."""
+
+        def tell(stage: str, done: int, total: int, /) -> None:
+            if progress is not None:
+                progress(stage, done, total)
+            doing = getattr(self._platform, "doing", None)
+            if doing is not None:
+                doing(f"{stage} {done}/{total}" if total else stage)
+
+        return tell
+
+    def attempts(self) -> Iterator[Attempts]:
+        """Attempts at work on the device, mostly one. The body of `with` is carried out again, with the device opened anew, when
+        it raises ConnectionLost, which says nothing about the work, and once when it raises OutOfMemory, since the device then
+        holds nothing else. So a body must be repeatable, and take what it needs from the bench each time.
+
+        DeviceLost passes on with the device opened anew; a device that begins anew `MOST_RESTARTS` times in the same body is lost
+        too. UnavailableError passes on when the device was lost too often or cannot be opened again, ConnectionLost when the
+        connection cannot be had again."""
+        attempts = Attempts(self)
+        while not attempts.over:
+            yield attempts
+
+    def reopen(self, error: UnavailableError) -> None:
+        """The device anew, after DeviceLost, ConnectionLost or OutOfMemory; everything that was on it is gone. Raises
+        UnavailableError or ConnectionLost instead when that has happened too often, or the device cannot be opened again."""
+        self.device.close()
+        if isinstance(error, DeviceLost):
             self.losses += 1
             if self.losses >= MOST_LOSSES:
                 raise UnavailableError(
                     f"Target {self.choice}: the device was lost {self.losses} times; giving up. The last time: {error}"
                 ) from error
+        if isinstance(error, ConnectionLost):
+            self.breaks += 1
+            if self.breaks >= MOST_LOSSES:
+                raise ConnectionLost(
+                    f"Target {self.choice}: the connection to {self.device_name} was lost {self.breaks} times; giving up. The "
+                    f"last time: {error}", final=True,
+                ) from error
+        try:
             self._open()
-            raise
+        except UnavailableError as again:
+            if self.device_name == "local":
+                raise
+            raise ConnectionLost(str(again), final=True) from error
+        if resolve(self.choice, self.device.info).key != self.target.key:
+            raise ConnectionLost(
+                f"Device {self.device_name} came back as another one, {self.device.info.name}, with other limits or features. "
+                "Run again without --resume to work with that one.", final=True,
+            ) from error
+
+
+class Attempts:
+    """See `Workbench.attempts`. `over` says that no further attempt is due."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench = bench
+        self._restarts = 0
+        self._emptied = False
+        self.over = False
+
+    def __enter__(self) -> None:
+        self.over = True
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if isinstance(error, ConnectionLost) and not error.final:
+            self._restarts += error.restarted
+            if self._restarts >= MOST_RESTARTS:
+                lost = DeviceLost(f"it went away {self._restarts} times in a row while running this. The last time: {error}")
+                self._bench.reopen(lost)
+                raise lost from error
+            self._bench.reopen(error)
+            self.over = False
+        elif isinstance(error, OutOfMemory) and not self._emptied:
+            self._bench.reopen(error)
+            self._emptied = True
+            self.over = False
+        elif isinstance(error, DeviceLost):
+            self._bench.reopen(error)
+        return not self.over
 
 
 def _loaded(inject: str | Alteration | None) -> Alteration | None:

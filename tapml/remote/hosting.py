@@ -86,7 +86,11 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         both = family == socket.AF_INET6 and address[0] == "::" and socket.has_dualstack_ipv6()
-        return socket.create_server(address[:2], family=family, backlog=128, dualstack_ipv6=both)
+        listening = socket.create_server(address[:2], family=family, backlog=128, dualstack_ipv6=both)
+        # Connections inherit it. asyncio sets it only on sockets that were made with a protocol; without it every message of 16
+        # to 64 KiB waits 40 ms for an acknowledgement of its header.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except socket.gaierror as error:
         raise UsageError(f"--host {host} is no address and no name that is known here ({error.strerror}).") from error
     except OSError as error:

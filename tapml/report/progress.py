@@ -6,11 +6,13 @@
 
 Every stage of TapML takes such a callable, `(stage, done, total)`, and knows nothing else about people. At a terminal there is
 a bar with rate and time left, and each finished stage leaves a line with its seconds. Where stderr is no terminal (a log, CI),
-a line appears only when work has gone on for a while, at most one every `PLAIN_EVERY` seconds.
+a line appears only when work has gone on for a while, at most one every `PLAIN_EVERY` seconds. Meanwhile, what devices on other
+machines have to say (the logger "tapml.remote": what is waited for, connections that broke) appears as lines of its own.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from types import TracebackType
@@ -49,11 +51,14 @@ class Progress:
         self._total = 0
         self._bars: Bars | None = None
         self._task: TaskID | None = None
+        self._notes = _Notes(self)
 
     def __enter__(self) -> Progress:
+        _REMOTE.addHandler(self._notes)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _REMOTE.removeHandler(self._notes)
         self._finish(whole=kind is None)
         if self._bars is not None:
             self._bars.stop()
@@ -71,6 +76,14 @@ class Progress:
                 self._bars.update(self._task, completed=done, total=total or None)
         else:
             self._say()
+
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        line = f"{self._title}: {text}"
+        if self._bars is not None:
+            self._bars.console.print(line, markup=False, soft_wrap=True)
+        else:
+            print(line, file=self._stream, flush=True)
 
     def _open(self) -> None:
         from rich.console import Console
@@ -129,3 +142,15 @@ class Progress:
                 spent = seconds(time.monotonic() - self._started)
                 self._bars.console.print(Text.assemble(("  ✓ ", "green"), f"{self._stage:<28}", (f"{spent:>12}", "dim")))
         self._stage = ""
+
+
+_REMOTE = logging.getLogger("tapml.remote")
+
+
+class _Notes(logging.Handler):
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.INFO)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.note(record.getMessage())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tapml.devices.child import ChildDevice
 from tapml.devices.faulty import FaultyDevice
 from tapml.devices.interface import Device, Launch
 from tapml.devices.null import NullDevice
-from tapml.devices.open import open_here
+from tapml.devices.open import open_device, open_here, probe
 from tapml.errors import DeviceError, UnavailableError
 from tapml.kernels import Kernel, Language
 from tapml.tensors import HostArray
@@ -22,10 +23,16 @@ from tests.devices.kernels import COUNT, NBYTES
 
 @dataclass(frozen=True)
 class Implementation:
-    """`language` is None for a device that computes nothing."""
+    """`language` is None for a device that computes nothing. `remote`: the target of the agent's device that `open` gives, which
+    gets the hub's address."""
 
-    open: Callable[[], Device]
+    open: Callable[..., Device]
     language: Language | None
+    remote: str = ""
+
+
+def over_hub(target: str, url: str) -> Device:
+    return open_device(target, f"bench@{url}", deadline=120)
 
 
 IMPLEMENTATIONS = {
@@ -38,6 +45,8 @@ IMPLEMENTATIONS = {
     "child(opencl)": Implementation(lambda: ChildDevice("opencl", deadline=120), "opencl-c"),
     "child(vulkan)": Implementation(lambda: ChildDevice("vulkan", deadline=120), "wgsl"),
     "child(cpu)": Implementation(lambda: ChildDevice("cpu", deadline=120), "c"),
+    "remote(opencl)": Implementation(partial(over_hub, "opencl"), "opencl-c", remote="opencl"),
+    "remote(cpu)": Implementation(partial(over_hub, "cpu"), "c", remote="cpu"),
 }
 
 
@@ -46,16 +55,30 @@ def implementation(request: pytest.FixtureRequest) -> Implementation:
     return IMPLEMENTATIONS[request.param]
 
 
-def opened(implementation: Implementation) -> Device:
-    try:
-        return implementation.open()
-    except UnavailableError as error:
-        pytest.skip(f"not run: {error}")
+@pytest.fixture(scope="module")
+def open_one(implementation: Implementation, request: pytest.FixtureRequest) -> Callable[[], Device]:
+    """Opens another one of the same kind; a device at a hub must have been closed before."""
+    place: list[str] = []
+    if implementation.remote:
+        found = probe(implementation.remote)
+        if not found.available:
+            pytest.skip(f"not run: {found.reason}")
+        hub, agent = request.getfixturevalue("served")
+        agent.wait_ready(implementation.remote)
+        place.append(hub.url)
+
+    def opened() -> Device:
+        try:
+            return implementation.open(*place)
+        except UnavailableError as error:
+            pytest.skip(f"not run: {error}")
+
+    return opened
 
 
 @pytest.fixture(scope="module")
-def device(implementation: Implementation) -> Iterator[Device]:
-    device = opened(implementation)
+def device(open_one: Callable[[], Device]) -> Iterator[Device]:
+    device = open_one()
     yield device
     device.close()
 
@@ -124,6 +147,33 @@ def test_data_may_be_reused_after_a_write(device: Device) -> None:
     device.write(buffer, memoryview(data))
     data[:] = b"b" * 4096
     assert device.read(buffer, 4096) == b"a" * 4096
+    device.free(buffer)
+
+
+def test_several_reads_together(device: Device) -> None:
+    data = np.random.default_rng(1).integers(0, 256, 18 * 2**20, np.uint8).tobytes()
+    x, y = device.allocate(len(data)), device.allocate(16)
+    device.write(x, data)
+    device.write(y, b"0123456789abcdef")
+    parts = [(y, 16, 0), (x, len(data), 0), (y, 0, 3), (x, 5, 2**20 - 2), (y, 2, 14)]
+    assert device.read_many(parts) == [b"0123456789abcdef", data, b"", data[2**20 - 2 : 2**20 + 3], b"ef"]
+    assert device.read_many([]) == []
+    with pytest.raises(ValueError, match="outside"):
+        device.read_many([(y, 16, 0), (y, 16, 1)])
+    assert device.read(y, 4) == b"0123"
+    for buffer in (x, y):
+        device.free(buffer)
+
+
+@pytest.mark.parametrize("nbytes", [3, 5000, 2**20 + 70001])
+def test_writes_that_are_kept_are_writes(device: Device, nbytes: int) -> None:
+    """Content, and runs of one byte, which a device across a connection gets in another way."""
+    data = np.random.default_rng(nbytes).integers(0, 256, nbytes, np.uint8).tobytes()
+    buffer = device.allocate(nbytes + 2)
+    for content in (data, data, bytes([7]) * nbytes):
+        device.write(buffer, b"\1" * (nbytes + 2))
+        device.write(buffer, content, 1, keep=True)
+        assert device.read(buffer, nbytes + 2) == b"\1" + content + b"\1"
     device.free(buffer)
 
 
@@ -234,6 +284,7 @@ def test_a_refused_kernel_leaves_the_device_alive(device: Device, language: Lang
     ):
         with pytest.raises(DeviceError, match=what) as caught:
             device.load(bad)
+            device.synchronize()
         assert caught.value.stage == "driver"
     test_a_kernel_computes(device, language)
 
@@ -320,8 +371,9 @@ def test_mistakes_of_the_caller_are_named(device: Device, implementation: Implem
     assert device.read(x, 4) == np.float32(1).tobytes()
 
 
-def test_closing_twice(implementation: Implementation) -> None:
-    device = opened(implementation)
+def test_closing_twice(device: Device, open_one: Callable[[], Device]) -> None:
+    device.close()  # the last test of a device: one at a hub is had once
+    device = open_one()
     buffer = filled(device, 1)
     device.close()
     device.close()

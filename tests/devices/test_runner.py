@@ -14,7 +14,7 @@ from tapml.devices.interface import Device, Launch
 from tapml.devices.null import NullDevice
 from tapml.devices.open import open_device, open_here
 from tapml.devices.runner import ProgramRunner
-from tapml.errors import DeviceError, DeviceLost, TargetError, UnavailableError
+from tapml.errors import DeviceError, DeviceLost, TargetError, UnavailableError, UsageError
 from tapml.kernels import Argument, Program, Step
 from tapml.tensors import TensorSpec
 from tests.devices import kernels
@@ -176,10 +176,20 @@ def test_open_device_says_what_it_cannot_do() -> None:
     for name in ("cuda", "metal", "rocm"):
         with pytest.raises(UnavailableError, match="this version cannot run them"):
             open_device(name)
-    with pytest.raises(UnavailableError, match="local devices only"):
-        open_device("opencl", "phone@http://localhost:1")
-    with pytest.raises(TargetError, match="no device 'phone'"):
+    with pytest.raises(TargetError, match=r"no device 'phone' here\. Give --device local, or NAME@URL"):
         open_device("opencl", "phone")
+    for wrong, why in (
+        ("phone@", "no address of a hub"),
+        ("phone@localhost:1", "no address of a hub"),
+        ("phone@http://localhost:1", "has no token"),
+        ("@http://localhost:1/?token=abc", "no NAME@URL"),
+        ("any,phone@http://localhost:1/?token=abc", "stand alone"),
+        ("all@http://localhost:1/?token=abc", "several devices"),
+        ("phone,tablet@http://localhost:1/?token=abc", "several devices"),
+    ):
+        with pytest.raises(UsageError, match=why) as caught:
+            open_device("opencl", wrong)
+        assert "abc" not in str(caught.value)
     with pytest.raises(TargetError, match="Did you mean opencl"):
         open_device("open-cl")
     open_device("null").close()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tapml.carve.folder import RunFolder
-from tapml.devices.interface import Device, Launch
+from tapml.devices.interface import Device, Launch, ReadsInTurn
 from tapml.diagnose.evidence import Triage
 from tapml.diagnose.places import Places
 from tapml.diagnose.triage import triage
@@ -118,7 +118,7 @@ class OfTheGrid(Fault):
         return replace(program, kernels=(*program.kernels[:-1], replace(program.kernels[-1], grid=(x - 1, y, z))))
 
 
-class Platform:
+class Platform(ReadsInTurn):
     """A device that is worse than it says: it refuses at `load` or `run`, or gets some outputs wrong."""
 
     def __init__(self, device: Device, refuses: str = "", every: int = 0) -> None:

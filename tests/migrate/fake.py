@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tapml.carve.case import Case
-from tapml.devices.interface import DeviceInfo, Launch
+from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.kernels import Argument, Kernel, Program, Step
 from tapml.migrate.model import Model
 from tapml.operators.graph import Body, Graph, Node, Operator, Placeholder
@@ -33,7 +33,7 @@ def mix(number: int, inputs: Sequence[HostArray], sizes: Sequence[int]) -> list[
     return [(total + np.arange(n, dtype=np.int64) * 104729 + k * 611953) % PRIME for k, n in enumerate(sizes)]
 
 
-class FakeDevice:
+class FakeDevice(ReadsInTurn):
     """A `tapml.devices.interface.Device`; counts what it is asked to do."""
 
     info = DeviceInfo("null", "fake", "", True)
@@ -52,7 +52,7 @@ class FakeDevice:
     def free(self, buffer: int) -> None:
         del self.buffers[buffer]
 
-    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0) -> None:
+    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
         self.counts["write"] += 1
         assert offset + len(data) <= len(self.buffers[buffer])
         self.buffers[buffer][offset : offset + len(data)] = data

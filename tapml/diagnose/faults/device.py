@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tapml.devices.interface import Device, DeviceInfo, Launch
+from tapml.devices.interface import Device, DeviceInfo, Launch, Part
 from tapml.diagnose.faults.fault import FaultClass, Site
 from tapml.errors import DeviceError
 from tapml.kernels import Kernel, Program
@@ -46,11 +46,14 @@ class SmallBindings:
         self._sizes.pop(buffer, None)
         self._device.free(buffer)
 
-    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0) -> None:
-        self._device.write(buffer, data, offset)
+    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
+        self._device.write(buffer, data, offset, keep)
 
     def read(self, buffer: int, nbytes: int, offset: int = 0) -> bytes:
         return self._device.read(buffer, nbytes, offset)
+
+    def read_many(self, parts: Sequence[Part]) -> list[bytes]:
+        return self._device.read_many(parts)
 
     def load(self, kernel: Kernel) -> int:
         handle = self._device.load(kernel)

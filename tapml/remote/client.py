@@ -1,0 +1,473 @@
+"""A device across a connection, driven as any other: the client's side of docs/wire.md.
+
+    device = RemoteDevice(RemoteName.parse("phone@http://…"), parse("webgpu"), deadline=120.0)
+    device.traffic, device.round_trips, device.uploaded        what it cost
+
+Nothing waits but `read`, `read_many`, `synchronize`, opening, and an `allocate` of 4 MiB or more. All other requests are
+collected and leave with the next one that waits, or when there are many of them; one that fails is told there, with its own
+class. So a decode step is one packet there and one back. A batch that is run a second time gets a number, and is run by it.
+
+Kernels' texts, and content that is written with `keep`, go to the device's store by their SHA-256, and are sent only where it
+does not have them. So are runs of one byte (zeros, the poison of tests), in pieces of a few sizes.
+
+What becomes of broken connections is in `tapml.remote.link`; the device's own errors come back as they were raised there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tapml.devices.handles import Handles, check_binding, check_range, padded, pieces
+from tapml.devices.interface import DeviceInfo, Launch, Part
+from tapml.errors import ConnectionLost, DeviceError, DeviceLost, OutOfMemory, TargetError, UnavailableError, UsageError
+from tapml.kernels import Kernel
+from tapml.remote.address import RemoteName
+from tapml.remote.link import Answer, Link, Traffic
+from tapml.remote.wire import PIECE
+from tapml.targets.parse import TargetChoice
+
+PATIENCE = 60.0
+OPEN_SECONDS = 150.0
+# The device ends what takes longer than the deadline; this much later it has failed to do so.
+GRACE_SECONDS = 30.0
+# What a kernel may take to be loaded, where loads are not waited for one by one.
+LOAD_SECONDS = 2.0
+
+# What is collected before it leaves by itself.
+COLLECTED_BYTES = 2**18
+COLLECTED_REQUESTS = 1024
+LAUNCHES_TOGETHER = 2048
+
+WAITING_ALLOCATE = 4 * 2**20
+BATCHES = 64
+
+# Content of fewer bytes is not worth a digest.
+LEAST_KEPT = 512
+# The sizes in which runs of one byte are cut.
+RUNS = (2**20, 2**16)
+# Of the store's room, what is left for kernels, which have no other way to the device; a quarter where that is less.
+FOR_KERNELS = 2**25
+
+# How often a session is tried to be opened with a device that begins anew meanwhile.
+OPENINGS = 3
+
+Batch = tuple[Launch, ...]
+
+
+class RemoteDevice:
+    """Implements `tapml.devices.interface.Device`. `name` means one device, or any. `deadline` is in seconds for one request on
+    the device. Raises UnavailableError and TargetError as the platform's own device does, and UnavailableError when the hub or
+    the device is not there; a device that is busy is waited for. `label` says what for, in one line.
+
+    `address` is this very device, also where any was asked for. `uploaded` counts bytes of content that were sent, `round_trips`
+    the times that an answer was waited for."""
+
+    def __init__(self, name: RemoteName, target: TargetChoice, deadline: float | None = None, label: str = "") -> None:
+        if len(name.names) != 1 or name.names[0] == "all":
+            raise UsageError(
+                f"{name.redacted} means several devices, which can share the testing of tapml test and migrate only. "
+                "Name one, or any."
+            )
+        self.round_trips = 0
+        self.uploaded = 0
+        self._asked = name
+        self._target = target
+        self._deadline = deadline
+        self._label = label or _own_label()
+        self._patience = patience()
+        self._lost = ""
+        self._closed = False
+        self._told = 0.0
+        self._begin()
+        for count in range(1, OPENINGS + 1):
+            try:
+                self._open()
+                break
+            except ConnectionLost as error:
+                if error.final or count == OPENINGS:
+                    raise
+                self._begin()
+
+    def _begin(self) -> None:
+        """Nothing is there yet."""
+        self._link = Link(self._asked.hub, self._asked.names[0], self._target.name, self._label, self._patience)
+        self._buffers: Handles[int] = Handles("buffer")
+        self._kernels: Handles[Kernel] = Handles("kernel")
+        self._collected: list[list[Any]] = []
+        self._collected_bytes = 0
+        self._next_id = 1
+        self._loads = 0
+        self._untold: DeviceError | None = None
+        self._stored: set[bytes] = set()
+        self._room = self._for_kernels = 0
+        self._digests: dict[str, bytes] = {}
+        self._runs: dict[tuple[int, int], bytes] = {}
+        self._seen: OrderedDict[Batch, None] = OrderedDict()
+        self._batches: OrderedDict[Batch, int] = OrderedDict()
+        self._same: dict[int, tuple[Batch, int]] = {}
+        self._next_batch = 1
+        self._batches_of: dict[tuple[str, int], dict[int, Batch]] = {}
+
+    def _open(self) -> None:
+        try:
+            self._link.open()
+            wish = {"target": self._target.name, "device": self._target.device, "deadline": self._deadline}
+            (opened,) = self._ask([["open", self._id(), wish]], max(OPEN_SECONDS, self._deadline or 0.0))
+        except BaseException:
+            self._link.close()
+            raise
+        info = opened["info"]
+        self._info = DeviceInfo(**(info | {"features": tuple(info["features"])}))
+        self._stored = set(opened["stored"])
+        self._room = opened["room"]
+        self._for_kernels = min(FOR_KERNELS, self._room // 4)
+        limits = [self._info.limits[name] for name in ("max_buffer_bytes", "max_binding_bytes") if name in self._info.limits]
+        self._largest = min(limits, default=None)
+
+    @property
+    def info(self) -> DeviceInfo:
+        return self._info
+
+    @property
+    def address(self) -> str:
+        """What `--device` is to be for this very device, with the hub's token."""
+        return str(self._asked.one(self._link.name))
+
+    @property
+    def name(self) -> str:
+        """What the hub calls it."""
+        return self._link.name
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._link.traffic
+
+    @property
+    def sent(self) -> int:
+        """Bytes sent so far."""
+        return self._link.traffic.sent
+
+    @property
+    def received(self) -> int:
+        return self._link.traffic.received
+
+    def doing(self, text: str) -> None:
+        """What it is used for now, for people who look at the hub; they are told once a second at most."""
+        now = time.monotonic()
+        if not self._closed and now - self._told >= 1.0:
+            self._told = now
+            self._link.doing(text)
+
+    def allocate(self, nbytes: int) -> int:
+        self._check()
+        size = padded(nbytes)
+        if self._largest is not None and size > self._largest:
+            raise DeviceError("launch", f"a buffer of {size} bytes is more than {self._info.name} can bind ({self._largest})")
+        buffer = self._buffers.add(size)
+        self._post(["allocate", buffer, nbytes])
+        if size >= WAITING_ALLOCATE:
+            try:
+                self._ask([["synchronize", self._id()]])
+            except OutOfMemory:
+                self.free(buffer)
+                raise
+            except DeviceError as error:  # of something before, which allocating is not to be blamed for
+                self._untold = error
+        return buffer
+
+    def free(self, buffer: int) -> None:
+        self._check()
+        self._buffers.pop(buffer)
+        self._forget_those_with("buffer", buffer)
+        self._post(["free", buffer])
+
+    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
+        self._check()
+        view = memoryview(data).cast("B")
+        check_range(self._buffers[buffer], offset, view.nbytes)
+        if view.nbytes >= LEAST_KEPT and _is_run(view):
+            self._write_run(buffer, view[0], offset, view.nbytes)
+        elif not (keep and view.nbytes >= LEAST_KEPT and self._put(buffer, view, offset)):
+            for at, size in pieces(0, view.nbytes, PIECE) if view.nbytes else ():
+                self._upload(["write", buffer, offset + at], view[at : at + size])
+
+    def read(self, buffer: int, nbytes: int, offset: int = 0) -> bytes:
+        return self.read_many([(buffer, nbytes, offset)])[0]
+
+    def read_many(self, parts: Sequence[Part]) -> list[bytes]:
+        self._check()
+        wanted: list[list[Any]] = []
+        counts: list[int] = []
+        for buffer, nbytes, offset in parts:
+            check_range(self._buffers[buffer], offset, nbytes)
+            cut = [["read", self._id(), buffer, at, size] for at, size in pieces(offset, nbytes, PIECE)]
+            wanted += cut
+            counts.append(len(cut))
+        values = self._ask_and_tell(wanted)
+        if all(count == 1 for count in counts):
+            return values
+        data = iter(values)
+        return [b"".join([next(data) for _ in range(count)]) for count in counts]
+
+    def load(self, kernel: Kernel) -> int:
+        self._check()
+        digest = self._digests.get(kernel.digest)
+        if digest is None:
+            text = json.dumps(kernel.to_json(), separators=(",", ":")).encode()
+            digest = hashlib.sha256(text).digest()
+            if digest not in self._stored and not self._keep(digest, memoryview(text), 0):
+                raise OutOfMemory(
+                    f"{self.name} has no room in its store for kernel {kernel.entry} ({len(text)} bytes). Start its agent with a "
+                    "larger --store."
+                )
+            self._digests[kernel.digest] = digest
+        handle = self._kernels.add(kernel)
+        self._loads += 1
+        self._post(["load", handle, digest])
+        return handle
+
+    def unload(self, kernel: int) -> None:
+        self._check()
+        self._kernels.pop(kernel)
+        self._forget_those_with("kernel", kernel)
+        self._post(["unload", kernel])
+
+    def run(self, batch: Sequence[Launch]) -> None:
+        self._check()
+        if not batch:
+            return
+        same, number = self._same.get(id(batch), (None, 0))
+        if same is not batch:
+            same = tuple(batch)
+            known = self._batches.get(same)
+            if known is None:
+                self._check_launches(same)
+                known = self._number(same)
+            if known is None:
+                for start in range(0, len(same), LAUNCHES_TOGETHER):
+                    self._post(["launch", _launches(same[start : start + LAUNCHES_TOGETHER])])
+                return
+            number = known
+            if same is batch:
+                self._same[id(batch)] = (same, number)
+        self._batches.move_to_end(same)
+        self._post(["run", number])
+
+    def synchronize(self) -> None:
+        self._check()
+        self._ask_and_tell([["synchronize", self._id()]])
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._collected.clear()
+        self._link.close([["close", self._id()]])
+
+    # Content
+
+    def _put(self, buffer: int, view: memoryview, offset: int) -> bool:
+        """Writes by digest; False where the store has no room."""
+        digest = hashlib.sha256(view).digest()
+        if digest not in self._stored and not self._keep(digest, view, self._for_kernels):
+            return False
+        self._post(["put", buffer, offset, digest])
+        return True
+
+    def _write_run(self, buffer: int, byte: int, offset: int, nbytes: int) -> None:
+        """The same byte so often: in pieces of the sizes of `RUNS`, which all runs share, and one for the rest."""
+        end = offset + nbytes
+        while offset < end:
+            size = next((size for size in RUNS if size <= end - offset), end - offset)
+            digest = self._runs.get((byte, size))
+            if digest is None:
+                run = memoryview(bytes([byte]) * size)
+                digest = hashlib.sha256(run).digest()
+                if size < LEAST_KEPT or (digest not in self._stored and not self._keep(digest, run, self._for_kernels)):
+                    self._upload(["write", buffer, offset], run)
+                    offset += size
+                    continue
+                self._runs[byte, size] = digest
+            self._post(["put", buffer, offset, digest])
+            offset += size
+
+    def _keep(self, digest: bytes, view: memoryview, left: int) -> bool:
+        """Gives the device something to remember, if `left` bytes of room stay."""
+        if view.nbytes + left > self._room:
+            return False
+        for at, size in pieces(0, view.nbytes, PIECE):
+            self._upload(["keep", digest, view.nbytes, at], view[at : at + size])
+        self._room -= view.nbytes
+        self._stored.add(digest)
+        return True
+
+    def _upload(self, request: list[Any], view: memoryview) -> None:
+        self.uploaded += view.nbytes
+        self._post([*request, bytes(view)], view.nbytes)
+
+    # Batches
+
+    def _check_launches(self, batch: Batch) -> None:
+        for launch in batch:
+            kernel = self._kernels[launch.kernel]
+            check_binding(kernel.entry, kernel.access, launch.buffers)
+            for buffer in launch.buffers:
+                self._buffers[buffer]
+
+    def _number(self, batch: Batch) -> int | None:
+        """The number of a batch that is met for the second time."""
+        if len(batch) > LAUNCHES_TOGETHER:
+            return None
+        if batch not in self._seen:
+            self._seen[batch] = None
+            while len(self._seen) > BATCHES:
+                self._seen.popitem(last=False)
+            return None
+        del self._seen[batch]
+        if len(self._batches) == BATCHES:
+            self._forget(next(iter(self._batches)))
+        number = self._batches[batch] = self._next_batch
+        self._next_batch += 1
+        for key in _handles_of(batch):
+            self._batches_of.setdefault(key, {})[number] = batch
+        self._post(["define", number, _launches(batch)])
+        return number
+
+    def _forget(self, batch: Batch) -> None:
+        number = self._batches.pop(batch)
+        for known in [key for key, (_, other) in self._same.items() if other == number]:
+            del self._same[known]
+        for key in _handles_of(batch):
+            self._batches_of[key].pop(number, None)
+        self._post(["forget", number])
+
+    def _forget_those_with(self, kind: str, handle: int) -> None:
+        for batch in list(self._batches_of.get((kind, handle), {}).values()):
+            self._forget(batch)
+        self._batches_of.pop((kind, handle), None)
+
+    # Requests
+
+    def _check(self) -> None:
+        if self._lost:
+            raise DeviceLost(self._lost)
+        if self._closed:
+            raise ValueError("the device is closed")
+        self._link.check()
+
+    def _id(self) -> int:
+        self._next_id += 1
+        return self._next_id - 1
+
+    def _post(self, request: list[Any], nbytes: int = 0) -> None:
+        """Collects a request, and sends what was collected when it is enough."""
+        size = nbytes + 64 + (16 * sum(len(launch[1]) + 1 for launch in request[-1]) if request[0] in ("launch", "define") else 0)
+        if self._collected and self._collected_bytes + size > COLLECTED_BYTES:
+            self._flush()
+        self._collected.append(request)
+        self._collected_bytes += size
+        if self._collected_bytes >= COLLECTED_BYTES or len(self._collected) >= COLLECTED_REQUESTS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._collected:
+            return
+        items, self._collected, self._collected_bytes = self._collected, [], 0
+        try:
+            self._link.send(items)
+        except (UnavailableError, ValueError):
+            raise
+        except BaseException:
+            self._interrupted()
+            raise
+
+    def _ask(self, requests: Sequence[list[Any]], seconds: float | None = None) -> list[Any]:
+        """Sends requests that are answered, with what was collected, and waits for the answers; their values. All of them are
+        awaited before the first error is raised."""
+        for request in requests:
+            self._post(request)
+        self._flush()
+        self.round_trips += 1
+        limit = self._deadline if seconds is None else seconds
+        if limit is not None:
+            limit += GRACE_SECONDS + LOAD_SECONDS * self._loads
+        try:
+            answers = self._link.wait([request[1] for request in requests], limit)
+        except UnavailableError:
+            raise
+        except BaseException:  # Ctrl-C: the device need not go on
+            self._interrupted()
+            raise
+        self._loads = 0
+        for answer in answers:
+            if answer[0] == "error":
+                raise self._error(answer)
+        return [answer[2] for answer in answers]
+
+    def _ask_and_tell(self, requests: Sequence[list[Any]]) -> list[Any]:
+        """As `_ask`, and the place where an error of something that was not waited for is raised."""
+        values = self._ask(requests)
+        untold, self._untold = self._untold, None
+        if untold is not None:
+            raise untold
+        return values
+
+    def _error(self, answer: Answer) -> Exception:
+        _, _, kind, stage, text = answer
+        if kind == "device":
+            return DeviceError(stage or "launch", text)
+        if kind == "memory":
+            return OutOfMemory(text)
+        if kind in ("lost", "cancelled"):
+            self._lost = text
+            self._link.close()
+            return DeviceLost(text)
+        return {"unavailable": UnavailableError, "target": TargetError, "value": ValueError}.get(kind, RuntimeError)(text)
+
+    def _interrupted(self) -> None:
+        self._lost = f"Device {self.name} was given up in the middle of a call."
+        self._link.give_up(self._next_id - 1)
+
+
+def patience() -> float:
+    """How many seconds a device or a connection may be away before it is given up."""
+    text = os.environ.get("TAPML_PATIENCE", "")
+    try:
+        seconds = float(text) if text else PATIENCE
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < 1e9:
+        raise UsageError(f"TAPML_PATIENCE is {text!r}, which is no number of seconds above 0. Give one such as 60, or unset it.")
+    return seconds
+
+
+def _own_label() -> str:
+    """What this process was started as, in one line without anything secret."""
+    program = Path(sys.argv[0] if sys.argv else "").name or "python"
+    words = ["tapml" if program in ("tapml", "__main__.py") else program, *sys.argv[1:3]]
+    return " ".join(word for word in words if "@" not in word and "token" not in word)[:200]
+
+
+def _is_run(view: memoryview) -> bool:
+    """Whether all bytes are the same."""
+    first = view[:1].tobytes()
+    if view[:LEAST_KEPT].tobytes() != first * LEAST_KEPT:
+        return False
+    run = first * min(PIECE, view.nbytes)
+    return all(view[at : at + size].tobytes() == run[:size] for at, size in pieces(0, view.nbytes, PIECE))
+
+
+def _launches(batch: Sequence[Launch]) -> list[Any]:
+    return [[launch.kernel, launch.buffers] for launch in batch]
+
+
+def _handles_of(batch: Batch) -> set[tuple[str, int]]:
+    return {("kernel", launch.kernel) for launch in batch} | {("buffer", b) for launch in batch for b in launch.buffers}
