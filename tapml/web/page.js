@@ -1,0 +1,106 @@
+// The hub's page: makes this browser a device at once, and shows it; who has the hub's own token sees all devices besides.
+//
+// It is opened as /?token=… or /?pair=CODE. After pairing the address is replaced by one with this device's own token, so that a
+// reload goes on. The name that the user gave is kept in localStorage.
+
+import { Connection } from "./connection.js";
+import { byId, setClass, setText } from "./dom.js";
+import { reasonAgainst } from "./gpu.js";
+import { Keeper } from "./keeper.js";
+import { DeviceList } from "./list.js";
+import { Pairing } from "./pairing.js";
+import { Panel } from "./panel.js";
+import { VERSION, control } from "./wire.js";
+import { browser, cleanName, firstName } from "./words.js";
+
+const NAME_KEY = "tapml-name";
+const OF_DEVICE = /^d-[0-9a-f]+-[0-9a-f]{64}$/;
+
+const query = new URLSearchParams(location.search);
+const what = browser(navigator);
+const keeper = new Keeper(settings(), drawMine, token => history.replaceState(null, "", `/?token=${encodeURIComponent(token)}`));
+const panel = new Panel(byId("mine"), {
+  start: () => keeper.start(),
+  stop: () => {
+    keeper.stop();
+    drawMine(null);
+  },
+  rename: text => {
+    const name = cleanName(text) || firstName(what);
+    remember(name);
+    keeper.rename(name);
+    return name;
+  },
+});
+let watching = null;
+let mine = null;
+
+function settings() {
+  const cores = navigator.hardwareConcurrency ? `, ${navigator.hardwareConcurrency} processors` : "";
+  const memory = navigator.deviceMemory ? `, ${navigator.deviceMemory} GB or more` : "";
+  const text = `${what.product} on ${what.system}`;
+  return {
+    token: query.get("token") ?? "", pair: query.get("token") ? "" : query.get("pair") ?? "", name: remembered() || firstName(what),
+    system: `${text}${cores}${memory}`, browser: text,
+  };
+}
+
+function remembered() {
+  try {
+    return localStorage.getItem(NAME_KEY);
+  } catch {
+    return "";  // storage is closed to this page
+  }
+}
+
+function remember(name) {
+  try {
+    localStorage.setItem(NAME_KEY, name);
+  } catch {
+    return;  // the name holds until the page is loaded again
+  }
+}
+
+function drawMine(state) {
+  mine = keeper.running ? state : null;
+  panel.draw(mine, { running: keeper.running, failures: keeper.failures, failure: keeper.failure, awake: keeper.screenStaysOn, why: reasonAgainst(window) });
+  list?.setOwn(mine?.connection === "connected" ? mine.name : "");
+  drawLink();
+}
+
+// One word for how it stands with the hub: of the list where there is one, else of the device.
+function drawLink() {
+  const state = watching?.state ?? mine?.connection ?? "stopped";
+  const words = { connected: "Connected", connecting: "Connecting…", refused: "Refused", stopped: "Not connected" };
+  setText(byId("link"), words[state]);
+  setClass(byId("link"), `pill pill-${state}`);
+  byId("link").title = watching?.why ?? mine?.why ?? "";
+}
+
+let list = null;
+
+// A device's own token, or a pairing code, opens no list.
+function watch(token) {
+  const pairing = new Pairing(byId("pairing"), () => watching.send(control("pair")));
+  list = new DeviceList(byId("all"), { addPhone: () => pairing.open() });
+  watching = new Connection(() => ({ version: VERSION, role: "watch", token }), {
+    welcome: () => { byId("all").hidden = false; },
+    message: ({ name, arguments: [first] }) => {
+      if (name === "devices") {
+        list.draw(first);
+        pairing.devices(first, mine?.name);
+      } else if (name === "pairing") pairing.show(first);
+    },
+    changed: () => {
+      list.setLink(watching.state, watching.why);
+      drawLink();
+    },
+  });
+  for (const event of ["online", "pageshow"]) addEventListener(event, () => watching.nudge());
+  document.addEventListener("visibilitychange", () => { if (document.visibilityState === "visible") watching.nudge(); });
+  watching.start();
+}
+
+if (query.get("token") && !OF_DEVICE.test(query.get("token"))) watch(query.get("token"));
+keeper.start();
+drawMine(null);

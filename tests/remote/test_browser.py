@@ -1,0 +1,303 @@
+"""The hub's page in a real browser: it becomes a device, shows what there is, and survives what happens to pages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tapml.devices.interface import Launch
+from tapml.errors import DeviceError, DeviceLost, OutOfMemory
+from tapml.kernels import Kernel
+from tapml.remote.address import RemoteName
+from tapml.remote.client import RemoteDevice
+from tapml.targets.parse import parse
+from tests.conftest import MakeRun
+from tests.devices import kernels
+from tests.devices.kernels import COUNT, NBYTES
+from tests.remote.chromium import Chromium
+from tests.remote.processes import ROOT, Hub, running_hub
+
+WAIT_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    with running_hub(tmp_path_factory.mktemp("hub"), "--heartbeat", "1") as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chromium]:
+    with Chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def tab(hub: Hub, browser: Chromium) -> Iterator[str]:
+    tab = browser.open(hub.url)
+    browser.wait_ready(tab)
+    yield tab
+    browser.close(tab)
+    until(lambda: all(device["state"] == "away" for device in hub.devices()))
+
+
+def until(holds: Callable[[], Any], seconds: float = WAIT_SECONDS) -> Any:
+    end = time.monotonic() + seconds
+    while not (value := holds()):
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.05)
+    return value
+
+
+def here(hub: Hub) -> list[dict[str, Any]]:
+    """The devices that are connected."""
+    return [device for device in hub.devices() if device["state"] != "away"]
+
+
+def opened(hub: Hub, deadline: float = 60.0, label: str = "test") -> RemoteDevice:
+    return RemoteDevice(RemoteName.parse(f"any@{hub.url}"), parse("webgpu"), deadline=deadline, label=label)
+
+
+def adds_up(device: RemoteDevice) -> None:
+    """Memory, a kernel, and a launch of it."""
+    kernel = device.load(kernels.elementwise("wgsl", "y[i] + x[i]"))
+    x, y = device.allocate(NBYTES), device.allocate(NBYTES)
+    for buffer, value in ((x, 2), (y, 1)):
+        device.write(buffer, np.full(COUNT, value, np.float32).tobytes())
+    device.run([Launch(kernel, (x, y))] * 3)
+    np.testing.assert_array_equal(np.frombuffer(device.read(y, NBYTES), np.float32), np.float32(7))
+
+
+def text_of(browser: Chromium, tab: str, selector: str) -> str:
+    return str(browser.evaluate(tab, f"document.querySelector({json.dumps(selector)})?.textContent ?? ''"))
+
+
+# What the page's own adapter says, asked for without TapML's code.
+ADAPTER = """navigator.gpu.requestAdapter().then(({ limits, info, features }) => ({
+  limits: [limits.maxBufferSize, limits.maxStorageBufferBindingSize, limits.maxStorageBuffersPerShaderStage,
+    limits.maxComputeInvocationsPerWorkgroup, limits.maxComputeWorkgroupStorageSize, limits.maxComputeWorkgroupsPerDimension],
+  architecture: info.architecture, fallback: info.isFallbackAdapter, subgroups: features.has("subgroups"),
+}))"""
+
+
+LIMITS = (
+    "max_buffer_bytes", "max_binding_bytes", "max_storage_buffers", "max_workgroup_invocations", "max_workgroup_memory_bytes",
+    "max_workgroups_per_dimension",
+)  # fmt: skip
+
+
+def test_the_page_is_a_device_and_says_the_truth_of_itself(hub: Hub, browser: Chromium, tab: str) -> None:
+    (listed,) = here(hub)
+    info = listed["offers"]["webgpu"]["info"]
+    found = browser.evaluate(tab, ADAPTER)
+    assert listed["kind"] == "browser" and listed["state"] == "idle"
+    assert [info["limits"][name] for name in LIMITS] == found["limits"]
+    assert info["platform"] == "webgpu" and info["software"] is found["fallback"] is True
+    assert found["architecture"] in info["name"] and "Chrom" in info["name"]
+    assert ("subgroups" in info["features"]) == found["subgroups"]
+    until(lambda: text_of(browser, tab, "#devices .device-name").startswith(listed["name"]))
+
+
+def test_nothing_is_asked_of_anybody_else(hub: Hub, browser: Chromium, tab: str) -> None:
+    loaded = browser.evaluate(tab, "performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert len(loaded) > 5 and all(name.startswith(hub.url.partition("?")[0]) for name in loaded)
+
+
+def test_text_from_the_network_stays_text(hub: Hub, browser: Chromium, tab: str) -> None:
+    label = "<img src=x onerror=alert(1)> <b>model</b> \u202egnp"
+    device = opened(hub, label=label)
+    browser.wait(tab, "document.querySelector('#what').textContent.includes('<b>model</b>')")
+    until(lambda: "<img src=x onerror=alert(1)>" in text_of(browser, tab, "#devices .label"))
+    assert browser.evaluate(tab, "document.querySelectorAll('#devices img, #devices b, #mine img, #mine b').length") == 0
+    device.close()
+
+
+def test_the_driver_speaks_of_a_refused_kernel(hub: Hub, tab: str) -> None:
+    device = opened(hub)
+    device.load(kernels.elementwise("wgsl", "no_such_name[i]"))
+    with pytest.raises(DeviceError, match=r"Error while parsing WGSL: :7:\d+ error: unresolved value 'no_such_name'") as caught:
+        device.synchronize()
+    assert caught.value.stage == "driver"
+    adds_up(device)
+    device.close()
+
+
+def test_no_room_is_told_apart(hub: Hub, tab: str) -> None:
+    """The memory of a browser's process is what ends first, so this asks for what no driver gives."""
+    device = opened(hub)
+    held = []
+    with pytest.raises((OutOfMemory, DeviceLost)) as caught:
+        for _ in range(200):
+            held.append(device.allocate(2**30))
+    assert isinstance(caught.value, OutOfMemory), caught.value
+    for buffer in held:
+        device.free(buffer)
+    adds_up(device)
+    device.close()
+
+
+def test_a_step_is_one_packet_there_and_one_back(hub: Hub, tab: str) -> None:
+    device = opened(hub)
+    kernel = device.load(kernels.elementwise("wgsl", "y[i] + x[i]"))
+    x, y = device.allocate(NBYTES), device.allocate(NBYTES)
+    batch = [Launch(kernel, (x, y))] * 20
+    device.write(y, bytes(NBYTES))
+    for value in range(4):
+        before = (device.traffic.packets_sent, device.traffic.packets_received) if value > 2 else (0, 0)
+        device.write(x, np.full(COUNT, value, np.float32).tobytes())
+        device.run(batch)
+        result = np.frombuffer(device.read(y, NBYTES), np.float32)
+    assert (device.traffic.packets_sent, device.traffic.packets_received) == (before[0] + 1, before[1] + 1)
+    np.testing.assert_array_equal(result, np.float32(20 * (1 + 2 + 3)))
+    device.close()
+
+
+def test_a_model_migrates_though_its_tab_is_loaded_again(
+    hub: Hub, browser: Chromium, tab: str, make_run: MakeRun, tmp_path: Path
+) -> None:
+    run, result = make_run("llama").path, tmp_path / "result.json"
+    command = ["migrate", str(run), "--target", "webgpu", "--device", f"any@{hub.url}", "--fresh", "--json", str(result)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tapml", *command], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    until(lambda: process.poll() is not None or any(device["launches"] > 150 for device in here(hub)), 180.0)
+    assert process.poll() is None, process.communicate()
+    browser.reload(tab)
+    said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    found = json.loads(result.read_text())
+    assert found["summary"]["pass"] == len(found["offloaded"]) == sum(found["summary"].values())
+    assert found["end_to_end"]["tokens_match"] and found["end_to_end"]["tokens_target"]
+    browser.wait_ready(tab)
+
+
+def test_a_session_outlives_the_hub(hub: Hub, browser: Chromium, tab: str) -> None:
+    device = opened(hub)
+    buffer = device.allocate(16)
+    device.write(buffer, b"0123456789abcdef")
+    assert device.read(buffer, 2) == b"01"
+    hub.restart()
+    assert device.read(buffer, 16) == b"0123456789abcdef"
+    adds_up(device)
+    device.close()
+    browser.wait_ready(tab)
+
+
+def test_weights_are_remembered_over_reload_and_restart(hub: Hub, tmp_path: Path) -> None:
+    data = [np.random.default_rng(n).integers(0, 256, 3 * 2**20 + n, np.uint8).tobytes() for n in range(3)]
+
+    def upload() -> int:
+        device = opened(hub)
+        for content in data:
+            buffer = device.allocate(len(content))
+            device.write(buffer, content, keep=True)
+            assert device.read(buffer, len(content)) == content
+        uploaded = device.uploaded
+        device.close()
+        return uploaded
+
+    for turn in range(2):
+        with Chromium(tmp_path / "profile") as browser:
+            tab = browser.open(hub.url)
+            browser.wait_ready(tab)
+            assert upload() == (sum(map(len, data)) if turn == 0 else 0)
+            browser.reload(tab)
+            until(lambda: "Chrom" in str(here(hub)))
+            assert upload() == 0
+            browser.quit()
+
+
+def test_a_phone_pairs_and_stays_paired(hub: Hub, browser: Chromium, tab: str) -> None:
+    browser.evaluate(tab, "document.querySelector('#add').click()")
+    code = browser.wait(tab, "document.querySelector('#code')?.textContent")
+    assert browser.evaluate(tab, "document.querySelector('.qr').naturalWidth") > 0
+    phone = browser.open(f"{hub.url.partition('?')[0]}?pair={code}")
+    browser.wait_ready(phone)
+    until(lambda: len(here(hub)) == 2)
+    browser.wait(tab, "/-2 is here/.test(document.querySelector('#pairing').textContent)")
+    for _ in range(2):
+        assert browser.evaluate(phone, "location.search").startswith("?token=d-")
+        assert browser.evaluate(phone, "document.querySelector('#all').hidden")
+        browser.reload(phone)
+        browser.wait_ready(phone)
+    used = browser.open(f"{hub.url.partition('?')[0]}?pair={code}")
+    browser.wait(used, "document.querySelector('#word').textContent === 'Refused'")
+    assert "was used already" in text_of(browser, used, "#what")
+    browser.close(used)
+    browser.close(phone)
+
+
+def test_it_can_be_stopped_and_named(hub: Hub, browser: Chromium, tab: str) -> None:
+    type_in = "const box = document.querySelector('#name'); box.value = 'my phone!'; box.dispatchEvent(new Event('change'));"
+    assert browser.evaluate(tab, f"{type_in} box.value") == "my-phone"
+    until(lambda: [device["name"] for device in here(hub)] == ["my-phone"])
+    browser.reload(tab)
+    browser.wait_ready(tab)
+    until(lambda: [device["name"] for device in here(hub)] == ["my-phone"])
+    browser.evaluate(tab, "document.querySelector('#toggle').click(); localStorage.clear()")
+    until(lambda: not here(hub))
+    browser.evaluate(tab, "document.querySelector('#toggle').click()")
+    browser.wait_ready(tab)
+
+
+def test_a_worker_that_fails_is_replaced(hub: Hub, browser: Chromium, tab: str) -> None:
+    device = opened(hub)
+    adds_up(device)
+    before = hub.said().count("joined (browser")
+    browser.evaluate_in_worker(tab, "setTimeout(() => { throw new Error('on purpose') }, 200)")
+    until(lambda: hub.said().count("joined (browser") > before)
+    device.close()
+    browser.wait_ready(tab)
+    device = opened(hub)
+    adds_up(device)
+    device.close()
+
+
+def test_a_browser_without_webgpu_says_so_and_shows_the_list(hub: Hub) -> None:
+    with Chromium(webgpu=False) as browser:
+        tab = browser.open(hub.url)
+        browser.wait(tab, "document.querySelector('#word')?.textContent === 'No WebGPU'")
+        assert "gives no adapter" in text_of(browser, tab, "#problem")
+        (listed,) = here(hub)
+        assert listed["offers"]["webgpu"]["state"] == "absent" and "no adapter" in listed["offers"]["webgpu"]["reason"]
+        until(lambda: "no adapter" in text_of(browser, tab, "#devices"))
+
+
+SPIN = Kernel(
+    "wgsl", "spin",
+    "@group(0) @binding(0) var<storage, read_write> x : array<f32>;\n"
+    "@compute @workgroup_size(1) fn spin() { while (x[0] < 2.0) { x[1] += 1.0; } }",
+    ("read_write",), (1, 1, 1), (1, 1, 1),
+)  # fmt: skip
+
+
+def test_a_hung_kernel_and_a_crashed_driver_cost_a_session_each(hub: Hub) -> None:
+    with Chromium() as browser:
+        tab = browser.open(hub.url)
+        browser.wait_ready(tab)
+        device = opened(hub, deadline=1.0)
+        buffer = device.allocate(16)
+        device.write(buffer, bytes(16))
+        device.run([Launch(device.load(SPIN), (buffer,))])
+        with pytest.raises(DeviceLost, match="did not answer within the deadline of 1 s"):
+            device.read(buffer, 4)
+        device.close()
+        browser.wait_ready(tab)
+        device = opened(hub)
+        adds_up(device)
+        browser.gpu_process().kill()
+        with pytest.raises(DeviceLost, match="was lost"):
+            adds_up(device)
+        device.close()
+        browser.wait_ready(tab)
+        device = opened(hub)
+        adds_up(device)
+        device.close()
