@@ -89,11 +89,12 @@ class Device(Protocol):
         """Frees all that the device holds. May be called twice."""
 
 
+class _Reads(Protocol):
+    def read(self, buffer: int, nbytes: int, offset: int = 0) -> bytes: ...
+
+
 class ReadsInTurn:
     """`read_many` for a device where waiting for one read costs nothing besides it."""
 
-    def read(self, buffer: int, nbytes: int, offset: int = 0) -> bytes:
-        raise NotImplementedError
-
-    def read_many(self, parts: Sequence[Part]) -> list[bytes]:
+    def read_many(self: _Reads, parts: Sequence[Part]) -> list[bytes]:
         return [self.read(*part) for part in parts]

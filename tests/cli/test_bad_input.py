@@ -128,7 +128,11 @@ def test_a_target_without_a_driver(type_in: TypeIn, whole_run: Path, monkeypatch
 
 
 def test_a_device_elsewhere(type_in: TypeIn, whole_run: Path) -> None:
-    refused(type_in("test", whole_run, "--target", "opencl", "--device", "phone@http://hub"), 3, "phone@http://hub", "local")
+    refused(type_in("test", whole_run, "--target", "opencl", "--device", "phone@http://hub"), 2, "http://hub", "has no token")
+    refused(type_in("test", whole_run, "--target", "opencl", "--device", "phone@hub"), 2, "'hub'", "http://HOST:PORT")
+    nowhere = type_in("test", whole_run, "--target", "opencl", "--device", "phone@http://127.0.0.1:9/?token=secret")
+    refused(nowhere, 3, "http://127.0.0.1:9 cannot be reached", "tapml hub")
+    assert "secret" not in nowhere.said
     refused(type_in("test", whole_run, "--target", "opencl", "--device", "there"), 2, "'there'", "local")
 
 
