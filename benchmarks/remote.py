@@ -86,7 +86,7 @@ class Remote:
         for kind, runs in kinds.items():
             self.told(kind, runs)
         local = self.figures["local"]["seconds"]
-        most = {"cold store": 1.5, "warm store": 1.25}
+        most = {"cold store": 1.5, "warm store": 1.2}
         for kind in most:
             self.figures[kind]["to local"] = self.figures[kind]["seconds"] / local
             self.figures[kind]["bytes"] = [one for one in counts if one["store"] == (kind == "warm store")]

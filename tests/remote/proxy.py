@@ -65,6 +65,7 @@ class Proxy:
         self._host = host
         self._port = 0
         self._links: set[_Link] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._silent = False
         self._drops = self._drop_bytes = self._next_drop = 0
         self._server: asyncio.Server | None = None
@@ -151,17 +152,16 @@ class Proxy:
     async def _listen(self) -> None:
         if self._server is not None and self._server.is_serving():
             return  # refused twice at once
-        self._server = await asyncio.start_server(self._accept, self._host, self._port)
+        self._server = await asyncio.start_server(self._begin, self._host, self._port)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:
         assert self._server is not None
         self._server.close()
         self._drop(reset=True)
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _drop(self, reset: bool) -> int:
         links, self._links = self._links, set()
@@ -169,6 +169,11 @@ class Proxy:
             link.end(reset)
         self.dropped += len(links)
         return len(links)
+
+    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = self.loop.create_task(self._accept(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

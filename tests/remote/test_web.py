@@ -75,10 +75,12 @@ class Twin:
     def __init__(self, node: Node, session: bytes) -> None:
         self.node = node
         self.channel = Channel(session)
+        self.sent = 0
         node.ask("channel", "new", session)
 
     def pack(self, items: Sequence[Any]) -> bytes:
         data = self.channel.pack(items)
+        self.sent += 1
         assert self.node.ask("channel", "pack", items) == ["ok", data]
         return data
 
@@ -123,8 +125,8 @@ def test_the_channel_is_the_same_machine(node: Node, rng: random.Random) -> None
     near, far = Twin(node, session), Channel(session)
     to_near: list[bytes] = []
     undone: list[Packet] = []
-    for step in range(30):
-        what = rng.randrange(8)
+    for step in range(40):
+        what = rng.choice((0, 1, 1, 2, 3, 4, 4, 4, 5, 5, 6, 7))
         if what == 0:
             data = near.pack([["free", step + 1]])
             if rng.random() < 0.7:
@@ -136,7 +138,7 @@ def test_the_channel_is_the_same_machine(node: Node, rng: random.Random) -> None
                 except Gap:
                     to_near.append(far.bare([["resend"]]))
         elif what in (1, 2):
-            to_near.append(far.pack([["write", 1, 0, bytes(rng.choice((1, 2**18)))]]))
+            to_near.append(far.pack([["write", 1, 0, bytes(rng.choice((1, 2**19)))]]))
         elif what == 3:
             to_near.append(far.bare())
         elif what == 4 and to_near:
@@ -149,8 +151,8 @@ def test_the_channel_is_the_same_machine(node: Node, rng: random.Random) -> None
             near.due(rng.random() < 0.5)
         elif what == 7:
             to_near += far.unacknowledged()[:3]
-            if rng.random() < 0.1:
-                to_near.append(packet(session, 0, rng.choice((1, 1000)), []))
+            if rng.random() < 0.5:
+                to_near.insert(0, packet(session, 0, near.sent + rng.choice((0, 1, 1000)), []))
     near.bare()
     near.check()
 
@@ -185,19 +187,23 @@ class AddingDevice(NullDevice):
             target[:size] = source[:size] + int(self._kernels[launch.kernel].source[4:])
 
 
-def a_kernel(rng: random.Random) -> bytes:
+WRONG: Sequence[dict[str, Any]] = (
+    {}, {}, {}, {}, {"source": "refused"}, {"language": "cuda"}, {"grid": [101, 1, 1]}, {"access": ["read"]}, {"entry": "a b"},
+)  # fmt: skip
+
+
+def a_kernel(rng: random.Random, changes: Sequence[dict[str, Any]]) -> bytes:
     fields: dict[str, Any] = {
         "language": "wgsl", "entry": "main", "source": f"add {rng.randrange(3)}", "access": ["read", "read_write"],
         "grid": [1, 1, 1], "block": [1, 1, 1], "uniform": [-1, 2**32 - 1],
     }
-    wrong = ({"source": "refused"}, {"language": "cuda"}, {"grid": [101, 1, 1]}, {"access": ["read"]}, {"entry": "a b"})
-    fields |= rng.choice(({}, {}, {}, {}, *wrong))
-    return json.dumps(fields).encode()
+    return json.dumps(fields | rng.choice(changes)).encode()
 
 
 def some_requests(rng: random.Random) -> list[Any]:
     """Requests over a few handles, most of them sensible: [how, item] each."""
-    things = [a_kernel(rng) for _ in range(3)] + [bytes([n]) * rng.choice((0, 1, 8, 12)) for n in range(3)]
+    things = [a_kernel(rng, ({},)), a_kernel(rng, WRONG), a_kernel(rng, WRONG)]
+    things += [bytes([n]) * rng.choice((0, 1, 8, 12)) for n in range(3)]
     digests = [hashlib.sha256(thing).digest() for thing in things]
     steps: list[Any] = [["carry", ["open", 1, {"target": "webgpu", "device": None, "deadline": 5}]]]
     for handle in (1, 2):
@@ -209,7 +215,8 @@ def some_requests(rng: random.Random) -> list[Any]:
         return rng.choice((1, 1, 1, 2, 2, 3, 4))
 
     def launches() -> list[Any]:
-        return [[number(), [number(), number()]] for _ in range(rng.choice((1, 1, 1, 2, 0)))]
+        some = [[number(), [number(), number()]] for _ in range(rng.choice((1, 1, 1, 2, 0)))]
+        return rng.choice(([[1, [1, 2]]], [[2, [2, 1]]], some))
 
     for answered in range(2, rng.choice((6, 30))):
         which = rng.randrange(len(things))
