@@ -15,6 +15,7 @@ export class Pairing {
   #until = 0;
   #timer = null;
   #known = null;
+  #listed = false;
   #names = new Set();
 
   constructor(dialog, ask) {
@@ -73,6 +74,8 @@ export class Pairing {
   // `own` is this browser's name, which is no phone that came.
   devices(devices, own) {
     this.#names = new Set([own, ...devices.filter(device => device.state !== "away").map(device => device.name)]);
+    if (!this.#listed && this.#known) this.#known = new Set(this.#names);  // it was opened before there was a list
+    this.#listed = true;
     if (!this.#known) return;
     const came = [...this.#names].find(name => !this.#known.has(name));
     if (!came) return;

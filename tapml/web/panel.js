@@ -77,7 +77,7 @@ export class Panel {
     setText(parts.word, word);
     setText(parts.text, text);
     setClass(parts.dot, `dot dot-${kind}`);
-    setText(parts.button, running ? "Stop" : "Be a device");
+    setText(parts.button, running ? "Stop" : "Start");
     setClass(parts.button, running ? "" : "primary");
     if (state && document.activeElement !== parts.input) parts.input.value = state.name;
     const problem = why || problemOf(state) || (failures && !state ? `The device's worker failed (${failure}) and is started again.` : "");

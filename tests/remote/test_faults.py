@@ -47,7 +47,8 @@ def undisturbed(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def llama(make_run: MakeRun) -> RunFolder:
+def llama(make_run: MakeRun, need: Callable[[str], str]) -> RunFolder:
+    need("cpu")
     return make_run("llama")
 
 
@@ -218,9 +219,10 @@ def without(operator: str, all_facts: dict[str, Any]) -> list[tuple[Any, ...]]:
     return [verdict for verdict in all_facts["verdicts"] if verdict[0] != operator]
 
 
-def test_a_device_without_room(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_device_without_room(make_run: MakeRun, need: Callable[[str], str], tmp_path: Path) -> None:
     """Room for any operator and for the model, but not for all that gathers: it is emptied, and nothing fails. Too little room
     for good: what does not fit stays on the source with that reason, and the model answers all the same."""
+    need("cpu")
     run = make_run("conv_net")
     with bench(tmp_path, "--target", "cpu") as remote:
         remote.wait_ready("cpu")
@@ -241,9 +243,7 @@ def test_a_device_without_room(make_run: MakeRun, tmp_path: Path) -> None:
         assert result.end_to_end.passed
 
 
-def test_an_agent_in_another_network(
-    llama: RunFolder, make_run: MakeRun, undisturbed: Undisturbed, tmp_path: Path
-) -> None:
+def test_an_agent_in_another_network(llama: RunFolder, make_run: MakeRun, undisturbed: Undisturbed, tmp_path: Path) -> None:
     """A namespace of its own behind a veth pair, TLS with the certificate that the hub made, pinned: over a cable that is pulled
     out in the middle, and over a slow link."""
     conv_net = make_run("conv_net")
