@@ -107,7 +107,7 @@ export class Keeper {
   #ping() {
     if (!this.#worker) return;
     if (this.#unanswered >= MOST_UNANSWERED) {
-      this.#failed("it does not answer");
+      this.#failed("it does not answer; where that stays, start the browser anew");
       return;
     }
     this.#unanswered += document.visibilityState === "visible" ? 1 : 0;
@@ -117,7 +117,9 @@ export class Keeper {
   #failed(why) {
     this.failures += 1;
     this.failure = why;
+    this.#working = false;
     this.#end();
+    this.#draw(null);
     if (performance.now() - this.#started > STEADY_MILLISECONDS) this.#pause = FIRST_PAUSE;
     this.#timer = setTimeout(() => { if (this.running) this.#begin(); }, this.#pause);
     this.#pause = Math.min(2 * this.#pause, LONGEST_PAUSE);

@@ -40,7 +40,7 @@ def test_carve_tells_and_counts(type_in: TypeIn, models: Path, tmp_path: Path) -
     run = tapml.Run.open(out)
     assert (data["operators"], data["cases"]) == (len(run.operators), len(run.cases))
     assert f"{data['operators']} from" in typed.out
-    assert f"Next: tapml migrate {out} --target opencl" in typed.out
+    assert f"Next: tapml migrate {out} --target opencl" in " ".join(typed.out.split())
     assert all(len(line) <= 120 for line in typed.out.splitlines())
 
 
