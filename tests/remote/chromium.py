@@ -99,8 +99,11 @@ class Chromium:
         self._http(f"close/{tab}")
 
     def reload(self, tab: str) -> None:
+        """As its user would; returns when the old page is gone."""
+        self.evaluate(tab, "window.old = true")
         with self._attached(tab) as send:
             send("Page.reload")
+        self.wait(tab, "!window.old && document.readyState === 'complete'")
 
     def evaluate(self, tab: str, expression: str, timeout: float = 60.0) -> Any:
         """The value of an expression in the page; a promise is waited for. What it throws is raised."""
