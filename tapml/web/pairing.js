@@ -73,11 +73,11 @@ export class Pairing {
 
   // `own` is this browser's name, which is no phone that came.
   devices(devices, own) {
-    this.#names = new Set([own, ...devices.filter(device => device.state !== "away").map(device => device.name)]);
+    this.#names = new Set(devices.filter(device => device.state !== "away").map(device => device.name));
     if (!this.#listed && this.#known) this.#known = new Set(this.#names);  // it was opened before there was a list
     this.#listed = true;
     if (!this.#known) return;
-    const came = [...this.#names].find(name => !this.#known.has(name));
+    const came = [...this.#names].find(name => name !== own && !this.#known.has(name));
     if (!came) return;
     clearInterval(this.#timer);
     this.#known = null;

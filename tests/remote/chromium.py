@@ -4,7 +4,7 @@
         tab = browser.open("http://127.0.0.1:8765/?token=…")
         browser.wait_ready(tab)
         browser.reload(tab)
-        browser.close(tab)
+        browser.close_tabs()
 
 It is driven over the DevTools protocol, and a connection to it is held only while something is asked: an attached debugger slows
 the page's WebSocket down several times. WebGPU is Chromium's own SwiftShader. With `profile` the folder is kept and used again,
@@ -55,6 +55,7 @@ class Chromium:
     def __init__(self, profile: Path | None = None, *, webgpu: bool = True, flags: tuple[str, ...] = ()) -> None:
         self._temporary = None if profile else tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
         self._profile = profile or Path(self._temporary.name if self._temporary else "")
+        self._tabs: list[str] = []
         self._profile.mkdir(parents=True, exist_ok=True)
         active = self._profile / "DevToolsActivePort"
         active.unlink(missing_ok=True)
@@ -93,10 +94,14 @@ class Chromium:
 
     def open(self, url: str) -> str:
         """A new tab; its id."""
-        return str(self._http("new?" + quote(url, safe=""))["id"])
+        tab = str(self._http("new?" + quote(url, safe=""))["id"])
+        self._tabs.append(tab)
+        return tab
 
-    def close(self, tab: str) -> None:
-        self._http(f"close/{tab}")
+    def close_tabs(self) -> None:
+        """All that were opened."""
+        while self._tabs:
+            self._http(f"close/{self._tabs.pop()}")
 
     def reload(self, tab: str) -> None:
         """As its user would; returns when the old page is gone."""

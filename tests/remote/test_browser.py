@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -46,7 +45,7 @@ def tab(hub: Hub, browser: Chromium) -> Iterator[str]:
     tab = browser.open(hub.url)
     browser.wait_ready(tab)
     yield tab
-    browser.close(tab)
+    browser.close_tabs()
     until(lambda: all(device["state"] == "away" for device in hub.devices()))
 
 
@@ -93,12 +92,6 @@ LIMITS = (
     "max_buffer_bytes", "max_binding_bytes", "max_storage_buffers", "max_workgroup_invocations", "max_workgroup_memory_bytes",
     "max_workgroups_per_dimension",
 )  # fmt: skip
-
-# These start, hang or restart the browser's one GPU process, and on two busy cores its software driver misses their time limits.
-alone = pytest.mark.skipif(
-    not os.environ.get("TAPML_BROWSER_ALONE"),
-    reason="not run: needs a machine with nothing else to do; TAPML_BROWSER_ALONE=1 runs it",
-)
 
 
 def test_the_page_is_a_device_and_says_the_truth_of_itself(hub: Hub, browser: Chromium, tab: str) -> None:
@@ -198,7 +191,6 @@ def test_a_session_outlives_the_hub(hub: Hub, browser: Chromium, tab: str) -> No
     browser.wait_ready(tab)
 
 
-@alone
 def test_weights_are_remembered_over_reload_and_restart(hub: Hub, tmp_path: Path) -> None:
     data = [np.random.default_rng(n).integers(0, 256, 3 * 2**20 + n, np.uint8).tobytes() for n in range(3)]
 
@@ -223,7 +215,6 @@ def test_weights_are_remembered_over_reload_and_restart(hub: Hub, tmp_path: Path
             browser.quit()
 
 
-@alone
 def test_a_phone_pairs_and_stays_paired(hub: Hub, browser: Chromium, tab: str) -> None:
     browser.evaluate(tab, "document.querySelector('#add').click()")
     code = browser.wait(tab, "document.querySelector('#code')?.textContent")
@@ -241,11 +232,8 @@ def test_a_phone_pairs_and_stays_paired(hub: Hub, browser: Chromium, tab: str) -
     used = browser.open(f"{hub.url.partition('?')[0]}?pair={code}")
     browser.wait(used, "document.querySelector('#word').textContent === 'Refused'")
     assert "was used already" in text_of(browser, used, "#what")
-    browser.close(used)
-    browser.close(phone)
 
 
-@alone
 def test_it_can_be_stopped_and_named(hub: Hub, browser: Chromium, tab: str) -> None:
     type_in = "const box = document.querySelector('#name'); box.value = 'my phone!'; box.dispatchEvent(new Event('change'));"
     assert browser.evaluate(tab, f"{type_in} box.value") == "my-phone"
@@ -259,7 +247,6 @@ def test_it_can_be_stopped_and_named(hub: Hub, browser: Chromium, tab: str) -> N
     browser.wait_ready(tab)
 
 
-@alone
 def test_a_worker_that_fails_is_replaced(hub: Hub, browser: Chromium, tab: str) -> None:
     device = opened(hub)
     adds_up(device)
@@ -273,7 +260,6 @@ def test_a_worker_that_fails_is_replaced(hub: Hub, browser: Chromium, tab: str) 
     device.close()
 
 
-@alone
 def test_a_browser_without_webgpu_says_so_and_shows_the_list(hub: Hub) -> None:
     with Chromium(webgpu=False) as browser:
         tab = browser.open(hub.url)
@@ -292,8 +278,8 @@ SPIN = Kernel(
 )  # fmt: skip
 
 
-@alone
-def test_a_hung_kernel_and_a_crashed_driver_cost_a_session_each(hub: Hub) -> None:
+def test_a_hung_kernel_costs_a_session(hub: Hub) -> None:
+    """In a browser of its own, whose processor it keeps busy to the end."""
     with Chromium() as browser:
         tab = browser.open(hub.url)
         browser.wait_ready(tab)
@@ -304,6 +290,13 @@ def test_a_hung_kernel_and_a_crashed_driver_cost_a_session_each(hub: Hub) -> Non
         with pytest.raises(DeviceLost, match="did not answer within the deadline of 1 s"):
             device.read(buffer, 4)
         device.close()
+        browser.wait(tab, "document.querySelector('#mine').textContent.includes('1 time')")
+        browser.wait_ready(tab)
+
+
+def test_a_crashed_driver_costs_a_session(hub: Hub) -> None:
+    with Chromium() as browser:
+        tab = browser.open(hub.url)
         browser.wait_ready(tab)
         device = opened(hub)
         adds_up(device)
@@ -311,6 +304,7 @@ def test_a_hung_kernel_and_a_crashed_driver_cost_a_session_each(hub: Hub) -> Non
         with pytest.raises(DeviceLost, match="was lost"):
             adds_up(device)
         device.close()
+        browser.wait(tab, "document.querySelector('#mine').textContent.includes('1 time')")
         browser.wait_ready(tab)
         device = opened(hub)
         adds_up(device)
