@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tapml.devices.frames import PIECE, FrameReader, FrameWriter, PeerGone, TooLate, widen
-from tapml.devices.handles import Handles, check_binding, check_range, padded, pieces
+from tapml.devices.handles import Handles, check_binding, check_range, cut_reads, padded
 from tapml.devices.interface import DeviceInfo, Launch, Part
-from tapml.errors import DeviceError, DeviceLost, OutOfMemory, TargetError, UnavailableError
+from tapml.devices.replies import error_of
+from tapml.errors import DeviceLost, UnavailableError
 from tapml.kernels import Kernel
 
 # How many reads are asked for before the first reply is taken: their requests fit into a pipe that nobody empties.
@@ -106,23 +107,13 @@ class ChildDevice:
             self._send(["write", buffer, offset + start], view[start : start + PIECE])
 
     def read(self, buffer: int, nbytes: int, offset: int = 0) -> bytes:
-        self._check()
-        check_range(self._buffers[buffer], offset, nbytes)
-        if nbytes <= PIECE:
-            return bytes(self._ask(["read", buffer, offset, nbytes])[1])
-        return b"".join(self.read_many([(buffer, n, at) for at, n in pieces(offset, nbytes, PIECE)]))
+        return self.read_many([(buffer, nbytes, offset)])[0]
 
     def read_many(self, parts: Sequence[Part]) -> list[bytes]:
         self._check()
-        wanted: list[list[Any]] = []
-        counts: list[int] = []
-        for buffer, nbytes, offset in parts:
-            check_range(self._buffers[buffer], offset, nbytes)
-            cut = [["read", buffer, at, n] for at, n in pieces(offset, nbytes, PIECE)]
-            wanted += cut
-            counts.append(len(cut))
-        data = iter(self._ask_all(wanted))
-        return [b"".join(next(data) for _ in range(count)) for count in counts]
+        reads = cut_reads(parts, self._buffers, PIECE)
+        data = iter(self._ask_all([["read", buffer, at, size] for read in reads for buffer, size, at in read]))
+        return [b"".join([next(data) for _ in read]) for read in reads]
 
     def load(self, kernel: Kernel) -> int:
         self._check()
@@ -224,15 +215,10 @@ class ChildDevice:
         if reply[0] == "ok":
             return reply, payload
         _, kind, stage, text = reply
-        if kind == "device":
-            raise DeviceError(stage, text)
-        if kind == "memory":
-            raise OutOfMemory(text)
         if kind == "lost":
             self._lost = text
             self._end()
-            raise DeviceLost(text)
-        raise {"unavailable": UnavailableError, "target": TargetError, "value": ValueError}.get(kind, RuntimeError)(text)
+        raise error_of(kind, stage, text)
 
     def _lose(self, error: PeerGone) -> NoReturn:
         """The pipe broke: says what became of the child."""

@@ -63,6 +63,15 @@ def pieces(offset: int, nbytes: int, most: int) -> list[tuple[int, int]]:
     return [(offset + start, min(most, nbytes - start)) for start in range(0, nbytes, most)] or [(offset, 0)]
 
 
+def cut_reads(
+    parts: Sequence[tuple[int, int, int]], capacities: Handles[int], most: int
+) -> list[list[tuple[int, int, int]]]:
+    """Each read (buffer, nbytes, offset), checked against its buffer, as reads of at most `most` bytes."""
+    for buffer, nbytes, offset in parts:
+        check_range(capacities[buffer], offset, nbytes)
+    return [[(buffer, size, at) for at, size in pieces(offset, nbytes, most)] for buffer, nbytes, offset in parts]
+
+
 def check_range(capacity: int, offset: int, nbytes: int) -> None:
     """[offset, offset + nbytes) must lie in a buffer of `capacity` bytes."""
     if offset < 0 or nbytes < 0 or offset + nbytes > capacity:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from tapml.devices.interface import Device, DeviceInfo
 from tapml.errors import TargetError, UnavailableError
 from tapml.remote.address import RemoteName
-from tapml.targets.known import TARGETS, WITHOUT_RUNTIME
+from tapml.targets.known import RUNNABLE, WITHOUT_RUNTIME
 from tapml.targets.parse import TargetChoice, parse
 
 PROBE_SECONDS = 60.0
@@ -44,10 +44,7 @@ def open_device(
 
         return RemoteDevice(RemoteName.parse(device), choice, deadline)
     if choice.name in WITHOUT_RUNTIME:
-        runnable = ", ".join(name for name in TARGETS if name not in WITHOUT_RUNTIME)
-        raise UnavailableError(
-            f"Target {choice.name}: {WITHOUT_RUNTIME[choice.name]}. Can run: {runnable}."
-        )
+        raise UnavailableError(f"Target {choice.name}: {WITHOUT_RUNTIME[choice.name]}. Can run: {', '.join(RUNNABLE)}.")
     if in_process:
         return open_here(choice.name, choice.device)
     from tapml.devices.child import ChildDevice

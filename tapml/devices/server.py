@@ -21,13 +21,12 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from typing import Any
 
 from tapml.devices.frames import FrameReader, FrameWriter, PeerGone
 from tapml.devices.interface import Device, Launch
 from tapml.devices.open import open_here
-from tapml.errors import DeviceError, DeviceLost, OutOfMemory, TargetError, UnavailableError
+from tapml.devices.replies import told
 from tapml.kernels import Kernel
 
 
@@ -88,14 +87,8 @@ class Server:
 
 
 def describe(error: Exception) -> list[Any]:
-    """An error as a reply. What is none of ours is a bug or a driver's surprise, and travels with its traceback."""
-    if isinstance(error, DeviceError):
-        return ["error", "memory" if isinstance(error, OutOfMemory) else "device", error.stage, str(error)]
-    for kind, cls in (("lost", DeviceLost), ("unavailable", UnavailableError), ("target", TargetError)):
-        if isinstance(error, cls):
-            return ["error", kind, "", str(error)]
-    text = "".join(traceback.format_exception(error)) if not isinstance(error, ValueError) else str(error)
-    return ["error", "value" if isinstance(error, ValueError) else "other", "", text]
+    """An error as a reply."""
+    return ["error", *told(error)]
 
 
 def main() -> int:

@@ -28,21 +28,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import tapml
 from tapml.carve.folder import RunFolder
 from tapml.carve.layout import TARGET_FOLDER
 from tapml.carve.layout import folder_name as folder_name
-from tapml.compile.cache import toolchain
 from tapml.devices.interface import DeviceInfo
-from tapml.devices.open import redacted
 from tapml.errors import DeviceError, DeviceLost, UnavailableError, UsageError, nearest
 from tapml.migrate.alteration import Alteration
 from tapml.migrate.end_to_end import Answer, EndToEnd, Oracle, PromptResult, Reference, compare_example, compare_prompt
 from tapml.migrate.hybrid import Hybrid
-from tapml.migrate.journal import Header, Journal
+from tapml.migrate.journal import Journal
 from tapml.migrate.operator_test import OperatorTester
 from tapml.migrate.plan import Step, move
 from tapml.migrate.programs import keep
+from tapml.migrate.records import header_of
 from tapml.migrate.share import Crew, Share, are_several
 from tapml.migrate.workbench import Progress
 from tapml.operators.graph import Operator
@@ -113,13 +111,7 @@ def migrate(
     started = time.monotonic()
     names = _in_order(run, order)
     with Crew(run, target, device, inject) if are_several(device) else OperatorTester(run, target, device, inject) as tester:
-        bench = tester.bench
-        header = Header(
-            version=tapml.__version__, run=run.digest, target=str(bench.choice), target_key=bench.target.key,
-            device=redacted(device), inject=None if bench.alteration is None else bench.alteration.digest,
-            compiler=toolchain(), settings=f"tokens={max_tokens} order={_hash(names) if order else 'default'}",
-            device_info=bench.device.info.to_json(), time=time.time(),
-        )
+        header = header_of(tester.bench, device, f"tokens={max_tokens} order={_hash(names) if order else 'default'}")
         path = run.path / TARGET_FOLDER / folder_name(target) / "migrate.jsonl"
         with Journal.open(path, header, resume, fresh) as journal:
             try:

@@ -43,6 +43,7 @@ from tapml.verdicts import Measure, Verdict
 if TYPE_CHECKING:
     from tapml.migrate.operator_test import OperatorTester
     from tapml.migrate.share import Crew
+    from tapml.migrate.workbench import Workbench
 
 logger = logging.getLogger(__name__)
 
@@ -145,17 +146,23 @@ def target_folder(run: RunFolder, target: str) -> Path:
     return run.path / TARGET_FOLDER / folder_name(target)
 
 
+def header_of(bench: Workbench, device: str, settings: str) -> Header:
+    """What is recorded on this bench belongs to. `device` is what was asked for, which may mean several; `settings` is whatever
+    else changes the outcome."""
+    return Header(
+        version=tapml.__version__, run=bench.folder.digest, target=str(bench.choice), target_key=bench.target.key,
+        device=redacted(device), inject=None if bench.alteration is None else bench.alteration.digest,
+        compiler=toolchain(), settings=settings, device_info=bench.device.info.to_json(), time=time.time(),
+    )
+
+
 def keep_test(
     tester: OperatorTester | Crew, target: str, device: str, mode: str, verdicts: Sequence[Verdict], merge: bool = False
 ) -> None:
     """Writes what a test ("isolated" or "cumulative") found, and the kernels that it is about. `merge` keeps the results of other
     operators, where they are of the same run, target, device, compiler and fault. Warns where the folder cannot be written."""
     run, bench = tester.run, tester.bench
-    header = Header(
-        version=tapml.__version__, run=run.digest, target=str(bench.choice), target_key=bench.target.key,
-        device=redacted(device), inject=None if bench.alteration is None else bench.alteration.digest,
-        compiler=toolchain(), settings=mode, device_info=bench.device.info.to_json(), time=time.time(),
-    )
+    header = header_of(bench, device, mode)
     folder = target_folder(run, target)
     path = folder / _name(mode, bench.alteration is not None)
     results = {v.operator: ([m.to_json() for m in tester.measures_of(v.operator)], v.to_json()) for v in verdicts}

@@ -25,9 +25,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tapml.devices.handles import Handles, check_binding, check_range, padded, pieces
+from tapml.devices.handles import Handles, check_binding, check_range, cut_reads, padded, pieces
 from tapml.devices.interface import DeviceInfo, Launch, Part
-from tapml.errors import ConnectionLost, DeviceError, DeviceLost, OutOfMemory, TargetError, UnavailableError, UsageError
+from tapml.devices.replies import error_of
+from tapml.errors import ConnectionLost, DeviceError, DeviceLost, OutOfMemory, UnavailableError, UsageError
 from tapml.kernels import Kernel
 from tapml.remote.address import RemoteName
 from tapml.remote.link import Answer, Link, Traffic
@@ -204,18 +205,10 @@ class RemoteDevice:
 
     def read_many(self, parts: Sequence[Part]) -> list[bytes]:
         self._check()
-        wanted: list[list[Any]] = []
-        counts: list[int] = []
-        for buffer, nbytes, offset in parts:
-            check_range(self._buffers[buffer], offset, nbytes)
-            cut = [["read", self._id(), buffer, at, size] for at, size in pieces(offset, nbytes, PIECE)]
-            wanted += cut
-            counts.append(len(cut))
-        values = self._ask_and_tell(wanted)
-        if all(count == 1 for count in counts):
-            return values
-        data = iter(values)
-        return [b"".join([next(data) for _ in range(count)]) for count in counts]
+        reads = cut_reads(parts, self._buffers, PIECE)
+        wanted = [["read", self._id(), buffer, at, size] for read in reads for buffer, size, at in read]
+        data = iter(self._ask_and_tell(wanted))
+        return [b"".join([next(data) for _ in read]) for read in reads]
 
     def load(self, kernel: Kernel) -> int:
         self._check()
@@ -422,15 +415,11 @@ class RemoteDevice:
 
     def _error(self, answer: Answer) -> Exception:
         _, _, kind, stage, text = answer
-        if kind == "device":
-            return DeviceError(stage or "launch", text)
-        if kind == "memory":
-            return OutOfMemory(text)
         if kind in ("lost", "cancelled"):
             self._lost = text
             self._link.close()
             return DeviceLost(text)
-        return {"unavailable": UnavailableError, "target": TargetError, "value": ValueError}.get(kind, RuntimeError)(text)
+        return error_of(kind, stage or "launch", text)
 
     def _interrupted(self) -> None:
         self._lost = f"Device {self.name} was given up in the middle of a call."

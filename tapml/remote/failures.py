@@ -6,11 +6,10 @@
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import dataclass
 from typing import Any
 
-from tapml.errors import DeviceError, DeviceLost, OutOfMemory, TargetError, UnavailableError
+from tapml.devices.replies import told
 from tapml.remote.store import NoRoom
 
 MOST_TEXT = 2**16
@@ -38,18 +37,15 @@ class Failed(Exception):
 
 
 def failure_of(error: Exception) -> Failure:
-    """An error by its kind. What is none of ours is a bug or a driver's surprise, and travels with its traceback."""
+    """An error by its kind, as `tapml.devices.replies` has it."""
     if isinstance(error, Failed):
         return error.failure
-    text = cut(str(error))
-    if isinstance(error, MemoryError | NoRoom | OutOfMemory):
-        return Failure("memory", text or "The device's process has no memory left.")
-    if isinstance(error, DeviceError):
-        return Failure("device", text, error.stage if error.stage in ("driver", "launch") else "launch")
-    for kind, cls in (("lost", DeviceLost), ("unavailable", UnavailableError), ("target", TargetError), ("value", ValueError)):
-        if isinstance(error, cls):
-            return Failure(kind, text)
-    return Failure("other", cut("".join(traceback.format_exception(error))))
+    if isinstance(error, MemoryError | NoRoom):
+        return Failure("memory", cut(str(error)) or "The device's process has no memory left.")
+    kind, stage, text = told(error)
+    if kind == "device":
+        return Failure(kind, cut(text), stage if stage in ("driver", "launch") else "launch")
+    return Failure(kind, cut(text))
 
 
 def cut(text: str) -> str:

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tapml.errors import TargetError, UnavailableError, UsageError
-from tapml.targets.known import TARGETS, WITHOUT_RUNTIME
+from tapml.targets.known import RUNNABLE, WITHOUT_RUNTIME
 from tapml.targets.parse import TargetChoice, parse
 
-# Those that kernels can run on, the most useful first.
-PLATFORMS = ("opencl", "vulkan", "webgpu", "cpu")
+# Those that kernels can run on, the processor last, since it is for diagnosis.
+PLATFORMS = tuple(sorted(RUNNABLE, key=lambda name: name == "cpu"))
 
 MOST_REASON = 2000
 
@@ -29,7 +29,7 @@ MOST_REASON = 2000
 def parse_offered(texts: Sequence[str]) -> list[TargetChoice]:
     """The values of `--target`, or all platforms where there is none. Raises TargetError, UsageError for an option that is the
     client's to choose, UnavailableError for a target that cannot run anywhere yet."""
-    choices = [parse(text) for text in texts] or [TargetChoice(name) for name in PLATFORMS if name in TARGETS]
+    choices = [parse(text) for text in texts] or [TargetChoice(name) for name in PLATFORMS]
     for choice in choices:
         if choice.name in WITHOUT_RUNTIME:
             raise UnavailableError(f"Target {choice.name}: {WITHOUT_RUNTIME[choice.name]}. Can run: {', '.join(PLATFORMS)}.")

@@ -284,14 +284,12 @@ def _batch(value: Any) -> bool:
     )
 
 
-def _plain(value: Any, depth: int = 1) -> bool:
-    """Anything that MessagePack holds here, to the depth that is allowed."""
-    if depth > MOST_DEPTH:
-        return False
+def _plain(value: Any) -> bool:
+    """Anything that MessagePack holds here; `_check_nesting` has seen how deep it is."""
     if type(value) is list:
-        return all(_plain(item, depth + 1) for item in value)
+        return all(map(_plain, value))
     if type(value) is dict:
-        return all(type(k) is str and _plain(v, depth + 1) for k, v in value.items())
+        return all(type(k) is str and _plain(v) for k, v in value.items())
     if type(value) is int:
         return abs(value) <= LARGEST
     return value is None or type(value) in (bool, float, str, bytes)

@@ -17,4 +17,6 @@ WITHOUT_RUNTIME = {
     "rocm": "the compiler needs a ROCm installation to generate kernels for it, and this version cannot run them",
 }
 
+RUNNABLE = tuple(name for name in TARGETS if name not in WITHOUT_RUNTIME)
+
 SCHEDULES = ("dlight", "blocked", "simple", "serial")

@@ -21,6 +21,7 @@ from tapml.devices.open import probe
 from tapml.errors import DeviceError, DeviceLost, TargetError, UnavailableError
 from tapml.kernels import Kernel
 from tests.devices import kernels
+from tests.devices.ctrl_c import ctrl_c
 from tests.devices.kernels import NBYTES
 
 ONE = (1, 1, 1)
@@ -148,14 +149,8 @@ def test_an_error_that_nobody_waited_for_comes_at_the_next_wait() -> None:
 def test_ctrl_c_in_a_call_gives_the_device_up() -> None:
     device = child("cpu")
     device.run([Launch(device.load(kernels.endless("c")), (device.allocate(16),))])
-    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            device.synchronize()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+    with pytest.raises(KeyboardInterrupt), ctrl_c(0.5):
+        device.synchronize()
     assert gone(device.pid)
     with pytest.raises(DeviceLost, match="in the middle of a call"):
         device.synchronize()

@@ -8,7 +8,6 @@ import pytest
 
 from tapml.devices.interface import Device
 from tapml.devices.open import open_device
-from tapml.kernels import Language
 from tests.devices import test_conformance
 from tests.remote.chromium import Chromium
 from tests.remote.processes import running_hub
@@ -36,16 +35,8 @@ def implementation() -> test_conformance.Implementation:
     return test_conformance.Implementation(open_device, "wgsl")
 
 
-@pytest.fixture(scope="module")
-def device(open_one: Callable[[], Device]) -> Iterator[Device]:
-    device = open_one()
-    yield device
-    device.close()
-
-
-@pytest.fixture
-def language() -> Language:
-    return "wgsl"
+device = test_conformance.device
+language = test_conformance.language
 
 
 def test_freed_memory_is_given_back(device: Device, browser: Chromium) -> None:

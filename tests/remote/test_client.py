@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from tapml.remote.absent import judge
 from tapml.remote.client import BATCHES, RemoteDevice
 from tests.conftest import MakeRun
 from tests.devices import kernels
+from tests.devices.ctrl_c import ctrl_c
 from tests.devices.kernels import COUNT, NBYTES
 from tests.models import VOCABULARY
 from tests.remote.processes import Agent, Hub, running_agent, running_hub
@@ -202,14 +202,8 @@ def test_memory_that_runs_out(served: Served) -> None:
 def test_ctrl_c_in_a_call_gives_the_device_up_and_frees_it(opened: Opened) -> None:
     device = opened()
     device.run([Launch(device.load(kernels.endless("c")), (device.allocate(16),))])
-    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            device.synchronize()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+    with pytest.raises(KeyboardInterrupt), ctrl_c(0.5):
+        device.synchronize()
     with pytest.raises(DeviceLost, match="in the middle of a call"):
         device.allocate(4)
     again = opened()
