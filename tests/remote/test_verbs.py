@@ -11,6 +11,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,11 +55,33 @@ def test_a_device_at_a_hub_is_a_device_as_any_other(
         assert not file.is_file() or hub.address.token.encode() not in file.read_bytes(), file
 
 
+def test_a_bench_of_faults_finds_on_a_device_at_a_hub_what_it_finds_here(
+    make_run: MakeRun, hub: Hub, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    bench = ["faults", "bench", str(make_run("encoder").path), "--target", TARGET, "--operators", "1"]
+    bench += ["--faults", "ignored-strides,exponent-base", "--json", "-"]
+    found = []
+    for name, device in (("here", "local"), ("there", f"any@{hub.url}")):
+        assert main([*bench, "--device", device, "-o", str(tmp_path / name)]) == 0
+        data = json.loads(capsys.readouterr().out)
+        found.append([data["device"], _without_seconds([data["classes"], data["clean"], data["totals"]])])
+    assert found[0] == found[1]
+    assert found[0][1][2]["tapml"]["detected"] == [2, 2]
+
+
+def _without_seconds(data: object) -> Any:
+    if isinstance(data, dict):
+        return {key: _without_seconds(value) for key, value in data.items() if not key.endswith("seconds")}
+    return [_without_seconds(value) for value in data] if isinstance(data, list) else data
+
+
 def test_a_device_that_is_not_there(make_run: MakeRun, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(make_run("encoder").path)
-    assert main(["test", run, "--target", TARGET, "--device", f"phone@{hub.url}", "--json", "-"]) == 3
-    out, err = capsys.readouterr()
-    assert json.loads(out)["code"] == 3 and "Device phone is not connected to the hub" in err and "bench (" in err
+    operator = make_run("encoder").operators[0].name
+    for words in (["test", run], ["migrate", run], ["bisect", run], ["explain", run, operator], ["faults", "bench", run]):
+        assert main([*words, "--target", TARGET, "--device", f"phone@{hub.url}", "--json", "-"]) == 3, words
+        out, err = capsys.readouterr()
+        assert json.loads(out)["code"] == 3 and "Device phone is not connected to the hub" in err and "bench (" in err
     assert main(["test", run, "--target", TARGET, "--device", "phone@nowhere"]) == 2
     assert main(["bisect", run, "--target", TARGET, "--device", f"a,b@{hub.url}"]) == 2
     assert "which can share the testing of tapml test and migrate only" in capsys.readouterr().err
