@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> Outcome:
     import signal
 
     from tapml.remote.address import HubAddress
-    from tapml.remote.agent import Agent, say
-    from tapml.remote.offers import parse_offered
+    from tapml.remote.agent.agent import Agent, say
+    from tapml.remote.agent.offers import parse_offered
 
     address = HubAddress.parse(args.url)
     agent = Agent(address, checked_name(args.name), parse_offered(args.target), args.memory, args.store)

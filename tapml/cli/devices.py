@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Outcome:
     from tapml.errors import UsageError
     from tapml.remote.address import FORM, HubAddress
-    from tapml.remote.watching import listing
+    from tapml.remote.client.watching import listing
     from tapml.report.devices import draw
 
     address = HubAddress.parse(args.url)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tapml.cli.verb import ALL_PASSED, Outcome
 
 if TYPE_CHECKING:
-    from tapml.remote.hub import Hub
+    from tapml.remote.hub.hub import Hub
 
 NAME = "hub"
 HELP = "bring devices of other machines and browsers together with the programs that use them"
@@ -89,11 +89,11 @@ def _make(args: argparse.Namespace) -> tuple[Hub, dict[str, bool]]:
     if not args.host:
         raise UsageError("--host is empty. Use 127.0.0.1 for this machine only, 0.0.0.0 for its network.")
     try:
-        from tapml.remote.certificate import Certificate
-        from tapml.remote.hosting import Names
-        from tapml.remote.hub import Hub
-        from tapml.remote.pages import Pages
-        from tapml.remote.tokens import Tokens
+        from tapml.remote.hub.certificate import Certificate
+        from tapml.remote.hub.hosting import Names
+        from tapml.remote.hub.hub import Hub
+        from tapml.remote.hub.pages import Pages
+        from tapml.remote.hub.tokens import Tokens
     except ImportError as error:
         raise UnavailableError(f"The hub needs a package that is missing: {error.name}. Try: pip install 'tapml[hub]'") from error
     state = args.state if args.state is not None else cache_folder() / "hub"

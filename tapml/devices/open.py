@@ -40,7 +40,7 @@ def open_device(
         if in_process:
             raise ValueError("a device of another machine cannot be in this process")
         require_remote()
-        from tapml.remote.client import RemoteDevice
+        from tapml.remote.client.client import RemoteDevice
 
         return RemoteDevice(RemoteName.parse(device), choice, deadline)
     if choice.name in WITHOUT_RUNTIME:

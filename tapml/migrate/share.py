@@ -283,7 +283,7 @@ class Crew:
 def _offering(asked: RemoteName, target: str) -> tuple[str, ...]:
     """The devices at the hub that offer a target, or may when they have looked."""
     require_remote()
-    from tapml.remote.watching import listing
+    from tapml.remote.client.watching import listing
 
     devices = listing(asked.hub)
     states = {d["name"]: d["offers"].get(target, {"state": "absent"})["state"] for d in devices if d["state"] in ("idle", "busy")}

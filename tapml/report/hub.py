@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from tapml.remote.qr import qr_text
+from tapml.remote.hub.qr import qr_text
 
 
 @dataclass(frozen=True)

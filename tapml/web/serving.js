@@ -1,4 +1,4 @@
-// One session as this device serves it: packets come in, requests are carried out in order, answers go out in order. tapml/remote/serving.py is the
+// One session as this device serves it: packets come in, requests are carried out in order, answers go out in order. tapml/remote/agent/serving.py is the
 // same for an agent.
 //
 //     const serving = new Serving(name, new Session(platform, store), send, before)

@@ -1,4 +1,4 @@
-// One session on this device: its requests carried out over a Gpu, without any network. tapml/remote/session.py is the same for an agent, and
+// One session on this device: its requests carried out over a Gpu, without any network. tapml/remote/agent/session.py is the same for an agent, and
 // docs/wire.md has the requests and their rules.
 //
 //     const session = new Session(platform, store)

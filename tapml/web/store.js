@@ -1,4 +1,4 @@
-// What a device remembers by content: weights and kernels, each under its SHA-256 digest, so that they are sent once. tapml/remote/store.py is the
+// What a device remembers by content: weights and kernels, each under its SHA-256 digest, so that they are sent once. tapml/remote/agent/store.py is the
 // same for an agent.
 //
 //     const store = await Store.open()                       what earlier pages of this hub left in the browser's cache
@@ -26,6 +26,9 @@ const MOST_AT_HAND = 2 ** 26;
 const LISTED = 8192;
 const MOST_THINGS = 65536;
 
+// A cache that has not said by then what is in it is done without: the device is worth more than what it remembers.
+const OPEN_MILLISECONDS = 10000;
+
 // A thing that was promised is no longer there: the browser cleared its cache.
 export class Gone extends Error {}
 
@@ -46,20 +49,25 @@ export class Store {
     this.budget = budget;
   }
 
-  static async open() {
+  static async open(milliseconds = OPEN_MILLISECONDS) {
+    const late = new Promise((_, reject) => { setTimeout(() => reject(new Error("the cache does not answer")), milliseconds); });
     try {
-      const cache = await caches.open(CACHE);
-      const store = new Store(cache, 0);
-      for (const request of await cache.keys()) {
-        const found = /\/stored\/([0-9a-f]{64})\/(\d{1,15})$/.exec(request.url);
-        if (found) store.#note(found[1], Number(found[2]));
-      }
-      const { quota = 0, usage = 0 } = await navigator.storage.estimate();
-      store.budget = Math.min(MOST_BUDGET, Math.floor(0.6 * Math.max(0, quota - usage + store.used)));
-      return store;
+      return await Promise.race([Store.#found(), late]);
     } catch {
       return new Store(null, MEMORY_BUDGET);  // no Cache API here, or it is closed to this page
     }
+  }
+
+  static async #found() {
+    const cache = await caches.open(CACHE);
+    const store = new Store(cache, 0);
+    for (const request of await cache.keys()) {
+      const found = /\/stored\/([0-9a-f]{64})\/(\d{1,15})$/.exec(request.url);
+      if (found) store.#note(found[1], Number(found[2]));
+    }
+    const { quota = 0, usage = 0 } = await navigator.storage.estimate();
+    store.budget = Math.min(MOST_BUDGET, Math.floor(0.6 * Math.max(0, quota - usage + store.used)));
+    return store;
   }
 
   // A session's view of the store. One that was not ended ends now.

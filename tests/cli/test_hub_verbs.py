@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import os
 import pty
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 import segno
 
-from tapml.remote.qr import BORDER, qr_svg, qr_text
+from tapml.remote.hub.qr import BORDER, qr_svg, qr_text
 from tapml.report.devices import draw
 from tests.cli.conftest import ROOT, Typed
 from tests.remote.ends import GPU, INFO, client, device
@@ -77,7 +76,7 @@ def test_a_table_of_every_state() -> None:
     assert "– gpu  still looking" in shown([base | {"offers": {"gpu": {"state": "looking", "info": None, "reason": ""}}}])
 
 
-def test_the_hub_says_what_is_wrong_in_one_line(type_in: TypeIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_says_what_is_wrong_in_one_line(type_in: TypeIn, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = str(taken.getsockname()[1])
         typed = type_in("hub", "--port", number, "--state", tmp_path)
@@ -96,18 +95,10 @@ def test_the_hub_says_what_is_wrong_in_one_line(type_in: TypeIn, tmp_path: Path,
         assert typed.code == code and says in typed.said, typed.said
     typed = type_in("hub", "--port", "0", "--state", "/proc/none")
     assert typed.code == 2 and "--state" in typed.said
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name.split(".")[0] in ("websockets", "segno"):
-            raise ImportError(f"No module named {name!r}", name=name)
-        return real(name, *rest)
-
-    for module in [name for name in sys.modules if name.startswith("tapml.remote.")]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setattr(builtins, "__import__", without)
-    typed = type_in("hub", "--port", "0", "--state", tmp_path)
-    assert typed.code == 3 and "pip install 'tapml[hub]'" in typed.said
+    code = "import sys; sys.modules['websockets'] = None; from tapml.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "hub", "--port", "0", "--state", str(tmp_path)]
+    lacking = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert lacking.returncode == 3 and "pip install 'tapml[hub]'" in lacking.stderr
 
 
 def test_its_json_is_there_as_soon_as_it_listens(tmp_path: Path) -> None:

@@ -103,6 +103,14 @@ class Chromium:
         while self._tabs:
             self._http(f"close/{self._tabs.pop()}")
 
+    def shown(self) -> Iterator[str]:
+        """What there is to read in each tab, or why that cannot be told."""
+        for tab in self._tabs:
+            try:
+                yield str(self.evaluate(tab, "document.body?.innerText", 5.0))
+            except (RuntimeError, OSError) as error:
+                yield f"{type(error).__name__}: {error}"
+
     def reload(self, tab: str) -> None:
         """As its user would; returns when the old page is gone."""
         self.evaluate(tab, "window.old = true")
@@ -149,8 +157,11 @@ class Chromium:
 
     def gpu_process(self) -> psutil.Process:
         """The process that the drivers run in."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return next(child for child in children if "--type=gpu-process" in child.cmdline())
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # some live for a moment only
+                if "--type=gpu-process" in child.cmdline():
+                    return child
+        raise RuntimeError("Chromium has no process for the GPU")
 
     def wait_ready(self, tab: str) -> None:
         """Until the hub's page in this tab is a device that waits for work."""

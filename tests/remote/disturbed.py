@@ -161,7 +161,7 @@ class HastyHub(Hub):
     """Gives up on an end that is away after a second and a half in place of twenty."""
 
     launcher = (
-        sys.executable, "-c", "import functools, sys; from tapml.remote import hub; "
+        sys.executable, "-c", "import functools, sys; from tapml.remote.hub import hub; "
         "hub.Leases = functools.partial(hub.Leases, grace=1.5); "
         "from tapml.cli.main import main; sys.exit(main())",
     )  # fmt: skip

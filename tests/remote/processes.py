@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tapml.remote.address import HubAddress
-from tapml.remote.watching import listing
+from tapml.remote.client.watching import listing
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0

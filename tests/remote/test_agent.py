@@ -30,14 +30,14 @@ from tapml.devices.interface import DeviceInfo
 from tapml.devices.trial import Trial
 from tapml.errors import TargetError, UnavailableError, UsageError
 from tapml.kernels import Kernel
-from tapml.remote import agent as agents
 from tapml.remote import wire
 from tapml.remote.address import HubAddress
-from tapml.remote.agent import Agent
+from tapml.remote.agent import agent as agents
+from tapml.remote.agent.agent import Agent
+from tapml.remote.agent.offers import Offers, parse_offered
+from tapml.remote.agent.opening import Opening
 from tapml.remote.channel import Channel
 from tapml.remote.connection import Broken, Connection, Unreachable
-from tapml.remote.offers import Offers, parse_offered
-from tapml.remote.opening import Opening
 from tests.devices import kernels
 from tests.devices.kernels import COUNT, NBYTES
 from tests.remote.processes import ROOT, Hub, running_agent, running_hub
@@ -491,8 +491,8 @@ def test_opening_can_be_given_up_at_any_moment() -> None:
 
 def test_it_loads_neither_torch_nor_the_compiler() -> None:
     """And no numpy either until the hub knows it."""
-    code = "import sys, tapml.cli.main, tapml.remote.agent; print(*{m.split('.')[0] for m in sys.modules}, 'and')"
-    code += "; import tapml.remote.opening, tapml.remote.serving; print(*{m.split('.')[0] for m in sys.modules})"
+    code = "import sys, tapml.cli.main, tapml.remote.agent.agent; print(*{m.split('.')[0] for m in sys.modules}, 'and')"
+    code += "; import tapml.remote.agent.opening, tapml.remote.agent.serving; print(*{m.split('.')[0] for m in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     at_first, later = (set(part.split()) for part in done.stdout.split(" and\n"))
     assert "websockets" in at_first and "numpy" not in at_first and "numpy" in later

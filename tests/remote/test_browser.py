@@ -17,7 +17,7 @@ from tapml.devices.interface import Launch
 from tapml.errors import DeviceError, DeviceLost, OutOfMemory
 from tapml.kernels import Kernel
 from tapml.remote.address import RemoteName
-from tapml.remote.client import RemoteDevice
+from tapml.remote.client.client import RemoteDevice
 from tapml.targets.parse import parse
 from tests.conftest import MakeRun
 from tests.devices import kernels
@@ -45,6 +45,7 @@ def tab(hub: Hub, browser: Chromium) -> Iterator[str]:
     tab = browser.open(hub.url)
     browser.wait_ready(tab)
     yield tab
+    print(hub.said()[-2000:], *browser.shown(), sep="\n")  # for a test that failed
     browser.close_tabs()
     until(lambda: all(device["state"] == "away" for device in hub.devices()))
 

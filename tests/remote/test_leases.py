@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tapml.remote.leases import GRACE_SECONDS, Joining, Leases, Offer, Offers, Said, Wish
+from tapml.remote.hub.leases import GRACE_SECONDS, Joining, Leases, Offer, Offers, Said, Wish
 from tapml.remote.wire import control, decode
 
 INFO = {"platform": "p", "name": "n", "driver": "d", "software": True, "limits": {}, "features": []}

@@ -22,14 +22,14 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from tapml.errors import UnavailableError, UsageError
-from tapml.remote import hub as hub_module
-from tapml.remote.certificate import Certificate
 from tapml.remote.connection import Refused
-from tapml.remote.gate import MOST_NEW_OF_ONE, MOST_TOLD
-from tapml.remote.hosting import Names
-from tapml.remote.hub import Hub
-from tapml.remote.pages import Pages
-from tapml.remote.tokens import LOCKED_SECONDS, MOST_CODES, PAIRING_SECONDS, PairingRefused, Tokens
+from tapml.remote.hub import hub as hub_module
+from tapml.remote.hub.certificate import Certificate
+from tapml.remote.hub.gate import MOST_NEW_OF_ONE, MOST_TOLD
+from tapml.remote.hub.hosting import Names
+from tapml.remote.hub.hub import Hub
+from tapml.remote.hub.pages import Pages
+from tapml.remote.hub.tokens import LOCKED_SECONDS, MOST_CODES, PAIRING_SECONDS, PairingRefused, Tokens
 from tapml.remote.wire import CONTROL_LIMIT, Control, control, decode, packet
 from tests.remote import processes
 from tests.remote.ends import client, client_hello, device, device_hello, watcher
@@ -99,7 +99,7 @@ def test_the_page_needs_the_token_and_its_parts_are_public(tmp_path: Path, hub: 
 @pytest.mark.parametrize(
     "path",
     ["/web/../../etc/passwd", "/web/%2e%2e/%2e%2e/etc/passwd", "/web/..%2f..%2fpyproject.toml", "//etc/passwd", "/etc/passwd",
-     "/web/", "/web", "/web/../remote/hub.py", "/web/wire.js/", "/web/wire.js%00", "/web/.", "/token", "/wire.js", "*"],
+     "/web/", "/web", "/web/../remote/hub/hub.py", "/web/wire.js/", "/web/wire.js%00", "/web/.", "/token", "/wire.js", "*"],
 )  # fmt: skip
 def test_no_path_reaches_a_file(hub: processes.Hub, path: str) -> None:
     status, _, body = asked(hub, path)
@@ -404,7 +404,7 @@ def test_the_certificate_is_made_anew_when_it_must_be(tmp_path: Path, monkeypatc
     assert Certificate.own_in(tmp_path, names) == first and stat.S_IMODE(first.cert.stat().st_mode) == 0o600
     moved = Certificate.own_in(tmp_path, Names("192.0.2.77", ("192.0.2.77", "localhost"), False))
     assert moved.fingerprint != first.fingerprint
-    monkeypatch.setattr("tapml.remote.certificate.GOOD_DAYS", 29)
+    monkeypatch.setattr("tapml.remote.hub.certificate.GOOD_DAYS", 29)
     old = Certificate.own_in(tmp_path, names)
     assert Certificate.own_in(tmp_path, names).fingerprint != old.fingerprint, "it ends within a month"
     old.cert.write_text("no certificate")

@@ -11,12 +11,12 @@ import pytest
 
 from tapml.devices.null import NullDevice
 from tapml.errors import DeviceLost
-from tapml.remote import serving as servings
 from tapml.remote import wire
+from tapml.remote.agent import serving as servings
+from tapml.remote.agent.serving import Serving
+from tapml.remote.agent.session import Session
+from tapml.remote.agent.store import Store
 from tapml.remote.channel import Channel
-from tapml.remote.serving import Serving
-from tapml.remote.session import Session
-from tapml.remote.store import Store
 
 NAME = bytes(range(16))
 SECONDS = 20.0

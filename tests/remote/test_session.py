@@ -20,11 +20,11 @@ from tapml.devices.open import open_here
 from tapml.devices.trial import try_device
 from tapml.errors import DeviceError, DeviceLost, OutOfMemory, TargetError, UnavailableError
 from tapml.kernels import Kernel
-from tapml.remote import session as sessions
 from tapml.remote import wire
-from tapml.remote.failures import MOST_TEXT
-from tapml.remote.session import Session
-from tapml.remote.store import Store
+from tapml.remote.agent import session as sessions
+from tapml.remote.agent.failures import MOST_TEXT
+from tapml.remote.agent.session import Session
+from tapml.remote.agent.store import Store
 from tapml.targets.known import TARGETS
 from tests.devices import kernels
 from tests.devices.kernels import COUNT, NBYTES

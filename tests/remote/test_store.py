@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapml.remote import store as stores
-from tapml.remote.store import NoRoom, Shelf, Store
+from tapml.remote.agent import store as stores
+from tapml.remote.agent.store import NoRoom, Shelf, Store
 
 
 def digest_of(data: bytes) -> bytes:

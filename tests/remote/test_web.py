@@ -26,9 +26,9 @@ from tapml.devices.interface import DeviceInfo, Launch
 from tapml.devices.null import LARGEST, NullDevice
 from tapml.errors import DeviceError, OutOfMemory
 from tapml.kernels import Kernel
+from tapml.remote.agent.session import Session
+from tapml.remote.agent.store import Store
 from tapml.remote.channel import Channel, Gap
-from tapml.remote.session import Session
-from tapml.remote.store import Store
 from tapml.remote.wire import Packet, WireError, decode, packet
 
 HERE = Path(__file__).parent / "web"

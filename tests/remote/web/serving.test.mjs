@@ -151,3 +151,12 @@ test("the end of a session waits for the device to rest, and ends one that does 
   assert.match(client.gpu.ended, /ended while a request was under way/);
   assert.equal(client.gpu.live.size, 0);
 });
+
+test("a browser's cache that does not answer is done without", async () => {
+  globalThis.caches = { open: async () => ({ keys: () => new Promise(() => null) }) };
+  const store = await Store.open(20);
+  delete globalThis.caches;
+  assert.ok(store.budget > 0);
+  await store.add("ab".repeat(32), new Uint8Array(3));
+  assert.ok(store.has("ab".repeat(32)));
+});

@@ -61,7 +61,7 @@ class Offers:
     def look(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Tries each, those that a client waits for first."""
         from tapml.devices.trial import try_target
-        from tapml.remote.descriptions import described
+        from tapml.remote.agent.descriptions import described
 
         while True:
             with self._news:

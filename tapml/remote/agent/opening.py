@@ -13,7 +13,7 @@ from collections.abc import Callable
 from tapml.devices.child import ChildDevice
 from tapml.devices.interface import Device
 from tapml.errors import UnavailableError
-from tapml.remote.offers import Offers
+from tapml.remote.agent.offers import Offers
 from tapml.targets.parse import TargetChoice
 
 LOOK_SECONDS = 0.2

@@ -10,7 +10,7 @@ class. So a decode step is one packet there and one back. A batch that is run a 
 Kernels' texts, and content that is written with `keep`, go to the device's store by their SHA-256, and are sent only where it
 does not have them. So are runs of one byte (zeros, the poison of tests), in pieces of a few sizes.
 
-What becomes of broken connections is in `tapml.remote.link`; the device's own errors come back as they were raised there.
+What becomes of broken connections is in `tapml.remote.client.link`; the device's own errors come back as they were raised there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tapml.devices.replies import error_of
 from tapml.errors import ConnectionLost, DeviceError, DeviceLost, OutOfMemory, UnavailableError, UsageError
 from tapml.kernels import Kernel
 from tapml.remote.address import RemoteName
-from tapml.remote.link import Answer, Link, Traffic
+from tapml.remote.client.link import Answer, Link, Traffic
 from tapml.remote.wire import PIECE
 from tapml.targets.parse import TargetChoice
 

@@ -19,10 +19,10 @@ from urllib.parse import parse_qs, urlsplit
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
-from tapml.remote.hosting import Names
+from tapml.remote.hub.hosting import Names
 
 WIRE = "/wire"
-WEB = Path(__file__).parents[1] / "web"
+WEB = Path(__file__).parents[2] / "web"
 PAGE = "index.html"
 
 # A web folder holds dozens of files of some KiB.

@@ -17,9 +17,9 @@ from typing import Any
 
 from tapml.devices.handles import check_binding, check_range, padded
 from tapml.devices.interface import Device, Launch
-from tapml.remote.descriptions import described, parse_kernel
-from tapml.remote.failures import CANCELLED, Failed, Failure, failure_of
-from tapml.remote.store import Shelf, Store
+from tapml.remote.agent.descriptions import described, parse_kernel
+from tapml.remote.agent.failures import CANCELLED, Failed, Failure, failure_of
+from tapml.remote.agent.store import Shelf, Store
 from tapml.remote.wire import LARGEST
 
 # A target, which of the platform's devices, and the seconds that one call may take.

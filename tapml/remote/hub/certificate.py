@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tapml.errors import UnavailableError, UsageError
-from tapml.remote.hosting import Names, address_of
-from tapml.remote.tokens import private_folder, write_private
+from tapml.remote.hub.hosting import Names, address_of
+from tapml.remote.hub.tokens import private_folder, write_private
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 GOOD_DAYS = 365
 RENEWED_DAYS = 30
 OWN_FILE = "certificate.pem"
+
 
 @dataclass(frozen=True)
 class Certificate:

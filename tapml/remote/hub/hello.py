@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tapml.remote.leases import Joining, Offer, Offers, Wish
+from tapml.remote.hub.leases import Joining, Offer, Offers, Wish
 from tapml.remote.wire import CONTROL_LIMIT, VERSION, Control, WireError, decode, is_session
 
 LONGEST_NAME = 60

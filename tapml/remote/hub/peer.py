@@ -20,7 +20,7 @@ from websockets.frames import BINARY, Frame
 from websockets.protocol import OPEN, Event
 from websockets.typing import BytesLike
 
-from tapml.remote.gate import Gate
+from tapml.remote.hub.gate import Gate
 from tapml.remote.wire import control, is_session
 
 # Bytes kept for an end that reads slowly before those that send to it are held up.

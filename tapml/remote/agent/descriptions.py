@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from tapml.devices.interface import DeviceInfo
 from tapml.kernels import Kernel, Language
-from tapml.remote.failures import cut
+from tapml.remote.agent.failures import cut
 from tapml.remote.wire import LARGEST
 
 MOST_LINE = 400

@@ -4,11 +4,11 @@
     agent.run()                  until `stop`, or until the hub refuses it: raises what it said
     agent.stop()                 from any thread, or a signal handler
 
-One thread receives, so heartbeats are answered whatever a kernel does; the session's own thread (`tapml.remote.serving`)
-carries requests out, in a child process that may crash or hang; a third tries the platforms (`tapml.remote.offers`); a fourth
-tells the hub how it goes. A connection that breaks is made anew for ever; the session, with all that is on the device, waits for
-its client. It ends when the hub releases it, or when the hub itself has been away for `AWAY_SECONDS`. What sessions need is
-imported when the hub knows the agent, so that it is listed sooner.
+One thread receives, so heartbeats are answered whatever a kernel does; the session's own thread (`serving.py`) carries requests
+out, in a child process that may crash or hang; a third tries the platforms (`offers.py`); a fourth tells the hub how it goes. A
+connection that breaks is made anew for ever; the session, with all that is on the device, waits for its client. It ends when the
+hub releases it, or when the hub itself has been away for `AWAY_SECONDS`. What sessions need is imported when the hub knows the
+agent, so that it is listed sooner.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tapml.errors import UnavailableError, UsageError
 from tapml.remote.address import HubAddress
+from tapml.remote.agent.offers import Offers
+from tapml.remote.agent.store import Store, default_budget
 from tapml.remote.channel import Channel
 from tapml.remote.connection import Broken, Connection, Refused, Unreachable
-from tapml.remote.offers import Offers
-from tapml.remote.store import Store, default_budget
 from tapml.remote.wire import VERSION, Control, Packet, WireError, control, decode
 from tapml.targets.parse import TargetChoice
 
 if TYPE_CHECKING:
-    from tapml.remote.serving import Serving
+    from tapml.remote.agent.serving import Serving
 
 AWAY_SECONDS = 120.0
 CONNECT_SECONDS = 10.0
@@ -214,9 +214,9 @@ class Agent:
         """A new session, in place of any other; None when the agent is about to leave."""
         if not self._prepare():
             return None
-        from tapml.remote.opening import Opening
-        from tapml.remote.serving import Serving
-        from tapml.remote.session import Session
+        from tapml.remote.agent.opening import Opening
+        from tapml.remote.agent.serving import Serving
+        from tapml.remote.agent.session import Session
 
         self._free()
         opening = Opening(self._offers)
@@ -255,8 +255,8 @@ class Agent:
             if self._stopping.is_set():
                 return False
             import tapml.devices.trial
-            import tapml.remote.opening
-            import tapml.remote.serving  # noqa: F401
+            import tapml.remote.agent.opening
+            import tapml.remote.agent.serving  # noqa: F401
             return True
 
     def _look(self) -> None:

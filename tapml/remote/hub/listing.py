@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tapml.remote.hello import line
-from tapml.remote.leases import Leases
+from tapml.remote.hub.hello import line
+from tapml.remote.hub.leases import Leases
 from tapml.remote.wire import control
 
 # A device that works says so each second. After this the last rates are history.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tapml.remote.address import HubAddress
-from tapml.remote.watching import listing
+from tapml.remote.client.watching import listing
 
 Record = Mapping[str, Any]
 

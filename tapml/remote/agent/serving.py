@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
+from tapml.remote.agent.session import ANSWERED, Session
 from tapml.remote.channel import Channel, Gap
-from tapml.remote.session import ANSWERED, Session
 from tapml.remote.wire import MESSAGE_LIMIT, WINDOW, Packet, WireError
 
 CANCEL_SECONDS = 2.0

@@ -14,7 +14,7 @@ anew. What may not last for ever is watched by whichever of the two is not recei
   session.
 - The device is there, and nothing was answered or acknowledged for `limit` seconds while somebody waits: DeviceLost.
 
-After either, and after `close`, every call fails in the same way. What the requests mean is for `tapml.remote.client`.
+After either, and after `close`, every call fails in the same way. What the requests mean is for `tapml.remote.client.client`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tapml.errors import ConnectionLost, DeviceLost, UnavailableError
-from tapml.remote.absent import why_absent
 from tapml.remote.address import HubAddress
 from tapml.remote.channel import Channel, Gap
+from tapml.remote.client.absent import why_absent
 from tapml.remote.connection import Broken, Connection, Refused, Unreachable
 from tapml.remote.wire import SESSION_BYTES, VERSION, WINDOW, Control, Packet, WireError, control, decode
 

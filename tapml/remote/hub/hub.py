@@ -29,9 +29,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from tapml.remote.address import HubAddress
-from tapml.remote.certificate import Certificate
-from tapml.remote.gate import MOST, Gate
-from tapml.remote.hello import (
+from tapml.remote.hub.certificate import Certificate
+from tapml.remote.hub.gate import MOST, Gate
+from tapml.remote.hub.hello import (
     ClientHello,
     DeviceHello,
     Hello,
@@ -41,13 +41,13 @@ from tapml.remote.hello import (
     parse_hello,
     parse_offers,
 )
-from tapml.remote.hosting import Names, listen
-from tapml.remote.leases import Leases, Said
-from tapml.remote.listing import Shown, listing, pack
-from tapml.remote.pages import Pages, same_origin
-from tapml.remote.peer import READ_QUEUE, WRITE_LIMIT, Peer
-from tapml.remote.qr import qr_svg
-from tapml.remote.tokens import PairingRefused, Tokens
+from tapml.remote.hub.hosting import Names, listen
+from tapml.remote.hub.leases import Leases, Said
+from tapml.remote.hub.listing import Shown, listing, pack
+from tapml.remote.hub.pages import Pages, same_origin
+from tapml.remote.hub.peer import READ_QUEUE, WRITE_LIMIT, Peer
+from tapml.remote.hub.qr import qr_svg
+from tapml.remote.hub.tokens import PairingRefused, Tokens
 from tapml.remote.wire import MESSAGE_LIMIT, VERSION, is_session
 
 HELLO_SECONDS = 10.0
@@ -104,7 +104,7 @@ class Hub:
         listening = listen(host, port)
         self.port = listening.getsockname()[1]
         # The library reports broken handshakes of port scanners and the like as errors; what matters is in our own log.
-        quiet = logging.getLogger("tapml.remote.hub.websockets")
+        quiet = logging.getLogger("tapml.remote.hub.hub.websockets")
         quiet.setLevel(logging.CRITICAL)
         self._server = await serve(
             self._serve,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tapml.devices.replies import told
-from tapml.remote.store import NoRoom
+from tapml.remote.agent.store import NoRoom
 
 MOST_TEXT = 2**16
 
