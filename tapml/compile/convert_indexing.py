@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tvm import te, tirx
+from tvm import relax, te, tirx
 
 from tapml.compile.node_arguments import axis, output, read
 from tapml.compile.tensor_expressions import (
@@ -413,7 +413,25 @@ def _expand(importer: Any, node: Any) -> Any:
     return broadcast(importer, output(node).shape, output(node).dtype, lambda e: e, read(importer, node, 0, "self"))
 
 
+def _joined(operation: Callable[..., Any]) -> Convert:
+    """`cat` and `stack`: parts of several dtypes take the result's; a part without elements only had a say in that."""
+
+    def convert(importer: Any, node: Any) -> Any:
+        spec = output(node)
+        parts = read(importer, node, 0, "tensors")
+        parts = [part for part in parts if 0 not in shape_of(part)] or parts
+        same = [
+            part if dtype_of(part) == spec.dtype else broadcast(importer, shape_of(part), spec.dtype, lambda e: e, part)
+            for part in parts
+        ]
+        return importer.block_builder.emit(operation(same, axis=axis(read(importer, node, 1, "dim", 0), len(spec.shape))))
+
+    return convert
+
+
 INDEXING: dict[str, Convert] = {
+    "cat.default": _joined(relax.op.concat),
+    "stack.default": _joined(relax.op.stack),
     "slice.Tensor": _slice,
     "select.int": _select,
     "select_scatter.default": _select_scatter,

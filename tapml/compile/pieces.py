@@ -107,8 +107,10 @@ def cut(function: Any) -> list[Piece]:
 
 
 def _nests(function: Any) -> list[list[Any]]:
+    """The loop nests at the root, without those that write nothing: a tensor of no element needs no kernel."""
     body = function.body.block.body
-    return [[s] for s in (body.seq if isinstance(body, tirx.SeqStmt) else [body])]
+    nests = [[s] for s in (body.seq if isinstance(body, tirx.SeqStmt) else [body])]
+    return [nest for nest in nests if any(0 not in [int(n) for n in b.shape] for b in _accesses(nest[0])[1])]
 
 
 def _with_epilogues(nests: list[list[Any]], outputs: set[Any]) -> list[list[Any]]:

@@ -11,6 +11,7 @@ PRELUDE = """\
 #include <stdint.h>
 #include <math.h>
 #include <tgmath.h>
+#define cl_khr_fp64 1
 #define __kernel
 #define __global
 #define restrict

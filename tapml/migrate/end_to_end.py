@@ -199,7 +199,7 @@ def compare_example(run: RunFolder, source: Stepper, target: Stepper, index: int
     expected, actual = (stepper.step(graph, run.examples[index]) for stepper in (source, target))
     errors = oracle.of_prompt(index)
     found = {key: compare(actual[key], expected[key], errors.get(key, 0.0)) for key in expected}
-    choices = [k for k in expected if expected[k].ndim and dtype_name(expected[k]) in FLOATS]
+    choices = [k for k in expected if expected[k].ndim and expected[k].size and dtype_name(expected[k]) in FLOATS]
     agree = [actual[k].argmax(-1) == expected[k].argmax(-1) for k in choices]
     flat = np.concatenate([np.atleast_1d(a).reshape(-1) for a in agree]) if agree else np.ones(1, bool)
     if not found:

@@ -1,4 +1,5 @@
-"""Rewrites of a graph that keep every value bit for bit: static shapes, no no-op views, no equal nodes, no dead nodes.
+"""Rewrites of a graph that keep every value bit for bit: static shapes, no no-op views, nothing empty put beside something, no
+equal nodes, no dead nodes.
 
 Works on plain data, without torch. `tapml.operators.from_fx` calls `normalise` on what it read; the result is what the cutter
 sees.
@@ -33,9 +34,9 @@ _SAME_IF_SAME_SHAPE = (*_RESHAPES, "aten.expand.default", "aten.slice.Tensor")
 
 def normalise(graph: Graph) -> Graph:
     """The same graph with `-1` sizes and open slice ends written out, reshapes all written as view, constants as full, parts
-    of a split as slices, views that change nothing dropped, equal single-output nodes merged (the module path becomes what
-    their paths have in common), and nodes and placeholders that nothing reads dropped. User inputs and states stay even when
-    nothing reads them."""
+    of a split as slices, views and concatenations that change nothing dropped, equal single-output nodes merged (the module
+    path becomes what their paths have in common), and nodes and placeholders that nothing reads dropped. User inputs and
+    states stay even when nothing reads them."""
     names = {p.name: p.name for p in graph.placeholders}
     specs = {p.name: p.spec for p in graph.placeholders}
     whole = {n.name: n for n in graph.nodes if len(n.outputs) > 1 and _word(n) in _PARTS}
@@ -50,16 +51,17 @@ def normalise(graph: Graph) -> Graph:
         else:
             node = replace(node, args=tuple(rename(list(node.args), names)), kwargs=rename(node.kwargs, names))
         node = _static(node, specs)
-        if node.target in _SAME_IF_SAME_SHAPE and specs[node.args[0]["ref"]] == node.outputs[0]:
-            names[node.name] = node.args[0]["ref"]
+        same = _same(node, specs)
+        if same is not None:
+            names[node.name] = same
             continue
         if len(node.outputs) == 1:
             specs[node.name] = node.outputs[0]
             key = json.dumps([node.target, node.args, node.kwargs, node.outputs[0].to_json()], sort_keys=True)
-            same = seen.setdefault(key, node.name)
-            if same != node.name:
-                names[node.name] = same
-                kept[same] = replace(kept[same], module=common_path(kept[same].module, node.module))
+            first = seen.setdefault(key, node.name)
+            if first != node.name:
+                names[node.name] = first
+                kept[first] = replace(kept[first], module=common_path(kept[first].module, node.module))
                 continue
         names[node.name] = node.name
         kept[node.name] = node
@@ -100,6 +102,15 @@ def _part(node: Node, whole: Node) -> Node:
     return replace(node, target="aten.slice.Tensor", args=(whole.args[0], dim, start, start + sizes[index]))
 
 
+def _same(node: Node, specs: dict[str, TensorSpec]) -> str | None:
+    """The value that the node hands on as it is."""
+    if node.target in _SAME_IF_SAME_SHAPE and specs[node.args[0]["ref"]] == node.outputs[0]:
+        return str(node.args[0]["ref"])
+    if node.target == "aten.cat.default" and len(node.args[0]) == 1:
+        return str(node.args[0][0]["ref"])
+    return None
+
+
 def _static(node: Node, specs: dict[str, TensorSpec]) -> Node:
     if node.target in _RESHAPES:
         return replace(node, target="aten.view.default", args=(node.args[0], list(node.outputs[0].shape)))
@@ -114,6 +125,13 @@ def _static(node: Node, specs: dict[str, TensorSpec]) -> Node:
         )
     if node.target in _PYTHON_NAMES:
         return replace(node, target=_PYTHON_NAMES[node.target])
+    if node.target == "aten.cat.default":
+        # A rotary embedding of the whole head puts the rest of it, no element, behind it. In another dtype that could decide the
+        # dtype of the whole.
+        parts = [(part, specs[part["ref"]]) for part in node.args[0]]
+        something = [part for part, spec in parts if 0 not in spec.shape]
+        if something and all(spec.dtype == node.outputs[0].dtype for _, spec in parts):
+            return replace(node, args=(something, *node.args[1:]))
     if node.target == "aten.slice.Tensor":
         given: list[Any] = [*node.args[1:], *[None, None, None, None][len(node.args) - 1 :]]
         dim = given[0] if given[0] is not None else node.kwargs.get("dim", 0)

@@ -244,7 +244,7 @@ def test_a_taken_folder_is_refused_before_any_work(tmp_path: Path) -> None:
 
 
 CARVE = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from tapml.carve.carve import carve
 from tapml.source.load import load
@@ -255,6 +255,7 @@ def progress(stage, done, total):
         print("here", flush=True)
         time.sleep(60)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background has it ignored
 module, inputs = models.conv_net()
 carve(load(module, example_inputs=inputs), [], Path(sys.argv[1]), progress=progress)
 """

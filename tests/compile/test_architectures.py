@@ -63,7 +63,7 @@ def seen_by(name: str) -> list[Seen]:
 
 @pytest.mark.parametrize(("name", "target"), [
     ("llama", "opencl"), ("mixtral", "opencl"), ("gpt2", "opencl"), ("bloom", "opencl"), ("conv_net", "opencl"),
-    ("encoder", "opencl"),
+    ("encoder", "opencl"), ("phi3", "opencl"),
     ("gemma2", "vulkan"), ("gpt_bigcode", "vulkan"), ("conv_net", "vulkan"),
 ])
 def test_every_operator_of(name: str, target: str) -> None:

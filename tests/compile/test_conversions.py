@@ -146,8 +146,14 @@ CASES: dict[str, Callable[[], Made]] = {
     "expand": lambda: call("aten.expand.default", floats(3, 1), [2, -1, 4]),
     "repeat interleave": lambda: call("aten.repeat_interleave.self_int", X, 2, 1),
     "unsafe view": lambda: call("aten._unsafe_view.default", X, [6, 8]),
-    # TVM's importer
     "cat": lambda: call("aten.cat.default", [X, floats(2, 1, 8)], 1),
+    "cat of several dtypes": lambda: call("aten.cat.default", [ints(2, 3, 8), X], -1),
+    "cat beside nothing": lambda: call("aten.cat.default", [X, floats(2, 3, 0)], -1),
+    "cat of nothing": lambda: call("aten.cat.default", [floats(2, 0), floats(3, 0)], 0),
+    "stack": lambda: call("aten.stack.default", [X, floats(2, 3, 8, dtype=torch.float64)], -1),
+    "nothing": lambda: call("aten.exp.default", floats(4, 0)),
+    "sum of nothing": lambda: call("aten.sum.dim_IntList", floats(4, 0), [1]),
+    # TVM's importer
     "split": lambda: call("aten.split_with_sizes.default", X, [3, 5], 2),
     "conv2d": lambda: call("aten.conv2d.default", floats(1, 3, 9, 9), floats(4, 3, 3, 3), floats(4), [2, 2], [1, 1]),
     "depthwise conv1d": lambda: call("aten.conv1d.default", floats(1, 6, 9), floats(6, 1, 4), None, [1], [3], [1], 6),
@@ -162,7 +168,7 @@ def test_operator(name: str, target: str) -> None:
     check(CASES[name](), target, "simple")
 
 
-IN_C = ("softmax over -inf", "index copy of some", "topk", "gelu", "cast to bool", "linear", "full of inf")
+IN_C = ("softmax over -inf", "index copy of some", "topk", "gelu", "cast to bool", "linear", "full of inf", "stack", "nothing")
 
 
 @pytest.mark.parametrize("name", IN_C)

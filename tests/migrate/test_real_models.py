@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import tapml
 from tapml.carve.folder import RunFolder
 from tapml.devices.child import ChildDevice
 from tapml.generation import greedy
@@ -37,6 +39,22 @@ def test_everything_moves_and_answers_as_the_source(model: str, target: str, mak
         assert data["tokens_match"] is True
         recorded = [list(p.generated) for p in run.prompts]
         assert [t[: len(r)] for t, r in zip(data["tokens_target"], recorded, strict=True)] == recorded
+
+
+class Leftovers(torch.nn.Module):
+    """Some of its values have no elements, as what a rotary embedding leaves of a head, or a cache before it is filled."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rest = x[:, 6:]
+        return x.sin() + 1, rest.exp(), rest.sum(-1) + x[:, 0], torch.cat([rest.double(), x.cos()], -1)
+
+
+@pytest.mark.parametrize("target", ["opencl", "vulkan", "cpu"])
+def test_values_without_elements_move_too(target: str, need: Need, tmp_path: Path) -> None:
+    need(target)
+    run = tapml.carve(Leftovers(), {"x": torch.randn(4, 6)}, out=tmp_path / "run").folder
+    result = migrate(run, target)
+    assert result.passed and not result.kept_on_source, [(v.operator, v.status, v.reason) for v in result.verdicts]
 
 
 def test_any_split_of_a_decoder_answers_as_the_source(make_run: MakeRun, need: Need) -> None:

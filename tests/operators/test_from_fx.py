@@ -40,6 +40,21 @@ def test_shapes_become_numbers_and_no_ops_go() -> None:
     assert "device" not in str([node.kwargs for node in found.graph.nodes])
 
 
+class Beside(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        whole = torch.cat([x.sin(), x[:, 6:]], -1)
+        longer = torch.cat([x[:0], x, whole], 0)
+        return torch.cat([x[:, 6:].double(), longer[4:]], -1)
+
+
+def test_nothing_is_put_beside_something() -> None:
+    found = program(Beside(), {"x": torch.randn(4, 6)})
+    check_values(found)
+    joined = [node for node in found.graph.nodes if word_of(node) == "cat"]
+    assert [len(node.args[0]) for node in joined] == [2, 2] and words(found.graph).count("slice") == 2
+    assert joined[1].outputs[0].dtype == "float64", "which the empty part decides"
+
+
 class Twice(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
