@@ -29,7 +29,7 @@ from tapml.remote.hub.gate import MOST_NEW_OF_ONE, MOST_TOLD
 from tapml.remote.hub.hosting import Names
 from tapml.remote.hub.hub import Hub
 from tapml.remote.hub.pages import Pages
-from tapml.remote.hub.tokens import LOCKED_SECONDS, MOST_CODES, PAIRING_SECONDS, PairingRefused, Tokens
+from tapml.remote.hub.tokens import LOCKED_SECONDS, MOST_CODES, MOST_PLACES, PAIRING_SECONDS, PairingRefused, Tokens
 from tapml.remote.wire import CONTROL_LIMIT, Control, control, decode, packet
 from tests.remote import processes
 from tests.remote.ends import client, client_hello, device, device_hello, watcher
@@ -338,9 +338,9 @@ def test_a_pairing_code_is_good_once_and_for_five_minutes() -> None:
     assert tokens.redeem(codes[1], 1000.0)
 
 
-def test_five_wrong_codes_in_a_minute_lock_pairing_for_a_while() -> None:
+def test_five_wrong_codes_in_a_minute_lock_pairing_for_a_while_and_for_their_address_only() -> None:
     tokens = Tokens("secret")
-    code = tokens.pairing(0.0).code
+    code, another = tokens.pairing(0.0).code, tokens.pairing(0.0).code
 
     def wrong(now: float) -> None:
         with pytest.raises(PairingRefused):
@@ -354,7 +354,16 @@ def test_five_wrong_codes_in_a_minute_lock_pairing_for_a_while() -> None:
         tokens.redeem(code, 103.0)
     with pytest.raises(PairingRefused, match="Too many"):
         tokens.redeem(code, 101.0 + LOCKED_SECONDS)
+    assert tokens.redeem(another, 103.0, "192.0.2.8")
     assert tokens.redeem(code, 102.0 + LOCKED_SECONDS)
+
+
+def test_addresses_that_guess_are_forgotten_before_they_are_too_many() -> None:
+    tokens = Tokens("secret")
+    for k in range(2 * MOST_PLACES):
+        with pytest.raises(PairingRefused):
+            tokens.redeem("WRONG-WRONG", 0.0, f"2001:db8::{k:x}")
+    assert len(tokens._guessers) == MOST_PLACES
 
 
 def test_the_secret_is_kept_for_its_owner_only(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ class Hub:
         except TimeoutError:
             raise Refusal("protocol", f"No hello came within {HELLO_SECONDS:.0f} s.") from None
         hello = parse_hello(data)
-        welcome = {"version": VERSION, "name": "", "heartbeat": self.heartbeat, **self._let_in(hello)}
+        welcome = {"version": VERSION, "name": "", "heartbeat": self.heartbeat, **self._let_in(hello, peer.place)}
         peer.let_in()
         if isinstance(hello, ClientHello):
             await self._client(peer, hello, welcome)
@@ -203,11 +203,11 @@ class Hub:
         else:
             await self._watcher(peer, welcome)
 
-    def _let_in(self, hello: Hello) -> dict[str, str]:
+    def _let_in(self, hello: Hello, place: str) -> dict[str, str]:
         """What to add to the welcome: for a device that paired, its token. Raises Refusal."""
         if isinstance(hello, DeviceHello) and hello.pair and not hello.token:
             try:
-                token = {"token": self._tokens.redeem(hello.pair, self._now())}
+                token = {"token": self._tokens.redeem(hello.pair, self._now(), place)}
             except PairingRefused as error:
                 raise Refusal("pairing", str(error)) from error
         else:

@@ -3,12 +3,13 @@
     tokens = Tokens.kept(folder)             the same secret at each start, made at the first
     tokens.opens("client", text)             whether this token opens that role
     pairing = tokens.pairing(now)            a code that one device may use once, within five minutes
-    tokens.redeem(pairing.code, now)         its own token, or a PairingRefused
+    tokens.redeem(pairing.code, now, place)  its own token, or a PairingRefused; `place`: the address it came from
 
 The secret opens every role. A device that came with a pairing code gets a token of its own, which opens the role "device" only
 and is derived from the secret: nothing is stored for it, it survives a restart of the hub, and a new secret (`--new-token`) ends
-all of them. A code is short enough to be typed (about 49 bits) and so could be guessed in principle: after `MOST_WRONG` wrong
-ones within a minute nobody pairs for a minute, whoever asks. Times are seconds of one monotonic clock, passed in.
+all of them. A code is short enough to be typed (about 49 bits): whoever could try a thousand a second would meet one of
+`MOST_CODES` within its five minutes once in 200 million times. After `MOST_WRONG` wrong ones within a minute an address pairs
+nothing for a minute; others do, so that a stranger cannot keep a phone out. Times are seconds of one monotonic clock, passed in.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import secrets
 import tempfile
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tapml.errors import UsageError
@@ -30,6 +31,9 @@ MOST_CODES = 8
 MOST_WRONG = 5
 WRONG_SECONDS = 60.0
 LOCKED_SECONDS = 60.0
+
+# Addresses whose wrong codes are remembered; beyond it the one that was wrong longest ago is forgotten.
+MOST_PLACES = 4096
 
 # No 0 and O, 1, I and L: they are read off a screen.
 ALPHABET = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -50,14 +54,21 @@ class Pairing:
     seconds: float
 
 
+@dataclass
+class _Guesser:
+    """An address from which wrong codes came: when, and until when it has to wait."""
+
+    wrong: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_WRONG))
+    locked_until: float = float("-inf")
+
+
 class Tokens:
     """See the module's docstring."""
 
     def __init__(self, secret: str) -> None:
         self.secret = secret
         self._codes: dict[str, float] = {}
-        self._wrong: deque[float] = deque(maxlen=MOST_WRONG)
-        self._locked_until = float("-inf")
+        self._guessers: dict[str, _Guesser] = {}
 
     @staticmethod
     def kept(folder: Path, new: bool = False) -> Tokens:
@@ -95,11 +106,12 @@ class Tokens:
         self._codes[code] = now + PAIRING_SECONDS
         return Pairing(f"{code[: CODE_LENGTH // 2]}-{code[CODE_LENGTH // 2 :]}", PAIRING_SECONDS)
 
-    def redeem(self, text: str, now: float) -> str:
+    def redeem(self, text: str, now: float, place: str = "") -> str:
         """The token for the device that typed this code, which is void from now on. Raises PairingRefused."""
-        if now < self._locked_until:
-            wait = round(self._locked_until - now) or 1
-            raise PairingRefused(f"Too many wrong pairing codes came. Wait {wait} s, then take a new code from the hub.")
+        guesser = self._guessers.get(place)
+        if guesser is not None and now < guesser.locked_until:
+            wait = round(guesser.locked_until - now) or 1
+            raise PairingRefused(f"Too many wrong pairing codes came from here. Wait {wait} s, then take a new one from the hub.")
         self._forget_old(now)
         given = "".join(letter for letter in text.upper() if letter.isalnum())
         found = None
@@ -107,15 +119,22 @@ class Tokens:
             if hmac.compare_digest(code.encode(), given.encode()):
                 found = code
         if found is None:
-            self._wrong.append(now)
-            if len(self._wrong) == MOST_WRONG and now - self._wrong[0] <= WRONG_SECONDS:
-                self._locked_until = now + LOCKED_SECONDS
-                self._wrong.clear()
+            self._note_wrong(place, now)
             raise PairingRefused(
                 "This pairing code is wrong, was used already, or is older than five minutes. Take a new one from the hub."
             )
         del self._codes[found]
         return self.device_token()
+
+    def _note_wrong(self, place: str, now: float) -> None:
+        guesser = self._guessers.pop(place, None) or _Guesser()
+        self._guessers[place] = guesser
+        guesser.wrong.append(now)
+        if len(guesser.wrong) == MOST_WRONG and now - guesser.wrong[0] <= WRONG_SECONDS:
+            guesser.locked_until = now + LOCKED_SECONDS
+            guesser.wrong.clear()
+        if len(self._guessers) > MOST_PLACES:
+            del self._guessers[next(iter(self._guessers))]
 
     def _forget_old(self, now: float) -> None:
         self._codes = {code: until for code, until in self._codes.items() if now < until}
