@@ -45,7 +45,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with its complaints as one line of ours."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message}. Try: {self.prog} --help")
+        raise UsageError(f"{message[:1].upper()}{message[1:]}. Try: {self.prog} --help")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -73,7 +73,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Arguments of the command line. Raises UsageError; exits by itself for --help and --version."""
     if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
         raise UsageError(f"There is no verb {argv[0]!r}. {nearest(argv[0], VERBS)} Try: tapml --help")
-    return build_parser().parse_args(argv)
+    args, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        verb = f"tapml {args.verb}" if args.verb else "tapml"
+        raise UsageError(f"Unrecognized: {' '.join(unknown)}. Try: {verb} --help")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -55,7 +55,7 @@ def test_an_unknown_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
     [
         (["carve"], "MODEL"),
         (["test", "run"], "--target"),
-        (["test", "run", "--target", "opencl", "--speed"], "--speed"),
+        (["test", "run", "--target", "opencl", "--speed"], "Unrecognized: --speed. Try: tapml test --help"),
         (["carve", "m", "-o", "r", "--decode-steps", "-3"], "'-3' is not a whole number"),
         (["carve", "m", "-o", "r", "--decode-steps", "x"], "'x' is not a whole number"),
         (["carve", "m", "-o", "r", "--dtype", "float8"], "float32"),

@@ -302,9 +302,9 @@ def test_absence_is_judged() -> None:
     )
     assert said(device("a", "away", opencl="ready")) == said()
     assert said(device("a", opencl="absent", cpu="ready")) == (
-        "A does not offer opencl: no driver. tapml devices URL lists what others offer.", True
+        "Device a does not offer opencl: no driver. tapml devices URL lists what others offer.", True
     )
-    assert said(device("a", "retired", opencl="ready"))[0].startswith("A takes no more work")
+    assert said(device("a", "retired", opencl="ready"))[0].startswith("Device a takes no more work")
     assert said(device("a", opencl="absent"), device("b"), name="any") == (
         "No device at the hub http://h:1 offers opencl: a does not offer opencl: no driver; b offers nothing yet, not opencl. "
         "Start its agent, or open its page, and run the same command again.", False

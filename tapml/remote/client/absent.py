@@ -43,7 +43,7 @@ def judge(devices: Sequence[Record], hub: str, device: str, target: str) -> Abse
     one = next((d for d in here if d["name"] == device), None)
     if one is not None:
         absent = _of_one(one, target)
-        return Absent(f"{absent.reason[:1].upper()}{absent.reason[1:]}. {_OTHERS}", absent.final) if absent.reason else THERE
+        return Absent(f"Device {absent.reason}. {_OTHERS}", absent.final) if absent.reason else THERE
     connected = ", ".join(f"{d['name']} ({_offered(d)})" for d in here) or "none"
     return Absent(f"Device {device} is not connected to the hub {hub}. Connected: {connected}. {_START}")
 
