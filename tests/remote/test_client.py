@@ -20,7 +20,8 @@ from tapml.errors import ConnectionLost, DeviceError, DeviceLost, OutOfMemory, U
 from tapml.generation import greedy
 from tapml.migrate.operator_test import OperatorTester
 from tapml.remote.client.absent import judge
-from tapml.remote.client.client import BATCHES, RemoteDevice
+from tapml.remote.client.batches import BATCHES
+from tapml.remote.client.client import RemoteDevice
 from tests.conftest import MakeRun
 from tests.devices import kernels
 from tests.devices.ctrl_c import ctrl_c

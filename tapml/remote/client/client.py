@@ -5,32 +5,29 @@
 
 Nothing waits but `read`, `read_many`, `synchronize`, opening, and an `allocate` of 4 MiB or more. All other requests are
 collected and leave with the next one that waits, or when there are many of them; one that fails is told there, with its own
-class. So a decode step is one packet there and one back. A batch that is run a second time gets a number, and is run by it.
+class. So a decode step is one packet there and one back.
 
-Kernels' texts, and content that is written with `keep`, go to the device's store by their SHA-256, and are sent only where it
-does not have them. So are runs of one byte (zeros, the poison of tests), in pieces of a few sizes.
-
-What becomes of broken connections is in `tapml.remote.client.link`; the device's own errors come back as they were raised there.
+What is sent once only is the matter of `content.py`, batches that are run again of `batches.py`, broken connections of `link.py`.
+The device's own errors come back as they were raised there.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import sys
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tapml.devices.handles import Handles, check_binding, check_range, cut_reads, padded, pieces
+from tapml.devices.handles import Handles, check_binding, check_range, cut_reads, padded
 from tapml.devices.interface import DeviceInfo, Launch, Part
 from tapml.devices.replies import error_of
 from tapml.errors import ConnectionLost, DeviceError, DeviceLost, OutOfMemory, UnavailableError, UsageError
 from tapml.kernels import Kernel
 from tapml.remote.address import RemoteName
+from tapml.remote.client.batches import LAUNCHES_TOGETHER, Batches, launches
+from tapml.remote.client.content import Content
 from tapml.remote.client.link import Answer, Link, Traffic
 from tapml.remote.wire import PIECE
 from tapml.targets.parse import TargetChoice
@@ -45,22 +42,11 @@ LOAD_SECONDS = 2.0
 # What is collected before it leaves by itself.
 COLLECTED_BYTES = 2**18
 COLLECTED_REQUESTS = 1024
-LAUNCHES_TOGETHER = 2048
 
 WAITING_ALLOCATE = 4 * 2**20
-BATCHES = 64
-
-# Content of fewer bytes is not worth a digest.
-LEAST_KEPT = 512
-# The sizes in which runs of one byte are cut.
-RUNS = (2**20, 2**16)
-# Of the store's room, what is left for kernels, which have no other way to the device; a quarter where that is less.
-FOR_KERNELS = 2**25
 
 # How often a session is tried to be opened with a device that begins anew meanwhile.
 OPENINGS = 3
-
-Batch = tuple[Launch, ...]
 
 
 class RemoteDevice:
@@ -78,7 +64,6 @@ class RemoteDevice:
                 "Name one, or any."
             )
         self.round_trips = 0
-        self.uploaded = 0
         self._asked = name
         self._target = target
         self._deadline = deadline
@@ -107,15 +92,8 @@ class RemoteDevice:
         self._next_id = 1
         self._loads = 0
         self._untold: DeviceError | None = None
-        self._stored: set[bytes] = set()
-        self._room = self._for_kernels = 0
-        self._digests: dict[str, bytes] = {}
-        self._runs: dict[tuple[int, int], bytes] = {}
-        self._seen: OrderedDict[Batch, None] = OrderedDict()
-        self._batches: OrderedDict[Batch, int] = OrderedDict()
-        self._same: dict[int, tuple[Batch, int]] = {}
-        self._next_batch = 1
-        self._batches_of: dict[tuple[str, int], dict[int, Batch]] = {}
+        self._content = Content(self._post)
+        self._batches = Batches(self._post, self._check_launches)
 
     def _open(self) -> None:
         try:
@@ -127,9 +105,7 @@ class RemoteDevice:
             raise
         info = opened["info"]
         self._info = DeviceInfo(**(info | {"features": tuple(info["features"])}))
-        self._stored = set(opened["stored"])
-        self._room = opened["room"]
-        self._for_kernels = min(FOR_KERNELS, self._room // 4)
+        self._content.opened(opened["stored"], opened["room"])
         limits = [self._info.limits[name] for name in ("max_buffer_bytes", "max_binding_bytes") if name in self._info.limits]
         self._largest = min(limits, default=None)
 
@@ -146,6 +122,10 @@ class RemoteDevice:
     def name(self) -> str:
         """What the hub calls it."""
         return self._link.name
+
+    @property
+    def uploaded(self) -> int:
+        return self._content.uploaded
 
     @property
     def traffic(self) -> Traffic:
@@ -187,18 +167,14 @@ class RemoteDevice:
     def free(self, buffer: int) -> None:
         self._check()
         self._buffers.pop(buffer)
-        self._forget_those_with("buffer", buffer)
+        self._batches.forget_those_with("buffer", buffer)
         self._post(["free", buffer])
 
     def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
         self._check()
         view = memoryview(data).cast("B")
         check_range(self._buffers[buffer], offset, view.nbytes)
-        if view.nbytes >= LEAST_KEPT and _is_run(view):
-            self._write_run(buffer, view[0], offset, view.nbytes)
-        elif not (keep and view.nbytes >= LEAST_KEPT and self._put(buffer, view, offset)):
-            for at, size in pieces(0, view.nbytes, PIECE) if view.nbytes else ():
-                self._upload(["write", buffer, offset + at], view[at : at + size])
+        self._content.write(buffer, view, offset, keep)
 
     def read(self, buffer: int, nbytes: int, offset: int = 0) -> bytes:
         return self.read_many([(buffer, nbytes, offset)])[0]
@@ -212,16 +188,11 @@ class RemoteDevice:
 
     def load(self, kernel: Kernel) -> int:
         self._check()
-        digest = self._digests.get(kernel.digest)
+        digest = self._content.kernel(kernel)
         if digest is None:
-            text = json.dumps(kernel.to_json(), separators=(",", ":")).encode()
-            digest = hashlib.sha256(text).digest()
-            if digest not in self._stored and not self._keep(digest, memoryview(text), 0):
-                raise OutOfMemory(
-                    f"{self.name} has no room in its store for kernel {kernel.entry} ({len(text)} bytes). Start its agent with a "
-                    "larger --store."
-                )
-            self._digests[kernel.digest] = digest
+            raise OutOfMemory(
+                f"{self.name} has no room in its store for kernel {kernel.entry}. Start its agent with a larger --store."
+            )
         handle = self._kernels.add(kernel)
         self._loads += 1
         self._post(["load", handle, digest])
@@ -230,29 +201,19 @@ class RemoteDevice:
     def unload(self, kernel: int) -> None:
         self._check()
         self._kernels.pop(kernel)
-        self._forget_those_with("kernel", kernel)
+        self._batches.forget_those_with("kernel", kernel)
         self._post(["unload", kernel])
 
     def run(self, batch: Sequence[Launch]) -> None:
         self._check()
         if not batch:
             return
-        same, number = self._same.get(id(batch), (None, 0))
-        if same is not batch:
-            same = tuple(batch)
-            known = self._batches.get(same)
-            if known is None:
-                self._check_launches(same)
-                known = self._number(same)
-            if known is None:
-                for start in range(0, len(same), LAUNCHES_TOGETHER):
-                    self._post(["launch", _launches(same[start : start + LAUNCHES_TOGETHER])])
-                return
-            number = known
-            if same is batch:
-                self._same[id(batch)] = (same, number)
-        self._batches.move_to_end(same)
-        self._post(["run", number])
+        number = self._batches.number(batch)
+        if number is not None:
+            self._post(["run", number])
+            return
+        for start in range(0, len(batch), LAUNCHES_TOGETHER):
+            self._post(["launch", launches(batch[start : start + LAUNCHES_TOGETHER])])
 
     def synchronize(self) -> None:
         self._check()
@@ -265,87 +226,12 @@ class RemoteDevice:
         self._collected.clear()
         self._link.close([["close", self._id()]])
 
-    # Content
-
-    def _put(self, buffer: int, view: memoryview, offset: int) -> bool:
-        """Writes by digest; False where the store has no room."""
-        digest = hashlib.sha256(view).digest()
-        if digest not in self._stored and not self._keep(digest, view, self._for_kernels):
-            return False
-        self._post(["put", buffer, offset, digest])
-        return True
-
-    def _write_run(self, buffer: int, byte: int, offset: int, nbytes: int) -> None:
-        """The same byte so often: in pieces of the sizes of `RUNS`, which all runs share, and one for the rest."""
-        end = offset + nbytes
-        while offset < end:
-            size = next((size for size in RUNS if size <= end - offset), end - offset)
-            digest = self._runs.get((byte, size))
-            if digest is None:
-                run = memoryview(bytes([byte]) * size)
-                digest = hashlib.sha256(run).digest()
-                if size < LEAST_KEPT or (digest not in self._stored and not self._keep(digest, run, self._for_kernels)):
-                    self._upload(["write", buffer, offset], run)
-                    offset += size
-                    continue
-                self._runs[byte, size] = digest
-            self._post(["put", buffer, offset, digest])
-            offset += size
-
-    def _keep(self, digest: bytes, view: memoryview, left: int) -> bool:
-        """Gives the device something to remember, if `left` bytes of room stay."""
-        if view.nbytes + left > self._room:
-            return False
-        for at, size in pieces(0, view.nbytes, PIECE):
-            self._upload(["keep", digest, view.nbytes, at], view[at : at + size])
-        self._room -= view.nbytes
-        self._stored.add(digest)
-        return True
-
-    def _upload(self, request: list[Any], view: memoryview) -> None:
-        self.uploaded += view.nbytes
-        self._post([*request, bytes(view)], view.nbytes)
-
-    # Batches
-
-    def _check_launches(self, batch: Batch) -> None:
+    def _check_launches(self, batch: Sequence[Launch]) -> None:
         for launch in batch:
             kernel = self._kernels[launch.kernel]
             check_binding(kernel.entry, kernel.access, launch.buffers)
             for buffer in launch.buffers:
                 self._buffers[buffer]
-
-    def _number(self, batch: Batch) -> int | None:
-        """The number of a batch that is met for the second time."""
-        if len(batch) > LAUNCHES_TOGETHER:
-            return None
-        if batch not in self._seen:
-            self._seen[batch] = None
-            while len(self._seen) > BATCHES:
-                self._seen.popitem(last=False)
-            return None
-        del self._seen[batch]
-        if len(self._batches) == BATCHES:
-            self._forget(next(iter(self._batches)))
-        number = self._batches[batch] = self._next_batch
-        self._next_batch += 1
-        for key in _handles_of(batch):
-            self._batches_of.setdefault(key, {})[number] = batch
-        self._post(["define", number, _launches(batch)])
-        return number
-
-    def _forget(self, batch: Batch) -> None:
-        number = self._batches.pop(batch)
-        for known in [key for key, (_, other) in self._same.items() if other == number]:
-            del self._same[known]
-        for key in _handles_of(batch):
-            self._batches_of[key].pop(number, None)
-        self._post(["forget", number])
-
-    def _forget_those_with(self, kind: str, handle: int) -> None:
-        for batch in list(self._batches_of.get((kind, handle), {}).values()):
-            self._forget(batch)
-        self._batches_of.pop((kind, handle), None)
 
     # Requests
 
@@ -443,20 +329,3 @@ def _own_label() -> str:
     program = Path(sys.argv[0] if sys.argv else "").name or "python"
     words = ["tapml" if program in ("tapml", "__main__.py") else program, *sys.argv[1:3]]
     return " ".join(word for word in words if "@" not in word and "token" not in word)[:200]
-
-
-def _is_run(view: memoryview) -> bool:
-    """Whether all bytes are the same."""
-    first = view[:1].tobytes()
-    if view[:LEAST_KEPT].tobytes() != first * LEAST_KEPT:
-        return False
-    run = first * min(PIECE, view.nbytes)
-    return all(view[at : at + size].tobytes() == run[:size] for at, size in pieces(0, view.nbytes, PIECE))
-
-
-def _launches(batch: Sequence[Launch]) -> list[Any]:
-    return [[launch.kernel, launch.buffers] for launch in batch]
-
-
-def _handles_of(batch: Batch) -> set[tuple[str, int]]:
-    return {("kernel", launch.kernel) for launch in batch} | {("buffer", b) for launch in batch for b in launch.buffers}

@@ -104,7 +104,7 @@ class Hub:
         listening = listen(host, port)
         self.port = listening.getsockname()[1]
         # The library reports broken handshakes of port scanners and the like as errors; what matters is in our own log.
-        quiet = logging.getLogger("tapml.remote.hub.hub.websockets")
+        quiet = logging.getLogger("tapml.remote.hub.websockets")
         quiet.setLevel(logging.CRITICAL)
         self._server = await serve(
             self._serve,
