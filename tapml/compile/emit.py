@@ -220,7 +220,7 @@ def _finished(kernel: Kernel, target: Target) -> Kernel:
         # A minus is an operator in WGSL, and 2147483648 is no i32.
         source = _runtime_infinities(source.replace("-2147483648i", "(-2147483647i - 1i)"))
         if "accurate_tanh(" in source:
-            source = _TANH + source
+            source = _declared(_TANH, source)
         uniform = (grid[0] - 1,)
         grid = _folded(grid, target.limits.workgroups_per_dimension)
     elif kernel.language == "c":
@@ -245,14 +245,22 @@ def _runtime_infinities(source: str) -> str:
     declared: set[str] = set()
 
     def replaced(match: re.Match[str]) -> str:
-        name = match.group(1)
+        name, half = match.group("name"), match.group("dtype") in ("f16", "h")
         declared.add(name)
-        return f"bitcast<f32>({_variable(name)})"
+        single = f"bitcast<f32>({_variable(name)})"
+        return f"f16({single})" if half else single
 
-    source = re.sub(r"f32\((-?inf|nan)\)", replaced, source)
-    source = re.sub(r"(?<![\w.])(-?inf|nan)f?(?![\w(])", replaced, source)
+    source = re.sub(r"(?P<dtype>f32|f16)\((?P<name>-?inf|nan)\)", replaced, source)
+    source = re.sub(r"(?<![\w.])(?P<name>-?inf|nan)(?P<dtype>f|h|)(?![\w(])", replaced, source)
     lines = [f"var<private> {_variable(n)} : u32 = {_NOT_FINITE[n]};\n" for n in sorted(declared)]
-    return "".join(lines) + source
+    return _declared("".join(lines), source)
+
+
+def _declared(declarations: str, source: str) -> str:
+    """WGSL with these before its own declarations; directives must stay the first."""
+    directives = re.match(r"((enable|requires|diagnostic)\b[^;]*;\s*)*", source)
+    end = directives.end() if directives else 0
+    return source[:end] + declarations + source[end:]
 
 
 def _variable(name: str) -> str:

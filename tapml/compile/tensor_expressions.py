@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 from tvm import relax, te, tirx
 
 Shape = tuple[int, ...]
@@ -41,7 +43,10 @@ def constant(value: float | int | bool, dtype: str) -> Element:
     if dtype == "bool":
         return tirx.const(bool(value), "bool")
     if is_float(dtype):
-        return tirx.const(float(value), dtype)
+        with np.errstate(over="ignore"):
+            rounded = float(np.float64(value).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype))
+        # TVM refuses a literal beyond the dtype's largest number; PyTorch takes it for an infinity.
+        return tirx.const(rounded if math.isinf(rounded) else float(value), dtype)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} as {dtype}")
     return tirx.const(int(value), dtype)

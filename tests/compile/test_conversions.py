@@ -55,6 +55,8 @@ CASES: dict[str, Callable[[], Made]] = {
     "maximum": lambda: call("aten.maximum.default", X, floats(3, 8)),
     "clamp": lambda: call("aten.clamp.default", X, -0.5, None),
     "clamp min": lambda: call("aten.clamp_min.default", X, 0.1),
+    "where of a number beyond float16": lambda: call(
+        "aten.where.ScalarOther", bools(3, 8), floats(2, 3, 8, dtype=HALF), -1e9),
     "where": lambda: call("aten.where.self", bools(3, 8), X, floats(1)),
     "masked fill with -inf": lambda: call("aten.masked_fill.Scalar", X, bools(3, 8), -INF),
     "compare int with number": lambda: call("aten.gt.Scalar", ints(6), 2.5),
@@ -78,9 +80,12 @@ CASES: dict[str, Callable[[], Made]] = {
     "cast to bool": lambda: call("aten._to_copy.default", ints(6, high=3), dtype=torch.bool),
     "cast to int": lambda: call("aten._to_copy.default", X * 9, dtype=torch.int64),
     "arange": lambda: call("aten.arange.start_step", 2, 20, 3),
+    "full of float16 inf": lambda: call("aten.full.default", [3, 2], INF, dtype=HALF),
     "full of inf": lambda: call("aten.full.default", [3, 2], -INF),
     # contractions
     "linear": lambda: call("aten.linear.default", floats(1, 5, 24), floats(12, 24), floats(12)),
+    "tanh in float16": lambda: call("aten.tanh.default", X.to(HALF)),
+    "gelu in float16": lambda: call("aten.gelu.default", X.to(HALF), approximate="tanh"),
     "linear in float16": lambda: call("aten.linear.default", floats(1, 5, 256, dtype=HALF), floats(12, 256, dtype=HALF)),
     "addmm": lambda: call("aten.addmm.default", floats(12), floats(5, 24), floats(24, 12), beta=0.5, alpha=2),
     "baddbmm": lambda: call("aten.baddbmm.default", floats(3, 5, 4), floats(3, 5, 8), floats(3, 8, 4)),
