@@ -258,9 +258,7 @@ def _runtime_infinities(source: str) -> str:
 
 def _declared(declarations: str, source: str) -> str:
     """WGSL with these before its own declarations; directives must stay the first."""
-    directives = re.match(r"((enable|requires|diagnostic)\b[^;]*;\s*)*", source)
-    end = directives.end() if directives else 0
-    return source[:end] + declarations + source[end:]
+    return re.sub(r"\A((enable|requires|diagnostic)\b[^;]*;\s*)*", lambda directives: directives[0] + declarations, source)
 
 
 def _variable(name: str) -> str:

@@ -11,9 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from tvm import relax, te, tirx
+
+from tapml.tensors import NUMPY
 
 Shape = tuple[int, ...]
 Element = Any
@@ -44,7 +45,7 @@ def constant(value: float | int | bool, dtype: str) -> Element:
         return tirx.const(bool(value), "bool")
     if is_float(dtype):
         with np.errstate(over="ignore"):
-            rounded = float(np.float64(value).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype))
+            rounded = float(np.float64(value).astype(NUMPY[dtype]))
         # TVM refuses a literal beyond the dtype's largest number; PyTorch takes it for an infinity.
         return tirx.const(rounded if math.isinf(rounded) else float(value), dtype)
     if isinstance(value, float) and not math.isfinite(value):

@@ -35,6 +35,10 @@ def elementwise(language: Language, expression: str, entry: str = "apply") -> Ke
     return Kernel("wgsl", entry, source, RW, grid, (BLOCK, 1, 1), (7, COUNT))
 
 
+# One for whoever needs any that computes.
+PLUS_ONE = elementwise("c", "x[i] + 1")
+
+
 def workgroups(language: Language) -> Kernel | None:
     """y[group of a 2 x 3 x 2 grid, row by row] = 1 + its number; None where there are no workgroups."""
     if language == "opencl-c":

@@ -25,10 +25,9 @@ from tapml.remote.address import HubAddress
 from tapml.remote.channel import Channel
 from tapml.remote.connection import Broken, Connection, Unreachable
 from tests.devices import kernels
-from tests.devices.kernels import COUNT, NBYTES
+from tests.devices.kernels import COUNT, NBYTES, PLUS_ONE
 
 SECONDS = 30.0
-PLUS_ONE = kernels.elementwise("c", "x[i] + 1")
 
 
 class Client:

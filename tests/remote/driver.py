@@ -19,9 +19,6 @@ from tapml.kernels import Kernel
 from tapml.remote import wire
 from tapml.remote.agent.session import Session
 from tapml.remote.agent.store import Store
-from tests.devices import kernels
-
-PLUS_ONE = kernels.elementwise("c", "x[i] + 1")
 
 
 class Driver:

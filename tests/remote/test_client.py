@@ -88,7 +88,7 @@ def test_what_was_uploaded_once_is_not_uploaded_again(make_run: MakeRun, need: C
             assert isinstance(device, RemoteDevice) and device.address == f"bench@{hub.url}"
             assert {verdict.status for verdict in tester.test_all("*")} == {"pass"}
             uploaded.append(device.uploaded)
-            assert device.sent > device.uploaded
+            assert device.traffic.sent > device.uploaded
     weights = sum({w.digest: w.nbytes for w in run.weights.entries.values()}.values())
     assert uploaded[0] > weights * 0.9
     assert uploaded[1] < uploaded[0] / 20
@@ -119,7 +119,7 @@ def test_a_posted_failure_comes_at_the_next_wait_with_its_class(opened: Opened) 
     x, y = device.allocate(NBYTES), device.allocate(NBYTES)
     device.write(x, np.ones(COUNT, np.float32).tobytes())
     device.write(y, bytes(NBYTES))
-    good = device.load(kernels.elementwise("c", "x[i] + 1"))
+    good = device.load(kernels.PLUS_ONE)
     bad = device.load(kernels.elementwise("c", "no_such_name[i]", "bad"))
     device.run([Launch(good, (x, y))])  # not carried out, since something before it failed
     assert device.allocate(8 * 2**20), "it waits, and is not to be blamed for the kernel"

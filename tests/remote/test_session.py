@@ -19,8 +19,8 @@ from tapml.remote.agent import session as sessions
 from tapml.remote.agent.failures import MOST_TEXT
 from tapml.remote.agent.store import Store
 from tests.devices import kernels
-from tests.devices.kernels import COUNT, NBYTES
-from tests.remote.driver import PLUS_ONE, Driver
+from tests.devices.kernels import COUNT, NBYTES, PLUS_ONE
+from tests.remote.driver import Driver
 
 OPEN = ["open", 1, {"target": "null", "device": None, "deadline": None}]
 

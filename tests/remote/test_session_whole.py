@@ -22,7 +22,8 @@ from tapml.remote.agent.session import Session
 from tapml.remote.agent.store import Store
 from tapml.targets.known import TARGETS
 from tests.devices import kernels
-from tests.remote.driver import PLUS_ONE, Driver, through
+from tests.devices.kernels import PLUS_ONE
+from tests.remote.driver import Driver, through
 
 OPEN = ["open", 1, {"target": "null", "device": None, "deadline": None}]
 

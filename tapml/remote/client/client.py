@@ -131,15 +131,6 @@ class RemoteDevice:
     def traffic(self) -> Traffic:
         return self._link.traffic
 
-    @property
-    def sent(self) -> int:
-        """Bytes sent so far."""
-        return self._link.traffic.sent
-
-    @property
-    def received(self) -> int:
-        return self._link.traffic.received
-
     def doing(self, text: str) -> None:
         """What it is used for now, for people who look at the hub; they are told once a second at most."""
         now = time.monotonic()
