@@ -20,6 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from websockets.client import ClientProtocol
@@ -89,7 +90,8 @@ class Connection:
                 plain.close()
                 raise
             connection._shake_hands()
-            connection.send(control("hello", {**hello, **credentials}))
+            with suppress(Broken):  # it may have said no before it heard anything: what it said is read below
+                connection.send(control("hello", {**hello, **credentials}))
             connection._greet(decode(connection.receive()))
         except ssl.SSLCertVerificationError as error:
             raise UnavailableError(

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
 from websockets.sync.server import ServerConnection, serve
 
 from tapml.remote.address import HubAddress
@@ -136,10 +138,31 @@ def test_nobody_there() -> None:
 
 def test_something_else_is_there() -> None:
     def other(connection: ServerConnection) -> None:
+        connection.recv()
         connection.send(control("away", "I am no hub"))
 
     with server(other) as address, pytest.raises(Unreachable, match="no hub"):
         Connection.open(address, HELLO)
+
+
+def test_what_is_said_before_the_hello_is_heard_though_the_connection_is_closed() -> None:
+    def refuse(listening: socket.socket) -> None:
+        taken, _ = listening.accept()
+        protocol = ServerProtocol()
+        with taken:
+            while not (requests := protocol.events_received()):
+                protocol.receive_data(taken.recv(10_000))
+            assert isinstance(requests[0], Request)
+            protocol.send_response(protocol.accept(requests[0]))
+            protocol.send_binary(control("refused", "full", "Too many are here."))
+            protocol.send_close(1013)
+            taken.sendall(b"".join(protocol.data_to_send()))
+            taken.recv(10_000)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=refuse, args=[listening], daemon=True).start()
+        with pytest.raises(Refused, match="Too many are here"):
+            Connection.open(HubAddress("http", "127.0.0.1", listening.getsockname()[1], token="x"), HELLO)
 
 
 def test_no_websocket_there() -> None:
