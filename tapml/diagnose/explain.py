@@ -168,14 +168,11 @@ class _Explaining:
         """The same target with float16 computed in float32, where the operator is wrong and float16 plays a part."""
         if found.passed or program is None or not any(s.dtype == "float16" for s in (*program.inputs, *program.outputs)):
             return None
-        place = self.places.variant({"f16": "0"})
-        if isinstance(place, str):
-            return None
-        wide = place.program(self.operator)
+        choice, wide = self.bench.variant(self.operator, f16="0")
         if wide is None:
             return None
-        shot = fire(place, self.operator, wide, trial, 3)
-        return Evidence("run", shot.outcome, shot.detail, str(place.choice))
+        shot = fire(self.bench, self.operator, wide, trial, 3)
+        return Evidence("run", shot.outcome, shot.detail, str(choice))
 
     def _lines(self) -> tuple[str, ...]:
         """The lines of the model's code that the operator comes from."""

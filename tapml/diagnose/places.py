@@ -29,7 +29,7 @@ OTHERS: dict[str, tuple[str, ...]] = {
 }
 
 # What a place gets of the bench's alteration.
-Share = Literal["everything", "elsewhere", "nothing"]
+Share = Literal["elsewhere", "nothing"]
 
 # How many devices of a platform are looked at for another driver.
 MOST_DEVICES = 4
@@ -82,14 +82,6 @@ class Places:
             reasons.append(place)
         return "; ".join(reasons)
 
-    def variant(self, options: dict[str, str]) -> Workbench | str:
-        """The same target with other options, such as f16=0. It is altered as the bench is."""
-        if self._bench.device_name != "local":
-            return f"{self._bench.device_name} serves one user at a time"
-        choice = self._bench.choice
-        wanted = {**choice.options, **options}
-        return self._open(f"{choice.name}:{','.join(f'{k}={v}' for k, v in sorted(wanted.items()))}", "everything")
-
     def other_drivers(self) -> tuple[list[Workbench], str]:
         """Devices of the same language with another driver, and a sentence about what was looked for."""
         if self._drivers is None:
@@ -131,7 +123,7 @@ class Places:
     def _of(self, share: Share) -> Alteration | None:
         if self._alteration is None or share == "nothing":
             return None
-        return self._alteration if share == "everything" else self._alteration.elsewhere()
+        return self._alteration.elsewhere()
 
 
 def _identity(info: DeviceInfo) -> tuple[str, str]:

@@ -33,7 +33,7 @@ from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Injection
 from tapml.migrate.model import Model
 from tapml.operators.graph import Body, Operator
-from tapml.targets.parse import parse
+from tapml.targets.parse import TargetChoice, parse
 from tapml.targets.resolve import resolve
 from tapml.tensors import HostArray, TensorSpec, convert
 from tapml.verdicts import Verdict
@@ -91,6 +91,7 @@ class Workbench:
         self._open()
         self.target = resolve(self.choice, self.device.info)
         self._compiler = Compiler(self.target)
+        self._variants: dict[str, Compiler] = {}
 
     def _open(self) -> None:
         self._platform: Device = open_device(self.choice, self._where, deadline=self._deadline)
@@ -112,7 +113,8 @@ class Workbench:
 
     def close(self) -> None:
         """Closes the device and ends the compiler's workers. May be called twice."""
-        self._compiler.close()
+        for compiler in (self._compiler, *self._variants.values()):
+            compiler.close()
         self.device.close()
 
     def alter(self, inject: str | Alteration | None) -> None:
@@ -207,6 +209,16 @@ class Workbench:
         if result.program is None or operator is None:
             return result
         return replace(result, program=self._altered_program(operator, result.program))
+
+    def variant(self, operator: Operator, **options: str) -> tuple[TargetChoice, Program | None]:
+        """The target with other options, such as f16="0", and what would run there for this operator, the alteration applied: it
+        runs on this very device. None when it does not compile."""
+        choice = replace(self.choice, options={**self.choice.options, **options})
+        compiler = self._variants.setdefault(str(choice), Compiler(resolve(choice, self.device.info)))
+        recipe = self._recipe(operator)
+        found = compiler.compile({recipe.signature: self.body(operator)}, None, recipe.schedules, recipe.mutation)
+        program = found[recipe.signature].program
+        return choice, None if program is None else self._altered_program(operator, program)
 
     def _altered_program(self, operator: Operator, program: Program) -> Program:
         return program if self.alteration is None else self.alteration.program(operator, self.choice.name, program)

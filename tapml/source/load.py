@@ -74,7 +74,7 @@ def _from_module(module: torch.nn.Module, name: str, spec: str, inputs: Any, dty
     kind: Kind = "causal_lm" if is_causal_lm(module) else "module"
     stop = stop_tokens(module) if kind == "causal_lm" else ()
     return LoadedModel(
-        module, kind, name, spec, _dtype_of(module), example_inputs=_bind(module, inputs), stop=stop,
+        module, kind, name, spec, dtype or _dtype_of(module), example_inputs=_bind(module, inputs), stop=stop,
     )
 
 

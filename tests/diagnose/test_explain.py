@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console, RenderableType
 
+import tapml
 from tapml.carve.folder import RunFolder
 from tapml.cli import explain as verb
 from tapml.diagnose.explain import explain, resolve_operator
@@ -24,6 +26,7 @@ from tapml.report.explain import view
 from tapml.report.kernel_text import folded
 from tapml.tensors import HostArray
 from tests.conftest import MakeRun
+from tests.remote.processes import Agent, Hub
 
 NORM, LINEAR = "prefill/layers.0.input_layernorm", "prefill/layers.0.self_attn.q_proj"
 FAULT = """
@@ -144,6 +147,33 @@ def test_an_operator_that_others_make_wrong_is_not_blamed(run: RunFolder, need: 
     found = explain(run, NORM, need("opencl"), inject=SwappedWeights(), out=tmp_path / "out")
     assert found.passed and "another one is at fault" in found.because
     assert "The model is wrong all the same" in found.advice[0]
+
+
+class Root(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sqrt(x)
+
+
+@pytest.mark.parametrize("where", ["here", "at a hub"])
+def test_what_float16_alone_gets_wrong_is_computed_in_float32(
+    need: Callable[[str], str], served: tuple[Hub, Agent], tmp_path: Path, where: str
+) -> None:
+    """Also at a hub, where a device is lent to one at a time: both run on the same."""
+    x = torch.linspace(0.1, 9.0, 24, dtype=torch.float16)
+    run = tapml.carve(Root(), {"x": x}, out=tmp_path / "run", dtype="float16").folder
+    (tmp_path / "faults.py").write_text("""
+def half(operator, target, source):
+    return source.replace("sqrt(", "1.25 * sqrt(") if "enable f16;" in source else source
+""")
+    device = "local"
+    if where == "at a hub":
+        served[1].wait_ready(need("vulkan"))
+        device = f"any@{served[0].url}"
+    (operator,) = run.operators
+    found = explain(run, operator.name, need("vulkan"), device, f"{tmp_path / 'faults.py'}:half")
+    assert found.status == "fail"
+    (line,) = (text for text in found.advice if text.startswith("Accumulate in float32"))
+    assert line.endswith("Use --target vulkan:f16=0.")
 
 
 def test_an_operator_that_was_never_called(run: RunFolder, need: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:

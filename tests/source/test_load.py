@@ -74,6 +74,11 @@ def test_directory_is_loaded_as_it_was_saved(folder: Path) -> None:
     assert torch.equal(model.module(ids).logits, models.causal_lm("llama")(ids).logits)
 
 
+def test_a_module_without_weights_has_the_dtype_asked_for() -> None:
+    model = load(torch.nn.Tanh(), dtype="float16", example_inputs=(torch.ones(3),))
+    assert model.dtype == "float16" and model.example_inputs["input"].dtype == torch.float16
+
+
 def test_dtype_is_the_config_s_unless_asked_for(tmp_path: Path) -> None:
     half = models.save(models.causal_lm("llama", dtype=torch.bfloat16), tmp_path / "half")
     assert load(half).dtype == "bfloat16"
