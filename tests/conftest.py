@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import tapml
 from tapml.carve.folder import RunFolder
 from tapml.devices.open import probe
 from tests.models import CAUSAL_LMS, VOCABULARY, causal_lm, conv_net, encoder
 from tests.remote.processes import Agent, Hub, running_agent, running_hub
+
+# Machines are slow and busy at times, which says nothing about what is tested.
+settings.register_profile("tapml", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tapml")
 
 MakeRun = Callable[[str], RunFolder]
 

@@ -148,16 +148,17 @@ class ChildDevice:
         if self._closed:
             return
         self._closed = True
-        if not self._lost:
-            try:
+        try:
+            if not self._lost:
                 until = time.monotonic() + CLOSE_SECONDS
                 self._writer.send(["close"], until=until)
                 self._reader.receive(until)
                 self._process.wait(CLOSE_SECONDS)
-            except (PeerGone, TooLate, subprocess.TimeoutExpired):
-                self._lost = "closed"  # it is ended below all the same
-        self._end()
-        self._errors.close()
+        except (PeerGone, TooLate, subprocess.TimeoutExpired):
+            self._lost = "closed"  # it is ended below all the same
+        finally:
+            self._end()
+            self._errors.close()
 
     def _check(self) -> None:
         if self._lost:

@@ -191,6 +191,9 @@ class GpuDevice(ReadsInTurn):
                 compute={"module": module, "entry_point": kernel.entry},
             )
         except (self._wgpu.GPUError, self._wgpu.GPUPipelineError) as error:
+            failure = self._failure(f"loading {kernel.entry}", error)
+            if type(failure) is not DeviceError:
+                raise failure from error
             raise DeviceError("driver", f"{self._info.name} refused kernel {kernel.entry}: {error}") from error
         return self._kernels.add(_Loaded(kernel.entry, kernel.access, kernel.grid, pipeline, layout, uniform))
 

@@ -73,6 +73,9 @@ class OpenClDevice(ReadsInTurn):
         try:
             buffer = self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size)
         except self._cl.Error as error:
+            failure = self._failure(f"allocating {size} bytes", error)
+            if isinstance(failure, DeviceLost):
+                raise failure from error
             raise OutOfMemory(f"{self._info.name} could not allocate {size} bytes: {error}") from error
         self._bytes += size
         return self._buffers.add(buffer)
@@ -120,6 +123,9 @@ class OpenClDevice(ReadsInTurn):
                 program = self._cl.Program(self._context, kernel.source).build(cache_dir=False)
                 loaded = self._cl.Kernel(program, kernel.entry)
         except self._cl.Error as error:
+            failure = self._failure(f"loading {kernel.entry}", error)
+            if isinstance(failure, DeviceLost):
+                raise failure from error
             raise DeviceError("driver", f"{self._info.driver} refused kernel {kernel.entry}: {error}") from error
         if loaded.num_args != len(kernel.access):
             raise DeviceError(

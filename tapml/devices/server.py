@@ -9,7 +9,8 @@ prints does not break the protocol. Requests are lists, the name first. Handles 
     a reply:   ["allocate", buffer, nbytes]  ["load", kernel, {…}]  ["read", buffer, offset, nbytes]  ["synchronize"]  ["close"]
 
 A reply is ["ok", …] + bytes or ["error", kind, stage, message]. When a request without a reply fails, the error is kept for the
-next "read" or "synchronize", and runs until then are not carried out, since their inputs would be wrong.
+next "read" or "synchronize", and runs until then are not carried out, since their inputs would be wrong; a lost device is told by
+the next reply of any kind.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tapml.devices.frames import FrameReader, FrameWriter, PeerGone
 from tapml.devices.interface import Device, Launch
 from tapml.devices.open import open_here
 from tapml.devices.replies import told
+from tapml.errors import DeviceLost
 from tapml.kernels import Kernel
 
 
@@ -47,7 +49,7 @@ class Server:
                 self._failed = self._failed or error
             return None
         try:
-            if name in ("read", "synchronize") and self._failed is not None:
+            if self._failed is not None and (name in ("read", "synchronize") or isinstance(self._failed, DeviceLost)):
                 kept, self._failed = self._failed, None
                 raise kept
             return self._reply(name, arguments)

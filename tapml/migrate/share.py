@@ -220,7 +220,8 @@ class Crew:
         tester = OperatorTester(self.run, self._target, str(self._asked.one(member.name)), self._inject)
         with self._state:
             key = tester.bench.target.key
-            fits = not self._over and self._target_key in ("", key)
+            over = self._over
+            fits = not over and self._target_key in ("", key)
             if fits:
                 self._target_key = key
                 member.tester, member.info = tester, tester.bench.device.info
@@ -228,7 +229,9 @@ class Crew:
                     tester.remember(verdict)
         if not fits:
             tester.close()
-            self._left(member, UnavailableError("Its limits or features ask for other kernels than those of the other devices."))
+            if not over:
+                why = "Its limits or features ask for other kernels than those of the other devices."
+                self._left(member, UnavailableError(why))
             return False
         self._events.put(member)
         return True

@@ -89,14 +89,22 @@ class Workbench:
         self._bodies: dict[str, Body] = {}
         self._hybrid: Hybrid | None = None
         self._open()
-        self.target = resolve(self.choice, self.device.info)
+        try:
+            self.target = resolve(self.choice, self.device.info)
+        except BaseException:
+            self._platform.close()
+            raise
         self._compiler = Compiler(self.target)
         self._variants: dict[str, Compiler] = {}
 
     def _open(self) -> None:
         self._platform: Device = open_device(self.choice, self._where, deadline=self._deadline)
-        self._where = address_of(self._platform, self._where)
-        self._furnish()
+        try:
+            self._where = address_of(self._platform, self._where)
+            self._furnish()
+        except BaseException:
+            self._platform.close()
+            raise
 
     def _furnish(self) -> None:
         """Everything that lies on the device, anew."""

@@ -5,6 +5,9 @@
     connection.send(data)                    from any thread
     data = connection.receive()              from one thread; the hub's pings are answered in there
     connection.close()                       from any thread; `receive` then raises Broken
+    connection.leave([data, …], 2.0)         sends, and closes when the other side has taken it, or is that late
+
+A thread that is interrupted in the middle of a message leaves the rest of it to the next that sends.
 
 The WebSocket protocol is the library's, the socket is driven here: a message is read by the very thread that wants it, with no
 thread in between, since changing threads is most of a round trip on one machine. The socket does not block, and every call on it
@@ -19,7 +22,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -33,9 +36,14 @@ from tapml.errors import UnavailableError
 from tapml.remote.address import HubAddress
 from tapml.remote.wire import MESSAGE_LIMIT, Control, WireError, control, decode, is_session
 
+# Codes of a refusal that the hub may think otherwise about after a while.
+PASSING = frozenset({"busy", "full", "size", "protocol"})
+
 # A side that has heard nothing for so many heartbeats takes the connection for dead.
 SILENT_HEARTBEATS = 3
 READ_BYTES = 2**18
+# What the system may hold that it has not sent: more would hide for long that a slow link takes nothing, or a goodbye.
+WRITE_BYTES = 2**16
 
 
 class Unreachable(UnavailableError):
@@ -60,14 +68,17 @@ class Connection:
     def __init__(self, plain: socket.socket, address: HubAddress, context: ssl.SSLContext | None, until: float) -> None:
         self.welcome: dict[str, Any] = {}
         self._silence = max(0.1, until - time.monotonic())
-        self._heard = time.monotonic()
+        self._heard = self._sent = time.monotonic()
         self._protocol = ClientProtocol(parse_uri(address.websocket), max_size=MESSAGE_LIMIT)
         self._arrived: deque[bytes] = deque()
         self._fragments: list[bytes] = []
         self._closed = False
+        self._rest = memoryview(b"")
         self._sending = threading.Lock()
         self._lock = threading.Lock()
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, WRITE_BYTES)
         plain.settimeout(self._silence)
         self._socket: socket.socket = (
             plain if context is None else context.wrap_socket(plain, server_hostname=address.host)
@@ -140,9 +151,8 @@ class Connection:
                     self._protocol.send_binary(data)
                 except WebSocketException as error:
                     raise Broken(f"the connection is closed ({error})") from error
-                parts = self._protocol.data_to_send()
-            for part in parts:
-                self._write_held(part)
+                self._rest = memoryview(b"".join((self._rest, *self._protocol.data_to_send())))
+            self._write_rest()
 
     def receive(self) -> bytes:
         """The next message that is no ping. Raises Broken."""
@@ -161,32 +171,44 @@ class Connection:
             if self._closed:
                 return
             self._closed = True
-            try:
-                if self._protocol.state.name == "OPEN":
+            if self._protocol.state.name == "OPEN" and not self._rest:
+                with suppress(OSError, WebSocketException):  # it was gone already, or takes nothing
                     self._protocol.send_close(1000)
                     self._socket.send(b"".join(self._protocol.data_to_send()))
-                self._socket.shutdown(socket.SHUT_RDWR)
-            except (OSError, WebSocketException):
-                pass  # it was gone already
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)  # wakes whoever waits for it
             self._socket.close()
+
+    def leave(self, messages: Sequence[bytes], seconds: float) -> None:
+        """Says these last things, and closes when the other side has closed, or after so many seconds: a socket that is closed
+        with something unread throws away what has not left yet."""
+        self._silence = min(self._silence, seconds)
+        until = time.monotonic() + seconds
+        with suppress(Broken):
+            for message in messages:
+                self.send(message)
+            while time.monotonic() < until:
+                self._arrived.clear()
+                self._read()
+        self.close()
 
     def _write(self, data: bytes) -> None:
         with self._sending:
-            self._write_held(data)
+            self._rest = memoryview(b"".join((self._rest, data)))
+            self._write_rest()
 
-    def _write_held(self, data: bytes) -> None:
-        view = memoryview(data)
-        begun = time.monotonic()
-        while view:
+    def _write_rest(self) -> None:
+        self._sent = time.monotonic()
+        while self._rest:
             try:
                 with self._lock:
                     if self._closed:
                         raise Broken("the connection is closed")
-                    sent = self._socket.send(view)
-                view = view[sent:]
+                    self._rest = self._rest[self._socket.send(self._rest[:WRITE_BYTES]) :]
+                self._sent = time.monotonic()
             except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
                 # A hub that holds this end up, since the other end is slow, is still heard.
-                self._wait(select.POLLOUT, lambda: max(begun, self._heard), "nothing can be sent")
+                self._wait(select.POLLOUT, lambda: max(self._sent, self._heard), "nothing can be sent")
             except OSError as error:
                 self._break(error)
 
@@ -235,10 +257,12 @@ class Connection:
             if self._closed:
                 raise Broken("the connection is closed")
             poll.register(self._socket.fileno(), event)
-        while (left := since() + self._silence - time.monotonic()) > 0:
-            if poll.poll(left * 1000):
+        while True:
+            left = since() + self._silence - time.monotonic()
+            if poll.poll(1000 * max(0.0, left)):
                 return
-        raise Broken(f"{what} for {self._silence:.0f} s")
+            if left <= 0:
+                raise Broken(f"{what} for {self._silence:.0f} s")
 
     def _break(self, error: OSError) -> NoReturn:
         raise Broken((error.strerror or str(error)).lower()) from error

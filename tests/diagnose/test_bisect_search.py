@@ -54,7 +54,7 @@ def is_one_minimal(found: tuple[str, ...], fails: Predicate) -> bool:
 
 
 @given(monotone())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_monotone_checks(case: tuple[list[str], Predicate]) -> None:
     order, fails = case
     counted = Counted(fails)
@@ -68,7 +68,7 @@ def test_monotone_checks(case: tuple[list[str], Predicate]) -> None:
 
 
 @given(monotone())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_core_of_a_monotone_check_is_minimal_already(case: tuple[list[str], Predicate]) -> None:
     order, fails = case
     core = failing_core(order, Known(fails))
@@ -76,7 +76,7 @@ def test_the_core_of_a_monotone_check_is_minimal_already(case: tuple[list[str], 
 
 
 @given(orders, st.randoms(use_true_random=False), st.floats(0.05, 0.95))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_check_at_all(order: list[str], source: random.Random, share: float) -> None:
     """Each set passes or fails by a coin: the result fails, and is 1-minimal, all the same."""
     answers: dict[frozenset[str], bool] = {frozenset(): False, frozenset(order): True}
@@ -92,7 +92,7 @@ def test_any_check_at_all(order: list[str], source: random.Random, share: float)
 
 
 @given(orders, st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_errors_that_cancel(order: list[str], data: st.DataObject) -> None:
     """Each fault flips the answer, so two of them make it right again: an odd number of them fails."""
     faults = data.draw(st.frozensets(st.sampled_from(order), min_size=1).filter(lambda f: len(f) % 2 == 1))
@@ -122,7 +122,7 @@ def test_the_number_of_checks_grows_with_the_logarithm() -> None:
 
 
 @given(st.integers(2, 40), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_coin_is_asked_until_it_is_believed(size: int, data: st.DataObject) -> None:
     """A compound fault that shows at a rate. The right set is found unless a believed pass was wrong; a set that never
     failed is never given."""

@@ -242,7 +242,7 @@ def test_the_limits_of_a_dtype_are_no_magnitudes() -> None:
     assert peak.magnitude == 70000.0 and peak.where == "beyond", "what overflowed is a magnitude"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(arrays.arrays(np.float64, 12, elements=st.floats(-1e6, 1e6) | st.floats(-1e-5, 1e-5) | st.sampled_from([np.inf, np.nan])))
 def test_rounding_to_float16_gives_overflow_and_underflow_and_nothing_else(exact: np.ndarray[Any, Any]) -> None:
     with np.errstate(over="ignore", under="ignore"):

@@ -132,7 +132,7 @@ def test_nodes_after_the_fault_are_left_out_with_what_they_read() -> None:
 VALUES = st.lists(st.floats(-1e6, 1e6, width=32).filter(lambda v: v != 0), min_size=1, max_size=24)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(VALUES, st.data())
 def test_simplifying_keeps_what_is_needed_and_nothing_else(values: list[float], data: st.DataObject) -> None:
     """A fault that needs some elements to be non-zero ends with exactly those, and each is 1."""
@@ -152,7 +152,7 @@ def test_simplifying_keeps_what_is_needed_and_nothing_else(values: list[float], 
     assert complexity(found) <= complexity(start)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(VALUES)
 def test_simplifying_ends_where_nothing_may_change(values: list[float]) -> None:
     start = np.array(values, "f4")

@@ -46,7 +46,7 @@ def monotone(draw: st.DrawFn) -> tuple[list[str], Predicate]:
 
 
 @given(monotone())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_monotone_checks_give_the_outcome_of_one_by_one(case: tuple[list[str], Predicate]) -> None:
     order, check = case
     steps, _ = run(order, check)
@@ -56,7 +56,7 @@ def test_monotone_checks_give_the_outcome_of_one_by_one(case: tuple[list[str], P
 
 
 @given(orders, st.randoms(use_true_random=False))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_invariants_hold_for_any_check(order: list[str], random: object) -> None:
     answers: dict[frozenset[str], bool] = {}
 

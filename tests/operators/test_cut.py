@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapml.operators.cut import cut
@@ -250,7 +250,7 @@ STEPS = (
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(
     steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 4), st.integers(0, 6)), min_size=1, max_size=16),
     outputs=st.lists(st.integers(0, 8), min_size=1, max_size=3),

@@ -90,7 +90,7 @@ def test_first_is_what_can_be_sent_again() -> None:
     assert a.first == 2 and a.unacknowledged() == [two]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from(["a sends", "b sends", "to b", "to a", "b works", "a works", "break"]), max_size=60))
 def test_a_link_that_breaks_loses_nothing(events: list[str]) -> None:
     """Two ends, a queue each way; a break loses what is in the queues, and both ends then send again what is not acknowledged."""

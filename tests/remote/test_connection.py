@@ -16,6 +16,7 @@ from websockets.sync.server import ServerConnection, serve
 from tapml.remote.address import HubAddress
 from tapml.remote.connection import Broken, Connection, Refused, Unreachable
 from tapml.remote.wire import MESSAGE_LIMIT, Control, control, decode, packet
+from tests.devices.ctrl_c import ctrl_c
 
 HELLO = {"version": 1, "role": "client", "session": bytes(16), "device": "any", "target": "cpu", "label": "a test"}
 SESSION = bytes(16)
@@ -29,6 +30,26 @@ def server(handle: Callable[[ServerConnection], None]) -> Iterator[HubAddress]:
         yield HubAddress("http", "127.0.0.1", running.socket.getsockname()[1], token="secret")
         running.shutdown()
         thread.join()
+
+
+@contextmanager
+def by_hand(handle: Callable[[socket.socket, ServerProtocol], None]) -> Iterator[HubAddress]:
+    """A server of one connection; its `handle` is called when the answer to the handshake waits to be sent."""
+
+    def run() -> None:
+        taken, _ = listening.accept()
+        protocol = ServerProtocol(max_size=MESSAGE_LIMIT)
+        with taken:
+            while not (requests := protocol.events_received()):
+                protocol.receive_data(taken.recv(10_000))
+            assert isinstance(requests[0], Request)
+            protocol.send_response(protocol.accept(requests[0]))
+            handle(taken, protocol)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**15)
+        threading.Thread(target=run, daemon=True).start()
+        yield HubAddress("http", "127.0.0.1", listening.getsockname()[1], token="secret")
 
 
 def greet(connection: ServerConnection, heartbeat: float = 5.0) -> dict[str, object]:
@@ -118,6 +139,57 @@ def test_closing_wakes_the_one_who_reads() -> None:
     assert len(found) == 1
 
 
+def test_a_message_that_was_interrupted_is_ended_before_the_next() -> None:
+    """Ctrl-C comes while much is being sent, and what is said then must not be taken for the rest of it."""
+    read = threading.Event()
+    came: list[bytes] = []
+
+    def slow(connection: ServerConnection) -> None:
+        greet(connection)
+        assert read.wait(30)
+        while not came or came[-1] != control("end"):
+            came.append(connection.recv(decode=False))
+
+    big = packet(SESSION, 1, 0, [["write", 1, 0, bytes(2**20)]])
+    with server(slow) as address:
+        connection = Connection.open(address, HELLO)
+        with pytest.raises(KeyboardInterrupt), ctrl_c(1.0):
+            for _ in range(1000):
+                connection.send(big)
+        read.set()
+        connection.leave([control("end")], 10.0)
+    assert len(came) > 1 and set(came[:-1]) == {big} and came[-1] == control("end")
+
+
+def test_what_a_slow_link_takes_is_a_sign_of_life() -> None:
+    """One message takes five times as long as the silence after which a connection is dead, and nothing is read meanwhile."""
+    big = packet(SESSION, 1, 0, [["write", 1, 0, bytes(2**20)]])
+
+    def slow(taken: socket.socket, protocol: ServerProtocol) -> None:
+        taken.sendall(b"".join(protocol.data_to_send()))
+        while not protocol.events_received():
+            protocol.receive_data(taken.recv(10_000))
+        protocol.send_binary(control("welcome", {"version": 1, "name": "me", "heartbeat": 0.2}))
+        left = len(big)
+        while left > 0:
+            protocol.send_binary(control("ping", 1))
+            taken.sendall(b"".join(protocol.data_to_send()))
+            left -= len(taken.recv(2**15))
+            time.sleep(0.1)
+        protocol.send_binary(control("away", "all of it came"))
+        taken.sendall(b"".join(protocol.data_to_send()))
+        taken.recv(10_000)
+
+    with by_hand(slow) as address:
+        connection = Connection.open(address, HELLO)
+        connection._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**15)
+        begun = time.monotonic()
+        connection.send(big)
+        assert time.monotonic() - begun > 2.0
+        assert decode(connection.receive()) == Control("away", ("all of it came",))
+        connection.close()
+
+
 def test_a_refusal_has_its_code() -> None:
     def refuse(connection: ServerConnection) -> None:
         connection.recv()
@@ -146,23 +218,14 @@ def test_something_else_is_there() -> None:
 
 
 def test_what_is_said_before_the_hello_is_heard_though_the_connection_is_closed() -> None:
-    def refuse(listening: socket.socket) -> None:
-        taken, _ = listening.accept()
-        protocol = ServerProtocol()
-        with taken:
-            while not (requests := protocol.events_received()):
-                protocol.receive_data(taken.recv(10_000))
-            assert isinstance(requests[0], Request)
-            protocol.send_response(protocol.accept(requests[0]))
-            protocol.send_binary(control("refused", "full", "Too many are here."))
-            protocol.send_close(1013)
-            taken.sendall(b"".join(protocol.data_to_send()))
-            taken.recv(10_000)
+    def refuse(taken: socket.socket, protocol: ServerProtocol) -> None:
+        protocol.send_binary(control("refused", "full", "Too many are here."))
+        protocol.send_close(1013)
+        taken.sendall(b"".join(protocol.data_to_send()))
+        taken.recv(10_000)
 
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        threading.Thread(target=refuse, args=[listening], daemon=True).start()
-        with pytest.raises(Refused, match="Too many are here"):
-            Connection.open(HubAddress("http", "127.0.0.1", listening.getsockname()[1], token="x"), HELLO)
+    with by_hand(refuse) as address, pytest.raises(Refused, match="Too many are here"):
+        Connection.open(address, HELLO)
 
 
 def test_no_websocket_there() -> None:

@@ -118,6 +118,22 @@ def test_other_methods_are_refused(hub: processes.Hub) -> None:
     assert asked(hub, "/wire")[0] == 426, "no upgrade"
 
 
+def test_who_asks_and_reads_no_answer_is_cut_off(hub: processes.Hub) -> None:
+    """A stranger's pings are answered by the library whether the answers are read or not."""
+    begin = (
+        f"GET /wire HTTP/1.1\r\nHost: 127.0.0.1:{hub.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {'A' * 22}==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    pings = (b"\x89\xfd" + bytes(4) + bytes(125)) * 1000
+    before = psutil.Process(hub.pid).memory_info().rss
+    with socket.create_connection(("127.0.0.1", hub.port), 10) as connection:
+        connection.sendall(begin.encode())
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            for _ in range(2**28 // len(pings)):
+                connection.sendall(pings)
+    assert psutil.Process(hub.pid).memory_info().rss - before < 2**25
+
+
 # Coming in.
 
 
@@ -276,7 +292,7 @@ def hub_here(tokens: Tokens) -> Iterator[str]:
 
 
 def test_who_says_no_hello_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "HELLO_SECONDS", 0.2)
+    monkeypatch.setattr(hub_module, "HELLO_SECONDS", 2.0)
     with hub_here(Tokens("secret")) as url:
         address = processes.HubAddress.parse(url)
         with connect(address.websocket) as connection:

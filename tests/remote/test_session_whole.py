@@ -62,7 +62,7 @@ REQUEST = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     requests=st.lists(st.tuples(REQUEST, st.booleans()), max_size=30), late=st.booleans(),
     memory=st.none() | st.integers(1, 100), opened=st.booleans(),

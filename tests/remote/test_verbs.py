@@ -29,7 +29,7 @@ TARGET = "cpu"
 def hub(served: tuple[Hub, Agent], need: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> Hub:
     need(TARGET)
     served[1].wait_ready(TARGET)
-    monkeypatch.setenv("TAPML_PATIENCE", "0.3")
+    monkeypatch.setenv("TAPML_PATIENCE", "3")
     return served[0]
 
 

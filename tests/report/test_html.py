@@ -121,7 +121,7 @@ def test_nothing_breaks_out(results: RunFolder, tmp_path: Path) -> None:
     assert data["sides"][1]["story"]["prompts"][0]["reason"] == HOSTILE
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.recursive(st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_embedded_data_are_the_data_and_hold_no_markup(data: Any) -> None:
     text = embedded(data)
@@ -279,7 +279,7 @@ def test_no_two_operators_stand_in_one_place(names: list[str]) -> None:
         assert (column is None) == (grid.rows[row].layer is None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=80), st.sampled_from(["opencl-c", "wgsl", "c", "msl"]))
 def test_marks_cover_the_text(text: str, language: str) -> None:
     found = marks(SOURCE + text, language)

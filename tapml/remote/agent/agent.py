@@ -28,7 +28,7 @@ from tapml.remote.address import HubAddress
 from tapml.remote.agent.offers import Offers
 from tapml.remote.agent.store import Store, default_budget
 from tapml.remote.channel import Channel
-from tapml.remote.connection import Broken, Connection, Refused, Unreachable
+from tapml.remote.connection import PASSING, Broken, Connection, Refused, Unreachable
 from tapml.remote.wire import VERSION, Control, Packet, WireError, control, decode
 from tapml.targets.parse import TargetChoice
 
@@ -41,9 +41,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 STATUS_SECONDS = 1.0
 # A request that takes longer than this is mentioned in the status.
 LONG_SECONDS = 5.0
-
-# What the hub may think otherwise about after a while.
-PASSING = frozenset({"busy", "full", "size", "protocol"})
 
 
 class Agent:
@@ -138,7 +135,7 @@ class Agent:
         return {
             "version": VERSION, "role": "device", "name": self.name, "boot": self._boot, "kind": "agent",
             "system": f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} processors"[:400],
-            "offers": offers, "session": None if serving is None else serving.name,
+            "offers": offers, "session": None if serving is None or serving.ended else serving.name,
         }
 
     def _connected(self, connection: Connection, offers: dict[str, Any], again: bool) -> None:
@@ -285,9 +282,10 @@ class Agent:
                     self._lease = None
             else:
                 status = self._status()
-                if status != told:
+                news = status if status["state"] == "busy" else {**status, "received": 0, "sent": 0}
+                if news != told:
                     self._send(control("status", status))
-                    told = status
+                    told = news
 
     def _status(self) -> dict[str, Any]:
         serving, lease = self._serving, self._lease

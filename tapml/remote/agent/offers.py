@@ -3,7 +3,7 @@
     offers = Offers(parse_offered(["opencl", "cpu"]), changed=send_it)
     for name, offer in offers.look(): …  tries them, in a thread of its own
     offers.listed()                      {"opencl": {"state": "looking", "info": None, "reason": ""}, …} for the hub
-    offers.settled("cpu", 0.5)           False while it is not known; who waits for a target gets it tried next
+    offers.settled("cpu", 0.5)           False while it is not known
     offers.choice("cpu", None)           what to open for a client's wish, or an error that says why not
 
 "ready" means that a kernel ran in a child process just now and every number was right (`tapml.devices.trial`). Until then it
@@ -49,7 +49,6 @@ class Offers:
         self._memory = memory
         self._changed = changed
         self._known: dict[str, dict[str, Any]] = {}
-        self._wanted: list[str] = []
         self._news = threading.Condition()
 
     def listed(self) -> dict[str, dict[str, Any]]:
@@ -59,33 +58,27 @@ class Offers:
             return {name: self._known.get(name, looking) for name in self._choices}
 
     def look(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Tries each, those that a client waits for first."""
+        """Tries each."""
         from tapml.devices.trial import try_target
         from tapml.remote.agent.descriptions import described
 
-        while True:
-            with self._news:
-                left = [name for name in (*self._wanted, *self._choices) if name not in self._known]
-            if not left:
-                return
+        for name, choice in self._choices.items():
             try:
-                trial = try_target(self._choices[left[0]])
+                trial = try_target(choice)
                 info = described(trial.info, self._memory) if trial.ready and trial.info is not None else None
                 reason = trial.reason[:MOST_REASON]
             except Exception as error:
                 info, reason = None, f"{type(error).__name__}: {error}"[:MOST_REASON]
             offer = {"state": "absent" if info is None else "ready", "info": info, "reason": reason}
             with self._news:
-                self._known[left[0]] = offer
+                self._known[name] = offer
                 self._news.notify_all()
             self._changed()
-            yield left[0], offer
+            yield name, offer
 
     def settled(self, target: str, seconds: float) -> bool:
         """Waits until it is known whether the target is there."""
         with self._news:
-            if target in self._choices and target not in self._wanted:
-                self._wanted.append(target)
             return self._news.wait_for(lambda: target not in self._choices or target in self._known, seconds)
 
     def choice(self, target: str, device: str | None) -> TargetChoice:

@@ -30,6 +30,8 @@ FREED_SECONDS = 10.0
 
 # A client has at most a window, and the packet that fills it, on the way; what is more is not taken.
 MOST_QUEUED = WINDOW + 2 * MESSAGE_LIMIT
+# A client that waits hears this often that something was done, where there is nothing to answer.
+SIGN_SECONDS = 1.0
 # Answers that are together larger than this are not held back for the next ones.
 ENOUGH = 2**16
 
@@ -61,6 +63,7 @@ class Serving:
         self._cancelled_to = 0
         self._begun = 0
         self._under_way: tuple[int, float] | None = None
+        self._spoke = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="session", daemon=True)
         self._thread.start()
 
@@ -74,10 +77,18 @@ class Serving:
         under_way = self._under_way
         return 0.0 if under_way is None else time.monotonic() - under_way[1]
 
+    @property
+    def ended(self) -> bool:
+        """Nothing is carried out any more."""
+        return self._ended
+
     def take(self, packet: Packet) -> None:
         """A packet of this session."""
         items: list[list[Any]] = []
         reply = b""
+        if self._ended:  # that it did may not have been heard
+            self._send(self._channel.bare([["lost", "The session has ended."]]))
+            return
         with self._lock:
             if packet.seq and self._queued + packet.nbytes > MOST_QUEUED:
                 return  # a client that keeps to the window does not come here
@@ -163,9 +174,11 @@ class Serving:
             self._channel.done(packet)
             self._queued -= packet.nbytes
             if not answers:
-                due = self._channel.due(idle=self._queue.empty())
+                now = time.monotonic()
+                due = self._channel.due(self._queue.empty() or now - self._spoke > SIGN_SECONDS)
                 if due is not None:
                     self._out.append(due)
+                    self._spoke = now
         if answers:
             self._answer(answers)
         else:
@@ -224,8 +237,7 @@ class Serving:
         wait until megabytes have left."""
         with self._lock:
             self._out.clear()
-            if said:
-                self._out.append(self._channel.bare(said))
+            self._out.append(self._channel.bare(said))
             self._out.extend(self._channel.unacknowledged())
         threading.Thread(target=self._flush, name="again", daemon=True).start()
 

@@ -9,7 +9,8 @@
 
 Everything is in memory, never in a file. Nothing is allocated because a message says how large something will be: a thing
 grows by the bytes that came. Nothing is forgotten during a session. At its end what was not used for longest goes, until half
-of the budget is free; what that session used stays, since the next one is likely to be of the same model.
+of the budget is free. What that session used stays, since the next one is likely to be of the same model, but for what must go so
+that there is some room at all: kernels have no other way to the device.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ MOST_BUDGET = 2 * 2**30
 # As many digests as the answer to `open` can list, and as many things as there can be during a session.
 LISTED = 8192
 MOST_THINGS = 65536
+
+# What is free when a session begins; a quarter of the budget where that is less.
+FREE = 2**25
 
 # Smaller pieces are gathered, so that a thing that comes byte by byte does not cost more memory than it has bytes.
 SMALL = 2**16
@@ -72,10 +76,11 @@ class Store:
         """Forgets what is older than the session that ends, which used these, in this order."""
         for digest in used:
             self._things[digest] = self._things.pop(digest)
+        most = self.budget - min(FREE, self.budget // 4)
         for digest in list(self._things):
             if self._used <= self.budget // 2 and len(self._things) <= LISTED // 2:
                 return
-            if digest not in used or len(self._things) > LISTED:
+            if digest not in used or self._used > most or len(self._things) > LISTED:
                 self._used -= _size(self._things.pop(digest))
 
 

@@ -36,14 +36,17 @@ PATIENCE = 60.0
 OPEN_SECONDS = 150.0
 # The device ends what takes longer than the deadline; this much later it has failed to do so.
 GRACE_SECONDS = 30.0
-# What a kernel may take to be loaded, where loads are not waited for one by one.
-LOAD_SECONDS = 2.0
+# Kernels that are loaded in one packet at most, of which nothing is heard before all of it is done.
+LOADS_TOGETHER = 8
 
 # What is collected before it leaves by itself.
 COLLECTED_BYTES = 2**18
 COLLECTED_REQUESTS = 1024
 
 WAITING_ALLOCATE = 4 * 2**20
+
+# Characters of a label: the hub shows no more.
+MOST_LABEL = 200
 
 # How often a session is tried to be opened with a device that begins anew meanwhile.
 OPENINGS = 3
@@ -67,7 +70,7 @@ class RemoteDevice:
         self._asked = name
         self._target = target
         self._deadline = deadline
-        self._label = label or _own_label()
+        self._label = (label or _own_label()).encode(errors="replace").decode()[:MOST_LABEL]
         self._patience = patience()
         self._lost = ""
         self._closed = False
@@ -144,15 +147,21 @@ class RemoteDevice:
         if self._largest is not None and size > self._largest:
             raise DeviceError("launch", f"a buffer of {size} bytes is more than {self._info.name} can bind ({self._largest})")
         buffer = self._buffers.add(size)
-        self._post(["allocate", buffer, nbytes])
-        if size >= WAITING_ALLOCATE:
-            try:
-                self._ask([["synchronize", self._id()]])
-            except OutOfMemory:
+        if size < WAITING_ALLOCATE:
+            self._post(["allocate", buffer, nbytes])
+            return buffer
+        before, own = self._id(), self._id()
+        for request in (["synchronize", before], ["allocate", buffer, nbytes], ["synchronize", own]):
+            self._post(request)
+        earlier, failed = (self._error(a) if a[0] == "error" else None for a in self._answers([before, own]))
+        if isinstance(earlier, DeviceError):
+            self._untold = self._untold or earlier  # allocating is not to be blamed for it
+        elif earlier is not None:
+            raise earlier
+        if failed is not None:
+            if isinstance(failed, DeviceError):
                 self.free(buffer)
-                raise
-            except DeviceError as error:  # of something before, which allocating is not to be blamed for
-                self._untold = error
+            raise failed
         return buffer
 
     def free(self, buffer: int) -> None:
@@ -185,8 +194,10 @@ class RemoteDevice:
                 f"{self.name} has no room in its store for kernel {kernel.entry}. Start its agent with a larger --store."
             )
         handle = self._kernels.add(kernel)
-        self._loads += 1
         self._post(["load", handle, digest])
+        self._loads += 1
+        if self._loads % LOADS_TOGETHER == 0:
+            self._flush()
         return handle
 
     def unload(self, kernel: int) -> None:
@@ -252,7 +263,7 @@ class RemoteDevice:
             return
         items, self._collected, self._collected_bytes = self._collected, [], 0
         try:
-            self._link.send(items)
+            self._link.send(items, self._limit())
         except (UnavailableError, ValueError):
             raise
         except BaseException:
@@ -264,31 +275,44 @@ class RemoteDevice:
         awaited before the first error is raised."""
         for request in requests:
             self._post(request)
+        answers = self._answers([request[1] for request in requests], seconds)
+        for answer in answers:
+            if answer[0] == "error":
+                raise self._error(answer)
+        return [answer[2] for answer in answers]
+
+    def _answers(self, numbers: Sequence[int], seconds: float | None = None) -> list[Answer]:
+        """Sends what was collected, and waits for the answers to the requests with these numbers."""
         self._flush()
         self.round_trips += 1
-        limit = self._deadline if seconds is None else seconds
-        if limit is not None:
-            limit += GRACE_SECONDS + LOAD_SECONDS * self._loads
         try:
-            answers = self._link.wait([request[1] for request in requests], limit)
+            answers = self._link.wait(numbers, self._limit(seconds))
         except UnavailableError:
             raise
         except BaseException:  # Ctrl-C: the device need not go on
             self._interrupted()
             raise
         self._loads = 0
-        for answer in answers:
-            if answer[0] == "error":
-                raise self._error(answer)
-        return [answer[2] for answer in answers]
+        return answers
 
     def _ask_and_tell(self, requests: Sequence[list[Any]]) -> list[Any]:
-        """As `_ask`, and the place where an error of something that was not waited for is raised."""
-        values = self._ask(requests)
+        """As `_ask`, and the place where an error of something that was not waited for is raised: it is older than what these
+        requests may fail with."""
         untold, self._untold = self._untold, None
+        try:
+            values = self._ask(requests)
+        except DeviceError as error:
+            if untold is None:
+                raise
+            raise untold from error
         if untold is not None:
             raise untold
         return values
+
+    def _limit(self, seconds: float | None = None) -> float | None:
+        """For how long there may be no sign of progress: each kernel of a packet may take as long as any other request."""
+        limit = self._deadline if seconds is None else seconds
+        return None if limit is None else limit * (1 + min(self._loads, LOADS_TOGETHER)) + GRACE_SECONDS
 
     def _error(self, answer: Answer) -> Exception:
         _, _, kind, stage, text = answer
@@ -319,4 +343,4 @@ def _own_label() -> str:
     """What this process was started as, in one line without anything secret."""
     program = Path(sys.argv[0] if sys.argv else "").name or "python"
     words = ["tapml" if program in ("tapml", "__main__.py") else program, *sys.argv[1:3]]
-    return " ".join(word for word in words if "@" not in word and "token" not in word)[:200]
+    return " ".join(word for word in words if "@" not in word and "token" not in word)

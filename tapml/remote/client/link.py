@@ -33,7 +33,7 @@ from tapml.errors import ConnectionLost, DeviceLost, UnavailableError
 from tapml.remote.address import HubAddress
 from tapml.remote.channel import Channel, Gap
 from tapml.remote.client.absent import why_absent
-from tapml.remote.connection import Broken, Connection, Refused, Unreachable
+from tapml.remote.connection import PASSING, Broken, Connection, Refused, Unreachable
 from tapml.remote.wire import SESSION_BYTES, VERSION, WINDOW, Control, Packet, WireError, control, decode
 
 logger = logging.getLogger("tapml.remote")
@@ -43,8 +43,11 @@ Answer = list[Any]
 # A hub that never answered in this process is tried for so long only: its address may be wrong. One that did has the patience.
 HUB_SECONDS = 3.0
 _answered: set[str] = set()
-CONNECT_SECONDS = 10.0
+# What an attempt to connect may take; with less patience than that, the shorter time.
+CONNECT_SECONDS, SHORT_CONNECT_SECONDS = 10.0, 5.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+# For how long the hub is waited for when the lease is given back.
+LEAVE_SECONDS = 5.0
 
 # How often a clock is looked at while nothing comes, and for how long nobody has waited before the link's own thread receives.
 TICK = 0.1
@@ -106,8 +109,9 @@ class Link:
             self.close()
             raise
 
-    def send(self, items: Sequence[Sequence[Any]]) -> None:
+    def send(self, items: Sequence[Sequence[Any]], limit: float | None = None) -> None:
         """Packs these requests. They go out now, or when there is a connection again."""
+        self._limit = limit
         if self._channel.in_flight >= WINDOW:
             self._wait(lambda: self._channel.in_flight < WINDOW)
         with self._lock:
@@ -132,24 +136,19 @@ class Link:
 
     def give_up(self, last: int) -> None:
         """In the middle of a call: requests up to `last` are cancelled, and the lease ends."""
-        connection = self._connection
-        if connection is not None and self._ready:
-            with contextlib.suppress(Broken):
-                connection.send(self._channel.bare([["cancel", last]]))
-        self.close()
+        self._leave([self._channel.bare([["cancel", last]])] if self._ready else [])
 
     def close(self, last: Sequence[Sequence[Any]] = ()) -> None:
         """Ends the lease after these requests, if there is a connection to say so. May be called twice."""
+        self._leave([self._channel.pack(last)] if last and self._ready and self._channel.in_flight < WINDOW else [])
+
+    def _leave(self, messages: list[bytes]) -> None:
         if self._closed.is_set():
             return
         self._closed.set()
         connection = self._connection
         if connection is not None:
-            with contextlib.suppress(Broken, UnavailableError):
-                if last and self._ready and self._channel.in_flight < WINDOW:
-                    connection.send(self._channel.pack(last))
-                connection.send(control("end"))
-            connection.close()
+            connection.leave([*messages, control("end")], LEAVE_SECONDS)
         with self._lock:
             self._connection = None
             self._changed.notify_all()
@@ -220,13 +219,13 @@ class Link:
     def _reconnect(self) -> None:
         """Connects, or pauses after an attempt that failed."""
         try:
-            timeout = max(0.5, min(CONNECT_SECONDS, self._patience))
+            timeout = CONNECT_SECONDS if self._patience >= CONNECT_SECONDS else SHORT_CONNECT_SECONDS
             hello = {"version": VERSION, "role": "client", "session": self._session, **self._wish}
             connection = Connection.open(self.hub, hello, timeout)
         except Unreachable as error:
             self._gone_because = str(error)
         except Refused as error:
-            if error.code != "busy":
+            if error.code not in PASSING:
                 self._fail(error)
                 return
             self._gone_because = str(error)
@@ -237,7 +236,7 @@ class Link:
             _answered.add(self.hub.redacted)
             with self._lock:
                 if self._closed.is_set():
-                    connection.close()
+                    connection.leave([control("end")], LEAVE_SECONDS)
                     return
                 self._connection = connection
                 self._pause = FIRST_PAUSE
@@ -269,7 +268,8 @@ class Link:
     def _hear(self, message: Control) -> None:
         """A message of the hub."""
         if message.name == "waiting":
-            self._gone_because, self._waiting = f"The hub has no device for us: {message.arguments[0]}.", True
+            self._away(f"The hub has no device for us: {message.arguments[0]}.")
+            self._waiting = True
             if self._boot is None:
                 self._say_waiting(message.arguments[0])
         elif message.name == "away":
@@ -289,6 +289,8 @@ class Link:
         if self._said[0]:
             logger.warning("%s is ours", device["name"])
             self._said = ("", 0.0)
+        if not self._ready:
+            self._gone_since, self._waiting = time.monotonic(), False
         self._boot = device["boot"]
         self.name = self._wish["device"] = device["name"]
         self._transmit(self._channel.bare([["resume", self._channel.first]]))

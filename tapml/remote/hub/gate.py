@@ -15,7 +15,7 @@ MOST_NEW = 64
 MOST_NEW_OF_ONE = 32
 MOST = 256
 
-# Beyond this many, a connection is cut before a single byte of it is read.
+# Beyond this many, a connection is cut before a single byte of it is read (over TLS: after its handshake).
 MOST_TOLD = 2 * MOST_NEW
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from tapml.remote.hub.leases import Joining, Offer, Offers, Wish
@@ -19,6 +20,8 @@ from tapml.remote.wire import CONTROL_LIMIT, VERSION, Control, WireError, decode
 LONGEST_NAME = 60
 LONGEST_LINE = 200
 LONGEST_REASON = 400
+# More than any device has: what is more is left out, so that no device fills what watchers and clients are told.
+MOST_TARGETS, MOST_WORDS = 16, 64
 
 
 class Refusal(Exception):
@@ -93,15 +96,17 @@ def parse_control(data: bytes | str) -> Control:
 def parse_offers(offers: Mapping[str, Mapping[str, Any]]) -> Offers:
     return {
         line(target, LONGEST_NAME): Offer(offer["state"], _info(offer["info"]), line(offer["reason"], LONGEST_REASON))
-        for target, offer in offers.items()
+        for target, offer in islice(offers.items(), MOST_TARGETS)
     }
 
 
 def _info(info: dict[str, Any] | None) -> dict[str, Any] | None:
     if info is None:
         return None
-    words = {name: line(info[name]) for name in ("platform", "name", "driver", "software") if isinstance(info[name], str)}
-    return {**info, **words}
+    words = {name: line(info[name]) for name in ("platform", "name", "driver")}
+    limits = {line(name, LONGEST_NAME): value for name, value in islice(info["limits"].items(), MOST_WORDS)}
+    features = [line(name, LONGEST_NAME) for name in info["features"][:MOST_WORDS]]
+    return {**info, **words, "limits": limits, "features": features}
 
 
 def line(text: str, longest: int = LONGEST_LINE) -> str:

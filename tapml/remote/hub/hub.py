@@ -57,6 +57,9 @@ SILENT_HEARTBEATS = 3
 TICK_SECONDS = 1.0
 LISTING_SECONDS = 0.5
 
+# For so many an end that has more to read than it has taken so far may take none of it.
+STUCK_HEARTBEATS = 12
+
 # How long a device has to show that it is still there when another comes with its name.
 PROOF_SECONDS = 2.0
 
@@ -205,6 +208,8 @@ class Hub:
 
     def _let_in(self, hello: Hello, place: str) -> dict[str, str]:
         """What to add to the welcome: for a device that paired, its token. Raises Refusal."""
+        if len(self._clients) + len(self._devices) + len(self._watchers) >= MOST:
+            raise Refusal("full", f"The hub has {MOST} connections, and takes no more. Try again later.")
         if isinstance(hello, DeviceHello) and hello.pair and not hello.token:
             try:
                 token = {"token": self._tokens.redeem(hello.pair, self._now(), place)}
@@ -215,8 +220,6 @@ class Hub:
             if not self._opens(role, hello.token):
                 raise Refusal("token", "The token is wrong for this hub. Copy the whole address that tapml hub prints.")
             token = {}
-        if len(self._clients) + len(self._devices) + len(self._watchers) >= MOST:
-            raise Refusal("full", f"The hub has {MOST} connections, and takes no more. Try again later.")
         return token
 
     async def _refuse(self, peer: Peer, refusal: Refusal) -> None:
@@ -233,7 +236,6 @@ class Hub:
         peer.tell("welcome", welcome)
         if old is not None:
             self._replace(old)
-        self._say(self._leases.client_joined(session, hello.wish, self._now()))
 
         def take(name: str, arguments: tuple[Any, ...]) -> bool:
             if self._clients.get(session) is not peer:
@@ -254,6 +256,7 @@ class Hub:
 
         peer.partner = other
         try:
+            self._say(self._leases.client_joined(session, hello.wish, self._now()))
             while self._clients.get(session) is peer:
                 await self._hear(peer, take)
         finally:
@@ -272,7 +275,6 @@ class Hub:
             self._replace(old)
         ready = ", ".join(target for target, offer in hello.joining.offers.items() if offer.ready)
         self._log(f"{name} joined ({hello.kind}, {hello.system}), offers {ready or 'nothing yet'}")
-        self._say(said)
 
         def take(kind: str, arguments: tuple[Any, ...]) -> bool:
             now = self._now()
@@ -299,6 +301,7 @@ class Hub:
 
         peer.partner = other
         try:
+            self._say(said)
             while self._devices.get(name) is peer:
                 await self._hear(peer, take)
         finally:
@@ -377,7 +380,8 @@ class Hub:
                     peer.heard = now
             last = now
             for peer in peers:
-                if now - peer.heard > SILENT_HEARTBEATS * self.heartbeat and not peer.held_up:
+                most = (STUCK_HEARTBEATS if peer.paused else SILENT_HEARTBEATS) * self.heartbeat
+                if peer.silent_for(now) > most and not peer.held_up:
                     peer.cut()
             if now - pinged >= self.heartbeat:
                 number, pinged = number + 1, now

@@ -39,6 +39,9 @@ NO_NAMES = frozenset({ANY, "all", "local", ""})
 # How many sessions that are over are remembered, to tell a device so that comes back with one.
 MOST_ENDED = 1024
 
+# Characters of why a client waits: with hundreds of devices it would be a long list.
+LONGEST_WHY = 2000
+
 # A waiting client hears for how long the device has been busy, so often.
 TELL_SECONDS = 10.0
 
@@ -382,7 +385,7 @@ class Leases:
         ahead = sum(other.order < client.order and _rivals(other.wish, wish) for other in self._queue())
         turn = f"; {ahead} {'client is' if ahead == 1 else 'clients are'} ahead" if ahead else ""
         text = self._why_any(wish, now) if wish.device == ANY else self._why_not(wish, self._devices.get(wish.device), now)
-        whole = text + turn
+        whole = (text if len(text) <= LONGEST_WHY else f"{text[:LONGEST_WHY]}…") + turn
         return ("waiting", whole), Said("client", client.session, "waiting", (whole,))
 
     def _why_not(self, wish: Wish, device: _Device | None, now: float) -> str:

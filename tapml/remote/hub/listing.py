@@ -96,13 +96,19 @@ def _record(leases: Leases, name: str, shown: Shown, now: float) -> dict[str, An
 
 
 def pack(records: list[dict[str, Any]]) -> bytes:
-    """With hundreds of devices it can be too much for one message: then without their descriptions, then only the first ones."""
-    try:
-        return control("devices", records)
-    except ValueError:
-        short = [record | {"offers": {t: o | {"info": None} for t, o in record["offers"].items()}} for record in records]
-    while True:
+    """With hundreds of devices it can be too much for one message: then without their descriptions, then without reasons, then
+    only the first ones."""
+    left: dict[str, Any] = {}
+    for without in ({}, {"info": None}, {"reason": ""}):
+        left |= without
+        short = [record | {"offers": {t: o | left for t, o in record["offers"].items()}} for record in records]
         try:
             return control("devices", short)
         except ValueError:
-            short = short[: len(short) // 2]
+            continue
+    while True:
+        short = short[: len(short) // 2]
+        try:
+            return control("devices", short)
+        except ValueError:
+            continue

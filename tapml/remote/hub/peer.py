@@ -26,6 +26,9 @@ from tapml.remote.wire import control, is_session
 # Bytes kept for an end that reads slowly before those that send to it are held up.
 WRITE_LIMIT = 2**20
 
+# More than that is held only for an end that asks and asks, and reads no answer: it is cut off.
+MOST_UNREAD = 8 * 2**20
+
 # Messages that arrived and were not looked at yet, before no more are read.
 READ_QUEUE = 2
 
@@ -47,6 +50,7 @@ class Peer(ServerConnection):
         self.crowded = False
         self.partner: Callable[[], Peer | None] | None = None
         self.place = "an unknown address"
+        self._unread, self._taken = 0, self.heard
         self._gate = gate
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -65,6 +69,16 @@ class Peer(ServerConnection):
     def data_received(self, data: bytes) -> None:
         self.heard = self.loop.time()
         super().data_received(data)
+        self._check_unread()
+
+    def silent_for(self, now: float) -> float:
+        """For how many seconds nothing came from it; while it has more to read than it has taken so far: took none of that."""
+        before, self._unread = self._unread, self.transport.get_write_buffer_size()
+        if self._unread < before:
+            self._taken = self.heard = now  # it was not pinged meanwhile
+        elif not self.paused:
+            self._taken = now
+        return now - (self._taken if self.paused else self.heard)
 
     def tell(self, name: str, *arguments: Any) -> None:
         """A control message, sent at once; nothing if the connection is closing."""
@@ -116,6 +130,11 @@ class Peer(ServerConnection):
         else:
             self.transport.write(header)
             self.transport.write(memoryview(data))
+        self._check_unread()
+
+    def _check_unread(self) -> None:
+        if self.transport.get_write_buffer_size() > MOST_UNREAD:
+            self.cut()
 
 
 def _whole_packet(event: Event) -> TypeGuard[Frame]:
