@@ -12,6 +12,7 @@
 // When the device is lost, everything that waits and every later call throws Failure "lost", and `gpu.lost` resolves with the reason. `end`
 // gives the device up: that is how a kernel that never returns is left behind.
 
+import { FEATURES, describe, requestAdapter } from "./adapter.js";
 import { Failure, mistake } from "./failure.js";
 
 // Compiled kernels that are kept after they were unloaded, for the next session.
@@ -22,6 +23,8 @@ const MOST_DESTROYED = 2 ** 26;
 const MOST_STAGING_BYTES = 2 ** 25;
 const LEAST_STAGING_BYTES = 2 ** 12;
 const LOST_MILLISECONDS = 1000;
+// Bytes that are written before the queue is made to take them on: some browsers keep what was written in staging memory until the next submission.
+const MOST_WRITTEN = 2 ** 25;
 
 // As the page can ask for them; what is not named keeps WebGPU's default.
 const LIMITS = [
@@ -29,7 +32,6 @@ const LIMITS = [
   "maxComputeWorkgroupSizeX", "maxComputeWorkgroupSizeY", "maxComputeWorkgroupSizeZ", "maxComputeWorkgroupStorageSize",
   "maxComputeWorkgroupsPerDimension",
 ];
-const FEATURES = { "shader-f16": "float16", subgroups: "subgroups" };
 
 export class Gpu {
   #device;
@@ -44,6 +46,7 @@ export class Gpu {
   #destroyedBytes = 0;
   #staging = [];
   #stagingBytes = 0;
+  #writtenBytes = 0;
   #pipelines = new Map();
   #waiting = new Set();
   #uncaught = null;
@@ -109,7 +112,13 @@ export class Gpu {
     const end = offset + bytes.length;
     if (offset % 4 || (end % 4 && end !== buffer.nbytes)) return this.#merge(buffer, offset, bytes);
     const whole = bytes.length - (bytes.length % 4);
-    if (whole) this.#queue.writeBuffer(buffer.memory, offset, bytes, 0, whole);
+    for (let at = 0; at < whole;) {
+      const size = Math.min(whole - at, MOST_WRITTEN - this.#writtenBytes);
+      this.#queue.writeBuffer(buffer.memory, offset + at, bytes, at, size);
+      at += size;
+      this.#writtenBytes += size;
+      if (this.#writtenBytes === MOST_WRITTEN) this.#submit([]);
+    }
     if (whole < bytes.length) {
       const word = new Uint8Array(4);
       word.set(bytes.subarray(whole));
@@ -147,16 +156,21 @@ export class Gpu {
       return parts.map(() => new Uint8Array());
     }
     const staging = this.#takeStaging(size);
-    const encoder = this.#record();
-    this.#endPass();
-    for (const { memory, first, length, at } of copies) if (length) encoder.copyBufferToBuffer(memory, first, staging, at, length);
-    this.flush();
-    await this.#settled(staging.mapAsync(GPUMapMode.READ, 0, size).catch(reason => this.#unanswered(reason)));
-    const bytes = new Uint8Array(staging.getMappedRange(0, size));
-    const results = copies.map(({ at, skip, nbytes }) => bytes.slice(at + skip, at + skip + nbytes));
-    staging.unmap();
-    this.#giveStaging(staging);
-    return results;
+    try {
+      const encoder = this.#record();
+      this.#endPass();
+      for (const { memory, first, length, at } of copies) if (length) encoder.copyBufferToBuffer(memory, first, staging, at, length);
+      this.flush();
+      await this.#settled(staging.mapAsync(GPUMapMode.READ, 0, size).catch(reason => this.#unanswered(reason)));
+      const bytes = new Uint8Array(staging.getMappedRange(0, size));
+      const results = copies.map(({ at, skip, nbytes }) => bytes.slice(at + skip, at + skip + nbytes));
+      staging.unmap();
+      this.#giveStaging(staging);
+      return results;
+    } catch (error) {
+      staging.destroy();
+      throw error;
+    }
   }
 
   // `kernel` is as session.js checked it; kernels with the same `key` are compiled once.
@@ -287,7 +301,7 @@ export class Gpu {
     if (!this.#encoder) return;
     this.#endPass();
     const plans = this.#plans;
-    this.#queue.submit([this.#encoder.finish()]);
+    this.#submit([this.#encoder.finish()]);
     const caught = this.#popScope().then(error => {
       const names = [...new Set(plans.flatMap(plan => plan.launches.map(launch => launch.kernel.entry)))];
       return error ? failed(this.info.name, `launch of ${names.join(", ").slice(0, 200)}`, error) : null;
@@ -304,9 +318,12 @@ export class Gpu {
   #destroy(memory) {
     memory.destroy();
     this.#destroyedBytes += memory.size;
-    if (this.#destroyedBytes < MOST_DESTROYED) return;
-    this.#destroyedBytes = 0;
-    this.#queue.submit([]);
+    if (this.#destroyedBytes >= MOST_DESTROYED) this.#submit([]);
+  }
+
+  #submit(commands) {
+    this.#destroyedBytes = this.#writtenBytes = 0;
+    this.#queue.submit(commands);
   }
 
   #record() {
@@ -329,12 +346,13 @@ export class Gpu {
     await this.#settled(this.#queue.onSubmittedWorkDone());
   }
 
-  // Waits for a promise and for what went wrong in all submissions before; throws the first of that.
+  // Waits for a promise and for what went wrong in all submissions before; throws the first of that, which says more than what followed from it.
   async #settled(promise) {
     const scopes = this.#scopes;
     this.#scopes = [];
-    const [, ...caught] = await this.#waitFor(Promise.all([promise, ...scopes]));
-    const failure = caught.find(Boolean) ?? this.#uncaught;
+    const came = promise.then(() => null, error => error);
+    const [error, ...caught] = await this.#waitFor(Promise.all([came, ...scopes]));
+    const failure = caught.find(Boolean) ?? this.#uncaught ?? error;
     this.#uncaught = null;
     if (failure) throw failure;
   }
@@ -366,7 +384,12 @@ export class Gpu {
       this.#stagingBytes -= capacity;
       return this.#staging.splice(found, 1)[0];
     }
-    return this.#device.createBuffer({ size: capacity, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST });
+    // A buffer that there is no room for spoils the submission that uses it: that must not be the one with the launches.
+    this.flush();
+    this.#device.pushErrorScope("out-of-memory");
+    const made = this.#device.createBuffer({ size: capacity, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST });
+    this.#scopes.push(this.#popScope().then(error => (error ? failed(this.info.name, `making room to read ${size} bytes`, error) : null), () => null));
+    return made;
   }
 
   #giveStaging(memory) {
@@ -400,47 +423,6 @@ export class Gpu {
 }
 
 let lastId = 0;
-
-async function requestAdapter() {
-  const why = reasonAgainst(globalThis);
-  if (why) throw new Failure("unavailable", why);
-  const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
-  if (!adapter) {
-    throw new Failure("unavailable", "The browser has WebGPU, and gives no adapter: its GPU is blocked or not supported, or WebGPU is switched off "
-      + "(chrome://gpu says why; on Linux chrome://flags/#enable-unsafe-webgpu may be needed).");
-  }
-  return adapter;
-}
-
-// Why there is no WebGPU in this scope at all; "" when there is.
-export function reasonAgainst(scope) {
-  if (scope.navigator.gpu) return "";
-  if (!scope.isSecureContext) {
-    return "WebGPU is there on HTTPS pages and on localhost only, and this page came over plain HTTP. Open the https address of the hub.";
-  }
-  return "This browser has no WebGPU. Use Chrome or Edge from version 113, Safari from 26, or Firefox from 141.";
-}
-
-function describe(adapter, device, browser) {
-  const { vendor = "", architecture = "", description = "", isFallbackAdapter } = adapter.info ?? {};
-  const words = description || [vendor, architecture].filter(Boolean).join(" ") || "an adapter without a name";
-  const limits = device.limits;
-  return {
-    platform: "webgpu",
-    name: browser ? `${words} in ${browser}` : words,
-    driver: `WebGPU${browser ? ` of ${browser}` : ""}`,
-    software: Boolean(isFallbackAdapter ?? adapter.isFallbackAdapter),
-    limits: {
-      max_buffer_bytes: limits.maxBufferSize,
-      max_binding_bytes: limits.maxStorageBufferBindingSize,
-      max_workgroup_invocations: limits.maxComputeInvocationsPerWorkgroup,
-      max_workgroup_memory_bytes: limits.maxComputeWorkgroupStorageSize,
-      max_workgroups_per_dimension: limits.maxComputeWorkgroupsPerDimension,
-      max_storage_buffers: limits.maxStorageBuffersPerShaderStage,
-    },
-    features: Object.entries(FEATURES).filter(([name]) => device.features.has(name)).map(([, ours]) => ours),
-  };
-}
 
 function failed(name, what, error) {
   const kind = globalThis.GPUOutOfMemoryError && error instanceof GPUOutOfMemoryError ? "memory" : "device";

@@ -1,5 +1,5 @@
 // Keeps this browser a device: starts the worker, starts it again when it fails or hangs, tells it when the network or the page comes back, and keeps
-// the screen on while it is connected.
+// the screen on while it is connected. A worker that is started again goes by the name that the hub gave to the one before.
 //
 //     const keeper = new Keeper(settings, state => draw(state), token => remember(token))
 //     keeper.start(); keeper.stop(); keeper.rename("phone")
@@ -30,6 +30,8 @@ export class Keeper {
   #timer = null;
   #wakeLock = null;
   #lockRefused = false;
+  // Whether somebody touched the page since it was shown: some browsers keep the screen on only then.
+  #touched = false;
   #release = null;
   #working = false;
 
@@ -39,20 +41,22 @@ export class Keeper {
     this.#draw = draw;
     this.#paired = paired;
     const nudge = () => {
-      this.#lockRefused = false;
+      this.#lockRefused = this.#touched = false;
       this.#worker?.postMessage({ kind: "nudge" });
       this.#lockScreen();
     };
     addEventListener("online", nudge);
     addEventListener("pageshow", nudge);
     document.addEventListener("visibilitychange", () => { if (document.visibilityState === "visible") nudge(); });
+    for (const event of ["pointerup", "keydown"]) addEventListener(event, () => this.#touch());
     setInterval(() => this.#ping(), PING_MILLISECONDS);
   }
 
   start() {
     this.running = true;
     this.#begin();
-    navigator.locks?.request(`tapml-device-${crypto.randomUUID()}`, { mode: "shared" }, () => new Promise(resolve => { this.#release = resolve; }));
+    const held = new Promise(resolve => { this.#release = resolve; });
+    navigator.locks?.request(`tapml-device-${crypto.randomUUID()}`, { mode: "shared" }, () => held).catch(() => null);  // it is only a wish
   }
 
   stop() {
@@ -98,6 +102,7 @@ export class Keeper {
       this.#settings.token = data.token;
       this.#paired(data.token);
     } else if (data.kind === "state") {
+      if (data.connection === "connected") this.#settings.name = data.name;
       this.#working = data.connection === "connected" && data.offer?.state === "ready";
       this.#lockScreen();
       this.#draw(data);
@@ -127,24 +132,40 @@ export class Keeper {
 
   // A phone that sleeps is no device. Browsers take the lock away when the page is hidden, and some have none.
   async #lockScreen() {
-    const wanted = this.running && this.#working && document.visibilityState === "visible";
-    if (!wanted) {
+    if (!this.#lockWanted) {
       this.#wakeLock?.release?.();
       this.#wakeLock = null;
     } else if (!this.#wakeLock && !this.#lockRefused && navigator.wakeLock) {
-      this.#wakeLock = {};
+      const asking = this.#wakeLock = {};
       try {
         const lock = await navigator.wakeLock.request("screen");
+        if (this.#wakeLock !== asking || !this.#lockWanted) {
+          lock.release();
+          return;
+        }
         this.#wakeLock = lock;
         lock.addEventListener("release", () => { if (this.#wakeLock === lock) this.#wakeLock = null; });
       } catch {
-        this.#wakeLock = null;
-        this.#lockRefused = true;  // the battery is low, or the user does not want it
+        if (this.#wakeLock === asking) this.#wakeLock = null;
+        this.#lockRefused = true;  // nobody touched the page yet, the battery is low, or the user does not want it
       }
     }
   }
 
-  get screenStaysOn() {
-    return Boolean(this.#wakeLock?.release);
+  get #lockWanted() {
+    return this.running && this.#working && document.visibilityState === "visible";
+  }
+
+  #touch() {
+    this.#touched = true;
+    if (!this.#lockRefused) return;
+    this.#lockRefused = false;
+    this.#lockScreen();
+  }
+
+  // Whether the screen stays on: "on", "touch" when it may once somebody touches the page, or "".
+  get screen() {
+    if (this.#wakeLock?.release) return "on";
+    return this.#lockRefused && !this.#touched ? "touch" : "";
   }
 }

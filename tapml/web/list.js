@@ -9,7 +9,7 @@ import { el, replace, setClass, setText, svg } from "./dom.js";
 import { limits } from "./panel.js";
 import { bytes, number, span } from "./words.js";
 
-const STATES = { idle: "ready", busy: "working", away: "away", retired: "retired" };
+const STATES = { idle: "ready", busy: "working", away: "away", retired: "retired", looking: "looking", nothing: "nothing to offer" };
 const ORDER = ["busy", "idle", "retired", "away"];
 
 export class DeviceList {
@@ -100,8 +100,9 @@ class Row {
     if (!parts.icon.firstChild) parts.icon.append(icon(device.kind));
     replace(parts.name, device.name, own ? el("span", { class: "own" }, "this browser") : null);
     setText(parts.system, device.system);
-    setText(parts.badge, STATES[state] ?? state);
-    setClass(parts.badge, `badge badge-${state}`);
+    const shown = standing(device);
+    setText(parts.badge, STATES[shown] ?? shown);
+    setClass(parts.badge, `badge badge-${shown}`);
     this.#drawWork(device);
     this.#drawOffers(device.offers);
   }
@@ -134,6 +135,13 @@ class Row {
       return el("li", null, el("details", null, el("summary", { class: "offer" }, head), el("p", { class: "note" }, facts), limits(info)));
     }));
   }
+}
+
+// Its state, and of one that is idle whether anything can run on it.
+function standing({ state, offers }) {
+  const found = Object.values(offers).map(offer => offer.state);
+  if (state !== "idle" || found.includes("ready")) return state;
+  return found.includes("looking") ? "looking" : "nothing";
 }
 
 function icon(kind) {

@@ -1,11 +1,12 @@
 // The hub's page: makes this browser a device at once, and shows it; who has the hub's own token sees all devices besides.
 //
 // It is opened as /?token=… or /?pair=CODE. After pairing the address is replaced by one with this device's own token, so that a
-// reload goes on. The name that the user gave is kept in localStorage.
+// reload goes on. The name that the user gave is kept in localStorage; the one that the hub made of it for this tab, one of several perhaps, in
+// sessionStorage, so that a tab that is loaded again is the same device.
 
+import { reasonAgainst } from "./adapter.js";
 import { Connection } from "./connection.js";
 import { byId, setClass, setText } from "./dom.js";
-import { reasonAgainst } from "./gpu.js";
 import { Keeper } from "./keeper.js";
 import { DeviceList } from "./list.js";
 import { Pairing } from "./pairing.js";
@@ -27,7 +28,8 @@ const panel = new Panel(byId("mine"), {
   },
   rename: text => {
     const name = cleanName(text) || firstName(what);
-    remember(name);
+    remember("localStorage", name);
+    remember("sessionStorage", name);
     keeper.rename(name);
     return name;
   },
@@ -40,22 +42,23 @@ function settings() {
   const memory = navigator.deviceMemory ? `, ${navigator.deviceMemory} GB or more` : "";
   const text = `${what.product} on ${what.system}`;
   return {
-    token: query.get("token") ?? "", pair: query.get("token") ? "" : query.get("pair") ?? "", name: remembered() || firstName(what),
+    token: query.get("token") ?? "", pair: query.get("token") ? "" : query.get("pair") ?? "",
+    name: remembered("sessionStorage") || remembered("localStorage") || firstName(what),
     system: `${text}${cores}${memory}`, browser: text,
   };
 }
 
-function remembered() {
+function remembered(where) {
   try {
-    return localStorage.getItem(NAME_KEY);
+    return window[where].getItem(NAME_KEY);
   } catch {
     return "";  // storage is closed to this page
   }
 }
 
-function remember(name) {
+function remember(where, name) {
   try {
-    localStorage.setItem(NAME_KEY, name);
+    if (window[where].getItem(NAME_KEY) !== name) window[where].setItem(NAME_KEY, name);
   } catch {
     return;  // the name holds until the page is loaded again
   }
@@ -63,7 +66,8 @@ function remember(name) {
 
 function drawMine(state) {
   mine = keeper.running ? state : null;
-  panel.draw(mine, { running: keeper.running, failures: keeper.failures, failure: keeper.failure, awake: keeper.screenStaysOn, why: reasonAgainst(window) });
+  if (mine?.connection === "connected") remember("sessionStorage", mine.name);
+  panel.draw(mine, { running: keeper.running, failures: keeper.failures, failure: keeper.failure, screen: keeper.screen, why: reasonAgainst(window) });
   list?.setOwn(mine?.connection === "connected" ? mine.name : "");
   drawLink();
 }
@@ -84,7 +88,10 @@ function watch(token) {
   const pairing = new Pairing(byId("pairing"), () => watching.send(control("pair")));
   list = new DeviceList(byId("all"), { addPhone: () => pairing.open() });
   watching = new Connection(() => ({ version: VERSION, role: "watch", token }), {
-    welcome: () => { byId("all").hidden = false; },
+    welcome: () => {
+      byId("all").hidden = false;
+      pairing.again();
+    },
     message: ({ name, arguments: [first] }) => {
       if (name === "devices") {
         list.draw(first);
@@ -93,6 +100,7 @@ function watch(token) {
     },
     changed: () => {
       list.setLink(watching.state, watching.why);
+      pairing.setLink(watching.state, watching.why);
       drawLink();
     },
   });
@@ -101,6 +109,8 @@ function watch(token) {
   watching.start();
 }
 
+// Weights that were remembered need not be sent again. Firefox would ask its user; the others decide by themselves.
+if (!/Firefox\//.test(navigator.userAgent)) navigator.storage?.persist?.().catch(() => null);
 if (query.get("token") && !OF_DEVICE.test(query.get("token"))) watch(query.get("token"));
 keeper.start();
 drawMine(null);

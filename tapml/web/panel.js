@@ -1,14 +1,21 @@
 // "This browser": what it is, what it is doing and how fast, and the button that makes it a device or no device.
 //
 //     const panel = new Panel(section, { start, stop, rename })
-//     panel.draw(state, { running, failures, failure, awake, why })        state: what the worker told last, or null
+//     panel.draw(state, { running, failures, failure, screen, why })        state: what the worker told last, or null
+//
+// A device that works keeps its name: another one would take a new worker, and its client would lose what is on this one.
 
 import { el, replace, setClass, setText, svg } from "./dom.js";
-import { LIMITS, bytes, number, span } from "./words.js";
+import { LIMITS, bytes, number, sentence, span } from "./words.js";
 
 const SECONDS = 60;
 const WIDTH = 600;
 const HEIGHT = 72;
+const ADVICE = {
+  on: "The screen stays on while this page is a device.",
+  touch: "Tap the page once to keep the screen on.",
+  "": "Keep this page open and in front: browsers put pages in the background to sleep.",
+};
 
 export class Panel {
   #section;
@@ -17,6 +24,8 @@ export class Panel {
   #running = true;
   #shownOffer = null;
   #last = null;
+  #name = "";
+  #leased = false;
   #rates = { launches: 0, received: 0, sent: 0 };
   #history = [];
   #since = null;
@@ -28,7 +37,7 @@ export class Panel {
   }
 
   #build() {
-    const part = (name, tag, props) => (this.#parts[name] = el(tag, props));
+    const part = (name, tag, props, ...children) => (this.#parts[name] = el(tag, props, ...children));
     const tile = (name, label) => el("div", { class: "tile" }, el("dt", null, label), el("dd", null, part(name, "span", { class: "value" })), part(`${name}Total`, "dd", { class: "total" }));
     this.#parts.line = svg("path", { class: "spark-line" });
     this.#parts.area = svg("path", { class: "spark-area" });
@@ -36,9 +45,14 @@ export class Panel {
       el("div", { class: "card-head" },
         el("div", { class: "grow" },
           el("h2", { id: "mine-title" }, "This browser"),
-          part("name", "form", { class: "name" })),
+          part("name", "form", { class: "name" }),
+          part("fixed", "p", { class: "note", id: "fixed", hidden: true }, "Can be renamed when its work is over.")),
         part("button", "button", { type: "button", id: "toggle", onclick: () => this.#toggle() })),
-      el("div", { class: "state", role: "status" }, part("dot", "i", { class: "dot" }), el("div", null, part("word", "p", { class: "word", id: "word" }), part("text", "p", { class: "note", id: "what" }))),
+      el("div", { class: "state" },
+        part("dot", "i", { class: "dot" }),
+        el("div", null,
+          el("div", { role: "status" }, part("word", "p", { class: "word", id: "word" }), part("text", "p", { class: "note", id: "what" })),
+          part("note", "p", { class: "note", id: "note" }))),  // says another second each second, which nobody wants to have read out
       part("problem", "p", { class: "banner", id: "problem", hidden: true }),
       part("chart", "figure", { class: "spark" }),
       part("tiles", "dl", { class: "tiles" }),
@@ -60,7 +74,7 @@ export class Panel {
       event.preventDefault();
       input.blur();
     };
-    input.addEventListener("change", () => { input.value = this.#actions.rename(input.value); });
+    input.addEventListener("change", () => { input.value = this.#leased ? this.#name : this.#actions.rename(input.value); });
     this.#parts.input = input;
   }
 
@@ -69,18 +83,23 @@ export class Panel {
     else this.#actions.start();
   }
 
-  draw(state, { running, failures, failure, awake, why }) {
+  draw(state, { running, failures, failure, screen, why }) {
     this.#running = running;
+    this.#name = state?.name ?? this.#name;
+    this.#leased = Boolean(state?.lease);
     this.#measure(state);
     const parts = this.#parts;
     const [word, text, kind] = describe(state, running);
     setText(parts.word, word);
     setText(parts.text, text);
+    setText(parts.note, state?.lease ? sentence(state.note) : "");
     setClass(parts.dot, `dot dot-${kind}`);
     setText(parts.button, running ? "Stop" : "Start");
     setClass(parts.button, running ? "" : "primary");
-    if (state && document.activeElement !== parts.input) parts.input.value = state.name;
-    const problem = why || problemOf(state) || (failures && !state ? `The device's worker failed (${failure}) and is started again.` : "");
+    if (state && (this.#leased || document.activeElement !== parts.input)) parts.input.value = state.name;
+    parts.input.readOnly = this.#leased;
+    parts.fixed.hidden = !this.#leased;
+    const problem = why || problemOf(state) || (running && failures && !state ? `The device's worker failed (${failure}) and is started again.` : "");
     setText(parts.problem, problem);
     parts.problem.hidden = !problem;
     // Nothing to measure where nothing can run.
@@ -88,8 +107,7 @@ export class Panel {
     this.#drawRates(state);
     this.#drawOffer(state);
     const works = running && state?.connection === "connected" && state.offer?.state === "ready";
-    const kept = awake ? "The screen stays on while this page is a device." : "Keep this page open and in front: browsers put pages in the background to sleep.";
-    setText(parts.advice, works ? kept : "");
+    setText(parts.advice, works ? ADVICE[screen] : "");
   }
 
   // The worker tells its counts about once a second.
@@ -168,9 +186,10 @@ function describe(state, running) {
   if (state.connection === "refused") return ["Refused", state.code === "version" ? `${state.why} Load this page again.` : state.why, "bad"];
   if (state.connection !== "connected") return ["Connecting…", state.why ? `${sentence(state.why)} Trying again until it answers.` : "", "wait"];
   const { state: offer } = state.offer ?? {};
-  if (state.lease) return ["Working", [state.lease.label || "for a client", state.note].filter(Boolean).join(" · "), "busy"];
+  if (state.lease) return ["Working", state.lease.label || "for a client", "busy"];
   if (offer === "looking") return ["Looking…", "for a GPU", "wait"];
-  if (offer !== "ready") return [offer === "retired" ? "Out of work" : "No WebGPU", "Connected, but nothing can run here.", "bad"];
+  if (offer === "retired") return ["GPU lost", "Connected, and waiting for the browser to give out a new one.", "bad"];
+  if (offer !== "ready") return ["No WebGPU", "Connected, but nothing can run here.", "bad"];
   return ["Ready", "Waiting for work.", "ready"];
 }
 
@@ -178,9 +197,4 @@ function problemOf(state) {
   if (state?.code === "pairing" || state?.code === "token") return "";
   if (state?.offer?.state === "absent" || state?.offer?.state === "retired") return state.offer.reason;
   return "";
-}
-
-function sentence(text) {
-  const trimmed = text.trim();
-  return trimmed ? trimmed[0].toUpperCase() + trimmed.slice(1).replace(/\.?$/, ".") : "";
 }

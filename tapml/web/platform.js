@@ -5,15 +5,19 @@
 //     const gpu = await platform.open(null)          throws Failure "unavailable", or "target" for another device than this
 //
 // A device that was lost is replaced at once. Where no new one can be had, the offer becomes "retired" with the reason, and it is tried again now
-// and then: browsers stop giving out devices after a few crashes of the driver, until the page is loaded again.
+// and then: browsers stop giving out devices after a few crashes of the driver, until the page is loaded again. What is said stays until that
+// finds something else.
 
 import { Failure } from "./failure.js";
 import { Gpu } from "./gpu.js";
+import { sentence } from "./words.js";
 
 const LOOK_MILLISECONDS = 30000;
 const AGAIN_MILLISECONDS = 15000;
 const TRIES = 3;
 const TRY_PAUSE = 500;
+// A device that is lost sooner than this is no better than none, and the next one is not asked for at once.
+const YOUNG_MILLISECONDS = 2000;
 
 export class Platform {
   offer = { state: "looking", info: null, reason: "" };
@@ -34,8 +38,8 @@ export class Platform {
     return { webgpu: this.offer };
   }
 
-  look() {
-    this.#looking ??= this.#find().finally(() => { this.#looking = null; });
+  look(pause = 0) {
+    this.#looking ??= this.#find(pause);
     return this.#looking;
   }
 
@@ -49,34 +53,51 @@ export class Platform {
     return this.#gpu;
   }
 
-  async #find() {
-    this.#offer("looking", null, this.lostBecause);
+  async #find(pause) {
+    if (this.offer.state === "looking" || this.offer.state === "ready") this.#offer("looking", null, this.lostBecause);
+    let found = null;
     let reason = "";
-    for (let i = 0; i < TRIES; ++i) {
-      if (i) await new Promise(resolve => setTimeout(resolve, i * TRY_PAUSE));
+    for (let i = 0; i < TRIES && !found; ++i) {
+      const waiting = i * TRY_PAUSE || pause;
+      if (waiting) await new Promise(resolve => setTimeout(resolve, waiting));
       try {
-        this.#take(await soon(Gpu.open(this.#browser)));
-        return;
+        found = await this.#try();
       } catch (error) {
         reason = Failure.of(error).message;
       }
     }
-    const retired = this.lost > 0;
-    const advice = "A browser gives out no new one for two minutes after a few crashes of its GPU driver; loading the page again helps at once.";
-    this.#offer(retired ? "retired" : "absent", null, retired ? `${this.lostBecause}. ${advice}` : reason);
-    setTimeout(() => this.look(), AGAIN_MILLISECONDS);
+    this.#looking = null;
+    if (found) this.#take(found);
+    else this.#failed(reason);
+  }
+
+  // Some are lost as soon as they are given out.
+  async #try() {
+    const gpu = await soon(Gpu.open(this.#browser));
+    const lost = await Promise.race([gpu.lost, new Promise(resolve => setTimeout(() => resolve(null), 0))]);
+    if (lost === null) return gpu;
+    this.lost += 1;
+    this.lostBecause = lost;
+    throw new Failure("unavailable", lost);
   }
 
   #take(gpu) {
+    const taken = performance.now();
     this.#gpu = gpu;
     this.#offer("ready", gpu.info, "");
     gpu.lost.then(reason => {
-      if (this.#gpu !== gpu) return;
       this.#gpu = null;
       this.lost += 1;
       this.lostBecause = reason;
-      this.look();
+      this.look(performance.now() - taken < YOUNG_MILLISECONDS ? TRY_PAUSE : 0);
     });
+  }
+
+  #failed(reason) {
+    const retired = this.lost > 0;
+    const advice = "A browser gives out no new one for two minutes after a few crashes of its GPU driver; loading the page again helps at once.";
+    this.#offer(retired ? "retired" : "absent", null, retired ? `${sentence(this.lostBecause)} ${advice}` : reason);
+    setTimeout(() => this.look(), AGAIN_MILLISECONDS);
   }
 
   #offer(state, info, reason) {

@@ -7,13 +7,17 @@
 //
 // It outlives connections: `send` may drop what it is given, since the channel keeps a packet until it is acknowledged and sends it again
 // when the client resumes. Reads do not hold up what comes after them, so several are on their way from the GPU at a time; their answers
-// keep their place. A request that was cancelled and has not ended two seconds later is ended with the device.
+// keep their place. A request that was cancelled and has not ended two seconds later is ended with the device; one that is done and whose answer
+// waits for the client to take it is no such request.
 
 import { Channel, Gap } from "./channel.js";
+import { after } from "./deadline.js";
 import { ANSWERED } from "./session.js";
 import { MESSAGE_LIMIT, Malformed, WINDOW } from "./wire.js";
 
 const CANCEL_MILLISECONDS = 2000;
+// A client that waits hears this often that something was done, where there is nothing to answer.
+const SIGN_MILLISECONDS = 1000;
 
 // A client has at most a window, and the packet that fills it, on the way; what is more is not taken.
 const MOST_QUEUED = WINDOW + 2 * MESSAGE_LIMIT;
@@ -40,6 +44,7 @@ export class Serving {
   #answersBytes = 0;
   #seen = 0;
   #cancelledTo = 0;
+  #spoke = performance.now();
   #woken = [];
   #ended = null;
 
@@ -61,7 +66,7 @@ export class Serving {
 
   // Since when the oldest request that is under way has been, in milliseconds of performance.now(); null when there is none.
   get busySince() {
-    return this.#unfinished[0]?.since ?? this.#underWay?.since ?? null;
+    return (this.#unfinished.find(each => !each.settled) ?? this.#underWay)?.since ?? null;
   }
 
   take(packet) {
@@ -146,8 +151,14 @@ export class Serving {
       bytes += item[4];
       tasks.push(this.#tasks[this.#next++]);
     }
-    this.#underWay = { number: first.number, since: performance.now() };
     while (this.#readingBytes && this.#readingBytes + bytes > MOST_READING && !this.#ended) await this.#change();
+    while (tasks.length && tasks[0].number <= this.#cancelledTo) {  // meanwhile
+      const task = tasks.shift();
+      bytes -= task.item[4];
+      this.#hand([task], [this.#session.drop(task.item)], null);
+    }
+    if (!tasks.length) return;
+    this.#underWay = { number: tasks[0].number, since: performance.now() };
     const { answers } = await this.#session.read(tasks.map(task => task.item));
     this.#underWay = null;
     this.#readingBytes += bytes;
@@ -155,7 +166,9 @@ export class Serving {
   }
 
   #hand(tasks, answers, coming, bytes = 0) {
-    this.#unfinished.push({ tasks, answers, coming, bytes, since: performance.now() });
+    const entry = { tasks, answers, coming, bytes, since: performance.now(), settled: !coming };
+    coming?.then(() => { entry.settled = true; });
+    this.#unfinished.push(entry);
     this.#finish();
   }
 
@@ -180,8 +193,11 @@ export class Serving {
       this.#wake();
     }
     this.#finishing = false;
-    const due = this.#ended ? null : this.#channel.due(!this.#working && !this.#unfinished.length);
-    if (due) this.#send(due);
+    const idle = !this.#working && !this.#unfinished.length;
+    const due = this.#ended ? null : this.#channel.due(idle || performance.now() - this.#spoke > SIGN_MILLISECONDS);
+    if (!due) return;
+    this.#spoke = performance.now();
+    this.#send(due);
   }
 
   #answer(answer) {
@@ -202,15 +218,15 @@ export class Serving {
 
   #cancel(number) {
     this.#cancelledTo = Math.max(this.#cancelledTo, number);
-    const late = () => this.#unfinished.find(each => each.coming && each.tasks[0].number <= number) ?? this.#underWay;
+    const late = () => this.#unfinished.find(each => !each.settled && each.tasks[0].number <= number) ?? this.#underWay;
     const one = late();
     if (!one || (one === this.#underWay && one.number > number)) return;
-    setTimeout(() => {
+    after(CANCEL_MILLISECONDS, () => {
       if (late() !== one || this.#ended) return;
       const text = `The device was ended: a request was cancelled and did not end within ${CANCEL_MILLISECONDS / 1000} s.`;
       this.#session.endedBecause = text;
       this.#session.endDevice(text);
-    }, CANCEL_MILLISECONDS);
+    });
   }
 
   #sendAgain(said = []) {

@@ -11,6 +11,7 @@
 // Buffers and kernels are made without waiting: whether there was room, and what the driver says of a kernel, is asked for when the next
 // launch, read or synchronize comes (`#settle`). So the kernels of a model are compiled side by side. None of these methods throws, but for Gone.
 
+import { after } from "./deadline.js";
 import { Failure, mistake } from "./failure.js";
 import { Gone } from "./store.js";
 
@@ -129,9 +130,9 @@ export class Session {
     const gpu = this.#gpu;
     this.#gpu = null;
     if (gpu) {
-      const timer = setTimeout(() => gpu.end("The session was ended while a request was under way."), 1000 * END_SECONDS);
+      const rested = after(1000 * END_SECONDS, () => gpu.end("The session was ended while a request was under way."));
       await gpu.synchronize().catch(() => null);
-      clearTimeout(timer);
+      rested();
       for (const { table, outcome } of this.#pending) if (table === this.#kernels) outcome.then(({ value }) => value && gpu.unload(value));
       for (const buffer of this.#buffers.values()) if (!(buffer instanceof Failure)) gpu.free(buffer);
       for (const kernel of this.#kernels.values()) if (kernel.pipeline) gpu.unload(kernel);
@@ -148,7 +149,10 @@ export class Session {
       if (target !== "webgpu") throw new Failure("target", `This device is a browser: it offers webgpu, not ${target}.`);
       const gpu = await this.#platform.open(device);
       const shelf = await this.#store.begin();
-      if (this.#ended) throw mistake("the session was closed");
+      if (this.#ended) {
+        await shelf.end();
+        throw mistake("the session was closed");
+      }
       this.#gpu = gpu;
       this.#shelf = shelf;
       this.#deadline = deadline;
@@ -333,8 +337,7 @@ export class Session {
     if (this.#deadline === null) return promise;
     const gpu = this.#gpu;
     const text = `The webgpu device did not answer within the deadline of ${this.#deadline} s and was ended.`;
-    const timer = setTimeout(() => gpu?.end(text), Math.min(1000 * this.#deadline, 2 ** 31 - 1));
-    return promise.finally(() => clearTimeout(timer));
+    return promise.finally(after(1000 * this.#deadline, () => gpu?.end(text)));
   }
 
   // What to answer for an error; a lost device is remembered.

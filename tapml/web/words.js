@@ -72,6 +72,12 @@ export function cleanName(text) {
   return text.trim().replace(/[^\p{L}\p{N}_.]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 40);
 }
 
+// What somebody else wrote, as a sentence of ours.
+export function sentence(text) {
+  const trimmed = text.trim();
+  return trimmed ? trimmed[0].toUpperCase() + trimmed.slice(1).replace(/\.?$/, ".") : "";
+}
+
 export const LIMITS = [
   ["max_buffer_bytes", "Largest buffer", size],
   ["max_binding_bytes", "Largest binding", size],

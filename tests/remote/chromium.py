@@ -118,25 +118,43 @@ class Chromium:
             send("Page.reload")
         self.wait(tab, "!window.old && document.readyState === 'complete'")
 
+    def reload_watched(self, tab: str, sockets: int) -> tuple[list[str], list[str]]:
+        """Loads the page again; the addresses that it asked for, and those that its worker did, until there are so many
+        WebSockets."""
+        asked: tuple[list[str], list[str]] = ([], [])
+        with self._connected(tab) as socket:
+            wish = {"autoAttach": True, "waitForDebuggerOnStart": True, "flatten": True}
+            for method, parameters in (("Network.enable", {}), ("Target.setAutoAttach", wish), ("Page.reload", {})):
+                socket.send(json.dumps({"id": 1, "method": method, "params": parameters}))
+            while sockets:
+                event = json.loads(socket.recv(timeout=START_SECONDS))
+                method, parameters = event.get("method"), event.get("params", {})
+                if method == "Target.attachedToTarget":
+                    for command in ("Network.enable", "Runtime.runIfWaitingForDebugger"):
+                        socket.send(json.dumps({"id": 1, "method": command, "sessionId": parameters["sessionId"]}))
+                elif method == "Network.requestWillBeSent":
+                    asked["sessionId" in event].append(str(parameters["request"]["url"]))
+                elif method == "Network.webSocketCreated":
+                    asked["sessionId" in event].append(str(parameters["url"]))
+                    sockets -= 1
+        return asked
+
     def evaluate(self, tab: str, expression: str, timeout: float = 60.0) -> Any:
         """The value of an expression in the page; a promise is waited for. What it throws is raised."""
         with self._attached(tab) as send:
             parameters = {"expression": expression, "awaitPromise": True, "returnByValue": True}
-            result = send("Runtime.evaluate", parameters, timeout)
-        if "exceptionDetails" in result:
-            thrown = result["exceptionDetails"]
-            raise RuntimeError(thrown.get("exception", {}).get("description") or thrown["text"])
-        return result["result"].get("value")
+            return _value(send("Runtime.evaluate", parameters, timeout))
 
-    def evaluate_in_worker(self, tab: str, expression: str) -> None:
-        """The same in the page's worker; nothing comes back."""
+    def evaluate_in_worker(self, tab: str, expression: str) -> Any:
+        """The same in the page's worker."""
         with self._connected(tab) as socket:
             wish = {"autoAttach": True, "waitForDebuggerOnStart": False, "flatten": True}
             socket.send(json.dumps({"id": 1, "method": "Target.setAutoAttach", "params": wish}))
             while (message := json.loads(socket.recv(timeout=START_SECONDS))).get("method") != "Target.attachedToTarget":
                 continue
             session = message["params"]["sessionId"]
-            _call(socket, "Runtime.evaluate", {"expression": expression}, START_SECONDS, session)
+            parameters = {"expression": expression, "awaitPromise": True, "returnByValue": True}
+            return _value(_call(socket, "Runtime.evaluate", parameters, START_SECONDS, session))
 
     def wait(self, tab: str, expression: str, timeout: float = 60.0) -> Any:
         """Asks until the expression is true; its value then."""
@@ -181,6 +199,13 @@ class Chromium:
     def _attached(self, tab: str) -> Iterator[Any]:
         with self._connected(tab) as socket:
             yield lambda method, parameters=None, timeout=60.0: _call(socket, method, parameters or {}, timeout)
+
+
+def _value(result: dict[str, Any]) -> Any:
+    if "exceptionDetails" in result:
+        thrown = result["exceptionDetails"]
+        raise RuntimeError(thrown.get("exception", {}).get("description") or thrown["text"])
+    return result["result"].get("value")
 
 
 def _call(

@@ -107,9 +107,22 @@ def test_the_page_is_a_device_and_says_the_truth_of_itself(hub: Hub, browser: Ch
     until(lambda: text_of(browser, tab, "#devices .device-name").startswith(listed["name"]))
 
 
+# What becomes of a request to somebody else: where it was stopped.
+ELSEWHERE = """new Promise(resolve => {
+  addEventListener("securitypolicyviolation", event => resolve(event.blockedURI));
+  fetch("http://127.0.0.1:9/elsewhere").then(() => resolve("it went out"), () => null);
+})"""
+
+
 def test_nothing_is_asked_of_anybody_else(hub: Hub, browser: Chromium, tab: str) -> None:
-    loaded = browser.evaluate(tab, "performance.getEntriesByType('resource').map(entry => entry.name)")
-    assert len(loaded) > 5 and all(name.startswith(hub.url.partition("?")[0]) for name in loaded)
+    """Neither by the page nor by its worker; and it could not be."""
+    base = hub.url.partition("?")[0]
+    by_page, by_worker = browser.reload_watched(tab, sockets=2)
+    assert f"{base}web/panel.js" in by_page and f"{base}web/session.js" in by_worker
+    assert all(name.startswith((base, base.replace("http", "ws"))) for name in by_page + by_worker)
+    browser.wait_ready(tab)
+    for evaluate in (browser.evaluate, browser.evaluate_in_worker):
+        assert evaluate(tab, ELSEWHERE) == "http://127.0.0.1:9/elsewhere"
 
 
 def test_text_from_the_network_stays_text(hub: Hub, browser: Chromium, tab: str) -> None:
@@ -210,10 +223,40 @@ def test_weights_are_remembered_over_reload_and_restart(hub: Hub, tmp_path: Path
             tab = browser.open(hub.url)
             browser.wait_ready(tab)
             assert upload() == (sum(map(len, data)) if turn == 0 else 0)
+            browser.wait(tab, f"{KEPT}.then(count => count === {len(data)})")
             browser.reload(tab)
             browser.wait_ready(tab)
             assert upload() == 0
             browser.quit()
+
+
+KEPT = "caches.open('tapml-store-1').then(cache => cache.keys()).then(keys => keys.length)"
+ALL_BUT_ONE_GONE = """caches.open("tapml-store-1").then(cache => cache.keys()
+  .then(keys => Promise.all(keys.slice(1).map(key => cache.delete(key)))))"""
+
+
+def test_weights_that_the_browser_threw_away_cost_no_session(hub: Hub, browser: Chromium, tab: str) -> None:
+    data = [np.random.default_rng(n).integers(0, 256, 2**18, np.uint8).tobytes() for n in range(4)]
+
+    def upload() -> int:
+        device = opened(hub)
+        for content in data:
+            device.write(device.allocate(len(content)), content, keep=True)
+        device.synchronize()
+        device.close()
+        return device.uploaded
+
+    browser.evaluate(tab, "caches.delete('tapml-store-1')")
+    assert upload() == 4 * 2**18
+    browser.wait(tab, f"{KEPT}.then(count => count === 4)")
+    browser.reload(tab)
+    browser.wait_ready(tab)
+    browser.evaluate(tab, ALL_BUT_ONE_GONE)
+    assert upload() == 3 * 2**18
+    browser.wait(tab, f"{KEPT}.then(count => count === 4)")
+    browser.evaluate(tab, "caches.delete('tapml-store-1')")
+    assert upload() == 4 * 2**18
+    browser.wait(tab, f"{KEPT}.then(count => count === 4)")
 
 
 def test_a_phone_pairs_and_stays_paired(hub: Hub, browser: Chromium, tab: str) -> None:
@@ -225,6 +268,7 @@ def test_a_phone_pairs_and_stays_paired(hub: Hub, browser: Chromium, tab: str) -
     until(lambda: len(here(hub)) == 2)
     name = browser.evaluate(phone, "document.querySelector('#name').value")
     browser.wait(tab, f"document.querySelector('#pairing').textContent.includes('{name} is here')")
+    assert text_of(browser, tab, "#code") == code  # beside it, since another browser may have come
     for _ in range(2):
         assert browser.evaluate(phone, "location.search").startswith("?token=d-")
         assert browser.evaluate(phone, "document.querySelector('#all').hidden")
@@ -235,13 +279,84 @@ def test_a_phone_pairs_and_stays_paired(hub: Hub, browser: Chromium, tab: str) -
     assert "was used already" in text_of(browser, used, "#what")
 
 
+def test_the_dialog_outlives_the_hub(hub: Hub, browser: Chromium, tab: str) -> None:
+    """A hub that was restarted knows no older code, and one that is away gives none."""
+    browser.evaluate(tab, "document.querySelector('#add').click()")
+    code = browser.wait(tab, "document.querySelector('#code')?.textContent")
+    hub.kill()
+    browser.wait(tab, "document.querySelector('#pairing').textContent.includes('The hub does not answer')")
+    browser.evaluate(tab, "document.querySelector('#pairing').close(); document.querySelector('#add').click()")
+    assert "A code comes when it is back" in text_of(browser, tab, "#pairing")
+    hub.start()
+    new = browser.wait(tab, "document.querySelector('#code')?.textContent")
+    assert new != code and "is here" not in text_of(browser, tab, "#pairing")
+    phone = browser.open(f"{hub.url.partition('?')[0]}?pair={new}")
+    browser.wait_ready(phone)
+    browser.wait(tab, "document.querySelector('#pairing').textContent.includes('is here')")
+
+
+# The dialog, told of devices that come: what it says then.
+COMING = """import("/web/pairing.js").then(({ Pairing }) => {
+  const dialog = document.body.appendChild(document.createElement("dialog"));
+  const answer = { code: "1234", url: "https://hub/?pair=1234", svg: "<svg/>", seconds: 300 };
+  const pairing = new Pairing(dialog, () => pairing.show(answer));
+  const came = (...names) => {
+    pairing.devices(names.map(name => ({ name, kind: name.startsWith("agent") ? "agent" : "browser", state: "idle" })), "own");
+    return dialog.textContent.includes("is here");
+  };
+  pairing.devices([{ name: "old", kind: "browser", state: "idle" }], "own");
+  pairing.open();
+  const said = [came("old", "own", "agent"), came(), came("old", "own", "agent")];
+  pairing.setLink("connecting", "the connection broke");
+  pairing.setLink("connected", "");
+  pairing.again();
+  said.push(came("old"), came("old", "phone"));
+  const shown = dialog.querySelector("#code").textContent;
+  const button = [...dialog.querySelectorAll("button")].find(({ textContent }) => textContent === "New code");
+  button.focus();
+  button.click();
+  said.push(came("old", "phone"));
+  return [said, shown, dialog.contains(document.activeElement) && document.activeElement !== dialog];
+})"""
+
+
+def test_only_a_new_browser_is_the_phone_that_came(browser: Chromium, tab: str) -> None:
+    assert browser.evaluate(tab, COMING) == [[False, False, False, False, True, False], "1234", True]
+
+
+def test_two_tabs_keep_their_names(hub: Hub, browser: Chromium, tab: str) -> None:
+    def name_of(tab: str) -> str:
+        browser.wait_ready(tab)
+        return str(browser.evaluate(tab, "document.querySelector('#name').value"))
+
+    second = browser.open(hub.url)
+    names = [name_of(tab), name_of(second)]
+    assert names[0] != names[1]
+    joined = hub.said().count("joined (browser")
+    browser.evaluate_in_worker(second, "setTimeout(() => { throw new Error('on purpose') }, 10)")
+    until(lambda: hub.said().count("joined (browser") > joined)
+    assert name_of(second) == names[1]
+    for _ in range(2):
+        browser.reload(second)
+        assert [name_of(tab), name_of(second)] == names
+    assert sorted(device["name"] for device in here(hub)) == sorted(names)
+
+
 def test_it_can_be_stopped_and_named(hub: Hub, browser: Chromium, tab: str) -> None:
-    type_in = "const box = document.querySelector('#name'); box.value = 'my phone!'; box.dispatchEvent(new Event('change'));"
+    type_in = "var box = document.querySelector('#name'); box.value = 'my phone!'; box.dispatchEvent(new Event('change'));"
     assert browser.evaluate(tab, f"{type_in} box.value") == "my-phone"
     until(lambda: [device["name"] for device in here(hub)] == ["my-phone"])
     browser.reload(tab)
     browser.wait_ready(tab)
     until(lambda: [device["name"] for device in here(hub)] == ["my-phone"])
+    device = opened(hub)
+    browser.wait(tab, "document.querySelector('#name').readOnly")
+    assert browser.evaluate(tab, f"{type_in.replace('my phone!', 'other')} box.value") == "my-phone"
+    assert "when its work is over" in text_of(browser, tab, "#fixed")
+    adds_up(device)
+    device.close()
+    browser.wait_ready(tab)
+    assert not browser.evaluate(tab, "document.querySelector('#name').readOnly")
     browser.evaluate(tab, "document.querySelector('#toggle').click(); localStorage.clear()")
     until(lambda: not here(hub))
     browser.evaluate(tab, "document.querySelector('#toggle').click()")
@@ -259,6 +374,8 @@ def test_a_worker_that_fails_is_replaced(hub: Hub, browser: Chromium, tab: str) 
     device = opened(hub)
     adds_up(device)
     device.close()
+    browser.evaluate(tab, "document.querySelector('#toggle').click()")
+    assert browser.evaluate(tab, "document.querySelector('#problem').hidden")  # it is not started again now
 
 
 def test_a_browser_without_webgpu_says_so_and_shows_the_list(hub: Hub) -> None:
@@ -269,6 +386,9 @@ def test_a_browser_without_webgpu_says_so_and_shows_the_list(hub: Hub) -> None:
         (listed,) = here(hub)
         assert listed["offers"]["webgpu"]["state"] == "absent" and "no adapter" in listed["offers"]["webgpu"]["reason"]
         until(lambda: "no adapter" in text_of(browser, tab, "#devices"))
+        assert text_of(browser, tab, "#devices .badge") == "nothing to offer"
+        cut_off = "(({ scrollWidth, clientWidth }) => scrollWidth > clientWidth)(document.querySelector('#devices .offer-text'))"
+        assert not browser.evaluate(tab, cut_off)
 
 
 SPIN = Kernel(

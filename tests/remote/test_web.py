@@ -1,4 +1,5 @@
-"""The browser's modules say what Python's say: the channel and the session, asked the same questions side by side.
+"""The browser's modules say what Python's say: the channel and the session, asked the same questions side by side. Besides, the
+tests of single modules in `tests/remote/web/*.test.mjs`, and whether the page's colours can be read.
 
 They run in Node, which takes tapml/web as it is; `tests/remote/web/answers.mjs` is asked. The codecs are compared in
 `test_fuzz.py`; what only a browser has (WebGPU, the cache, the page) is in `test_browser.py`.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -29,6 +31,7 @@ from tapml.kernels import Kernel
 from tapml.remote.agent.session import Session
 from tapml.remote.agent.store import Store
 from tapml.remote.channel import Channel, Gap
+from tapml.remote.hub.pages import WEB
 from tapml.remote.wire import Packet, WireError, decode, packet
 
 HERE = Path(__file__).parent / "web"
@@ -271,3 +274,32 @@ def test_in_node(file: Path) -> None:
     command = [node_program(), "--no-warnings", "--test", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+ON = (
+    ("ink", "surface"), ("ink-2", "surface"), ("ink-2", "bg"), ("ink-3", "surface"), ("accent", "surface"),
+    ("on-accent", "accent"),
+    *((name, f"{name}-soft") for name in ("ready", "busy", "wait", "bad", "off")),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_text_stands_out_from_what_is_behind_it(dark: bool) -> None:
+    """At least 4.5 to 1, as WCAG 2.2 asks for (1.4.3)."""
+    text = (WEB / "hub.css").read_text()
+    light_text, dark_text = text.split("@media (prefers-color-scheme: dark)")
+    colours = dict(re.findall(r"--([\w-]+): #([0-9a-f]{6});", light_text))
+    if dark:
+        colours |= dict(re.findall(r"--([\w-]+): #([0-9a-f]{6});", dark_text))
+    low = {pair: ratio for pair in ON if (ratio := contrast(*(colours[name] for name in pair))) < 4.5}
+    assert not low
+
+
+def contrast(one: str, other: str) -> float:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    darker, brighter = sorted((luminance(one), luminance(other)))
+    return (brighter + 0.05) / (darker + 0.05)

@@ -64,6 +64,25 @@ test("a step is one packet there and one back, which acknowledges it", async () 
   assert.equal(client.channel.inFlight, 0);
 });
 
+test("a long row of packets gives signs of life", async () => {
+  const client = new Client();
+  client.send(OPEN, ["allocate", 1, 8]);
+  await client.until(() => client.answered.length === 1);
+  const row = async number => {
+    const before = client.packets.length;
+    for (let i = 0; i < 5; ++i) client.send(["write", 1, 0, new Uint8Array([i])]);
+    client.send(["synchronize", number]);
+    await client.until(() => client.answered.at(-1) === number);
+    return client.packets.length - before;
+  };
+  const quick = await row(2);
+  const now = performance.now.bind(performance);
+  let spent = 0;
+  performance.now = () => now() + (spent += 2000);
+  const slow = await row(3).finally(() => { delete performance.now; });
+  assert.deepEqual([quick, slow], [1, 6]);
+});
+
 test("what comes after a read does not wait for it, and its answer keeps its place", async () => {
   const client = new Client();
   client.send(OPEN, ["allocate", 1, 4], ["write", 1, 0, new Uint8Array([1])]);
@@ -159,4 +178,28 @@ test("a browser's cache that does not answer is done without", async () => {
   assert.ok(store.budget > 0);
   await store.add("ab".repeat(32), new Uint8Array(3));
   assert.ok(store.has("ab".repeat(32)));
+});
+
+test("a cancelled read that only waits for the client to take its answer does not take the device with it", async () => {
+  const client = new Client({ silent: true });
+  client.send(OPEN, ["allocate", 1, 2 ** 20], ["synchronize", 2]);
+  for (let number = 3; number < 43; ++number) client.send(["read", number, 1, 0, 2 ** 20]);
+  await client.until(() => client.answered.length === 10);
+  await new Promise(resolve => setTimeout(resolve, 50));
+  assert.equal(client.serving.busySince, null);
+  client.bare(["cancel", 42]);
+  await new Promise(resolve => setTimeout(resolve, 2200));
+  assert.equal(client.gpu.ended, "");
+  for (let taken = 0; taken < client.packets.length;) {
+    const packet = client.packets[taken++];
+    if (!packet.seq) continue;
+    client.channel.done(packet);
+    client.bare();
+    await new Promise(resolve => setTimeout(resolve, 10));
+  }
+  await client.until(() => client.answered.length === 42);
+  assert.deepEqual(client.answered, client.answered.map((_, i) => i + 1));
+  const kinds = client.items.map(([kind, , what]) => (kind === "error" ? what : kind));
+  // Besides the window, 16 MiB were read already.
+  assert.deepEqual(kinds, [...Array(26).fill("ok"), ...Array(16).fill("cancelled")]);
 });
