@@ -283,13 +283,46 @@ def _gelu(importer: Any, node: Any) -> Any:
     return unary(by_tanh if node.kwargs.get("approximate", "none") == "tanh" else exact)(importer, node)
 
 
+def log1p(x: Element) -> Element:
+    """log(1 + x), also where 1 + x is rounded: within ±1/2 as 2·artanh(s), s = x / (2 + x), by its series in s²."""
+    dtype = str(x.ty)
+    one, half = constant(1, dtype), constant(0.5, dtype)
+    if dtype == "float64":
+        return tirx.log(one + x)
+    s = x / (constant(2, dtype) + x)
+    series = _polynomial(s * s, [2 / k for k in range(13, 0, -2)], dtype)
+    return tirx.Select(tirx.abs(x) < half, s * series, tirx.log(one + x))
+
+
+def expm1(x: Element) -> Element:
+    """exp(x) - 1, also where exp(x) is near 1: within ±1/2 by its series."""
+    dtype = str(x.ty)
+    one, half = constant(1, dtype), constant(0.5, dtype)
+    if dtype == "float64":
+        return tirx.exp(x) - one
+    series = _polynomial(x, [1 / math.factorial(k) for k in range(9, 0, -1)], dtype)
+    return tirx.Select(tirx.abs(x) < half, x * series, tirx.exp(x) - one)
+
+
+def _elu(importer: Any, node: Any) -> Any:
+    """scale · (x where it is positive, else alpha · (exp(input_scale · x) - 1))."""
+    alpha, scale, inner = (read(importer, node, k, n, 1) for k, n in ((1, "alpha"), (2, "scale"), (3, "input_scale")))
+
+    def f(x: Element) -> Element:
+        dtype = str(x.ty)
+        below = constant(alpha, dtype) * expm1(x * constant(inner, dtype))
+        return constant(scale, dtype) * tirx.Select(x > constant(0, dtype), x, below)
+
+    return unary(f)(importer, node)
+
+
 def _softplus(importer: Any, node: Any) -> Any:
     beta, threshold = read(importer, node, 1, "beta", 1), read(importer, node, 2, "threshold", 20)
 
     def f(x: Element) -> Element:
         dtype = str(x.ty)
         scaled = x * constant(beta, dtype)
-        soft = tirx.log(constant(1, dtype) + tirx.exp(tirx.min(scaled, constant(threshold, dtype)))) / constant(beta, dtype)
+        soft = (tirx.max(scaled, constant(0, dtype)) + log1p(tirx.exp(-tirx.abs(scaled)))) / constant(beta, dtype)
         return tirx.Select(scaled > constant(threshold, dtype), x, soft)
 
     return unary(f)(importer, node)
@@ -351,10 +384,10 @@ _SIMPLE: dict[str, Callable[[Element], Element]] = {
     "floor": tirx.floor, "ceil": tirx.ceil, "trunc": tirx.trunc, "abs": tirx.abs, "sigmoid": sigmoid, "tanh": tanh, "erf": erf,
     "neg": lambda x: -x, "silu": lambda x: x * sigmoid(x), "relu": lambda x: tirx.max(x, constant(0, str(x.ty))),
     "square": lambda x: x * x, "reciprocal": lambda x: constant(1, str(x.ty)) / x,
-    "round": lambda x: intrinsic("nearbyint", x), "log1p": lambda x: tirx.log(constant(1, str(x.ty)) + x),
+    "round": lambda x: intrinsic("nearbyint", x), "log1p": log1p,
     "log2": lambda x: tirx.log(x) * constant(1 / math.log(2), str(x.ty)),
     "exp2": lambda x: tirx.exp(x * constant(math.log(2), str(x.ty))),
-    "expm1": lambda x: tirx.exp(x) - constant(1, str(x.ty)),
+    "expm1": expm1,
     "relu6": lambda x: tirx.max(tirx.min(x, constant(6, str(x.ty))), constant(0, str(x.ty))),
     "sign": lambda x: topi.cast(x > constant(0, str(x.ty)), str(x.ty)) - topi.cast(x < constant(0, str(x.ty)), str(x.ty)),
 }
@@ -398,6 +431,7 @@ ARITHMETIC: dict[str, Convert] = {
     "clamp_max.default": _clamp(None, 1),
     "gelu.default": _gelu,
     "softplus.default": _softplus,
+    "elu.default": _elu,
     "glu.default": _glu,
     "full.default": _filled(1),
     "full_like.default": _filled(1),

@@ -104,6 +104,7 @@ def _attention(importer: Any, node: Any) -> Any:
     dtype = wide(spec.dtype)
     heads = len(qs) - 3
     groups = qs[heads] // ks[heads] if heads >= 0 else 1
+    _check_heads(qs, ks, shape_of(v), heads)
     scores_shape = (*qs[:-1], ks[-2])
 
     def key_batch(at: Any) -> list[Any]:
@@ -136,6 +137,14 @@ def _attention(importer: Any, node: Any) -> Any:
 
     y = reduce(importer, spec.shape, dtype, [ks[-2]], mix, weights, v, name="mix")
     return _finished(importer, spec, dtype, y, None)
+
+
+def _check_heads(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], heads: int) -> None:
+    """Keys and values must have the queries' leading dimensions, or 1, but for heads, of which the queries may have several to one."""
+    alike = len(q) == len(k) == len(v) and k[:-1] == v[:-1]
+    fits = alike and all(n == m or m == 1 or (j == heads and n % m == 0) for j, (n, m) in enumerate(zip(q[:-2], k[:-2], strict=True)))
+    if not fits:
+        raise ValueError(f"attention of queries {list(q)} to keys {list(k)} and values {list(v)}: their leading dimensions differ")
 
 
 def softmax(importer: Any, x: Any, dim: int, dtype: str, empty_is_zero: bool = False) -> Any:

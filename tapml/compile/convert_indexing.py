@@ -281,10 +281,11 @@ def _index_fill(importer: Any, node: Any) -> Any:
 def _index_put(importer: Any, node: Any) -> Any:
     """x with x[i, :, j, …] = values (or += with `accumulate`), for integer tensors that broadcast together."""
     x, given, values = (read(importer, node, k, n) for k, n in enumerate(("self", "indices", "values")))
+    accumulate = bool(read(importer, node, 3, "accumulate", False))
     if len([g for g in given if g is not None]) == 1:
-        mask = next(g for g in given if g is not None)
+        first, mask = next((j, g) for j, g in enumerate(given) if g is not None)
         if dtype_of(mask) == "bool" and math.prod(shape_of(values)) == 1:
-            return _masked(importer, x, mask, values)
+            return _masked(importer, x, mask, first, values, accumulate)
     given = _as_numbers(importer, given)
     shape = shape_of(x)
     dims, common, front = _places(shape, given)
@@ -301,16 +302,17 @@ def _index_put(importer: Any, node: Any) -> Any:
         rest = [i for j, i in enumerate(at) if j not in dims]
         return [*rest[:front], *k, *rest[front:]]
 
-    accumulate = bool(read(importer, node, 3, "accumulate", False))
     return _update(importer, x, values, list(common), matches, source, tensors, accumulate)
 
 
-def _masked(importer: Any, x: Any, mask: Any, value: Any) -> Any:
-    shape = shape_of(mask)
+def _masked(importer: Any, x: Any, mask: Any, first: int, value: Any, accumulate: bool) -> Any:
+    """One value where the mask, which lies on the dimensions from `first` on, is true."""
+    rank = len(shape_of(mask))
 
     def element(load: Any, load_m: Any, load_v: Any, *at: Any) -> Any:
-        single = load_v(*[_long(0) for _ in shape_of(value)])
-        return tirx.Select(is_true(load_m(*at[: len(shape)])), to(single, dtype_of(x)), load(*at))
+        single = to(load_v(*[_long(0) for _ in shape_of(value)]), dtype_of(x))
+        new = load(*at) + single if accumulate else single
+        return tirx.Select(is_true(load_m(*at[first : first + rank])), new, load(*at))
 
     return compute(importer, shape_of(x), dtype_of(x), element, x, mask, value)
 

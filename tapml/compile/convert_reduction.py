@@ -155,7 +155,7 @@ def _rms_norm(importer: Any, node: Any) -> Any:
     dims = list(range(outer, len(spec.shape)))
     count = math.prod(spec.shape[outer:])
     total = along(importer, x, dims, dtype, lambda e: to(e, dtype) * to(e, dtype), te.sum)
-    floor = {"float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}.get(spec.dtype, 2.0**-23) if eps is None else eps
+    floor = (2.0**-52 if spec.dtype == "float64" else 2.0**-23) if eps is None else eps
     scale = broadcast(
         importer, shape_of(total), dtype, lambda e: tirx.rsqrt(e * constant(1 / count, dtype) + constant(floor, dtype)), total
     )
@@ -244,7 +244,9 @@ def _ordered(importer: Any, node: Any, x: Any, dim: int, count: int, largest: bo
     indices = reduce(importer, short, "int64", [shape[dim]], place, ranks, name="places")
 
     def element(load: Any, where: Any, *at: Any) -> Any:
-        return load(*[where(*at) if j == dim else i for j, i in enumerate(at)])
+        # NaN has no place in the order, and must not lead outside.
+        place = tirx.min(where(*at), tirx.const(shape[dim] - 1, "int64"))
+        return load(*[place if j == dim else i for j, i in enumerate(at)])
 
     return [compute(importer, short, dtype_of(x), element, x, indices, name="ordered"), indices]
 

@@ -38,8 +38,24 @@ class Imported:
     forwards: tuple[tuple[int, int], ...]
 
 
+def _biased(name: str) -> Callable[..., Any]:
+    """TVM's convolution of that name, which gives float32 whatever the model's dtype is, with a bias that can be added to that."""
+    convolution: Callable[..., Any] = getattr(ExportedProgramImporter, name)
+
+    def convert(self: Any, x: Any, weight: Any, bias: Any, *rest: Any, **named: Any) -> Any:
+        return convolution(self, x, weight, bias if self._is_no_bias(bias) else cast(self, bias, "float32"), *rest, **named)
+
+    return convert
+
+
 class BodyImporter(ExportedProgramImporter):  # type: ignore[misc]
     """TVM's conversions by name ("add.Tensor" → function of the node), over which CONVERSIONS go first."""
+
+    _conv1d_impl = _biased("_conv1d_impl")
+    _conv2d_impl = _biased("_conv2d_impl")
+    _conv3d_impl = _biased("_conv3d_impl")
+    _conv_transpose1d_impl = _biased("_conv_transpose1d_impl")
+    _conv_transpose2d_impl = _biased("_conv_transpose2d_impl")
 
     def run(self, body: Body) -> Imported:
         graph = to_fx(body)

@@ -106,7 +106,11 @@ def reduce(
     importer: Any, shape: Sequence[int], dtype: str, extents: Sequence[int], f: Callable[..., Element], *tensors: Any,
     combine: Callable[..., Element] = te.sum, name: str = "reduction",
 ) -> Any:
-    """One tensor, in `dtype`: element at `i` combines `f(load_0, …, i, k)` over all `k` in `extents`; `i` and `k` are tuples."""
+    """One tensor, in `dtype`: element at `i` combines `f(load_0, …, i, k)` over all `k` in `extents`; `i` and `k` are tuples.
+    One number is computed as a tensor of one element, since a block without any axis of the result cannot be cut in two."""
+    if not shape:
+        one = reduce(importer, (1,), dtype, extents, lambda *a: f(*a[:-2], (), a[-1]), *tensors, combine=combine, name=name)
+        return reshape(importer, one, ())
 
     distinct, places = _distinct(tensors)
 

@@ -34,6 +34,7 @@ _SAME_VALUE = ("alias", "detach", "lift_fresh_copy", "lift_fresh", "lift", "deta
 # The same value, and dropped only where the memory layout stays too, since a later view may need the new one.
 _COPIES = ("clone", "contiguous", "_to_copy")
 # Tagged as random because of their dropout argument, which is zero in a model that is evaluated.
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "quantized_lstm")
 _DROPOUT_ARGUMENT = {"scaled_dot_product_attention": ("dropout_p", 4)}
 
 
@@ -257,7 +258,9 @@ class _Reader:
             key, position = _DROPOUT_ARGUMENT[word]
             if not (fx.args[position] if len(fx.args) > position else fx.kwargs.get(key, 0.0)):
                 return
-        raise ModelError(_message(fx, "draws random numbers, so no two runs agree. Call eval() on the model"))
+        if word in _RECURRENT:
+            raise ModelError(_message(fx, "is a recurrent layer in one call, which TapML does not take yet"))
+        raise ModelError(_message(fx, "draws random numbers, so no two runs agree. Take it out of what is carved"))
 
     def _strip(self, path: str) -> str:
         return path.removeprefix(self.prefix) if self.prefix else path

@@ -1,5 +1,5 @@
-"""Rewrites of a graph that keep every value bit for bit: static shapes, no no-op views, nothing empty put beside something, no
-equal nodes, no dead nodes.
+"""Rewrites of a graph that keep every value bit for bit: static shapes, an RMS norm's eps, no no-op views, nothing empty put
+beside something, no equal nodes, no dead nodes.
 
 Works on plain data, without torch. `tapml.operators.from_fx` calls `normalise` on what it read; the result is what the cutter
 sees.
@@ -132,6 +132,8 @@ def _static(node: Node, specs: dict[str, TensorSpec]) -> Node:
         something = [part for part, spec in parts if 0 not in spec.shape]
         if something and all(spec.dtype == node.outputs[0].dtype for _, spec in parts):
             return replace(node, args=(something, *node.args[1:]))
+    if node.target in ("aten.rms_norm.default", "aten._fused_rms_norm.default"):
+        return _with_eps(node)
     if node.target == "aten.slice.Tensor":
         given: list[Any] = [*node.args[1:], *[None, None, None, None][len(node.args) - 1 :]]
         dim = given[0] if given[0] is not None else node.kwargs.get("dim", 0)
@@ -142,6 +144,18 @@ def _static(node: Node, specs: dict[str, TensorSpec]) -> Node:
         start, end = _index(start, size, 0), _index(end, size, size)
         return replace(node, args=(node.args[0], dim % len(specs[node.args[0]["ref"]].shape), start, end, step), kwargs={})
     return node
+
+
+def _with_eps(node: Node) -> Node:
+    """What PyTorch takes where no eps is given is that of the dtype in which it computes: float32, also for half precision. Written
+    out, so that the operator computed in float64 has the same."""
+    eps = node.args[3] if len(node.args) > 3 else node.kwargs.get("eps")
+    if eps is not None:
+        return node
+    value = 2.0**-52 if node.outputs[0].dtype == "float64" else 2.0**-23
+    if len(node.args) > 3:
+        return replace(node, args=(*node.args[:3], value, *node.args[4:]))
+    return replace(node, kwargs={**node.kwargs, "eps": value})
 
 
 def _index(given: int | None, size: int, default: int) -> int:

@@ -71,6 +71,13 @@ CASES: dict[str, Callable[[], Made]] = {
     "tanh of small": lambda: call("aten.tanh.default", X * 0.05),
     "silu": lambda: call("aten.silu.default", X),
     "softplus": lambda: call("aten.softplus.default", X * 20),
+    "softplus of very negative": lambda: call("aten.softplus.default", X - 9),
+    "softplus with beta": lambda: call("aten.softplus.default", X * 20, 0.5, 3),
+    "log1p near 0": lambda: call("aten.log1p.default", X * 0.001),
+    "log1p": lambda: call("aten.log1p.default", torch.linspace(-0.999, 9.0, 200)),
+    "expm1 near 0": lambda: call("aten.expm1.default", X * 0.001),
+    "expm1": lambda: call("aten.expm1.default", torch.linspace(-20.0, 20.0, 200)),
+    "elu": lambda: call("aten.elu.default", torch.cat([X, X * 0.01]), 1.3, 1.05, 0.7),
     "erf": lambda: call("aten.erf.default", X * 2),
     "cos of large": lambda: call("aten.cos.default", torch.arange(0, 300, dtype=torch.float32)),
     "sin": lambda: call("aten.sin.default", X),
@@ -118,6 +125,8 @@ CASES: dict[str, Callable[[], Made]] = {
     "layer norm": lambda: call("aten.layer_norm.default", X * 3 + 50, [8], floats(8), floats(8, seed=1)),
     "layer norm in float16": lambda: call("aten.layer_norm.default", floats(3, 64, dtype=HALF), [64], floats(64, dtype=HALF)),
     "native layer norm": lambda: call("aten.native_layer_norm.default", X, [3, 8], None, None, 1e-5),
+    "rms norm of bfloat16 without eps": lambda: call(
+        "aten.rms_norm.default", floats(3, 8, dtype=torch.bfloat16) * 0.002, [8], None, None),
     "rms norm": lambda: call("aten.rms_norm.default", X, [8], floats(8), 1e-6),
     "group norm": lambda: call("aten.group_norm.default", floats(2, 6, 4, 3), 3, floats(6), floats(6, seed=1)),
     "vector norm": lambda: call("aten.linalg_vector_norm.default", X, 2, [1]),
@@ -141,6 +150,9 @@ CASES: dict[str, Callable[[], Made]] = {
         "aten.index_put.default", floats(6, 9), [torch.tensor([3, 1]), torch.tensor([8, 0])], floats(2)),
     "index put accumulate": lambda: call(
         "aten.index_put.default", floats(6, 4), [torch.tensor([3, 1, 3])], floats(3, 4), True),
+    "index put of one number by a mask": lambda: call(
+        "aten.index_put.default", X[:, :, :3], [None, torch.tensor([True, False, True])], torch.tensor(7.0)),
+    "index put accumulate by a mask": lambda: call("aten.index_put.default", X, [X > 0], torch.tensor(7.0), True),
     "index add": lambda: call("aten.index_add.default", floats(6, 4), 0, torch.tensor([3, 1, 3]), floats(3, 4)),
     "scatter": lambda: call("aten.scatter.src", floats(3, 6), 1, torch.tensor([[0, 5], [2, 1], [4, 3]]), floats(3, 2)),
     "scatter of a number": lambda: call("aten.scatter.value", floats(3, 6), 1, torch.tensor([[0], [2], [4]]), 1.0),
@@ -162,6 +174,13 @@ CASES: dict[str, Callable[[], Made]] = {
     "split": lambda: call("aten.split_with_sizes.default", X, [3, 5], 2),
     "conv2d": lambda: call("aten.conv2d.default", floats(1, 3, 9, 9), floats(4, 3, 3, 3), floats(4), [2, 2], [1, 1]),
     "depthwise conv1d": lambda: call("aten.conv1d.default", floats(1, 6, 9), floats(6, 1, 4), None, [1], [3], [1], 6),
+    "conv2d in float16": lambda: call(
+        "aten.conv2d.default", floats(1, 3, 9, 9, dtype=HALF), floats(4, 3, 3, 3, dtype=HALF), floats(4, dtype=HALF)),
+    "conv1d in bfloat16": lambda: call(
+        "aten.conv1d.default", *(floats(*s, dtype=torch.bfloat16) for s in ((1, 3, 9), (4, 3, 3), (4,)))),
+    "mean of many": lambda: call("aten.mean.default", floats(8, 1024)),
+    "sum of many": lambda: call("aten.sum.default", floats(70_000)),
+    "any of many": lambda: call("aten.any.default", floats(64, 128) > 9),
     "max pool": lambda: call("aten.max_pool2d.default", floats(1, 3, 8, 8), [2, 2], [2, 2]),
     "adaptive average pool": lambda: call("aten.adaptive_avg_pool2d.default", floats(1, 3, 8, 8), [1, 1]),
 }
