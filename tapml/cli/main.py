@@ -31,6 +31,7 @@ from tapml.cli import agent, bisect, carve, devices, doctor, explain, faults, he
 from tapml.cli.verb import INTERRUPTED, WRONG_USE, Outcome, Verb
 from tapml.errors import TapmlError, UsageError, nearest
 from tapml.verdicts import finite
+from tapml.whole_file import write_whole
 
 VERBS: dict[str, Verb] = {
     verb.NAME: verb
@@ -38,7 +39,7 @@ VERBS: dict[str, Verb] = {
 }
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -248,10 +249,7 @@ def _tell(data: dict[str, Any], destination: str | None, write: Callable[[str], 
     if destination == "-":
         write(text)
     elif destination is not None:
-        path = Path(destination)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(text)
-        partial.replace(path)
+        write_whole(Path(destination), text)
 
 
 def _check_json(destination: str | None) -> None:
@@ -271,7 +269,7 @@ def _write_json(data: dict[str, Any], destination: str) -> None:
     if destination == "-":
         sys.stdout.write(text)
     else:
-        Path(destination).write_text(text)
+        write_whole(Path(destination), text)
 
 
 def _forget_stdout() -> None:

@@ -140,11 +140,11 @@ def _attention(importer: Any, node: Any) -> Any:
 
 
 def _check_heads(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], heads: int) -> None:
-    """Keys and values must have the queries' leading dimensions, or 1, but for heads, of which the queries may have several to one."""
+    """Keys and values must have the queries' leading dimensions, or 1; of heads the queries may have several to one."""
     alike = len(q) == len(k) == len(v) and k[:-1] == v[:-1]
-    fits = alike and all(n == m or m == 1 or (j == heads and n % m == 0) for j, (n, m) in enumerate(zip(q[:-2], k[:-2], strict=True)))
-    if not fits:
-        raise ValueError(f"attention of queries {list(q)} to keys {list(k)} and values {list(v)}: their leading dimensions differ")
+    pairs = zip(q[:-2], k[:-2], strict=False)
+    if not alike or any(n != m and m != 1 and (j != heads or n % m) for j, (n, m) in enumerate(pairs)):
+        raise ValueError(f"attention of queries {list(q)} to keys {list(k)}, values {list(v)}: their leading dimensions differ")
 
 
 def softmax(importer: Any, x: Any, dim: int, dtype: str, empty_is_zero: bool = False) -> Any:

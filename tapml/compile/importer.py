@@ -39,7 +39,7 @@ class Imported:
 
 
 def _biased(name: str) -> Callable[..., Any]:
-    """TVM's convolution of that name, which gives float32 whatever the model's dtype is, with a bias that can be added to that."""
+    """TVM's convolution of that name, which gives float32 whatever the model's dtype is, with a bias fit for that."""
     convolution: Callable[..., Any] = getattr(ExportedProgramImporter, name)
 
     def convert(self: Any, x: Any, weight: Any, bias: Any, *rest: Any, **named: Any) -> Any:

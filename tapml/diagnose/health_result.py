@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from tapml.carve.folder import RunFolder
 from tapml.carve.layout import TARGET_FOLDER, folder_name
 from tapml.diagnose.anomalies import KINDS, Kind
 from tapml.errors import RunError
+from tapml.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -166,14 +165,7 @@ def _path(run: RunFolder, target: str | None, injected: bool) -> Path:
 def _write(path: Path, data: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(data, file, separators=(",", ":"))
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_whole(path, json.dumps(data, separators=(",", ":")))
     except OSError as error:
         logger.warning("numeric health: %s cannot be written (%s); what was found is not kept", path, error)
 

@@ -42,7 +42,7 @@ class Injection(Alteration):
         sys.path.insert(0, str(path.resolve().parent))
         try:
             found = runpy.run_path(str(path))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UsageError(f"--inject {text!r}: running {file} failed with {type(error).__name__}: {error}") from error
         finally:
             sys.path.pop(0)

@@ -11,12 +11,11 @@ their place and renamed, so a process that dies leaves none that is torn; equal 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 from tapml.errors import RunError, UnavailableError
 from tapml.kernels import Program
+from tapml.whole_file import write_whole
 
 KERNEL_FOLDER = "kernels"
 
@@ -28,14 +27,7 @@ def keep(folder: Path, program: Program) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(program.to_json(), file, separators=(",", ":"))
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_whole(path, json.dumps(program.to_json(), separators=(",", ":")))
     except OSError as error:
         raise UnavailableError(f"{path} cannot be written ({error.strerror}). Make room and run again with --resume.") from error
 

@@ -147,8 +147,8 @@ def _static(node: Node, specs: dict[str, TensorSpec]) -> Node:
 
 
 def _with_eps(node: Node) -> Node:
-    """What PyTorch takes where no eps is given is that of the dtype in which it computes: float32, also for half precision. Written
-    out, so that the operator computed in float64 has the same."""
+    """Where no eps is given, PyTorch takes that of the dtype in which it computes: float32, also for half precision. Written out,
+    so that the operator computed in float64 has the same."""
     eps = node.args[3] if len(node.args) > 3 else node.kwargs.get("eps")
     if eps is not None:
         return node

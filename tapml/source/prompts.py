@@ -82,6 +82,8 @@ def encoder_inputs(model: LoadedModel, texts: Sequence[str]) -> tuple[dict[str, 
         raise PromptError(f"{model.name} has no tokenizer and takes no text. Leave --prompt out: its example inputs are used.")
     if any(not text.strip() for text in texts):
         raise PromptError("A prompt is empty. Give at least one word with --prompt.")
+    if len(texts) > 1 and getattr(model.tokenizer, "pad_token", None) is None:
+        raise PromptError(f"The tokenizer of {model.name} has no padding token, so it takes one --prompt only.")
     wanted = {"padding": True} if len(texts) > 1 else {}
     batch = model.tokenizer(list(texts), return_tensors="pt", **wanted)
     limit = getattr(getattr(model.module, "config", None), "max_position_embeddings", None)

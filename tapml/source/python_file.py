@@ -37,7 +37,7 @@ def call_function(spec: str) -> tuple[torch.nn.Module, Any]:
         result = function()
     except TapmlError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{name}() in {path} raised {_where(error, path)}.") from error
     return _checked(result, name, path)
 
@@ -54,7 +54,7 @@ def _run(path: Path, spec: str) -> Any:
         loader.loader.exec_module(module)
     except TapmlError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{path} could not be run: {_where(error, path)}.") from error
     finally:
         sys.path.remove(str(path.resolve().parent))
@@ -75,7 +75,7 @@ def _checked(result: Any, name: str, path: Path) -> tuple[torch.nn.Module, Any]:
     return module, inputs
 
 
-def _where(error: Exception, path: Path) -> str:
+def _where(error: BaseException, path: Path) -> str:
     """The error in one line, with the last line of the file that led to it."""
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} (line {error.lineno})"

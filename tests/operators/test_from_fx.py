@@ -143,6 +143,12 @@ class Complex(torch.nn.Module):
         return torch.fft.fft(x).real
 
 
+class Recurs(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = [torch.ones(12, 4), torch.ones(12, 4)]
+        return torch.gru(x[None], torch.zeros(1, 1, 4), weights, False, 1, 0.0, False, False, True)[0]
+
+
 class Counts(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.nonzero() * 2
@@ -152,11 +158,11 @@ class Counts(torch.nn.Module):
     ("module", "says"),
     [
         (Drops(), "random numbers"), (Branches(), "control flow|sub-program"), (Complex(), "complex64"),
-        (Counts(), "depends on the data"),
+        (Counts(), "depends on the data"), (Recurs(), "recurrent layer"),
     ],
 )
 def test_what_cannot_be_moved_is_refused_with_its_line(module: torch.nn.Module, says: str) -> None:
-    exported = torch.export.export(module, (torch.randn(4),), strict=False).run_decompositions({})
+    exported = torch.export.export(module, (torch.randn(4, 4),), strict=False).run_decompositions({})
     with pytest.raises(ModelError, match=says) as error:
         graph_from_exported("forward", exported, module, ("x",), ("output",))
     assert "test_from_fx.py:" in str(error.value)

@@ -216,6 +216,8 @@ def test_truncated_gguf(tmp_path: Path, cache: Path, keep: int) -> None:
         ("def other():\n    pass\n", "has no function 'build'. Known: other"),
         ("x = 1\n", "It defines no functions"),
         ("def build():\n    x = 1\n    raise KeyError('w')\n", "raised KeyError: 'w' (line 3)"),
+        ("import sys\ndef build():\n    sys.exit(3)\n", "raised SystemExit: 3 (line 3)"),
+        ("import sys\nsys.exit(3)\n", "could not be run: SystemExit: 3 (line 2)"),
         ("def build():\n    return 3\n", "it returned int"),
         ("def build():\n    return 3, ()\n", "the first of the two is int"),
         ("import torch\ndef build():\n    return torch.nn.ReLU(), 3\n", "they are int"),

@@ -11,7 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError:
+    print("not run: numpy is not installed")
+    sys.exit(2)
 
 HERE = Path(__file__).resolve().parent
 PLAN = json.loads((HERE / "launch.json").read_text())

@@ -7,7 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError:
+    print("not run: numpy is not installed")
+    sys.exit(2)
 
 HERE = Path(__file__).resolve().parent
 PLAN = json.loads((HERE / "launch.json").read_text())
@@ -31,9 +35,9 @@ def launch(inputs):
         import pyopencl as cl
         devices = [d for p in cl.get_platforms() for d in p.get_devices()]
         named = sys.argv[1] if len(sys.argv) > 1 else PLAN["device"]
-        device = next((d for d in devices if named in d.name), devices[0])
+        device = ([d for d in devices if named in d.name] or devices[: len(sys.argv) == 1])[0]
     except Exception as reason:
-        print(f"not run: no OpenCL device ({reason!r})")
+        print(f"not run: no OpenCL device {' '.join(sys.argv[1:])} ({reason!r})")
         sys.exit(2)
     print(f"on {device.name.strip()}, {device.platform.version}, driver {device.driver_version}")
     context = cl.Context([device])

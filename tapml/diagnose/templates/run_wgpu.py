@@ -7,7 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError:
+    print("not run: numpy is not installed")
+    sys.exit(2)
 
 HERE = Path(__file__).resolve().parent
 PLAN = json.loads((HERE / "launch.json").read_text())
@@ -30,15 +34,14 @@ def launch(inputs):
     try:
         import wgpu
         found = [a for a in wgpu.gpu.enumerate_adapters_sync() if a.info["backend_type"] in ("Vulkan", "Metal", "D3D12")]
-        named = sys.argv[1] if len(sys.argv) > 1 else PLAN["device"]
-        adapter = next((a for a in found if named in a.info["device"]), found[0])
+        adapter = ([a for a in found if [*sys.argv, PLAN["device"]][1] in a.info["device"]] or found[: len(sys.argv) == 1])[0]
     except Exception as reason:
-        print(f"not run: no Vulkan, Metal or Direct3D 12 adapter ({reason!r})")
+        print(f"not run: no Vulkan, Metal or Direct3D 12 adapter {' '.join(sys.argv[1:])} ({reason!r})")
         sys.exit(2)
     print("on", adapter.info["device"], adapter.info["backend_type"], adapter.info["description"])
     limits = {k: v for k, v in adapter.limits.items() if k.startswith("max-compute") or "storage-buffer" in k}
-    optional = {"shader-f16", "subgroup"} & set(adapter.features)
-    device = adapter.request_device_sync(required_features=list(optional), required_limits=limits)
+    features = [f for f in ("shader-f16", "subgroup") if f in adapter.features]
+    device = adapter.request_device_sync(required_features=features, required_limits=limits)
 
     def buffer(size, data=b"", usage="STORAGE | COPY_SRC | COPY_DST"):
         return device.create_buffer_with_data(data=data.ljust(max(4, -(-max(size, len(data)) // 4) * 4), b"\xff"), usage=usage)
@@ -46,16 +49,13 @@ def launch(inputs):
     arrays = [np.empty(shape, dtype) for shape, dtype in PLAN["outputs"]]
     memories = {"input": [buffer(0, a.tobytes()) for a in inputs], "output": [buffer(a.nbytes) for a in arrays]}
     memories["scratch"] = [buffer(size) for size in PLAN["scratch"]]
-    for step in PLAN["steps"]:
-        kernel = PLAN["kernels"][step["kernel"]]
+    for step, kernel in ((s, PLAN["kernels"][s["kernel"]]) for s in PLAN["steps"]):
         bound = [memories[role][index] for role, index in step["arguments"]]
         types = ["read-only-storage" if mode == "read" else "storage" for mode in kernel["access"]]
         if kernel["uniform"]:
-            bound.append(buffer(0, np.array(kernel["uniform"], "u4").tobytes(), "UNIFORM"))
-            types.append("uniform")
+            bound, types = [*bound, buffer(0, np.array(kernel["uniform"], "u4").tobytes(), "UNIFORM")], [*types, "uniform"]
         slots = [{"binding": i, "visibility": "COMPUTE", "buffer": {"type": t}} for i, t in enumerate(types)]
-        group = device.create_bind_group_layout(entries=slots)
-        layout = device.create_pipeline_layout(bind_group_layouts=[group])
+        layout = device.create_pipeline_layout(bind_group_layouts=[group := device.create_bind_group_layout(entries=slots)])
         stage = {"module": device.create_shader_module(code=(HERE / kernel["file"]).read_text()), "entry_point": kernel["entry"]}
         entries = [{"binding": i, "resource": {"buffer": b, "offset": 0, "size": b.size}} for i, b in enumerate(bound)]
         work = (encoder := device.create_command_encoder()).begin_compute_pass()
@@ -64,8 +64,8 @@ def launch(inputs):
         work.dispatch_workgroups(*kernel["grid"])
         work.end()
         device.queue.submit([encoder.finish()])
-    results = [device.queue.read_buffer(memory) for memory in memories["output"]]
-    return [np.frombuffer(r[: a.nbytes], a.dtype).reshape(a.shape) for a, r in zip(arrays, results, strict=True)]
+    results = zip(arrays, map(device.queue.read_buffer, memories["output"]), strict=True)
+    return [np.frombuffer(r[: a.nbytes], a.dtype).reshape(a.shape) for a, r in results]
 
 
 def error(actual, expected, judged, scale):

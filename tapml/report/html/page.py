@@ -27,6 +27,7 @@ from tapml.migrate.workbench import Progress
 from tapml.report.html.data import report_data
 from tapml.report.html.fit import smaller
 from tapml.report.html.sides import read_sides, targets_of
+from tapml.whole_file import write_whole
 
 LIMIT = 5_000_000
 
@@ -76,12 +77,13 @@ def write_report(
         found, left_out = found + more, left_out + also
     data, kernels = report_data(run, found, against, left_out, progress)
     for notes, left in smaller(data, kernels):
-        encoded = _page(data | {"kernels": kernels.data(left), "left_out": notes}, library).encode("utf-8")
-        if len(encoded) <= limit:
+        page = _page(data | {"kernels": kernels.data(left), "left_out": notes}, library)
+        nbytes = len(page.encode("utf-8"))
+        if nbytes <= limit:
             break
-    out.write_bytes(encoded)
+    write_whole(out, page)
     names = tuple(dict.fromkeys(side.header["target"] for side in found))
-    return Written(out, len(encoded), len(run.operators), names, tuple(notes))
+    return Written(out, nbytes, len(run.operators), names, tuple(notes))
 
 
 def _folders(run: RunFolder, targets: Sequence[str] | None, may_lack: bool = False) -> list[str]:

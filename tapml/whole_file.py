@@ -1,0 +1,28 @@
+"""Writing a file whole or not at all: what was there stays until the new one is complete.
+
+    write_whole(Path("report.html"), "<!doctype html>…")
+
+Pipes and devices (/dev/null, /dev/stdout) are written as they are.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """UTF-8. Raises OSError with the file's name, also for a full disk."""
+    place = path.resolve()
+    if place.exists() and not place.is_file():
+        place.write_text(text, encoding="utf-8")
+        return
+    partial = place.with_name(f".{place.name[:200]}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(place)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
+        raise
