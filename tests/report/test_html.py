@@ -63,6 +63,7 @@ def test_the_story_and_what_was_not_checked(results: RunFolder, tmp_path: Path) 
     assert moved == set(operators_with(opencl["modes"]["isolated"], "p"))
     assert set(opencl["story"]["kept"]) == set(range(len(results.operators))) - moved
     assert [e["kind"] for e in opencl["story"]["events"]] == ["check", "moved"]
+    assert opencl["story"]["moved_count"] == len(moved)
     assert opencl["story"]["prompts"][0]["differs_at"] == 2 and not vulkan["story"]["finished"]
     told = " ".join(f"{line['what']} {line['command']}" for line in data["unchecked"])
     assert "vulkan: the migration has not ended" in told and "opencl: the migration" not in told
@@ -186,8 +187,12 @@ def test_two_runs(results: RunFolder, make_run: Callable[[str], RunFolder], tmp_
     first, second = (s["modes"]["isolated"]["error"] for s in data["sides"][1:])
     assert first != second and data["other"]["same_run"] and not data["other"]["only_here"]
     stranger = bare(make_run("encoder"), tmp_path / "stranger")
+    pretend(stranger, "opencl")
     write_report(results, tmp_path / "r.html", ["opencl"], stranger)
-    assert len(data_of(tmp_path / "r.html")["other"]["only_here"]) == len(results.operators)
+    data = data_of(tmp_path / "r.html")
+    assert len(data["other"]["only_here"]) == len(results.operators)
+    told = data["sides"][-1]["story"]
+    assert told["moved"] == [] and told["moved_count"] > 0, "operators that the first run lacks are counted all the same"
 
 
 def test_diagnosis_is_shown(results: RunFolder, tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ Decode = Callable[[Sequence[int]], str | None]
 
 
 def story(run: RunFolder, sheet: Sheet, operators: dict[str, int], text: Decode) -> dict[str, Any]:
-    """`finished`, `tested` (how many operators), `events` in order, `moved` (ranges) and `kept` (places) as they stand at the
-    end, `prompts` with both answers."""
+    """`finished`, `tested` and `moved_count` (how many operators), `events` in order, `moved` (ranges) and `kept` (places) as they
+    stand at the end, `prompts` with both answers. Operators without a place, of a run beside the first, are counted only."""
     moved: set[int] = set()
+    names: set[str] = set()
     events: list[dict[str, Any]] = []
     prompts: list[dict[str, Any]] = []
     tested: set[str] = set()
@@ -34,6 +35,7 @@ def story(run: RunFolder, sheet: Sheet, operators: dict[str, int], text: Decode)
         elif kind == "moved":
             places = [operators[name] for name in record["operators"] if name in operators]
             moved |= set(places)
+            names |= set(record["operators"])
             events.append({"kind": "moved", "operators": ranges(places), "count": len(record["operators"])})
         elif kind == "kept":
             place = operators.get(record["verdict"]["operator"])
@@ -43,8 +45,8 @@ def story(run: RunFolder, sheet: Sheet, operators: dict[str, int], text: Decode)
     finished = sheet.records[-1]["record"] == "done"
     stays = {operators[name] for name in tested if name in operators} - moved if finished else set()
     return {
-        "finished": finished, "tested": len(tested), "events": events, "moved": ranges(sorted(moved)), "kept": sorted(stays),
-        "prompts": prompts,
+        "finished": finished, "tested": len(tested), "events": events, "moved": ranges(sorted(moved)), "moved_count": len(names),
+        "kept": sorted(stays), "prompts": prompts,
     }
 
 

@@ -49,7 +49,7 @@ export function drawSummary() {
 
 function card(side) {
   const { story } = side;
-  const moved = story?.moved.reduce((sum, [a, b]) => sum + b - a + 1, 0);
+  const moved = story?.moved_count;
   const prompts = story?.prompts ?? [];
   const worst = prompts.reduce((a, p) => Math.max(a, p.bound ? p.error / p.bound : p.error ? Infinity : 0), 0);
   const tokens = prompts.reduce((sum, p) => sum + p.source.length, 0);

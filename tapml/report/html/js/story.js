@@ -18,7 +18,7 @@ export function drawStory() {
 
 function one(side) {
   const { story } = side;
-  const moved = story.moved.reduce((sum, [a, b]) => sum + b - a + 1, 0);
+  const moved = story.moved_count;
   return el("article", { class: "card" },
     el("h3", {}, side.label, story.finished ? null : el("span", { class: "badge badge-s" }, "not finished")),
     story.prompts.map((prompt, k) => answers(side, prompt, k)),
