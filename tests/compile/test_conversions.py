@@ -235,3 +235,11 @@ def test_a_shape_that_differs_from_pytorchs_is_refused() -> None:
     body = Body("cat", made.body.inputs, made.body.roles, (wrong,), made.body.outputs)
     with pytest.raises(ConversionError, match=r"shape \[2, 6, 8\], PyTorch \[2, 3, 8\]"):
         build(body, TARGETS["opencl"], "simple", lambda stage: None)
+
+
+def test_attention_whose_heads_do_not_fit_is_refused() -> None:
+    made = attention(5, None)
+    _, k, v = made.body.inputs
+    wrong = Body("attention", (TensorSpec((1, 6, 5, 8), "float32"), k, v), made.body.roles, made.body.nodes, made.body.outputs)
+    with pytest.raises(ConversionError, match="leading dimensions differ"):
+        build(wrong, TARGETS["opencl"], "simple", lambda stage: None)

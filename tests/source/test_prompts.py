@@ -69,6 +69,12 @@ def test_encoder_texts_get_one_shape() -> None:
     assert short["attention_mask"].tolist() == [[1, 0, 0]]
     assert long["input_ids"].tolist() == [[5, 6, 7]]
     assert torch.equal(encoder_inputs(encoder, [])[0]["input_ids"], inputs["input_ids"])
+    without = words()
+    without.pad_token = None
+    bare = load(module, example_inputs=inputs, tokenizer=without)
+    assert len(encoder_inputs(bare, ["one"])) == 1
+    with pytest.raises(PromptError, match="no padding token"):
+        encoder_inputs(bare, ["one", "two three"])
     with pytest.raises(PromptError, match="takes 64"):
         encoder_inputs(encoder, ["one " * 65])
     with pytest.raises(PromptError, match="empty"):
