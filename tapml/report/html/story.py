@@ -19,8 +19,8 @@ Decode = Callable[[Sequence[int]], str | None]
 
 
 def story(run: RunFolder, sheet: Sheet, operators: dict[str, int], text: Decode) -> dict[str, Any]:
-    """`finished`, `tested` and `moved_count` (how many operators), `events` in order, `moved` (ranges) and `kept` (places) as they
-    stand at the end, `prompts` with both answers. Operators without a place, of a run beside the first, are counted only."""
+    """`finished`, `tested` and `moved_count` (how many operators), `events` in order, `moved` (ranges) and `kept` (places) as
+    they stand at the end, `prompts` with both answers. Operators without a place, of a run beside the first, are only counted."""
     moved: set[int] = set()
     names: set[str] = set()
     events: list[dict[str, Any]] = []
