@@ -2,12 +2,14 @@
 
     write_whole(Path("report.html"), "<!doctype html>…")
 
-Pipes and devices (/dev/null, /dev/stdout) are written as they are.
+Several threads and processes may write the same file: the last one's stays. Pipes and devices (/dev/null, /dev/stdout) are
+written as they are.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 
@@ -17,7 +19,7 @@ def write_whole(path: Path, text: str) -> None:
     if place.exists() and not place.is_file():
         place.write_text(text, encoding="utf-8")
         return
-    partial = place.with_name(f".{place.name[:200]}.{os.getpid()}")
+    partial = place.with_name(f".{os.getpid()}.{threading.get_ident()}")
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(place)

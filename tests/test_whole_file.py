@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,15 @@ def test_a_failure_leaves_the_old_one_and_names_it(tmp_path: Path, monkeypatch: 
         write_whole(file, "new")
     assert caught.value.filename == str(file)
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
+def test_threads_that_write_the_same_file_do_not_meet(tmp_path: Path) -> None:
+    """As devices that share a test run do with a kernel that both ran."""
+    file = tmp_path / "kernel.json"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: write_whole(file, f"{n}" * 20_000), [1, 2, 3, 4, 5, 6, 7, 8] * 20))
+    text = file.read_text()
+    assert len(text) == 20_000 and len(set(text)) == 1 and list(tmp_path.iterdir()) == [file]
 
 
 def test_what_is_no_file_is_written_as_it_is() -> None:

@@ -14,14 +14,13 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
-import tempfile
 from functools import cache
 from pathlib import Path
 
 from tapml.compile.result import Result
 from tapml.operators.graph import Body
 from tapml.targets.target import Target
+from tapml.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -84,14 +83,7 @@ class KernelCache:
         path = self.path(body)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=".", dir=path.parent)
-            try:
-                with os.fdopen(handle, "w") as file:
-                    file.write(f"{_digest(payload)}\n{payload}")
-                Path(name).replace(path)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+            write_whole(path, f"{_digest(payload)}\n{payload}")
         except OSError as error:
             logger.warning("kernel cache: %s cannot be written (%s); its result is not kept", path, error)
 

@@ -103,8 +103,8 @@ def _attention(importer: Any, node: Any) -> Any:
     scale = 1 / math.sqrt(qs[-1]) if scale is None else scale
     dtype = wide(spec.dtype)
     heads = len(qs) - 3
-    groups = qs[heads] // ks[heads] if heads >= 0 else 1
     _check_heads(qs, ks, shape_of(v), heads)
+    groups = qs[heads] // ks[heads] if heads >= 0 else 1
     scores_shape = (*qs[:-1], ks[-2])
 
     def key_batch(at: Any) -> list[Any]:

@@ -27,6 +27,7 @@ from tapml.compile.tensor_expressions import (
     to,
     wide,
 )
+from tapml.operators.normalise import rms_norm_eps
 
 Convert = Callable[[Any, Any], Any]
 _QUADRATIC_LIMIT = 8192
@@ -155,7 +156,7 @@ def _rms_norm(importer: Any, node: Any) -> Any:
     dims = list(range(outer, len(spec.shape)))
     count = math.prod(spec.shape[outer:])
     total = along(importer, x, dims, dtype, lambda e: to(e, dtype) * to(e, dtype), te.sum)
-    floor = (2.0**-52 if spec.dtype == "float64" else 2.0**-23) if eps is None else eps
+    floor = rms_norm_eps(spec.dtype) if eps is None else eps
     scale = broadcast(
         importer, shape_of(total), dtype, lambda e: tirx.rsqrt(e * constant(1 / count, dtype) + constant(floor, dtype)), total
     )

@@ -114,7 +114,7 @@ class BodyImporter(ExportedProgramImporter):  # type: ignore[misc]
         spec = specs[0]
         if shape_of(value) != spec.shape:
             raise ConversionError(f"TVM's importer gives the shape {list(shape_of(value))}, PyTorch {list(spec.shape)}")
-        return value if dtype_of(value) == spec.dtype else cast(self, value, spec.dtype)
+        return cast(self, value, spec.dtype)
 
 
 def import_body(body: Body) -> Imported:

@@ -151,6 +151,9 @@ def project(at: Sequence[Any], shape: Shape, whole: Shape | None = None) -> list
 
 
 def cast(importer: Any, value: Any, dtype: str) -> Any:
+    """The value itself where it is of that dtype."""
+    if dtype_of(value) == dtype:
+        return value
     return compute(importer, shape_of(value), dtype, lambda load, *at: load(*at), value, name="cast")
 
 

@@ -191,10 +191,8 @@ class GpuDevice(ReadsInTurn):
                 compute={"module": module, "entry_point": kernel.entry},
             )
         except (self._wgpu.GPUError, self._wgpu.GPUPipelineError) as error:
-            failure = self._failure(f"loading {kernel.entry}", error)
-            if type(failure) is not DeviceError:
-                raise failure from error
-            raise DeviceError("driver", f"{self._info.name} refused kernel {kernel.entry}: {error}") from error
+            refused = DeviceError("driver", f"{self._info.name} refused kernel {kernel.entry}: {error}")
+            raise self._failure(f"loading {kernel.entry}", error, refused) from error
         return self._kernels.add(_Loaded(kernel.entry, kernel.access, kernel.grid, pipeline, layout, uniform))
 
     def unload(self, kernel: int) -> None:
@@ -272,13 +270,14 @@ class GpuDevice(ReadsInTurn):
         if self._closed:
             raise ValueError("the device is closed")
 
-    def _failure(self, what: str, error: Exception) -> UnavailableError:
+    def _failure(self, what: str, error: Exception, other: DeviceError | None = None) -> UnavailableError:
+        """What an error of the driver means: the device is lost, has no room, or else `other`, a DeviceError of a launch."""
         text = f"{what} failed on {self._info.name}: {error}"
         if "lost" in str(error).lower():
             return DeviceLost(text)
         if isinstance(error, MemoryError):  # wgpu's GPUOutOfMemoryError is one
             return OutOfMemory(text)
-        return DeviceError("launch", text)
+        return other or DeviceError("launch", text)
 
 
 def _adapter(wgpu: Any, platform: str, wanted: str | None) -> Any:

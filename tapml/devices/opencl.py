@@ -73,10 +73,8 @@ class OpenClDevice(ReadsInTurn):
         try:
             buffer = self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size)
         except self._cl.Error as error:
-            failure = self._failure(f"allocating {size} bytes", error)
-            if isinstance(failure, DeviceLost):
-                raise failure from error
-            raise OutOfMemory(f"{self._info.name} could not allocate {size} bytes: {error}") from error
+            no_room = OutOfMemory(f"{self._info.name} could not allocate {size} bytes: {error}")
+            raise self._failure(f"allocating {size} bytes", error, no_room) from error
         self._bytes += size
         return self._buffers.add(buffer)
 
@@ -123,10 +121,8 @@ class OpenClDevice(ReadsInTurn):
                 program = self._cl.Program(self._context, kernel.source).build(cache_dir=False)
                 loaded = self._cl.Kernel(program, kernel.entry)
         except self._cl.Error as error:
-            failure = self._failure(f"loading {kernel.entry}", error)
-            if isinstance(failure, DeviceLost):
-                raise failure from error
-            raise DeviceError("driver", f"{self._info.driver} refused kernel {kernel.entry}: {error}") from error
+            refused = DeviceError("driver", f"{self._info.driver} refused kernel {kernel.entry}: {error}")
+            raise self._failure(f"loading {kernel.entry}", error, refused) from error
         if loaded.num_args != len(kernel.access):
             raise DeviceError(
                 "driver", f"kernel {kernel.entry} has {loaded.num_args} arguments; {len(kernel.access)} were declared"
@@ -177,15 +173,15 @@ class OpenClDevice(ReadsInTurn):
         if self._closed:
             raise ValueError("the device is closed")
 
-    def _failure(self, what: str, error: Exception) -> UnavailableError:
+    def _failure(self, what: str, error: Exception, other: DeviceError | None = None) -> UnavailableError:
         """DeviceLost for the codes after which a driver accepts nothing more, OutOfMemory for buffers that a driver makes only
-        when they are used, else DeviceError."""
+        when they are used, else `other`, a DeviceError of a launch."""
         text = f"{what} failed on {self._info.name}: {error}"
         if "MEM_OBJECT_ALLOCATION_FAILURE" in str(error):
             return OutOfMemory(text)
         if any(code in str(error) for code in LOST):
             return DeviceLost(text)
-        return DeviceError("launch", text)
+        return other or DeviceError("launch", text)
 
 
 def _choose(cl: Any, wanted: str | None) -> Any:

@@ -35,6 +35,7 @@ from tapml.migrate.model import Model
 from tapml.operators.graph import Body, Operator
 from tapml.targets.parse import TargetChoice, parse
 from tapml.targets.resolve import resolve
+from tapml.targets.target import Target
 from tapml.tensors import HostArray, TensorSpec, convert
 from tapml.verdicts import Verdict
 
@@ -88,20 +89,17 @@ class Workbench:
         self._programs: dict[tuple[str, tuple[str, ...]], Program] = {}
         self._bodies: dict[str, Body] = {}
         self._hybrid: Hybrid | None = None
-        self._open()
-        try:
-            self.target = resolve(self.choice, self.device.info)
-        except BaseException:
-            self._platform.close()
-            raise
+        self.target = self._open()
         self._compiler = Compiler(self.target)
         self._variants: dict[str, Compiler] = {}
 
-    def _open(self) -> None:
+    def _open(self) -> Target:
+        """The device, and what the choice means on it. One that cannot be used is closed again."""
         self._platform: Device = open_device(self.choice, self._where, deadline=self._deadline)
         try:
             self._where = address_of(self._platform, self._where)
             self._furnish()
+            return resolve(self.choice, self.device.info)
         except BaseException:
             self._platform.close()
             raise
@@ -222,8 +220,9 @@ class Workbench:
         """The target with other options, such as f16="0", and what would run there for this operator, the alteration applied: it
         runs on this very device. None when it does not compile."""
         choice = replace(self.choice, options={**self.choice.options, **options})
-        compiler = self._variants.setdefault(str(choice), Compiler(resolve(choice, self.device.info)))
-        recipe = self._recipe(operator)
+        if str(choice) not in self._variants:
+            self._variants[str(choice)] = Compiler(resolve(choice, self.device.info))
+        compiler, recipe = self._variants[str(choice)], self._recipe(operator)
         found = compiler.compile({recipe.signature: self.body(operator)}, None, recipe.schedules, recipe.mutation)
         program = found[recipe.signature].program
         return choice, None if program is None else self._altered_program(operator, program)
@@ -359,12 +358,12 @@ class Workbench:
                     f"last time: {error}", final=True,
                 ) from error
         try:
-            self._open()
+            target = self._open()
         except UnavailableError as again:
             if self.device_name == "local":
                 raise
             raise ConnectionLost(str(again), final=True) from error
-        if resolve(self.choice, self.device.info).key != self.target.key:
+        if target.key != self.target.key:
             raise ConnectionLost(
                 f"Device {self.device_name} came back as another one, {self.device.info.name}, with other limits or features. "
                 "Run again without --resume to work with that one.", final=True,

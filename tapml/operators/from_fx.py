@@ -34,8 +34,8 @@ _SAME_VALUE = ("alias", "detach", "lift_fresh_copy", "lift_fresh", "lift", "deta
 # The same value, and dropped only where the memory layout stays too, since a later view may need the new one.
 _COPIES = ("clone", "contiguous", "_to_copy")
 # Tagged as random because of their dropout argument, which is zero in a model that is evaluated.
-_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "quantized_lstm")
 _DROPOUT_ARGUMENT = {"scaled_dot_product_attention": ("dropout_p", 4)}
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "quantized_lstm")
 
 
 def graph_from_exported(

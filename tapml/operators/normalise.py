@@ -146,13 +146,17 @@ def _static(node: Node, specs: dict[str, TensorSpec]) -> Node:
     return node
 
 
+def rms_norm_eps(dtype: str) -> float:
+    """What PyTorch takes where no eps is given: that of the dtype in which it computes, float32 also for half precision."""
+    return 2.0**-52 if dtype == "float64" else 2.0**-23
+
+
 def _with_eps(node: Node) -> Node:
-    """Where no eps is given, PyTorch takes that of the dtype in which it computes: float32, also for half precision. Written out,
-    so that the operator computed in float64 has the same."""
+    """With its eps written out, so that the operator computed in float64 has the same."""
     eps = node.args[3] if len(node.args) > 3 else node.kwargs.get("eps")
     if eps is not None:
         return node
-    value = 2.0**-52 if node.outputs[0].dtype == "float64" else 2.0**-23
+    value = rms_norm_eps(node.outputs[0].dtype)
     if len(node.args) > 3:
         return replace(node, args=(*node.args[:3], value, *node.args[4:]))
     return replace(node, kwargs={**node.kwargs, "eps": value})

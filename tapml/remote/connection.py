@@ -151,7 +151,7 @@ class Connection:
                     self._protocol.send_binary(data)
                 except WebSocketException as error:
                     raise Broken(f"the connection is closed ({error})") from error
-                self._rest = memoryview(b"".join((self._rest, *self._protocol.data_to_send())))
+                self._owe(*self._protocol.data_to_send())
             self._write_rest()
 
     def receive(self) -> bytes:
@@ -194,8 +194,12 @@ class Connection:
 
     def _write(self, data: bytes) -> None:
         with self._sending:
-            self._rest = memoryview(b"".join((self._rest, data)))
+            self._owe(data)
             self._write_rest()
+
+    def _owe(self, *parts: bytes) -> None:
+        """To be written after what an interrupted thread left."""
+        self._rest = memoryview(parts[0] if len(parts) == 1 and not self._rest else b"".join((self._rest, *parts)))
 
     def _write_rest(self) -> None:
         self._sent = time.monotonic()

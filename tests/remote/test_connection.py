@@ -11,25 +11,16 @@ from contextlib import contextmanager
 import pytest
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
-from websockets.sync.server import ServerConnection, serve
+from websockets.sync.server import ServerConnection
 
 from tapml.remote.address import HubAddress
 from tapml.remote.connection import Broken, Connection, Refused, Unreachable
 from tapml.remote.wire import MESSAGE_LIMIT, Control, control, decode, packet
 from tests.devices.ctrl_c import ctrl_c
+from tests.remote.server import server
 
 HELLO = {"version": 1, "role": "client", "session": bytes(16), "device": "any", "target": "cpu", "label": "a test"}
 SESSION = bytes(16)
-
-
-@contextmanager
-def server(handle: Callable[[ServerConnection], None]) -> Iterator[HubAddress]:
-    with serve(handle, "127.0.0.1", 0, max_size=MESSAGE_LIMIT, compression=None) as running:
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
-        thread.start()
-        yield HubAddress("http", "127.0.0.1", running.socket.getsockname()[1], token="secret")
-        running.shutdown()
-        thread.join()
 
 
 @contextmanager

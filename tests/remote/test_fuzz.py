@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import connect
@@ -31,7 +31,7 @@ from tests.remote.processes import Hub, running_agent, running_hub
 SESSION = b"s" * 16
 
 RANDOM = st.randoms(use_true_random=False)
-fast = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=1000)
+fast = settings(max_examples=1000)
 
 
 def test_the_makers_know_every_message() -> None:

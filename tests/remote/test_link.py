@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.server import ServerConnection, serve
+from websockets.sync.server import ServerConnection
 
 from tapml.errors import UnavailableError
 from tapml.remote.address import HubAddress
@@ -17,6 +17,7 @@ from tapml.remote.channel import Channel
 from tapml.remote.client.link import Link
 from tapml.remote.wire import VERSION, Control, control, decode
 from tests.remote.ends import INFO
+from tests.remote.server import server
 
 BUSY = {"name": "phone", "state": "busy", "offers": {"gpu": {"state": "ready", "info": None, "reason": ""}}}
 
@@ -38,12 +39,8 @@ def hub(client: Callable[[ServerConnection, bytes], None]) -> Iterator[HubAddres
         except ConnectionClosed:
             return
 
-    with serve(handle, "127.0.0.1", 0, compression=None) as running:
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
-        thread.start()
-        yield HubAddress("http", "127.0.0.1", running.socket.getsockname()[1], token="secret")
-        running.shutdown()
-        thread.join()
+    with server(handle) as address:
+        yield address
 
 
 def grant(connection: ServerConnection, session: bytes, seconds: float = 0.0) -> None:
@@ -76,15 +73,10 @@ def test_a_hub_that_is_full_is_asked_again() -> None:
         connection.recv()
         connection.send(control("refused", "full", "Too many connections wait to be let in."))
 
-    with serve(refuse, "127.0.0.1", 0, compression=None) as full:
-        thread = threading.Thread(target=full.serve_forever, daemon=True)
-        thread.start()
-        address = HubAddress("http", "127.0.0.1", full.socket.getsockname()[1], token="secret")
+    with server(refuse) as address:
         link = Link(address, "phone", "gpu", "a test", patience=1.0)
         with pytest.raises(UnavailableError, match="Too many connections"):
             link.open()
-        full.shutdown()
-        thread.join()
     assert len(asked) > 1
 
 

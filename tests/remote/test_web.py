@@ -20,7 +20,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapml.devices.handles import check_binding
@@ -36,7 +36,6 @@ from tapml.remote.wire import Packet, WireError, decode, packet
 
 HERE = Path(__file__).parent / "web"
 RANDOM = st.randoms(use_true_random=False)
-fast = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def node_program() -> str:
@@ -120,7 +119,7 @@ class Twin:
         assert self.node.ask("channel", "unacknowledged") == ["ok", channel.unacknowledged()]
 
 
-@settings(fast, max_examples=60)
+@settings(max_examples=60)
 @given(RANDOM)
 def test_the_channel_is_the_same_machine(node: Node, rng: random.Random) -> None:
     """One end is both of them; the other is Python's. Packets are lost, doubled and sent again."""
@@ -249,7 +248,7 @@ def some_requests(rng: random.Random) -> list[Any]:
     return steps
 
 
-@settings(fast, max_examples=250)
+@settings(max_examples=250)
 @given(RANDOM)
 def test_a_session_answers_the_same(node: Node, rng: random.Random) -> None:
     budget = rng.choice((50, 1000))

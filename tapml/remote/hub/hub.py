@@ -212,15 +212,13 @@ class Hub:
             raise Refusal("full", f"The hub has {MOST} connections, and takes no more. Try again later.")
         if isinstance(hello, DeviceHello) and hello.pair and not hello.token:
             try:
-                token = {"token": self._tokens.redeem(hello.pair, self._now(), place)}
+                return {"token": self._tokens.redeem(hello.pair, self._now(), place)}
             except PairingRefused as error:
                 raise Refusal("pairing", str(error)) from error
-        else:
-            role = "client" if isinstance(hello, ClientHello) else "device" if isinstance(hello, DeviceHello) else "watch"
-            if not self._opens(role, hello.token):
-                raise Refusal("token", "The token is wrong for this hub. Copy the whole address that tapml hub prints.")
-            token = {}
-        return token
+        role = "client" if isinstance(hello, ClientHello) else "device" if isinstance(hello, DeviceHello) else "watch"
+        if not self._opens(role, hello.token):
+            raise Refusal("token", "The token is wrong for this hub. Copy the whole address that tapml hub prints.")
+        return {}
 
     async def _refuse(self, peer: Peer, refusal: Refusal) -> None:
         self._log_refused(peer, str(refusal))

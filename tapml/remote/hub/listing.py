@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,17 +99,17 @@ def _record(leases: Leases, name: str, shown: Shown, now: float) -> dict[str, An
 def pack(records: list[dict[str, Any]]) -> bytes:
     """With hundreds of devices it can be too much for one message: then without their descriptions, then without reasons, then
     only the first ones."""
-    left: dict[str, Any] = {}
-    for without in ({}, {"info": None}, {"reason": ""}):
-        left |= without
-        short = [record | {"offers": {t: o | left for t, o in record["offers"].items()}} for record in records]
-        try:
+    for short in _shorter(records):
+        with suppress(ValueError):
             return control("devices", short)
-        except ValueError:
-            continue
-    while True:
-        short = short[: len(short) // 2]
-        try:
-            return control("devices", short)
-        except ValueError:
-            continue
+    raise AssertionError("an empty list is too long")
+
+
+def _shorter(records: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    yield records
+    for left in ({"info": None}, {"info": None, "reason": ""}):
+        records = [record | {"offers": {t: o | left for t, o in record["offers"].items()}} for record in records]
+        yield records
+    while records:
+        records = records[: len(records) // 2]
+        yield records

@@ -21,8 +21,7 @@ Decode = Callable[[Sequence[int]], str | None]
 def story(run: RunFolder, sheet: Sheet, operators: dict[str, int], text: Decode) -> dict[str, Any]:
     """`finished`, `tested` and `moved_count` (how many operators), `events` in order, `moved` (ranges) and `kept` (places) as
     they stand at the end, `prompts` with both answers. Operators without a place, of a run beside the first, are only counted."""
-    moved: set[int] = set()
-    names: set[str] = set()
+    moved: set[str] = set()
     events: list[dict[str, Any]] = []
     prompts: list[dict[str, Any]] = []
     tested: set[str] = set()
@@ -34,8 +33,7 @@ def story(run: RunFolder, sheet: Sheet, operators: dict[str, int], text: Decode)
             events.append({"kind": "check", "size": record["size"], **_answer(record["answer"])})
         elif kind == "moved":
             places = [operators[name] for name in record["operators"] if name in operators]
-            moved |= set(places)
-            names |= set(record["operators"])
+            moved |= set(record["operators"])
             events.append({"kind": "moved", "operators": ranges(places), "count": len(record["operators"])})
         elif kind == "kept":
             place = operators.get(record["verdict"]["operator"])
@@ -43,10 +41,13 @@ def story(run: RunFolder, sheet: Sheet, operators: dict[str, int], text: Decode)
         elif kind == "prompt":
             prompts.append(_prompt(run, PromptResult.from_json(record["result"]), text))
     finished = sheet.records[-1]["record"] == "done"
-    stays = {operators[name] for name in tested if name in operators} - moved if finished else set()
+
+    def known(names: set[str]) -> list[int]:
+        return sorted(operators[name] for name in names if name in operators)
+
     return {
-        "finished": finished, "tested": len(tested), "events": events, "moved": ranges(sorted(moved)), "moved_count": len(names),
-        "kept": sorted(stays), "prompts": prompts,
+        "finished": finished, "tested": len(tested), "events": events, "moved": ranges(known(moved)),
+        "moved_count": len(moved), "kept": known(tested - moved) if finished else [], "prompts": prompts,
     }
 
 
