@@ -2,7 +2,8 @@
 
 Statuses: `pass`; `fail` (wrong numbers); `flaky` (the same kernel on the same input gave different answers);
 `error` (a stage before the numbers refused); `crash` (a process died: the compiler's or the device's);
-`skipped` (not run, and why). Stages name where it went wrong, in the order of the pipeline.
+`unchecked` (it ran, and too few elements could be compared for that to show anything); `skipped` (not run, and why). Only
+`pass` passes. Stages name where it went wrong, in the order of the pipeline.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-Status = Literal["pass", "fail", "flaky", "error", "crash", "skipped"]
+Status = Literal["pass", "fail", "flaky", "error", "crash", "unchecked", "skipped"]
 Stage = Literal["convert", "lower", "schedule", "codegen", "driver", "launch", "numeric", "weights", "state"]
 
-STATUSES: tuple[Status, ...] = ("pass", "fail", "flaky", "error", "crash", "skipped")
+STATUSES: tuple[Status, ...] = ("pass", "fail", "flaky", "error", "crash", "unchecked", "skipped")
 STAGES: tuple[Stage, ...] = ("convert", "lower", "schedule", "codegen", "driver", "launch", "numeric", "weights", "state")
 
 

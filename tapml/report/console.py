@@ -35,6 +35,7 @@ STYLE: dict[Status, str] = {
     "flaky": "bold magenta",
     "error": "bold yellow",
     "crash": "bold red",
+    "unchecked": "bold yellow",
     "skipped": "dim",
 }
 
@@ -184,6 +185,7 @@ _DID: dict[Status, str] = {
     "flaky": "were flaky",
     "error": "ended in an error",
     "crash": "crashed",
+    "unchecked": "could not be checked",
     "skipped": "were skipped",
 }
 

@@ -23,7 +23,7 @@ from tapml.report.html.numbers import Strings, short
 from tapml.verdicts import Measure, Verdict, summary
 
 # A letter a status: the first of its word where that tells them apart. "." is no verdict, "r" the source's own recording.
-LETTERS = {"pass": "p", "fail": "f", "flaky": "l", "error": "e", "crash": "c", "skipped": "s"}
+LETTERS = {"pass": "p", "fail": "f", "flaky": "l", "error": "e", "crash": "c", "unchecked": "u", "skipped": "s"}
 SAME_KERNELS = "same kernels as "
 
 

@@ -6,6 +6,7 @@ export const STATUS = {
   l: { word: "flaky", mark: "≈", means: "different answers to the same input" },
   e: { word: "error", mark: "!", means: "a stage before the numbers refused" },
   c: { word: "crash", mark: "†", means: "a process died" },
+  u: { word: "unchecked", mark: "?", means: "it ran; too few elements could be compared" },
   s: { word: "skipped", mark: "–", means: "not run; the reason is given" },
   ".": { word: "not tested", mark: "", means: "there is no verdict" },
   "-": { word: "no call", mark: "·", means: "no recorded call at this step" },

@@ -7,7 +7,7 @@ import { set } from "./state.js";
 import { isDark, toggleTheme } from "./theme.js";
 
 const HINTS = 6;
-const ORDER = [["fail", "f"], ["flaky", "l"], ["error", "e"], ["crash", "c"], ["skipped", "s"], ["pass", "p"]];
+const ORDER = [["fail", "f"], ["flaky", "l"], ["error", "e"], ["crash", "c"], ["unchecked", "u"], ["skipped", "s"], ["pass", "p"]];
 
 export function drawTop(help) {
   const { run } = DATA;
