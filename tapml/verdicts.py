@@ -25,7 +25,8 @@ STAGES: tuple[Stage, ...] = ("convert", "lower", "schedule", "codegen", "driver"
 class Verdict:
     """The outcome for one operator. `error`, `bound` and `source_error` are in the unit of
     `tapml.carve.tolerance.distance`; None where no numbers were reached. `kernel` is the digest of the kernels that ran,
-    `schedule` the one that was chosen, `cases` how many recorded calls were checked."""
+    `schedule` the one that was chosen, `cases` how many recorded calls were checked. `elements` counts the elements of all
+    outputs of those calls, `excluded` those of them that were not compared since the source is no judge of them."""
 
     operator: str
     signature: str
@@ -40,6 +41,8 @@ class Verdict:
     schedule: str | None = None
     kernel: str | None = None
     cases: int = 0
+    elements: int = 0
+    excluded: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,7 +63,7 @@ class Verdict:
 class Measure:
     """One call that was measured: what a verdict, which carries the worst one, is made of. `case` is the recorded call (None in a
     cumulative test), `prompt`, `step` and `graph` say which call of the model it was. The numbers are those of the worst output,
-    in the unit of `tapml.carve.tolerance.distance`; None where none were reached."""
+    in the unit of `tapml.carve.tolerance.distance`; None where none were reached. `elements` and `excluded` as in `Verdict`."""
 
     operator: str
     case: str | None
@@ -71,6 +74,8 @@ class Measure:
     bound: float | None
     source_error: float | None
     status: Status
+    elements: int = 0
+    excluded: int = 0
 
     @property
     def ratio(self) -> float | None:

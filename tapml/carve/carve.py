@@ -20,15 +20,17 @@ import numpy as np
 from tapml.carve import layout, oracle
 from tapml.carve.arrays import unpack
 from tapml.carve.case import Case
-from tapml.carve.folder import Prompt, State
+from tapml.carve.folder import Prompt, State, reference_arrays
 from tapml.carve.record import Recording, record_decoder, record_module
+from tapml.carve.reference import ReferenceMaker
 from tapml.carve.select import SLOTS, Kept, Selection
 from tapml.carve.suite import write_suite
+from tapml.carve.tolerance import Accuracy
 from tapml.carve.writer import RunWriter, clear_disk_errors
 from tapml.errors import PromptError, UsageError
 from tapml.generation import Call
 from tapml.operators.cut import cut
-from tapml.operators.execute import GraphExecutor, body_function, host_from_tensor, tensor_from_host
+from tapml.operators.execute import GraphExecutor, host_from_tensor, tensor_from_host
 from tapml.operators.graph import Body, Graph, Operator
 from tapml.source import prompts as source_prompts
 from tapml.source.export import Exported, export
@@ -242,13 +244,14 @@ def _judge(
     exported: Exported,
     progress: Progress,
 ) -> list[Case]:
-    """Numbers the kept calls in the order of the operators, and measures each in float64. A case in which the source is no
-    judge of some elements gets their masks, "x0", "x1", …, beside its tensors."""
+    """Numbers the kept calls in the order of the operators, and measures each in float64. What its outputs are judged by goes
+    beside its tensors."""
     place = {operator.name: k for k, operator in enumerate(operators)}
     weights = {(g.name, p.name): p.key for g in exported.graphs for p in g.weights}
     kept = [k for tally in selection.tallies.values() for k in tally.kept]
     kept.sort(key=lambda k: (place[k.operator], k.moment.prompt, k.moment.step))
     device = next((t.device for t in exported.tensors.values()), None) or "cpu"
+    makers: dict[str, ReferenceMaker] = {}
     cases: list[Case] = []
     for number, call in enumerate(kept):
         progress("oracle: cases", number, len(kept))
@@ -260,24 +263,24 @@ def _judge(
             for k, (name, role) in enumerate(zip(operator.inputs, body.roles, strict=True))
         ]
         outputs = [arrays[f"o{k}"] for k in range(len(body.outputs))]
-        errors, masks = oracle.case_errors(body_function(body, oracle.DTYPE, device), inputs, outputs)
+        if operator.signature not in makers:
+            makers[operator.signature] = ReferenceMaker(body, device)
+        references = makers[operator.signature].make(inputs, outputs)
         file = f"{layout.CASE_FOLDER}/case{number}.safetensors"
-        excluded: dict[str, HostArray] = {f"x{k}": mask for k, mask in enumerate(masks) if mask is not None}
-        if excluded:
-            run.arrays(file, {**arrays, **excluded})
-            run.remove(call.file)
-        else:
-            run.rename(call.file, file)
-        cases.append(_case(number, operator, call, file, errors))
+        for k, reference in enumerate(references):
+            arrays |= reference_arrays(k, reference)
+        run.arrays(file, arrays)
+        run.remove(call.file)
+        cases.append(_case(number, operator, call, file, tuple(r.accuracy for r in references)))
     return cases
 
 
-def _case(number: int, operator: Operator, call: Kept, file: str, errors: tuple[float, ...]) -> Case:
+def _case(number: int, operator: Operator, call: Kept, file: str, accuracy: tuple[Accuracy, ...]) -> Case:
     order = {slot: k for k, slot in enumerate(SLOTS)}
     reasons = tuple(sorted(call.reasons, key=lambda slot: (order.get(slot, len(order)), slot)))
     return Case(
         f"case{number}", operator.name, operator.signature, operator.graph, call.moment.prompt, call.moment.step, reasons,
-        file, errors,
+        file, accuracy,
     )
 
 

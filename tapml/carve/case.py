@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tapml.carve.tolerance import Accuracy
+
 
 @dataclass(frozen=True)
 class Case:
     """`file` (relative to the run) is a safetensors file with "i{k}" for each body input k that is no weight, and "o{k}"
-    for each output. `prompt` and `step` say when: step 0 is the first call of the generation, prefill chunks counted.
-    `reasons` say why it was kept ("first layer", "largest magnitude", …). `source_error` is, for each output, the
-    distance of the source from the float64 oracle, in the unit of `tapml.carve.tolerance.distance` (0.0 for an output that
-    must be equal)."""
+    for each output, and what the output is judged by (`tapml.carve.folder`). `prompt` and `step` say when: step 0 is the first
+    call of the generation, prefill chunks counted.
+    `reasons` say why it was kept ("first layer", "largest magnitude", …). `accuracy` says, for
+    each output, how exact the source is."""
 
     id: str
     operator: str
@@ -22,7 +24,13 @@ class Case:
     step: int
     reasons: tuple[str, ...]
     file: str
-    source_error: tuple[float, ...]
+    accuracy: tuple[Accuracy, ...]
+
+    @property
+    def source_error(self) -> tuple[float, ...]:
+        """For each output the distance of the source from float64, in the unit of `tapml.carve.tolerance.distance` (0.0 for an
+        output that must be equal)."""
+        return tuple(a.error for a in self.accuracy)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -34,12 +42,12 @@ class Case:
             "step": self.step,
             "reasons": list(self.reasons),
             "file": self.file,
-            "source_error": list(self.source_error),
+            "accuracy": [a.to_json() for a in self.accuracy],
         }
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Case:
         return Case(
             data["id"], data["operator"], data["signature"], data["graph"], data["prompt"], data["step"],
-            tuple(data["reasons"]), data["file"], tuple(data["source_error"]),
+            tuple(data["reasons"]), data["file"], tuple(Accuracy.from_json(a) for a in data["accuracy"]),
         )

@@ -25,13 +25,13 @@ import tapml
 from tapml.carve import layout
 from tapml.carve.arrays import unpack
 from tapml.carve.case import Case
-from tapml.carve.tolerance import Comparison, compare
+from tapml.carve.tolerance import Accuracy, Comparison, Reference, compare
 from tapml.carve.writer import RunWriter, digest_of
 from tapml.errors import RunError, UsageError, nearest
 from tapml.generation import DecoderShape
 from tapml.operators.graph import Body, Graph, Operator, Placeholder
 from tapml.source.weights import Weight, WeightTable
-from tapml.tensors import NUMPY, HostArray, TensorSpec
+from tapml.tensors import FLOATS, NUMPY, HostArray, TensorSpec, dtype_name
 
 T = TypeVar("T")
 
@@ -199,7 +199,14 @@ class RunFolder:
 
     def case_arrays(self, case: Case) -> tuple[list[HostArray], list[HostArray]]:
         """(all inputs in the body's order, weights among them; expected outputs). An expected output is a
-        `numpy.ma.MaskedArray` where the source is no judge of some elements: hand it to `tapml.carve.tolerance` as it is."""
+        `numpy.ma.MaskedArray` where the source is no judge of some elements."""
+        inputs, references = self.case_references(case)
+        return inputs, [_masked(r.values, r.excluded) for r in references]
+
+    def case_references(self, case: Case) -> tuple[list[HostArray], list[Reference]]:
+        """(all inputs in the body's order, weights among them; what each output is judged by). A case's file holds for output k
+        "o{k}", what the source gave; "r{k}", float64's answer less that (absent where it is 0); "x{k}", the elements on which the
+        source is no judge; "e{k}", "l{k}" and "h{k}", those at a jump, and the least and greatest right value of each."""
         arrays = unpack(self.path / case.file)
         operator = self.operator(case.operator)
         body = self.bodies[operator.signature]
@@ -209,15 +216,15 @@ class RunFolder:
                 self.weight(placeholders[name].key) if role == "weight" else arrays[f"i{k}"]
                 for k, (name, role) in enumerate(zip(operator.inputs, body.roles, strict=True))
             ]
-            expected = [_masked(arrays[f"o{k}"], arrays.get(f"x{k}")) for k in range(len(body.outputs))]
+            references = [_reference(k, arrays, case.accuracy[k]) for k in range(len(body.outputs))]
         except KeyError as error:
             raise RunError(f"{self.path / case.file} lacks tensor {error}. Carve again with --fresh.") from None
-        return inputs, expected
+        return inputs, references
 
     def compare(self, case: Case, actual: list[HostArray]) -> list[Comparison]:
         """Judges the outputs of one recorded call."""
-        _, expected = self.case_arrays(case)
-        return [compare(y, r, e) for y, r, e in zip(actual, expected, case.source_error, strict=True)]
+        _, references = self.case_references(case)
+        return [compare(y, r) for y, r in zip(actual, references, strict=True)]
 
     @cached_property
     def initial_states(self) -> dict[str, HostArray]:
@@ -293,6 +300,33 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 def _damaged(path: Path, line: int, error: Exception) -> str:
     return f"{path} is damaged at line {line} ({type(error).__name__}: {error}). Carve again with --fresh."
+
+
+def reference_arrays(k: int, reference: Reference) -> dict[str, HostArray]:
+    """What a case's file holds of an output besides the output itself; see `RunFolder.case_references`."""
+    found: dict[str, HostArray] = {}
+    if reference.exact is not None:
+        with np.errstate(invalid="ignore", over="ignore"):
+            rest = (reference.exact - reference.values.astype(np.float64)).astype(np.float32)
+        rest[~np.isfinite(rest)] = 0.0
+        if rest.any():
+            found[f"r{k}"] = rest
+    if reference.excluded is not None:
+        found[f"x{k}"] = reference.excluded
+    if reference.either is not None:
+        found |= {f"e{k}": reference.either[0], f"l{k}": reference.either[1], f"h{k}": reference.either[2]}
+    return found
+
+
+def _reference(k: int, arrays: dict[str, HostArray], accuracy: Accuracy) -> Reference:
+    values = arrays[f"o{k}"]
+    exact = None
+    if dtype_name(values) in FLOATS:
+        exact = values.astype(np.float64)
+        if f"r{k}" in arrays:
+            exact = exact + arrays[f"r{k}"]
+    either = (arrays[f"e{k}"], arrays[f"l{k}"], arrays[f"h{k}"]) if f"e{k}" in arrays else None
+    return Reference(values, accuracy, exact, arrays.get(f"x{k}"), either)
 
 
 def _masked(array: HostArray, mask: HostArray | None) -> HostArray:

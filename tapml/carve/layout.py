@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 FORMAT = "tapml-run"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MANIFEST = "run.json"
 GRAPHS = "graphs.jsonl"

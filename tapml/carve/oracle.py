@@ -1,17 +1,18 @@
-"""How wrong the source itself is: the same computation in float64, on the same inputs.
+"""How wrong the source itself is over a whole model: the same computation in float64, operator by operator, errors compounding.
 
-    errors, masks = case_errors(function64, inputs, outputs)       one recorded call, isolated
-    for line in follow(...): ...                                   whole model, errors compound
+    for line in follow(...): ...
 
-Isolated: an operator's recorded inputs are cast to float64, its weights too, and the recorded outputs are measured
-against what comes out. Only one operator's weights exist in float64 at a time.
+A single operator on its recorded inputs is the business of `tapml.carve.reference`. Here source and float64 run side by side,
+operator by operator, each from its own values and its own states; tokens are the source's (teacher forcing), so both see the
+same text. A round is one call of each prompt: the prefill calls and the first `DECODE_STEPS` decode calls. All prompts advance
+together, so a weight is cast once an operator and round, whatever the number of prompts.
 
-End to end (`follow`): source and float64 run side by side, operator by operator, each from its own values and its own
-states; tokens are the source's (teacher forcing), so both see the same text. A round is one call of each prompt: the
-prefill calls and the first `DECODE_STEPS` decode calls. All prompts advance together, so a weight is cast once an
-operator and round, whatever the number of prompts.
+One run may be exact by luck. So a third goes along: the source once more, with each operator's outputs moved by a rounding, up,
+down or not at all. That is what another right implementation amounts to, and its distance from float64 says what becomes of such
+differences further on. What is reported is the larger of the two.
 
-Where the source is no judge (see `tapml.carve.tolerance`), elements are left out of its error and reported as masks.
+Where the source is no judge (see `tapml.carve.tolerance`), elements are left out of its error and counted; so are the few that
+rounding pushed over a jump, whose error stands far above all others.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from tapml.carve.tolerance import source_error
+from tapml.carve.reference import moved_by_a_rounding
+from tapml.carve.tolerance import errors_of, straddling, undecided
 from tapml.generation import Call, DecoderShape, decode_call, prefill_calls
-from tapml.operators.execute import BodyFunction, body_function, first_content, host_from_tensor, tensor_from_host
+from tapml.operators.execute import body_function, first_content, host_from_tensor, tensor_from_host
 from tapml.operators.graph import Body, Graph, Operator
-from tapml.tensors import HostArray, TensorSpec
+from tapml.tensors import TensorSpec, dtype_name
 
 DECODE_STEPS = 2
 DTYPE = torch.float64
@@ -35,24 +36,23 @@ DTYPE = torch.float64
 # Prompts that are followed together; more are followed in further groups, so memory stays bounded.
 GROUP = 8
 
-Mask = NDArray[np.bool_]
-
 
 @dataclass(frozen=True)
 class OutputLine:
-    """End-to-end error of one call: for each graph output the source's distance from float64, and how many elements were
-    left out because the two disagree about finite or equal."""
+    """End-to-end error of one call: for each graph output the source's distance from float64, how many elements were left out
+    because the two disagree about finite or equal, and how many because they straddle a jump."""
 
     prompt: int
     step: int
     graph: str
     source_error: dict[str, float]
     excluded: dict[str, int]
+    straddling: dict[str, int]
 
     def to_json(self) -> dict[str, object]:
         return {
             "prompt": self.prompt, "step": self.step, "graph": self.graph,
-            "source_error": self.source_error, "excluded": self.excluded,
+            "source_error": self.source_error, "excluded": self.excluded, "straddling": self.straddling,
         }  # fmt: skip
 
 
@@ -67,17 +67,6 @@ class OperatorLine:
 
     def to_json(self) -> dict[str, object]:
         return {"operator": self.operator, "step": self.step, "source_error": list(self.source_error)}
-
-
-def case_errors(
-    function: BodyFunction, inputs: Sequence[torch.Tensor], outputs: Sequence[HostArray]
-) -> tuple[tuple[float, ...], tuple[Mask | None, ...]]:
-    """For one recorded call: error and mask of each output. `function` is the body in float64, `inputs` all of the body's
-    inputs as the source had them."""
-    with torch.inference_mode():
-        exact = function(inputs)
-    pairs = [source_error(output, host_from_tensor(x)) for output, x in zip(outputs, exact, strict=True)]
-    return tuple(e for e, _ in pairs), tuple(m for _, m in pairs)
 
 
 def decoder_calls(prompt: Sequence[int], generated: Sequence[int], shape: DecoderShape) -> list[Call]:
@@ -124,7 +113,7 @@ class _Pair:
 
 
 class _Run:
-    """One generation: its states and values, on both sides."""
+    """One generation: its states and values on the source, in float64, and on the source with roundings added."""
 
     def __init__(
         self, prompt: int, calls: Sequence[Call], states: Mapping[str, TensorSpec | torch.Tensor], device: torch.device
@@ -134,8 +123,10 @@ class _Run:
         self.device = device
         self.states = {key: first_content(value, device) for key, value in states.items()}
         self.exact_states = {key: exact(tensor) for key, tensor in self.states.items()}
+        self.near_states = dict(self.states)
         self.values: dict[str, torch.Tensor] = {}
         self.exact_values: dict[str, torch.Tensor] = {}
+        self.near_values: dict[str, torch.Tensor] = {}
 
 
 class _Plan:
@@ -145,6 +136,7 @@ class _Plan:
         self.graph = graph
         self.operators = operators
         self.weights = {p.name: p.key for p in graph.weights}
+        self._generator = torch.Generator(device="cpu").manual_seed(0)
         keep = {*graph.outputs, *graph.mutations.values()}
         last = {name: k for k, operator in enumerate(operators) for name in (*operator.inputs, *operator.outputs)}
         self.dead: list[list[str]] = [[] for _ in operators]
@@ -160,10 +152,11 @@ class _Plan:
         for run in runs:
             given = {key: tensor_from_host(array, run.device) for key, array in run.calls[step].inputs.items()}
             for p in graph.inputs:
-                run.values[p.name] = given[p.key]
+                run.values[p.name] = run.near_values[p.name] = given[p.key]
                 run.exact_values[p.name] = exact(given[p.key])
             for p in graph.states:
                 run.values[p.name], run.exact_values[p.name] = run.states[p.key], run.exact_states[p.key]
+                run.near_values[p.name] = run.near_states[p.key]
         for operator, dead in zip(self.operators, self.dead, strict=True):
             pair = functions[operator.signature]
             held = {name: weights[self.weights[name]] for name in operator.inputs if name in self.weights}
@@ -172,31 +165,48 @@ class _Plan:
                 with torch.inference_mode():
                     made = pair.source([held[n] if n in held else run.values[n] for n in operator.inputs])
                     exact_made = pair.exact([exact_held[n] if n in held else run.exact_values[n] for n in operator.inputs])
+                    near = pair.source([held[n] if n in held else run.near_values[n] for n in operator.inputs])
+                    near = tuple(moved_by_a_rounding(t, self._generator) for t in near)
                 run.values.update(zip(operator.outputs, made, strict=True))
                 run.exact_values.update(zip(operator.outputs, exact_made, strict=True))
+                run.near_values.update(zip(operator.outputs, near, strict=True))
                 if run.prompt == 0:
-                    errors = [_error(a, b)[0] for a, b in zip(made, exact_made, strict=True)]
-                    yield OperatorLine(operator.name, step, tuple(errors))
+                    errors = tuple(
+                        max(_error(a, x).error, _error(n, x).error) for a, n, x in zip(made, near, exact_made, strict=True)
+                    )
+                    yield OperatorLine(operator.name, step, errors)
                 for name in dead:
-                    run.values.pop(name, None)
-                    run.exact_values.pop(name, None)
+                    for values in (run.values, run.exact_values, run.near_values):
+                        values.pop(name, None)
         for run in runs:
             yield self._finish(run, step)
 
     def _finish(self, run: _Run, step: int) -> OutputLine:
         graph = self.graph
-        errors: dict[str, float] = {}
-        excluded: dict[str, int] = {}
+        found: dict[str, _Error] = {}
         for key, name in zip(graph.output_keys, graph.outputs, strict=True):
             if name in self.weights:
                 continue  # a weight that is handed out as it is
-            errors[key], mask = _error(run.values[name], run.exact_values[name])
-            excluded[key] = 0 if mask is None else int(mask.sum())
+            one, near = (_error(values[name], run.exact_values[name]) for values in (run.values, run.near_values))
+            found[key] = _Error(max(one.error, near.error), one.excluded, max(one.straddling, near.straddling))
         for key, name in graph.mutations.items():
             run.states[key], run.exact_states[key] = run.values[name], run.exact_values[name]
-        run.values.clear()
-        run.exact_values.clear()
-        return OutputLine(run.prompt, step, graph.name, errors, excluded)
+            run.near_states[key] = run.near_values[name]
+        for values in (run.values, run.exact_values, run.near_values):
+            values.clear()
+        return OutputLine(
+            run.prompt, step, graph.name, {k: e.error for k, e in found.items()}, {k: e.excluded for k, e in found.items()},
+            {k: e.straddling for k, e in found.items()},
+        )
+
+
+@dataclass(frozen=True)
+class _Error:
+    """How far one output is from float64, and how many elements were left out."""
+
+    error: float
+    excluded: int
+    straddling: int
 
 
 def exact(tensor: torch.Tensor) -> torch.Tensor:
@@ -204,5 +214,15 @@ def exact(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(DTYPE) if tensor.is_floating_point() else tensor
 
 
-def _error(source: torch.Tensor, oracle: torch.Tensor) -> tuple[float, Mask | None]:
-    return source_error(host_from_tensor(source), host_from_tensor(oracle))
+def _error(source: torch.Tensor, oracle: torch.Tensor) -> _Error:
+    values, reference = host_from_tensor(source), host_from_tensor(oracle)
+    mask = undecided(values, reference)
+    left = 0 if mask is None else int(mask.sum())
+    if not source.is_floating_point():
+        return _Error(0.0, left, 0)
+    errors = errors_of(values, reference)
+    if mask is not None:
+        errors = errors[~mask]
+    count = straddling(errors, dtype_name(values))
+    ordinary = np.sort(errors, axis=None)[: errors.size - count] if count else errors
+    return _Error(float(ordinary.max(initial=0.0)), left, count)

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tapml.carve.tolerance import FACTOR, Comparison, as_reference, compare, distance
+from tapml.carve.reference import ReferenceMaker
+from tapml.carve.tolerance import FACTOR, Comparison, Reference, compare, distance
 from tapml.errors import DeviceError, DeviceLost, TapmlError
 from tapml.kernels import Program
 from tapml.migrate.workbench import Workbench
@@ -39,6 +40,9 @@ FIRST_RUNS = 5
 FLAKY_RUNS = 8
 
 _MOVES = 2
+
+# Calls on which the source is measured for a candidate: there are many candidates.
+_CALLS = 2
 
 
 class NotFailing(TapmlError):
@@ -57,18 +61,22 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Failing:
-    """A case that fails. `expected` is masked where the source is no judge. `comparisons` has one an output, empty when there was
+    """A case that fails. `comparisons` has one an output, empty when there was
     nothing to compare (refused, crashed); `program` is None when compiling failed. `wrong` is the worst output."""
 
     body: Body
     inputs: list[HostArray]
-    expected: list[HostArray]
-    source_error: list[float]
+    references: list[Reference]
     program: Program | None
     comparisons: list[Comparison]
     outcome: Outcome
     message: str
     wrong: int = 0
+
+    @property
+    def expected(self) -> list[HostArray]:
+        """What the source answers."""
+        return [r.values for r in self.references]
 
     @property
     def elements(self) -> int:
@@ -79,13 +87,6 @@ class Failing:
     def cost(self) -> tuple[int, int]:
         """What minimising lowers: elements of the inputs, then elements and number of what is computed."""
         return self.elements, sum(1 + s.elements for n in self.body.nodes for s in n.outputs)
-
-
-@dataclass(frozen=True)
-class _Source:
-    expected: list[HostArray]
-    exact: list[HostArray]
-    errors: list[float]
 
 
 class Examiner:
@@ -101,7 +102,8 @@ class Examiner:
         self.runs = 1
         self.compiled = 0
         self._programs: dict[str, tuple[Program | None, Outcome, str]] = {}
-        self._functions: dict[tuple[str, str | None], HostFunction] = {}
+        self._functions: dict[str, HostFunction] = {}
+        self._makers: dict[str, ReferenceMaker] = {}
         body = bench.model.bodies[operator.signature]
         program = bench.program(operator)
         self.schedules = None if program is None else (program.schedule,)
@@ -127,8 +129,8 @@ class Examiner:
         if len(failing) < FIRST_RUNS or len(texts) > 1:
             self.runs = FLAKY_RUNS
         self.outcome = first.outcome
-        self.finite = all(_finite(r) for r in first.expected)
-        self.judged = all(np.ma.getmask(r) is np.ma.nomask for r in first.expected)
+        self.finite = all(_finite(r.values) for r in first.references)
+        self.judged = all(r.excluded is None for r in first.references)
         self.widest = max((c.bound for c in first.comparisons), default=0.0)
         self.clear = bool(first.comparisons) and self._is_clear(first, source)
         return first
@@ -177,33 +179,31 @@ class Examiner:
             return None, Outcome("crash" if result.status == "crash" else "error", result.stage), result.message
         return result.program, Outcome("pass", None), result.message
 
-    def _function(self, body: Body, dtype: str | None = None) -> HostFunction:
-        key = (body.signature, dtype)
-        if key not in self._functions:
-            self._functions[key] = host_function(body, dtype)
-        return self._functions[key]
+    def _exact(self, body: Body) -> HostFunction:
+        if body.signature not in self._functions:
+            self._functions[body.signature] = host_function(body, "float64")
+        return self._functions[body.signature]
 
-    def _source(self, body: Body, inputs: list[HostArray]) -> _Source:
-        """What the source answers, in its own dtype and in float64, and its error. Masks are set where it is no judge."""
-        given = self._function(body)(inputs)
-        exact = list(self._function(body, "float64")(inputs))
-        made = [as_reference(np.array(answer), x) for answer, x in zip(given, exact, strict=True)]
-        return _Source([r for r, _ in made], exact, [e for _, e in made])
+    def _source(self, body: Body, inputs: list[HostArray]) -> list[Reference]:
+        """What the outputs are judged by."""
+        if body.signature not in self._makers:
+            self._makers[body.signature] = ReferenceMaker(body, most=_CALLS)
+        return self._makers[body.signature].on_host(inputs)
 
-    def _judges(self, source: _Source) -> bool:
+    def _judges(self, source: list[Reference]) -> bool:
         """Whether the source is as good a judge as it was of the first case."""
-        if self.finite and not all(_finite(r) for r in source.expected):
+        if self.finite and not all(_finite(r.values) for r in source):
             return False
-        if self.judged and any(np.ma.getmask(r) is not np.ma.nomask for r in source.expected):
+        if self.judged and any(r.excluded is not None for r in source):
             return False
-        return all(e <= max(self.widest, 1.0 / 16) / FACTOR for e in source.errors)
+        return all(r.accuracy.beyond <= max(self.widest, 1.0 / 16) / FACTOR for r in source)
 
-    def _run(self, body: Body, inputs: list[HostArray], source: _Source) -> Failing | None:
+    def _run(self, body: Body, inputs: list[HostArray], source: list[Reference]) -> Failing | None:
         """One run; the outcome may be a pass. None when the device was lost, or refused, in the course of something else."""
         program, outcome, message = self._compile(body)
 
         def made(outcome: Outcome, message: str, found: list[Comparison], wrong: int = 0) -> Failing:
-            return Failing(body, inputs, source.expected, source.errors, program, found, outcome, message, wrong)
+            return Failing(body, inputs, source, program, found, outcome, message, wrong)
 
         if program is None:
             return made(outcome, message, [])
@@ -215,20 +215,22 @@ class Examiner:
             return made(Outcome("error", "driver" if error.stage == "driver" else "launch"), str(error), [])
         except DeviceLost as error:
             return made(Outcome("crash", "launch"), str(error), [])
-        found = [compare(y, r, e) for y, r, e in zip(actual, source.expected, source.errors, strict=True)]
+        found = [compare(y, r) for y, r in zip(actual, source, strict=True)]
         wrong = max(range(len(found)), key=lambda k: (not found[k].passed, found[k].error))
         failed = not found[wrong].passed
         return made(Outcome("fail", "numeric") if failed else Outcome("pass", None), found[wrong].describe(), found, wrong)
 
-    def _is_clear(self, found: Failing, source: _Source) -> bool:
+    def _is_clear(self, found: Failing, source: list[Reference]) -> bool:
         """Whether the error is beyond what moving the inputs by one rounding explains."""
         error = found.comparisons[found.wrong].error if found.comparisons else math.inf
-        if math.isinf(error) or dtype_name(found.expected[found.wrong]) not in FLOATS:
+        judge = source[found.wrong]
+        if math.isinf(error) or judge.exact is None:
             return True
-        function = self._function(found.body, "float64")
-        mask = np.ma.getmask(found.expected[found.wrong])
-        exact = source.exact[found.wrong]
-        reference = exact if mask is np.ma.nomask else np.ma.MaskedArray(exact, mask)
+        function = self._exact(found.body)
+        skip = judge.excluded
+        if judge.either is not None:
+            skip = judge.either[0] if skip is None else skip | judge.either[0]
+        reference = judge.exact if skip is None else np.ma.MaskedArray(judge.exact, skip)
         for seed in range(_MOVES):
             generator = np.random.default_rng(seed)
             moved = [_moved(a, generator) for a in found.inputs]

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tapml.carve.tolerance import Comparison
+from tapml.carve.tolerance import Comparison, Reference
 from tapml.diagnose.candidate import Examiner, Failing, NotFailing, Outcome
 from tapml.diagnose.shrink_body import Extent, find_extents, resized
 from tapml.diagnose.shrink_inputs import renumbered, smaller_inputs
@@ -50,15 +50,14 @@ _VALUE_CALLS = 1500
 @dataclass(frozen=True)
 class Minimised:
     """The smallest failing case that was found. `body` is what the source computes; `program` the kernels that fail, None when
-    compiling is what fails; `expected` what the source answers (masked where it is no judge), `source_error` how wrong it is
-    itself; `comparison` that of the worst output, `wrong`, and None where nothing could be compared (`message` says why).
-    Elements are those of all inputs, weights included. `runs` is how often a run must be repeated to see a flaky failure."""
+    compiling is what fails; `references` what each output is judged by; `comparison` that of the worst output, `wrong`, and
+    None where nothing could be compared (`message` says why). Elements are those of all inputs, weights included. `runs` is how
+    often a run must be repeated to see a flaky failure."""
 
     operator: str
     body: Body
     inputs: tuple[HostArray, ...]
-    expected: tuple[HostArray, ...]
-    source_error: tuple[float, ...]
+    references: tuple[Reference, ...]
     program: Program | None
     comparison: Comparison | None
     wrong: int
@@ -69,6 +68,11 @@ class Minimised:
     steps: tuple[str, ...]
     runs: int
     seconds: float
+
+    @property
+    def expected(self) -> list[HostArray]:
+        """What the source answers."""
+        return [r.values for r in self.references]
 
 
 def minimise(
@@ -269,8 +273,7 @@ class _Search:
             operator=self.operator.name,
             body=best.body,
             inputs=tuple(np.ascontiguousarray(a).reshape(a.shape) for a in best.inputs),
-            expected=tuple(best.expected),
-            source_error=tuple(best.source_error),
+            references=tuple(best.references),
             program=best.program,
             comparison=best.comparisons[best.wrong] if best.comparisons else None,
             wrong=best.wrong,

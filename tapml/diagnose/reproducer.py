@@ -21,16 +21,15 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 
 from tapml.carve.arrays import pack
-from tapml.carve.tolerance import bound
+from tapml.carve.tolerance import Reference, scale_of
 from tapml.devices.interface import DeviceInfo
 from tapml.diagnose.minimise import Minimised
 from tapml.kernels import Program
 from tapml.operators.graph import Body, Node
-from tapml.tensors import FLOATS, HostArray, convert, dtype_name
+from tapml.tensors import EPSILON, HostArray, convert
 
 ENDINGS = {"opencl-c": "cl", "wgsl": "wgsl", "c": "c", "cuda": "cu", "hip": "hip", "msl": "metal", "null": "txt"}
 
@@ -66,17 +65,17 @@ def write_reproducer(folder: Path, target: str, minimised: Minimised, device: De
 
 def _expected(minimised: Minimised, program: Program) -> dict[str, HostArray]:
     arrays: dict[str, HostArray] = {}
-    for k, (array, spec) in enumerate(zip(minimised.expected, program.outputs, strict=True)):
-        arrays[f"o{k}"] = convert(np.ma.getdata(array), spec.dtype).reshape(spec.shape)
-        mask = np.ma.getmask(array)
-        if mask is not np.ma.nomask:
-            arrays[f"m{k}"] = np.asarray(mask).reshape(spec.shape)
+    for k, (reference, spec) in enumerate(zip(minimised.references, program.outputs, strict=True)):
+        exact = reference.values if reference.exact is None else reference.exact
+        arrays[f"o{k}"] = convert(exact, spec.dtype).reshape(spec.shape)
+        masks = [m for m in (reference.excluded, None if reference.either is None else reference.either[0]) if m is not None]
+        if masks:
+            arrays[f"m{k}"] = np.logical_or.reduce(masks).reshape(spec.shape)
     return arrays
 
 
 def _plan(minimised: Minimised, program: Program, device: DeviceInfo, files: list[str]) -> dict[str, object]:
     handed_on = {output for output, _ in program.forwards}
-    pairs = zip(minimised.expected, minimised.source_error, strict=True)
     return {
         "device": device.name,
         "kernels": [
@@ -91,7 +90,10 @@ def _plan(minimised: Minimised, program: Program, device: DeviceInfo, files: lis
         "outputs": [[list(s.shape), s.dtype] for s in program.outputs],
         "scratch": list(program.scratch),
         # [output, bound, mean of what is expected]: the unit of tapml.carve.tolerance
-        "checks": [[k, bound(e, dtype_name(x)), _scale(x)] for k, (x, e) in enumerate(pairs) if k not in handed_on],
+        "checks": [
+            [k, *_allowed(reference, spec.dtype)]
+            for k, (reference, spec) in enumerate(zip(minimised.references, program.outputs, strict=True)) if k not in handed_on
+        ],
         "repeats": minimised.runs,
     }  # fmt: skip
 
@@ -101,13 +103,14 @@ def _whole_words(words: tuple[int, ...]) -> list[int]:
     return [w & 0xFFFFFFFF for w in words] + [0] * (-len(words) % 4)
 
 
-def _scale(expected: HostArray) -> float:
-    """The mean magnitude that errors are measured by (see `tapml.carve.tolerance`)."""
-    if dtype_name(expected) not in FLOATS:
-        return 1.0
-    size = np.abs(np.ma.compressed(np.ma.asarray(expected)).astype(np.float64))
-    counted = size[(size > 0) & (size < float(ml_dtypes.finfo(expected.dtype).max) / 2)]
-    return float(counted.mean()) if counted.size else 1.0
+def _allowed(reference: Reference, stored: str) -> tuple[float, float]:
+    """The bound, with room for rounding once to the graph's dtype and to the stored one, and the scale of the unit (see
+    `tapml.carve.tolerance`)."""
+    if reference.exact is None:
+        return 0.0, 1.0
+    rounding = (EPSILON[reference.dtype] + EPSILON[stored]) / 2
+    return reference.bound + rounding, scale_of(reference.exact, reference.values)
+
 
 
 def _readme(target: str, minimised: Minimised, program: Program, device: DeviceInfo, files: list[str], note: str) -> str:

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tapml.carve.folder import RunFolder
-from tapml.carve.tolerance import Comparison, as_reference, compare
+from tapml.carve.tolerance import Comparison, Reference, compare, of_source
 from tapml.errors import DeviceError, DeviceLost
 from tapml.generation import greedy
 from tapml.kernels import Program
@@ -44,7 +44,7 @@ from tapml.migrate.end_to_end import Oracle, check_calls
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Operator
-from tapml.tensors import FLOATS, NUMPY, HostArray, convert, dtype_name
+from tapml.tensors import FLOATS, NUMPY, HostArray, convert
 
 RTOL = 1e-2
 ATOL = 1.0
@@ -65,15 +65,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One draw: all inputs in the body's order, what the source answers, and how wrong the source is."""
+    """One draw: all inputs in the body's order, and what each output is judged by."""
 
     inputs: list[HostArray]
-    expected: list[HostArray]
-    source_error: list[float]
+    references: list[Reference]
 
     @property
     def nbytes(self) -> int:
-        return sum(a.nbytes for a in (*self.inputs, *self.expected))
+        return sum(a.nbytes for a in (*self.inputs, *(r.values for r in self.references)))
 
 
 class RandomInputs:
@@ -137,18 +136,15 @@ class RandomInputs:
             else:
                 inputs.append(_integers(rng, [arrays[k] for arrays in recorded]))
         with np.errstate(all="ignore"):
-            expected = model.function(operator.signature)(inputs)
-            exact = model.function(operator.signature, "float64")(inputs)
-        judged = [as_reference(r, x) for r, x in zip(expected, exact, strict=True)]
-        return Drawn(inputs, [r for r, _ in judged], [e for _, e in judged])
+            references = model.references(operator.signature).on_host(inputs)
+        return Drawn(inputs, references)
 
     def _compare(self, operator: Operator, program: Program, drawn: Drawn) -> list[Comparison]:
         keys = self.bench.model.weight_keys(operator)
         given = [a if key is None else self._handed_over(operator, key, a) for a, key in zip(drawn.inputs, keys, strict=True)]
         actual = self.bench.runner.run_once(program, given)
         return [
-            compare(convert(y.reshape(r.shape), dtype_name(r)), r, e)
-            for y, r, e in zip(actual, drawn.expected, drawn.source_error, strict=True)
+            compare(convert(y.reshape(r.values.shape), r.dtype), r) for y, r in zip(actual, drawn.references, strict=True)
         ]
 
     def _handed_over(self, operator: Operator, key: str, array: HostArray) -> HostArray:
@@ -298,7 +294,7 @@ class EndToEndOnly:
             for place, ((token, row), (expected, reference)) in enumerate(
                 zip(greedy(hybrid, prompt.tokens, shape, MAX_TOKENS), ours, strict=False), 1
             ):
-                found = compare(row, reference, error)
+                found = compare(row, of_source(reference, error))
                 if token != expected or not found.passed:
                     what = f"token {token} instead of {expected}; " if token != expected else ""
                     return f"prompt {prompt.index}, token {place}: {what}logits: {found.describe()}"
@@ -319,7 +315,7 @@ class EndToEndOnly:
             actual = hybrid.step(graph, example)
             errors = oracle.of_prompt(index)
             for key, reference in expected.items():
-                found = compare(actual[key], reference, errors.get(key, 0.0))
+                found = compare(actual[key], of_source(reference, errors.get(key, 0.0)))
                 if not found.passed:
                     return f"example {index}, output {key}: {found.describe()}"
         return ""

@@ -52,7 +52,7 @@ def smallest(
         return Smallest(why_not=f"it could not be minimised: {error}")
     actual: tuple[HostArray, ...] = ()
     if case.program is not None:
-        shown = Trial(trial.name, case.inputs, case.expected, case.source_error)
+        shown = Trial(trial.name, case.inputs, case.references)
         actual = fire(bench, operator, case.program, shown, case.runs, resident=False).outputs
     note = f"{found.stage}: {found.because}" if found.stage else found.because
     try:

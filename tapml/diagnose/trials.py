@@ -25,9 +25,9 @@ def recorded(run: RunFolder, model: Model, operator: Operator) -> Iterator[Trial
     own = run.cases_of(operator.name)
     keys = model.weight_keys(operator)
     for case in own or run.cases_of_signature(operator.signature):
-        inputs, expected = run.case_arrays(case)
+        inputs, references = run.case_references(case)
         if own or all(key is None for key in keys):
-            yield Trial(case.id, inputs, expected, case.source_error)
+            yield Trial(case.id, inputs, references)
         else:
             yield Trial.computed(model, operator, _with_weights(model, keys, inputs), case.id)
 

@@ -15,14 +15,14 @@ Everything here works on `Stepper`s and knows nothing of devices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tapml.carve.folder import Prompt, RunFolder
-from tapml.carve.tolerance import Comparison, bound, compare
+from tapml.carve.tolerance import LEAST, Comparison, compare, compound_bound, of_source
 from tapml.generation import Call, DecoderShape, Stepper, decode_call, greedy, prefill_calls
 from tapml.tensors import FLOATS, HostArray, dtype_name
 from tapml.verdicts import Stage, Status
@@ -55,14 +55,18 @@ class Answer:
 
 
 class Reference:
-    """What the source answers to the calls of the check."""
+    """What the source answers to the calls of the check. `hollow` says why comparing with that shows nothing; "" where it
+    does."""
 
     def __init__(
-        self, calls: Sequence[Call], outputs: Sequence[dict[str, HostArray]], errors: Sequence[dict[str, float]]
+        self, calls: Sequence[Call], outputs: Sequence[dict[str, HostArray]], errors: Sequence[dict[str, float]],
+        straddling: Mapping[str, int] | None = None, logits: bool = False,
     ) -> None:
         self.calls = calls
         self.outputs = outputs
         self.errors = errors
+        self.straddling = straddling or {}
+        self.hollow = hollow((values for answer in outputs for values in answer.values()), logits)
 
     @staticmethod
     def of(run: RunFolder, source: Stepper) -> Reference:
@@ -71,7 +75,9 @@ class Reference:
         source.reset()
         outputs = [source.step(call.graph, call.inputs) for call in calls]
         oracle = Oracle(run)
-        return Reference(calls, outputs, [oracle.of_call(0, step) for step in range(len(calls))])
+        errors = [oracle.of_call(0, step) for step in range(len(calls))]
+        straddling = {key: oracle.straddling(0, key) for answer in outputs for key in answer}
+        return Reference(calls, outputs, errors, straddling, run.decoder is not None)
 
     def check(self, target: Stepper) -> Answer:
         """Stops at the first call beyond its bound. DeviceError and DeviceLost pass through."""
@@ -80,11 +86,11 @@ class Reference:
         for step, (call, expected, errors) in enumerate(zip(self.calls, self.outputs, self.errors, strict=True)):
             actual = target.step(call.graph, call.inputs)
             for key, reference in expected.items():
-                found = compare(actual[key], reference, errors.get(key, 0.0))
+                found = compare(actual[key], of_source(reference, errors.get(key, 0.0), self.straddling.get(key, 0)))
                 where = f"output {key} of {call.graph} (call {step}): {found.describe()}"
                 if not found.passed:
                     return Answer("fail", "numeric", found.error, found.bound, found.source_error, where)
-                if worst is None or _ratio(found) > _ratio(worst):
+                if worst is None or found.ratio > worst.ratio:
                     worst, at = found, where
         if worst is None:
             return Answer("pass", None, None, None, None, "the model has no outputs")
@@ -103,6 +109,11 @@ class Oracle:
             if line["prompt"] == prompt and line["step"] == step:
                 return dict(line["source_error"])
         return self.of_prompt(prompt)
+
+    def straddling(self, prompt: int, key: str = "logits") -> int:
+        """How many elements of one output the source itself had on the other side of a jump, at most, at any call of a prompt."""
+        mine = [line for line in self._lines if line["prompt"] == prompt] or self._lines
+        return max((line["straddling"].get(key, 0) for line in mine), default=0)
 
     def of_prompt(self, prompt: int) -> dict[str, float]:
         mine = [line for line in self._lines if line["prompt"] == prompt] or self._lines
@@ -131,7 +142,8 @@ def teacher_forced(prompt: Sequence[int], tokens: Sequence[int], shape: DecoderS
 class PromptResult:
     """One prompt. `errors` and the like are over all compared positions; `differs_at` is the first position where the tokens
     differ, `margin` there is how far the source's token was ahead of the target's in the source's own logits, in the unit
-    of the logit error; both None when the tokens match. For a module that is no decoder the token lists are empty."""
+    of the logit error; both None when the tokens match. `unchecked` says why the comparison shows nothing, "" where it does.
+    For a module that is no decoder the token lists are empty."""
 
     index: int
     tokens_source: tuple[int, ...]
@@ -143,6 +155,7 @@ class PromptResult:
     differs_at: int | None = None
     margin: float | None = None
     reason: str = ""
+    unchecked: str = ""
 
     @property
     def tokens_match(self) -> bool:
@@ -150,7 +163,7 @@ class PromptResult:
 
     @property
     def passed(self) -> bool:
-        return self.tokens_match and self.error <= self.bound
+        return self.tokens_match and self.error <= self.bound and not self.unchecked
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"tokens_match": self.tokens_match}
@@ -177,12 +190,13 @@ def compare_prompt(
     if tokens_source != tokens_target:
         target_rows = _rows(target, prompt.tokens, tokens_source, shape)
     source_error = max(oracle.of_prompt(prompt.index).values(), default=0.0)
-    found = [compare(y, r, source_error) for y, r in zip(target_rows, rows, strict=True)]
-    worst = max(found, key=_ratio)
+    jumped = oracle.straddling(prompt.index)
+    found = [compare(y, of_source(r, source_error, jumped)) for y, r in zip(target_rows, rows, strict=True)]
+    worst = max(found, key=lambda c: c.ratio)
     result = PromptResult(
         prompt.index, tokens_source, tokens_target, worst.error, worst.bound, source_error,
         sum(int(y.argmax() == r.argmax()) for y, r in zip(target_rows, rows, strict=True)) / len(rows),
-        reason=worst.describe(),
+        reason=worst.describe(), unchecked=hollow(rows, logits=True),
     )
     common = min(len(prompt.generated), len(tokens_source))
     if prompt.generated[:common] != tokens_source[:common]:
@@ -198,16 +212,17 @@ def compare_example(run: RunFolder, source: Stepper, target: Stepper, index: int
         stepper.reset()
     expected, actual = (stepper.step(graph, run.examples[index]) for stepper in (source, target))
     errors = oracle.of_prompt(index)
-    found = {key: compare(actual[key], expected[key], errors.get(key, 0.0)) for key in expected}
+    judges = {key: of_source(r, errors.get(key, 0.0), oracle.straddling(index, key)) for key, r in expected.items()}
+    found = {key: compare(actual[key], judge) for key, judge in judges.items()}
     choices = [k for k in expected if expected[k].ndim and expected[k].size and dtype_name(expected[k]) in FLOATS]
     agree = [actual[k].argmax(-1) == expected[k].argmax(-1) for k in choices]
     flat = np.concatenate([np.atleast_1d(a).reshape(-1) for a in agree]) if agree else np.ones(1, bool)
     if not found:
         return PromptResult(index, (), (), 0.0, 0.0, 0.0, 1.0, reason="the model has no outputs")
-    key, worst = max(found.items(), key=lambda item: _ratio(item[1]))
+    key, worst = max(found.items(), key=lambda item: item[1].ratio)
     return PromptResult(
         index, (), (), worst.error, worst.bound, worst.source_error, float(flat.mean()),
-        reason=f"output {key}: {worst.describe()}",
+        reason=f"output {key}: {worst.describe()}", unchecked=hollow(expected.values(), logits=False),
     )
 
 
@@ -235,6 +250,7 @@ class EndToEnd:
             "logit_bound": None if worst is None else worst.bound,
             "source_error": None if worst is None else worst.source_error,
             "within_bound": all(p.error <= p.bound for p in self.prompts),
+            "checked": not any(p.unchecked for p in self.prompts),
             "top1_agreement": agreement if self.prompts else None,
             "prompts": [p.to_json() for p in self.prompts],
         }
@@ -264,7 +280,7 @@ def _explain_difference(result: PromptResult, rows: Sequence[HostArray]) -> Prom
     row = rows[place].astype(np.float64)
     scale = float(np.abs(row[np.isfinite(row)]).mean()) or 1.0
     margin = float((row[mine] - row[other]) / (abs(row[mine]) + scale))
-    tie = margin <= bound(result.source_error, dtype_name(rows[place]))
+    tie = margin <= compound_bound(result.source_error, dtype_name(rows[place]))
     words = (
         f"tokens differ from position {place}: the source gives {mine}, the target {other}; the source preferred its own by "
         f"{margin:.3g}, which is {'within the bound, a near tie' if tie else 'beyond the bound, so no tie'}"
@@ -272,5 +288,19 @@ def _explain_difference(result: PromptResult, rows: Sequence[HostArray]) -> Prom
     return replace(result, differs_at=place, margin=margin, reason=f"{result.reason}; {words}")
 
 
-def _ratio(found: Comparison) -> float:
-    return found.error / found.bound if found.bound else found.error
+def hollow(outputs: Iterable[HostArray], logits: bool) -> str:
+    """Why comparing with these answers of the source shows nothing; "" where it does. Logits must hold neither NaN nor infinity
+    (-inf bars a token, and is none), since what is chosen from them is an accident then. Of any other output, more than half of
+    the elements must not be NaN, since a target that is wrong agrees with that too."""
+    for values in outputs:
+        if dtype_name(values) not in FLOATS or not values.size:
+            continue
+        wide = values.astype(np.float64)
+        odd = int((np.isnan(wide) | (wide == np.inf)).sum() if logits else np.isnan(wide).sum())
+        if odd > (0 if logits else LEAST * values.size):
+            kinds = "NaN or infinite" if logits else "NaN"
+            return (
+                f"{odd:,} of {values.size:,} elements of the source's own answer are {kinds}, so an equal answer shows nothing; "
+                "tapml health names the operator that makes them"
+            )
+    return ""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from tapml.carve.reference import ReferenceMaker
 from tapml.operators.execute import HostFunction, host_function
 from tapml.operators.graph import Body, Graph, Operator
 from tapml.tensors import HostArray
@@ -39,6 +40,7 @@ class Model:
         self._read = weight
         self._weights: dict[str, HostArray] = {}
         self._functions: dict[tuple[str, str | None], HostFunction] = {}
+        self._makers: dict[str, ReferenceMaker] = {}
 
     @staticmethod
     def of(run: RunFolder) -> Model:
@@ -67,6 +69,12 @@ class Model:
         if key not in self._weights:
             self._weights[key] = self._read(key)
         return self._weights[key]
+
+    def references(self, signature: str) -> ReferenceMaker:
+        """What makes references of the operator's calls."""
+        if signature not in self._makers:
+            self._makers[signature] = ReferenceMaker(self.bodies[signature])
+        return self._makers[signature]
 
     def function(self, signature: str, dtype: str | None = None) -> HostFunction:
         """The operator's computation on the source, as it is or with every float in `dtype`."""

@@ -34,7 +34,7 @@ import numpy as np
 
 from tapml.carve.case import Case
 from tapml.carve.folder import RunFolder
-from tapml.carve.tolerance import Comparison, as_reference, compare
+from tapml.carve.tolerance import LEAST, Comparison, Reference, compare, enough, of_source
 from tapml.errors import DeviceError, DeviceLost, UsageError, nearest
 from tapml.kernels import Program
 from tapml.migrate.alteration import Alteration
@@ -42,7 +42,7 @@ from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.model import Model
 from tapml.migrate.workbench import Progress, Workbench
-from tapml.operators.graph import Operator
+from tapml.operators.graph import Body, Operator
 from tapml.tensors import HostArray, spec_of
 from tapml.verdicts import Measure, Stage, Status, Verdict
 
@@ -52,24 +52,25 @@ REPEATS = 3
 
 @dataclass(frozen=True)
 class Trial:
-    """One call to check: all inputs in the body's order, what the source answers, and how wrong the source is. `case` is the
-    recorded call that it is made of."""
+    """One call to check: all inputs in the body's order, and what each output is judged by. `case` is the recorded call that
+    it is made of."""
 
     name: str
     inputs: Sequence[HostArray]
-    expected: Sequence[HostArray]
-    source_error: Sequence[float]
+    references: Sequence[Reference]
     case: Case | None = None
+
+    @property
+    def expected(self) -> list[HostArray]:
+        """What the source answers."""
+        return [r.values for r in self.references]
 
     @staticmethod
     def computed(
         model: Model, operator: Operator, inputs: Sequence[HostArray], name: str, case: Case | None = None
     ) -> Trial:
         """A trial on any inputs: what the source answers to them now, and how far that is from float64."""
-        expected = model.function(operator.signature)(inputs)
-        exact = model.function(operator.signature, "float64")(inputs)
-        made = [as_reference(r, x) for r, x in zip(expected, exact, strict=True)]
-        return Trial(name, inputs, [r for r, _ in made], [e for _, e in made], case)
+        return Trial(name, inputs, model.references(operator.signature).on_host(inputs), case)
 
 
 class OperatorTester:
@@ -213,7 +214,7 @@ class OperatorTester:
             for (operator, actual), (_, expected) in pairs:
                 if operator.name in programs:
                     errors = _compound(compounds[operator.name], step, len(expected))
-                    found = [compare(y, r, e) for y, r, e in zip(actual, expected, errors, strict=True)]
+                    found = [compare(y, of_source(r, e)) for y, r, e in zip(actual, expected, errors, strict=True)]
                     verdict = self._verdict(operator, programs[operator.name], found, f"cumulative, call {step}", started)
                     self._measured(verdict, None, 0, step, call.graph)
                     before = verdicts.get(operator.name)
@@ -234,11 +235,11 @@ class OperatorTester:
         return self.bench.alteration is not None and self.bench.alteration.touches(operator)
 
     def _recorded(self, case: Case) -> Trial:
-        inputs, expected = self.run.case_arrays(case)
-        return Trial(case.id, inputs, expected, case.source_error, case)
+        inputs, references = self.run.case_references(case)
+        return Trial(case.id, inputs, references, case)
 
     def _with_own_weights(self, operator: Operator, case: Case) -> Trial:
-        recorded, _ = self.run.case_arrays(case)
+        recorded, _ = self.run.case_references(case)
         keys = self.model.weight_keys(operator)
         inputs = [array if key is None else self.model.weight(key) for array, key in zip(recorded, keys, strict=True)]
         return Trial.computed(self.model, operator, inputs, case.id, case)
@@ -249,6 +250,7 @@ class OperatorTester:
         """Runs trials until one fails; the verdict carries the numbers of the failed or else the worst one."""
         worst: Verdict | None = None
         count = 0
+        coverage = _Coverage()
         for trial in trials:
             try:
                 for attempt in self.bench.attempts():
@@ -256,6 +258,7 @@ class OperatorTester:
                         actual = self._run(operator, program, trial)
                         found = _compare(actual, trial)
                         verdict = self._verdict(operator, program, found, f"{trial.name}{how}", started)
+                        coverage.add(found, trial, self.model.bodies[operator.signature])
                         if verdict.status != "pass":
                             verdict = replace(self._again(operator, program, trial, verdict, actual), cases=count + 1)
                 count += 1
@@ -271,12 +274,20 @@ class OperatorTester:
             if worst is None or verdict.badness > worst.badness:
                 worst = verdict
         assert worst is not None
-        return replace(worst, cases=count, seconds=time.monotonic() - started)
+        worst = replace(
+            worst, cases=count, seconds=time.monotonic() - started, elements=coverage.elements, excluded=coverage.excluded,
+        )  # fmt: skip
+        hollow = coverage.hollow()
+        if hollow:
+            return replace(worst, status="unchecked", reason=f"{hollow}; {worst.reason}")
+        return worst
 
     def _measured(self, verdict: Verdict, case: str | None, prompt: int, step: int, graph: str) -> None:
         """Keeps the numbers of one call, which the verdict on it has."""
         v = verdict
-        measure = Measure(v.operator, case, prompt, step, graph, v.error, v.bound, v.source_error, v.status)
+        measure = Measure(
+            v.operator, case, prompt, step, graph, v.error, v.bound, v.source_error, v.status, v.elements, v.excluded,
+        )  # fmt: skip
         self._measures.setdefault(v.operator, []).append(measure)
 
     def _run(self, operator: Operator, program: Program, trial: Trial) -> list[HostArray]:
@@ -307,14 +318,14 @@ class OperatorTester:
         self, operator: Operator, program: Program, found: Sequence[Comparison], what: str, started: float
     ) -> Verdict:
         """Of one trial: the numbers are those of the worst output."""
-        index = max(range(len(found)), key=lambda k: (not found[k].passed, _ratio(found[k])), default=None)
+        index = max(range(len(found)), key=lambda k: (not found[k].passed, found[k].ratio), default=None)
         if index is None:
             raise ValueError(f"{operator.name} has no outputs")
         worst = found[index]
         output = f", output {index}" if len(found) > 1 else ""
         return self._made(
             operator, program, "pass" if worst.passed else "fail", None if worst.passed else "numeric",
-            f"{what}{output}: {worst.describe()}", started, worst,
+            f"{what}{output}: {worst.describe()}", started, worst, sum(c.elements for c in found), sum(c.excluded for c in found),
         )
 
     def _skipped(self, operator: Operator, program: Program) -> Verdict:
@@ -326,7 +337,7 @@ class OperatorTester:
 
     def _made(
         self, operator: Operator, program: Program, status: Status, stage: Stage | None, reason: str, started: float,
-        found: Comparison | None = None,
+        found: Comparison | None = None, elements: int = 0, excluded: int = 0,
     ) -> Verdict:
         before = self.bench.schedules_that_failed(operator)
         if before:
@@ -335,12 +346,49 @@ class OperatorTester:
             operator=operator.name, signature=operator.signature, op=operator.kind, status=status, stage=stage,
             error=None if found is None else found.error, bound=None if found is None else found.bound,
             source_error=None if found is None else found.source_error, reason=reason, seconds=time.monotonic() - started,
-            schedule=program.schedule, kernel=program.digest, cases=int(found is not None),
+            schedule=program.schedule, kernel=program.digest, cases=int(found is not None), elements=elements, excluded=excluded,
         )
 
 
+class _Coverage:
+    """How much of each output was compared, over the calls of one operator. What counts, and what not: an element that is NaN
+    because a whole input is NaN is no evidence, since whatever a kernel computes from it is NaN too."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, int] = {}
+        self._compared: dict[int, int] = {}
+        self.elements = 0
+        self.excluded = 0
+
+    def add(self, found: Sequence[Comparison], trial: Trial, body: Body) -> None:
+        starved = any(
+            role != "weight" and array.size and array.dtype.kind not in "iub" and bool(np.isnan(array.astype(np.float64)).all())
+            for array, role in zip(trial.inputs, body.roles, strict=True)
+        )
+        for k, (comparison, reference) in enumerate(zip(found, trial.references, strict=True)):
+            self._calls[k] = self._calls.get(k, 0) + comparison.elements
+            compared = comparison.elements - comparison.excluded + comparison.straddling
+            if starved and reference.exact is not None and bool(np.isnan(reference.exact).all()):
+                compared = 0
+            self._compared[k] = self._compared.get(k, 0) + compared
+            self.elements += comparison.elements
+            self.excluded += comparison.excluded
+
+    def hollow(self) -> str:
+        """Why this shows nothing; "" where enough was compared of every output."""
+        for k, total in self._calls.items():
+            if not enough(self._compared[k], total):
+                output = f" of output {k}" if len(self._calls) > 1 else ""
+                return (
+                    f"only {self._compared[k]:,} of {total:,} elements{output} could be compared, less than {LEAST:.0%}: on the "
+                    "others the source is no judge (it overflows, holds NaN, or stands at a jump), so this shows nothing. Record "
+                    "other inputs, or carve in float32"
+                )
+        return ""
+
+
 def _compare(actual: Sequence[HostArray], trial: Trial) -> list[Comparison]:
-    return [compare(y, r, e) for y, r, e in zip(actual, trial.expected, trial.source_error, strict=True)]
+    return [compare(y, r) for y, r in zip(actual, trial.references, strict=True)]
 
 
 def _compound(errors: dict[int, tuple[float, ...]], step: int, outputs: int) -> tuple[float, ...]:
@@ -352,10 +400,6 @@ def _compound(errors: dict[int, tuple[float, ...]], step: int, outputs: int) -> 
 
 def _bits(outputs: Sequence[HostArray]) -> bytes:
     return b"".join(np.ascontiguousarray(a).tobytes() for a in outputs)
-
-
-def _ratio(found: Comparison) -> float:
-    return found.error / found.bound if found.bound else found.error
 
 
 def _last_part(name: str) -> str:

@@ -70,6 +70,43 @@ def body_function(body: Body, dtype: torch.dtype | None = None, device: str | to
     return run_in_dtype
 
 
+class NodeByNode:
+    """A body that is run one node at a time, over a list of values that the caller holds and may change in between.
+
+        steps = NodeByNode(body, torch.float64)
+        values = steps.begin(inputs)
+        for k in range(len(body.nodes)):
+            steps.run(k, values)              # values[steps.slots[name]] are there for all that is read
+
+    `dtype` and `device` as in `body_function`. Nothing is freed before the list is."""
+
+    def __init__(self, body: Body, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> None:
+        self.body = body
+        self._dtype = dtype
+        self.slots = {f"i{k}": k for k in range(len(body.inputs))}
+        for node in body.nodes:
+            self.slots[node.name] = len(self.slots)
+        self._plan = [_Instruction(node, self.slots, (), dtype, torch.device(device)) for node in body.nodes]
+
+    def begin(self, inputs: Tensors) -> list[Any]:
+        dtype = self._dtype
+        given = inputs if dtype is None else [t.to(dtype) if t.is_floating_point() else t for t in inputs]
+        return [*given, *[None] * len(self.body.nodes)]
+
+    def run(self, index: int, values: list[Any]) -> Any:
+        """Runs a node, and gives what it gave: a tensor, or a tuple of them."""
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(self._dtype or before)
+        try:
+            self._plan[index].run(values)
+        finally:
+            torch.set_default_dtype(before)
+        return values[self.slots[self.body.nodes[index].name]]
+
+    def outputs(self, values: list[Any]) -> tuple[torch.Tensor, ...]:
+        return tuple([values[self.slots[name]] for name in self.body.outputs])
+
+
 def host_function(body: Body, dtype: str | None = None, device: str = "cpu") -> HostFunction:
     """`body_function` from numpy arrays to C-contiguous numpy arrays; nothing is copied on the way in. `dtype` is a name
     ("float64"); outputs then have it too. An output may share memory with an input."""

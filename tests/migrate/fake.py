@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tapml.carve.case import Case
+from tapml.carve.tolerance import Accuracy, Reference
 from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.kernels import Argument, Kernel, Program, Step
 from tapml.migrate.model import Model
@@ -194,7 +195,7 @@ class FakeRun:
         (graph,) = self.graphs
         x = np.arange(graph.inputs[0].spec.elements, dtype=np.int64) + 3
         self.examples = ({"x": x},)
-        self.oracle = ({"prompt": 0, "step": 0, "graph": graph.name, "source_error": {}, "excluded": {}},)
+        self.oracle = ({"prompt": 0, "step": 0, "graph": graph.name, "source_error": {}, "excluded": {}, "straddling": {}},)
         self.weights = SimpleNamespace(entries={p.key: SimpleNamespace(digest=p.key) for p in graph.weights})
         self._calls: dict[str, tuple[list[HostArray], list[HostArray]]] = {}
         values = {p.name: self.model.weight(p.key) for p in graph.weights} | {p.name: x for p in graph.inputs}
@@ -205,7 +206,7 @@ class FakeRun:
             values.update(zip(o.outputs, made, strict=True))
             self._calls[o.name] = (inputs, list(made))
         self.cases = tuple(
-            Case(o.name, o.name, o.signature, graph.name, 0, 0, (), "", (0.0,) * len(o.outputs)) for o in self.operators
+            Case(o.name, o.name, o.signature, graph.name, 0, 0, (), "", (Accuracy(),) * len(o.outputs)) for o in self.operators
         )
 
     def operator(self, name: str) -> Operator:
@@ -220,8 +221,9 @@ class FakeRun:
     def cases_of_signature(self, signature: str) -> tuple[Case, ...]:
         return tuple(c for c in self.cases if c.signature == signature)
 
-    def case_arrays(self, case: Case) -> tuple[list[HostArray], list[HostArray]]:
-        return self._calls[case.operator]
+    def case_references(self, case: Case) -> tuple[list[HostArray], list[Reference]]:
+        inputs, outputs = self._calls[case.operator]
+        return inputs, [Reference(values) for values in outputs]
 
     def compound_error(self, name: str) -> dict[int, tuple[float, ...]]:
         return {}

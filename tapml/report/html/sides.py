@@ -15,7 +15,7 @@ from typing import Any
 
 from tapml.carve.folder import RunFolder
 from tapml.carve.layout import TARGET_FOLDER
-from tapml.carve.tolerance import bound
+from tapml.carve.tolerance import Accuracy, compound_bound
 from tapml.migrate.programs import kept
 from tapml.migrate.records import Records, Sheet
 from tapml.report.html.kernels import KernelTable
@@ -146,9 +146,9 @@ def _columns(measures: Sequence[Measure], shared: Shared | None, operators: dict
 def source_data(run: RunFolder, shared: Shared) -> dict[str, Any]:
     """The source as a side: isolated from its recorded cases, cumulative from the first steps of the first prompt."""
     dtypes = {o.name: [spec.dtype for spec in run.bodies[o.signature].output_specs] for o in run.operators}
-    isolated = [_own(c.operator, c.id, c.prompt, c.step, c.graph, c.source_error, dtypes[c.operator]) for c in run.cases]
+    isolated = [_own(c.operator, c.id, c.prompt, c.step, c.graph, _limits(c.accuracy, dtypes[c.operator])) for c in run.cases]
     compound = [
-        _own(o.name, None, 0, step, o.graph, errors, dtypes[o.name])
+        _own(o.name, None, 0, step, o.graph, [(e, compound_bound(e, d)) for e, d in zip(errors, dtypes[o.name], strict=True)])
         for o in run.operators for step, errors in sorted(run.compound_error(o.name).items())
     ]
     modes = {"isolated": isolated, "cumulative": compound}
@@ -158,13 +158,17 @@ def source_data(run: RunFolder, shared: Shared) -> dict[str, Any]:
     }
 
 
+def _limits(accuracy: Sequence[Accuracy], dtypes: Sequence[str]) -> list[tuple[float, float]]:
+    """For each output the source's own error, and what it gives a target."""
+    return [(a.beyond, a.bound(dtype)) for a, dtype in zip(accuracy, dtypes, strict=True)]
+
+
 def _own(
-    operator: str, case: str | None, prompt: int, step: int, graph: str, errors: Sequence[float], dtypes: Sequence[str]
+    operator: str, case: str | None, prompt: int, step: int, graph: str, limits: Sequence[tuple[float, float]]
 ) -> Measure:
     """A recorded call of the source as a measure of its worst output. Its status is "skipped": nothing judges the source."""
-    bounds = [bound(error, dtype) for error, dtype in zip(errors, dtypes, strict=True)]
-    worst = max(range(len(bounds)), key=lambda k: errors[k] / bounds[k] if bounds[k] else 0.0)
-    return Measure(operator, case, prompt, step, graph, errors[worst], bounds[worst], errors[worst], "skipped")
+    error, bound = max(limits, key=lambda limit: limit[0] / limit[1] if limit[1] else 0.0)
+    return Measure(operator, case, prompt, step, graph, error, bound, error, "skipped")
 
 
 def _own_sheet(measures: Sequence[Measure], shared: Shared) -> dict[str, Any]:
