@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from tapml.carve.folder import RunFolder
 from tapml.diagnose.prefix import BUDGET, PrefixHybrid
-from tapml.errors import DeviceError, DeviceLost
+from tapml.errors import DeviceError, DeviceLost, RunError
 from tapml.generation import Stepper
 from tapml.kernels import Program
 from tapml.migrate.end_to_end import Answer, Reference
@@ -59,12 +59,15 @@ class RunRecord:
 
 
 class WholeModel:
-    """See the module's docstring. `programs` are those of the operators that can be on the target."""
+    """See the module's docstring. `programs` are those of the operators that can be on the target. Raises RunError where the
+    source's own answer is NaN: whatever a target gives, nothing can be said of it."""
 
     def __init__(self, run: RunFolder, bench: Workbench, programs: Mapping[str, Program], budget: int = BUDGET) -> None:
         self._bench = bench
         self._programs = dict(programs)
         self._reference = Reference.of(run, Hybrid(bench.model))
+        if self._reference.hollow:
+            raise RunError(f"The model cannot be checked as a whole: {self._reference.hollow}. Try: tapml health {run.path}")
         self.engine = PrefixHybrid(bench, programs, budget)
         self.course: list[RunRecord] = []
 

@@ -62,6 +62,9 @@ def end_to_end_lines(result: MigrationResult) -> Iterator[Text]:
         yield Text("The model was not run end to end: the run has no prompt and no example.", style="yellow")
         return
     style = "green" if result.end_to_end.passed else "bold red"
+    hollow = next((p.unchecked for p in prompts if p.unchecked), "")
+    if hollow:
+        yield Text(f"Not checked: {hollow}.", style="bold red")
     yield Text.assemble((_tokens(prompts), style), f" · top-1 agreement {_agreement(prompts):.1%}")
     what = "logits" if worst.tokens_source else "outputs"
     yield Text(
