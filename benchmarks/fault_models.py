@@ -93,7 +93,66 @@ def fake_quantised() -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
     return FakeQuantised().eval(), (x,)
 
 
-MODELS = (llama_like, gemma_like, gpt2_like, mistral_like, mixtral_like, fake_quantised)
+class Block(torch.nn.Module):
+    """One transformer block: RMS norm, rotary attention with grouped heads and a causal mask with a sliding window, scores with a
+    soft cap; LayerNorm, a gate with tanh-GELU; logits over 1,100 tokens with a soft cap."""
+
+    HIDDEN, HEADS, GROUPS, HEAD, WINDOW, LENGTH = 128, 8, 2, 16, 24, 48
+
+    def __init__(self) -> None:
+        super().__init__()
+        hidden, inner = self.HIDDEN, self.HEADS * self.HEAD
+        self.weight = torch.nn.Parameter(torch.rand(hidden) + 0.5)
+        self.q = torch.nn.Linear(hidden, inner)
+        self.k = torch.nn.Linear(hidden, self.GROUPS * self.HEAD)
+        self.v = torch.nn.Linear(hidden, self.GROUPS * self.HEAD)
+        self.o = torch.nn.Linear(inner, hidden, bias=False)
+        self.norm = torch.nn.LayerNorm(hidden)
+        self.gate = torch.nn.Linear(hidden, 256)
+        self.up = torch.nn.Linear(hidden, 256)
+        self.down = torch.nn.Linear(256, hidden)
+        self.head = torch.nn.Linear(hidden, 1100, bias=False)
+        positions = torch.arange(self.LENGTH)
+        far = positions[:, None] - positions[None]
+        self.register_buffer("mask", (far >= 0) & (far < self.WINDOW), persistent=False)
+        angles = positions[:, None] * 10000.0 ** (-torch.arange(0, self.HEAD, 2) / self.HEAD)
+        self.register_buffer("cos", torch.cat([angles.cos()] * 2, -1), persistent=False)
+        self.register_buffer("sin", torch.cat([angles.sin()] * 2, -1), persistent=False)
+        with torch.no_grad():
+            self.q.weight.mul_(4)
+            self.gate.weight.mul_(6)
+
+    def rotated(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [batch, heads, length, head]."""
+        a, b = x.chunk(2, -1)
+        return x * self.cos + torch.cat([-b, a], -1) * self.sin
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [batch, length, hidden]; logits [batch, length, 1100]."""
+        batch, length, _ = x.shape
+        y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight
+        q, k, v = (
+            each(y).view(batch, length, -1, self.HEAD).transpose(1, 2) for each in (self.q, self.k, self.v)
+        )
+        k, v = (each.repeat_interleave(self.HEADS // self.GROUPS, dim=1) for each in (self.rotated(k), v))
+        scores = self.rotated(q) @ k.transpose(-1, -2) * self.HEAD**-0.5
+        scores = 30.0 * torch.tanh(scores / 30.0)
+        share = torch.softmax(scores.masked_fill(~self.mask, float("-inf")), -1)
+        x = x + self.o((share @ v).transpose(1, 2).reshape(batch, length, -1))
+        y = self.norm(x)
+        x = x + self.down(torch.nn.functional.gelu(self.gate(y), approximate="tanh") * self.up(y))
+        return 20.0 * torch.tanh(self.head(x) / 20.0)
+
+
+def block(seed: int = 0) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+    """`Block` with seeded weights, and hidden states of which some channels are thirty times the others, as in trained models."""
+    torch.manual_seed(seed)
+    x = torch.randn(1, Block.LENGTH, Block.HIDDEN)
+    x[..., :4] *= 30
+    return Block().eval(), (x,)
+
+
+MODELS = (block, llama_like, gemma_like, gpt2_like, mistral_like, mixtral_like, fake_quantised)
 
 
 def _causal_lm(arch: str, **settings: Any) -> Any:

@@ -196,7 +196,7 @@ def compare_prompt(
     result = PromptResult(
         prompt.index, tokens_source, tokens_target, worst.error, worst.bound, source_error,
         sum(int(y.argmax() == r.argmax()) for y, r in zip(target_rows, rows, strict=True)) / len(rows),
-        reason=worst.describe(), unchecked=hollow(rows, logits=True),
+        reason=worst.describe(), unchecked=hollow(rows, logits=True) or _too_far(found),
     )
     common = min(len(prompt.generated), len(tokens_source))
     if prompt.generated[:common] != tokens_source[:common]:
@@ -222,7 +222,7 @@ def compare_example(run: RunFolder, source: Stepper, target: Stepper, index: int
     key, worst = max(found.items(), key=lambda item: item[1].ratio)
     return PromptResult(
         index, (), (), worst.error, worst.bound, worst.source_error, float(flat.mean()),
-        reason=f"output {key}: {worst.describe()}", unchecked=hollow(expected.values(), logits=False),
+        reason=f"output {key}: {worst.describe()}", unchecked=hollow(expected.values(), logits=False) or _too_far(found.values()),
     )
 
 
@@ -286,6 +286,15 @@ def _explain_difference(result: PromptResult, rows: Sequence[HostArray]) -> Prom
         f"{margin:.3g}, which is {'within the bound, a near tie' if tie else 'beyond the bound, so no tie'}"
     )
     return replace(result, differs_at=place, margin=margin, reason=f"{result.reason}; {words}")
+
+
+def _too_far(found: Iterable[Comparison]) -> str:
+    """Why comparisons show nothing although all agree: the bound that follows from the source's error lets all zeros pass."""
+    worst = max((c for c in found if c.bound >= 1.0), key=lambda c: c.bound, default=None)
+    if worst is None:
+        return ""
+    off = f"the source's own answer is {worst.source_error:.2g} away from float64"
+    return f"{off}, so far that any answer would be within the bound"
 
 
 def hollow(outputs: Iterable[HostArray], logits: bool) -> str:
