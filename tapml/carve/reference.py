@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from tapml.carve import tolerance
 from tapml.carve.jumps import JumpFinder
-from tapml.carve.tolerance import HALF, Accuracy, Reference, distance, half_step, measure, straddling, undecided
+from tapml.carve.tolerance import HALF, Accuracy, Reference, half_step, measure, straddling, undecided
 from tapml.operators.execute import BodyFunction, body_function, host_from_tensor, tensor_from_host
 from tapml.operators.graph import Body
 from tapml.tensors import EPSILON, FLOATS, HostArray, dtype_name
@@ -145,9 +145,7 @@ def _within(reach: Range, where: Mask) -> tuple[Mask, HostArray, HostArray] | No
 def _accuracy(values: HostArray, exact: HostArray, working: HostArray | None, mask: Mask | None) -> Accuracy:
     if working is None or dtype_name(values) not in HALF:
         return measure(values, exact, mask)
-    off = undecided(working, exact)
-    skip = _union(mask, off)
-    return measure(values, exact, mask, distance(working, exact if skip is None else np.ma.MaskedArray(exact, skip)))
+    return measure(values, exact, mask, working)
 
 
 def _without_outliers(

@@ -33,6 +33,10 @@ also judged together, as differences from the correctly rounded exact result: th
 side of a tie counts as no difference. What is allowed is what the source shows itself, and what chance gives so many elements
 (`CHANCE` standard errors).
 
+The mean in the unit lets an error pass that is large for a small element. Half precision rounds each element in its own scale,
+and where a body does not cancel, its small elements are as exact as its large ones. So errors are also measured in |x| plus a
+sliver of s (`relative`), and held to what the source shows in that unit.
+
 Where the source is no judge. An element that is non-finite in the source and finite in float64 (float16 overflows), or
 the other way round, an integer on which the two disagree (top-k among equals), or an element that rounding pushes over a jump of
 the function (floor at a whole number; `tapml.carve.jumps`) is excluded from comparison and counted. Where one jump alone decides,
@@ -84,7 +88,7 @@ HALF = ("float16", "bfloat16")
 
 _CHUNK = 1 << 18
 
-Measure = Literal["element", "bias", "scale", "spread", "sides"]
+Measure = Literal["element", "relative", "bias", "scale", "spread", "sides"]
 
 # Which elements straddle a jump (of the output's shape), and for each of those, in order, the least and the greatest right value.
 Either = tuple[NDArray[np.bool_], HostArray, HostArray]
@@ -95,7 +99,8 @@ class Accuracy:
     """How exact the source is on one output, the largest of all calls that it was measured on; in the unit of `distance`, 0.0 for
     integers and booleans. `error` is the distance from float64, `beyond` what of it lies beyond rounding once to the
     output's dtype, `working` the same for the computation with its sums in float32 (of the source itself where its dtype is no
-    half precision). `bias`, `scale` and `spread` are those of the module's docstring."""
+    half precision). `bias`, `scale`, `spread` and `relative` are those of the module's docstring, `relative_working` the last for
+    sums in float32."""
 
     error: float = 0.0
     beyond: float = 0.0
@@ -103,6 +108,8 @@ class Accuracy:
     bias: float = 0.0
     scale: float = 0.0
     spread: float = 0.0
+    relative: float = 0.0
+    relative_working: float = 0.0
 
     def bound(self, dtype: str) -> float:
         """The largest error of an element that passes, for an output of this dtype: 0.0 for integers and booleans."""
@@ -119,13 +126,21 @@ class Accuracy:
         """The larger of each."""
         return Accuracy(*(max(a, b) for a, b in zip(self._all, other._all, strict=True)))
 
+    def relative_bound(self, dtype: str) -> float:
+        """The largest error of an element of half precision in the unit |x| + sliver."""
+        step = EPSILON[dtype]
+        own = 2 * self.relative + step / 4 if self.relative <= 2 * step else FACTOR * self.relative
+        return max(step / 4, FACTOR * self.relative_working, min(FACTOR * self.relative, own))
+
     def slack(self, dtype: str) -> float:
         """What sums in float32 and approximated functions may be off by, in half precision before the result is rounded."""
         return max(FLOOR * working_epsilon(dtype), FACTOR * self.working)
 
     @property
     def _all(self) -> tuple[float, ...]:
-        return (self.error, self.beyond, self.working, self.bias, self.scale, self.spread)
+        return (
+            self.error, self.beyond, self.working, self.bias, self.scale, self.spread, self.relative, self.relative_working,
+        )  # fmt: skip
 
     def to_json(self) -> list[float]:
         return list(self._all)
@@ -222,6 +237,7 @@ class Comparison:
 
 
 _WORDS: dict[str, str] = {
+    "relative": "error of an element in its own scale",
     "bias": "mean error of all elements",
     "scale": "error in proportion to the output, over all elements,",
     "spread": "root mean square error of all elements",
@@ -285,20 +301,31 @@ def compare(actual: HostArray, reference: Reference) -> Comparison:
     )
     if reference.exact is None:
         return _but_for_straddling(found, reference, scan)
-    return _with_statistics(_with_sides(found, scan), reference, scan)
+    return _with_statistics(_with_relative(_with_sides(found, scan), reference, scan), reference, scan)
 
 
-def measure(output: HostArray, exact: HostArray, excluded: NDArray[np.bool_] | None, working: float | None = None) -> Accuracy:
-    """How exact the source's output is; `excluded` elements are not looked at. `working` is the distance from float64 of the same
-    computation with its sums in float32; None where the output is that computation's."""
+def measure(
+    output: HostArray, exact: HostArray, excluded: NDArray[np.bool_] | None, working: HostArray | float | None = None
+) -> Accuracy:
+    """How exact the source's output is; `excluded` elements are not looked at. `working` is the result of the same computation
+    with its sums in float32, or its distance from float64; None where the output is that computation's."""
     dtype = dtype_name(output)
     if dtype not in FLOATS:
         return Accuracy()
-    slack = Accuracy(working=working or 0.0).slack(dtype)
-    scan = _Scan(output, output, exact, excluded, slack).carry_out(math.inf)
+    summed, summed_relative = 0.0, 0.0
+    if isinstance(working, np.ndarray):
+        off = undecided(working, exact)
+        skip = excluded if off is None else off if excluded is None else off | excluded
+        summed = distance(working, exact if skip is None else np.ma.MaskedArray(exact, skip))
+        summed_relative = _Scan(working, output, exact, skip, kinds=False).carry_out(math.inf).relative
+    elif working is not None:
+        summed = float(working)
+    scan = _Scan(output, output, exact, excluded, Accuracy(working=summed).slack(dtype)).carry_out(math.inf)
     bias, scale, spread = scan.statistics
     raw = distance(output, exact if excluded is None else np.ma.MaskedArray(exact, excluded))
-    return Accuracy(raw, scan.worst, scan.worst if working is None else working, abs(bias), abs(scale), spread)
+    if working is None:
+        summed = scan.worst
+    return Accuracy(raw, scan.worst, summed, abs(bias), abs(scale), spread, scan.relative, summed_relative)
 
 
 def undecided(source: HostArray, oracle: HostArray) -> NDArray[np.bool_] | None:
@@ -347,6 +374,20 @@ def _with_sides(found: Comparison, scan: _Scan) -> Comparison:
     return found if share <= 1.0 - SIDES else replace(found, error=share, bound=1.0 - SIDES, source_error=0.0, measure="sides")
 
 
+def _with_relative(found: Comparison, reference: Reference, scan: _Scan) -> Comparison:
+    """The same, or that an element is beyond what is allowed in its own scale."""
+    if not found.passed or reference.dtype not in HALF:
+        return found
+    limit = reference.accuracy.relative_bound(reference.dtype)
+    if scan.relative <= limit or scan.relative_index is None:
+        return found
+    index = scan.relative_index
+    return replace(
+        found, error=scan.relative, bound=limit, source_error=reference.accuracy.relative, measure="relative", index=index,
+        actual=_scalar(scan.original, index), expected=_scalar(reference.values, index),
+    )  # fmt: skip
+
+
 def _with_statistics(found: Comparison, reference: Reference, scan: _Scan) -> Comparison:
     """The same, or the statistic that is farthest beyond what is allowed where all elements are within their bound."""
     dtype = reference.dtype
@@ -373,7 +414,7 @@ class _Scan:
 
     def __init__(
         self, actual: HostArray, values: HostArray, exact: HostArray | None, skip: NDArray[np.bool_] | None, slack: float = 0.0,
-        either: Either | None = None,
+        either: Either | None = None, kinds: bool = True,
     ) -> None:
         if actual.shape != values.shape:
             raise ValueError(f"cannot compare shape {actual.shape} with {values.shape}")
@@ -394,6 +435,11 @@ class _Scan:
             self.ordinal = np.cumsum(self.either) - 1
         self.worst, self.within, self.over = 0.0, 0.0, 0
         self.as_source = self.as_exact = 0
+        self.original, self.kinds = actual, kinds
+        self.relative = 0.0
+        self.relative_position: int | None = None
+        # So much of the scale that sums in float32 amount to no more than a quarter of a rounding in this unit.
+        self.sliver = 4 * FLOOR * EPSILON["float32"] / EPSILON[self.dtype] * self.scale if self.floating else 0.0
         self.position: int | None = None
         self.count, self.sum, self.products, self.squares, self.power = 0, 0.0, 0.0, 0.0, 0.0
 
@@ -414,7 +460,14 @@ class _Scan:
 
     @property
     def index(self) -> tuple[int, ...] | None:
-        return None if self.position is None else tuple(int(n) for n in np.unravel_index(self.position, self.shape))
+        return self._index(self.position)
+
+    @property
+    def relative_index(self) -> tuple[int, ...] | None:
+        return self._index(self.relative_position)
+
+    def _index(self, position: int | None) -> tuple[int, ...] | None:
+        return None if position is None else tuple(int(n) for n in np.unravel_index(position, self.shape))
 
     @property
     def statistics(self) -> tuple[float, float, float]:
@@ -432,15 +485,21 @@ class _Scan:
         y, r, x = _wide(self.actual[part]), _wide(self.values[part]), _wide(self.exact[part])
         unit = np.maximum(np.abs(x) + self.scale, self.smallest)
         with np.errstate(invalid="ignore", over="ignore"):
-            errors: NDArray[np.float64] = np.maximum(np.abs(y - x) - half_step(x, self.dtype), 0.0) / unit
+            off = np.maximum(np.abs(y - x) - half_step(x, self.dtype), 0.0)
+            errors: NDArray[np.float64] = off / unit
         both = np.isfinite(y) & np.isfinite(x) & np.isfinite(r)
         if not both.all():
             errors = np.where(both & ~np.isnan(errors), errors, 0.0)
-            errors[_differs_in_kind(y, r)] = math.inf
+            if self.kinds:
+                errors[_differs_in_kind(y, r)] = math.inf
         if self.dtype in HALF:
             counts = both if self.skip is None else both & ~self.skip[part]
             if self.either is not None:
                 counts = counts & ~self.either[part]
+            own = np.where(counts, off / np.maximum(np.abs(x) + self.sliver, self.smallest), 0.0)
+            top = int(own.argmax())
+            if own[top] > self.relative:
+                self.relative, self.relative_position = float(own[top]), part.start + top
             self._gather(y[counts], x[counts], unit[counts], errors[counts] > self.slack)
         return errors
 

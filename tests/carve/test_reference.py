@@ -150,6 +150,34 @@ def test_a_half_precision_source_that_sums_in_float32_leaves_no_room_for_5_perce
         assert not compare(without.astype(reference.values.dtype), reference).passed
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_gelu_by_tanh_in_place_of_erf_is_found(dtype: torch.dtype) -> None:
+    """The two differ by 5e-4 at most, less than a rounding of the largest values, and by several roundings of small ones."""
+    torch.manual_seed(0)
+    gate, up = (torch.randn(48, 256) * 3).to(dtype), torch.randn(48, 256).to(dtype)
+    (reference,) = references(chain([("aten.gelu.default", (gate,), {}), ("aten.mul.Tensor", (Result(0), up), {})]))
+    for approximate, passes in (("none", True), ("tanh", False)):
+        made = torch.nn.functional.gelu(gate.float(), approximate=approximate) * up.float()
+        assert compare(made.to(dtype).float().numpy().astype(reference.values.dtype), reference).passed is passes
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_kernel_that_rounds_as_the_source_does_passes(dtype: torch.dtype) -> None:
+    """Twenty inputs, each with other roundings than those that the bound was measured on: sums that cancel among them."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        a, b = torch.randn(32, 64).to(dtype), torch.randn(32, 64).to(dtype)
+        made = chain([
+            ("aten.mul.Tensor", (a, b), {}), ("aten.mul.Tensor", (b, 0.7), {}), ("aten.sub.Tensor", (Result(0), Result(1)), {}),
+            ("aten.sigmoid.default", (Result(2),), {}), ("aten.mul.Tensor", (Result(3), Result(2)), {}),
+        ])  # fmt: skip
+        (reference,) = references(made)
+        other = ((a.double() * b.double()).to(dtype).double() - 0.7 * b.double()).to(dtype)  # one rounding fewer
+        values = (other.double() * torch.sigmoid(other.double())).to(dtype)
+        found = compare(values.float().numpy().astype(reference.values.dtype), reference)
+        assert found.passed, (seed, found.describe())
+
+
 def test_all_overflowing_leaves_nothing_to_compare() -> None:
     (reference,) = references(call("aten.mul.Tensor", torch.full((4, 64), 300.0).half(), torch.full((4, 64), 300.0).half()))
     found = compare(np.zeros((4, 64), np.float16), reference)
