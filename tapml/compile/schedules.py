@@ -8,6 +8,9 @@ The names that `Target.schedules` may hold:
 - "simple"   one thread for each element of the result, reductions serial: works for everything, on every GPU language
 - "serial"   one thread for all: for processors, and to find out whether a fault is one of scheduling
 
+Whatever made a schedule, one in which a thread reads local memory that another thread wrote is refused
+(`tapml.compile.ownership`). dlight's own epilogues are of that kind in places; `tapml.compile.epilogue` puts them right.
+
     function = apply("blocked", piece_function, target, tvm_target)
 """
 
@@ -24,6 +27,8 @@ from tvm import s_tir, tirx
 from tvm.s_tir import SBlockRealize, dlight
 
 from tapml.compile.blocked import find_contraction, schedule_contraction, tiling
+from tapml.compile.epilogue import in_the_writers_threads
+from tapml.compile.ownership import foreign_read
 from tapml.compile.pieces import is_reduction
 from tapml.targets.target import Target
 
@@ -40,27 +45,39 @@ class ScheduleFailure(Exception):
 
 
 def apply(name: str, function: Any, target: Target, tvm_target: Any) -> Any:
-    """The function with its loops bound to threads. Raises ScheduleFailure for an unknown name, and TVM's errors."""
+    """The function with its loops bound to threads. Raises ScheduleFailure for an unknown name and where a thread would read what
+    another one keeps to itself, and TVM's errors."""
     rules: dict[str, Callable[[Any, Target, Any], Any]] = {
         "dlight": _dlight, "blocked": _blocked, "simple": _simple, "serial": _serial,
     }
     if name not in rules:
         raise ScheduleFailure(f"no schedule {name!r}; known: {', '.join(NAMES)}")
-    return rules[name](function, target, tvm_target)
+    scheduled = rules[name](function, target, tvm_target)
+    # What dlight's rules gave was looked at one by one.
+    foreign = None if name == "dlight" else foreign_read(scheduled)
+    if foreign is not None:
+        raise ScheduleFailure(foreign)
+    return scheduled
 
 
 def _dlight(function: Any, target: Target, tvm_target: Any) -> Any:
-    """The first dlight rule that fits; a rule that breaks on a piece is as one that does not fit."""
+    """The first dlight rule that fits; a rule that breaks on a piece, or gives a wrong kernel, is as one that does not fit."""
     rules = [dlight.gpu.Matmul(), dlight.gpu.GEMV(), dlight.gpu.Reduction(), dlight.gpu.GeneralReduction()]
     for rule in rules:
         try:
             with tvm_target:
-                module = dlight.ApplyDefaultSchedule(rule)(tvm.IRModule({"main": function}))
+                scheduled = dlight.ApplyDefaultSchedule(rule)(tvm.IRModule({"main": function}))["main"]
+            if not bound(scheduled):
+                continue
+            if foreign_read(scheduled) is not None:
+                scheduled = in_the_writers_threads(scheduled)
+            foreign = foreign_read(scheduled)
         except Exception as error:
             logger.info("dlight's %s: %s: %s", type(rule).__name__, type(error).__name__, error)
             continue
-        if bound(module["main"]):
-            return module["main"]
+        if foreign is None:
+            return scheduled
+        logger.info("dlight's %s: %s", type(rule).__name__, foreign)
     return _simple(function, target, tvm_target)
 
 
