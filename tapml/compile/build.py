@@ -17,7 +17,7 @@ from typing import Any
 from tapml.compile import schedules
 from tapml.compile.emit import Emitted, LimitError, device_target, emit, nbytes
 from tapml.compile.importer import import_body
-from tapml.compile.legalize import legalize
+from tapml.compile.legalize import IN_FLOAT32, legalize, rounded_last
 from tapml.compile.lower import lower
 from tapml.compile.pieces import Piece, cut, prepare, split_kernels
 from tapml.kernels import Argument, Kernel, Program, Step
@@ -62,11 +62,11 @@ def build(
 
 
 def _prepared(function: Any, target: Target, inline: bool) -> Any:
-    """The function in the target's dtypes, inlined. Booleans become what they are stored as only in the buffers that remain after
-    inlining: before it, expressions would turn them to integers and back at every step."""
+    """The function in the target's dtypes, half precision computed in float32, inlined. Booleans become what they are stored as
+    only in the buffers that remain after inlining: before it, expressions would turn them to integers and back at every step."""
     booleans = {k: v for k, v in target.storage.items() if k == "bool"}
     numbers = {k: v for k, v in target.storage.items() if k != "bool"}
-    return legalize(prepare(legalize(function, numbers), inline), booleans)
+    return legalize(prepare(legalize(rounded_last(function), numbers, IN_FLOAT32), inline), booleans)
 
 
 def _stored(spec: TensorSpec, target: Target) -> TensorSpec:

@@ -1,19 +1,28 @@
 """A TIR function in the dtypes that a target stores and computes in.
 
 The function comes in the model's dtypes: int64 indices, booleans, half precision. `Target.storage` says what each
-becomes. Where int64 goes, all of it goes, loop variables included. Booleans stay booleans inside an expression; in a
-buffer they are the stored integer, 0 or 1. Saturating: an int64 constant beyond int32 becomes the nearest int32.
+becomes in the buffers that others see, `computed` what it becomes everywhere else. Where int64 goes, all of it goes, loop
+variables included. Booleans stay booleans inside an expression; in a buffer they are the stored integer, 0 or 1. Saturating: an
+int64 constant beyond int32 becomes the nearest int32.
+
+Half precision is stored, not computed in: `IN_FLOAT32`. What is loaded from a parameter is widened at once, every intermediate
+and the scratch between kernels is float32, and a value is rounded once, where it is stored in an output: `rounded_last` gives
+an output that is summed up or read again a float32 buffer in front of it. So a kernel's result is the exact one but for the
+errors of float32 and one rounding; beyond 65504 an output is infinite, an intermediate is not. A cast to half precision in the
+midst of a graph is no rounding either: it is dropped, where PyTorch rounds once more.
 
 Infinities: WGSL has no literal for one. `tapml.compile.emit` writes them; here they stay as they are.
 
-    function = legalize(function, {"int64": "int32", "bool": "int32"})
+    function = legalize(rounded_last(function), {"int64": "int32"}, IN_FLOAT32)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import tvm_ffi
 from tvm import ir, tirx
 from tvm.ir import PrimType
 from tvm.s_tir import SBlock, SBlockRealize
@@ -24,14 +33,19 @@ _BINARY = (
 )
 _UNARY = (tirx.Not, tirx.BitwiseNot)
 _INT32_MIN, _INT32_MAX = -(2**31), 2**31 - 1
+_FLOAT16_MAX, _FLOAT32_MAX = 65504.0, (2 - 2**-23) * 2.0**127
+IN_FLOAT32 = {"float16": "float32", "bfloat16": "float32"}
 
 
-def legalize(function: Any, storage: Mapping[str, str]) -> Any:
-    """The same function with every dtype replaced by what `storage` says it becomes."""
-    scalar = {k: v for k, v in storage.items() if k != "bool"}
-    if not storage:
+def legalize(function: Any, storage: Mapping[str, str], computed: Mapping[str, str] | None = None) -> Any:
+    """The same function with every dtype replaced by what `storage` says it becomes in its parameters. In other buffers and in
+    expressions `computed` goes first."""
+    inside = {**storage, **(computed or {})}
+    scalar = {k: v for k, v in inside.items() if k != "bool"}
+    if not inside:
         return function
     buffers: dict[Any, Any] = {}
+    parameters_before = list(function.params)
 
     def renamed(dtype: str) -> str:
         return scalar.get(dtype, dtype)
@@ -40,7 +54,7 @@ def legalize(function: Any, storage: Mapping[str, str]) -> Any:
         """The buffer that takes the place of `buffer`; the same one for each use of it."""
         if buffer not in buffers:
             kept = str(buffer.dtype)
-            dtype = storage.get(kept, kept)
+            dtype = (storage if any(buffer.same_as(p) for p in parameters_before) else inside).get(kept, kept)
             shape = [_constant_shape(n, renamed) for n in buffer.shape]
             buffers[buffer] = tirx.decl_buffer(shape, dtype, buffer.name, scope=buffer.scope())
         return buffers[buffer]
@@ -58,11 +72,71 @@ def legalize(function: Any, storage: Mapping[str, str]) -> Any:
 
     rewrite = _Rewriter(renamed, variable, stored, storage)
     body = rewrite.statement(function.body)
-    parameters = [variable(p) for p in function.params]
+    return _made_anew(function, [variable(p) for p in function.params], body)
+
+
+def _made_anew(function: Any, parameters: list[Any], body: Any) -> Any:
     made = tirx.PrimFunc(parameters, body, function.ret_type)
     for key, value in (function.attrs or {}).items():
         made = made.with_attr(key, value)
     return made
+
+
+def rounded_last(function: Any) -> Any:
+    """The same function with a buffer of its own in front of each half precision output that a single element-wise block does
+    not write once and for all; a block at the end copies it. The buffer then can have another dtype than the output."""
+    apart = [p for p in function.params if str(p.dtype) in IN_FLOAT32 and _is_worked_on(function.body, p)]
+    if not apart:
+        return function
+    table = {p: tirx.decl_buffer(list(p.shape), p.dtype, f"{p.name}_wide") for p in apart}
+    body = tvm_ffi.structural_map(function.body, [(ir.Var, lambda v: table.get(v, v))])
+    root = body.block
+    nests = list(root.body.seq) if isinstance(root.body, tirx.SeqStmt) else [root.body]
+    copies = [_copy(wide, p) for p, wide in table.items()]
+    block = SBlock(
+        list(root.iter_vars), list(root.reads), list(root.writes), root.name_hint, tirx.SeqStmt([*nests, *copies]), root.init,
+        [*root.alloc_buffers, *table.values()], list(root.match_buffers), root.annotations,
+    )
+    return _made_anew(function, list(function.params), SBlockRealize(list(body.iter_values), body.predicate, block))
+
+
+def _is_worked_on(body: Any, buffer: Any) -> bool:
+    """Whether the buffer is written, and also read, or written by a reduction or in several places."""
+    stores: list[Any] = []
+    others: list[Any] = []
+
+    def block(b: Any) -> None:
+        if b.init is not None and any(w.source.same_as(buffer) for w in b.writes):
+            others.append(b)
+
+    tvm_ffi.structural_walk(body, [
+        (tirx.BufferStore, lambda s: stores.append(s) if s.buffer.same_as(buffer) else None),
+        (ir.TensorLoad, lambda e: others.append(e) if e.source.same_as(buffer) else None),
+        (SBlock, block),
+    ])
+    return len(stores) > 1 or bool(stores and others)
+
+
+def _copy(source: Any, target: Any) -> Any:
+    """A nest that copies one buffer to another of its shape."""
+    shape = [int(n) for n in target.shape]
+    axes = [tirx.IterVar(ir.Range.from_min_extent(_long(0), _long(n)), tirx.Var(f"v{k}", "int64"), tirx.IterVar.DataPar)
+            for k, n in enumerate(shape)]
+    at = [a.var for a in axes]
+    point = [ir.Range.from_min_extent(v, _long(1)) for v in at]
+    block = SBlock(
+        axes, [tirx.BufferRegion(source, point)], [tirx.BufferRegion(target, point)], f"{target.name}_rounded",
+        tirx.BufferStore(target, tirx.BufferLoad(source, at), at),
+    )
+    loops = [tirx.Var(f"r{k}", "int64") for k in range(len(shape))]
+    nest: Any = SBlockRealize(list(loops), True, block)
+    for loop, n in reversed(list(zip(loops, shape, strict=True))):
+        nest = tirx.For(loop, _long(0), _long(n), tirx.ForKind.SERIAL, nest)
+    return nest
+
+
+def _long(n: int) -> Any:
+    return tirx.const(n, "int64")
 
 
 def _constant_shape(extent: Any, renamed: Callable[[str], str]) -> Any:
@@ -74,6 +148,7 @@ class _Rewriter:
 
     def __init__(self, renamed: Callable[[str], str], variable: Any, stored: Any, storage: Mapping[str, str]) -> None:
         self.renamed, self.variable, self.stored, self.storage = renamed, variable, stored, storage
+        self.first = False  # inside what a reduction begins with
 
     def expression(self, e: Any) -> Any:
         x = self.expression
@@ -81,7 +156,7 @@ class _Rewriter:
             return self._integer(e)
         if isinstance(e, tirx.FloatImm):
             dtype = str(e.ty)
-            return e if self.renamed(dtype) == dtype else tirx.FloatImm(self.renamed(dtype), e.value)
+            return e if self.renamed(dtype) == dtype else tirx.FloatImm(self.renamed(dtype), self._number(e.value, dtype))
         if isinstance(e, ir.Var):
             return self.variable(e)
         if isinstance(e, _BINARY):
@@ -109,20 +184,28 @@ class _Rewriter:
             return e
         return tirx.IntImm(new, max(min(int(e.value), _INT32_MAX), _INT32_MIN) if new == "int32" else int(e.value))
 
+    def _number(self, value: float, dtype: str) -> float:
+        """float16's largest number is where a search for the smallest one begins: in float32 that is float32's."""
+        return math.copysign(_FLOAT32_MAX, value) if dtype == "float16" and abs(value) == _FLOAT16_MAX and self.first else value
+
     def _cast(self, value: Any, dtype: str) -> Any:
-        """A cast, or nothing where both dtypes became one. A boolean is cast by choosing 1 or 0."""
+        """A cast, or nothing where both dtypes became one, or where the value was widened just before. A boolean is cast by
+        choosing 1 or 0."""
         have = str(value.ty)
         if have == dtype:
             return value
+        if isinstance(value, tirx.Cast) and str(value.value.ty) == dtype and (dtype, have) in IN_FLOAT32.items():
+            return value.value
         if have == "bool":
             return tirx.Select(value, tirx.const(1, dtype), tirx.const(0, dtype))
         return tirx.NE(value, tirx.const(0, have)) if dtype == "bool" else tirx.Cast(dtype, value)
 
     def _load(self, e: Any) -> Any:
         value = tirx.BufferLoad(self.stored(e.source), [self.expression(i) for i in e.indices])
-        if str(e.source.dtype) == "bool" and "bool" in self.storage:
-            return tirx.NE(value, tirx.const(0, self.storage["bool"]))
-        return value
+        dtype = str(e.source.dtype)
+        if dtype == "bool":
+            return tirx.NE(value, tirx.const(0, self.storage["bool"])) if "bool" in self.storage else value
+        return self._cast(value, self.renamed(dtype))
 
     def statement(self, s: Any) -> Any:
         """The same statement over the new buffers and variables. Knows what tensor expressions are made of before they
@@ -137,10 +220,8 @@ class _Rewriter:
         if isinstance(s, SBlockRealize):
             return SBlockRealize([x(v) for v in s.iter_values], x(s.predicate), self._block(s.block))
         if isinstance(s, tirx.BufferStore):
-            value = x(s.value)
-            if str(s.buffer.dtype) == "bool" and "bool" in self.storage:
-                value = self._cast(value, self.storage["bool"])
-            return tirx.BufferStore(self.stored(s.buffer), value, [x(i) for i in s.indices])
+            buffer = self.stored(s.buffer)
+            return tirx.BufferStore(buffer, self._cast(x(s.value), str(buffer.dtype)), [x(i) for i in s.indices])
         if isinstance(s, tirx.IfThenElse):
             return tirx.IfThenElse(x(s.condition), self.statement(s.then_case), self.statement(s.else_case))
         raise TypeError(f"legalize has no rule for the statement {type(s).__name__}")
@@ -148,10 +229,12 @@ class _Rewriter:
     def _block(self, block: Any) -> Any:
         axes = [tirx.IterVar(self._range(v.dom), self.variable(v.var), v.iter_type, v.thread_tag) for v in block.iter_vars]
         assert not block.match_buffers, "a tensor expression does not match buffers"
+        self.first = True
+        init = self.statement(block.init)
+        self.first = False
         return SBlock(
             axes, [self._region(r) for r in block.reads], [self._region(r) for r in block.writes], block.name_hint,
-            self.statement(block.body), self.statement(block.init), [self.stored(b) for b in block.alloc_buffers], [],
-            block.annotations,
+            self.statement(block.body), init, [self.stored(b) for b in block.alloc_buffers], [], block.annotations,
         )
 
     def _region(self, r: Any) -> Any:
