@@ -23,6 +23,7 @@ from tapml.compile.plain_c import plain_c
 from tapml.kernels import Extent, Kernel
 from tapml.targets.target import Target
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _TAGS = ("blockIdx.x", "blockIdx.y", "blockIdx.z", "threadIdx.x", "threadIdx.y", "threadIdx.z")
 
 
@@ -159,11 +160,28 @@ def _lowered(function: Any, entry: str, tvm_target: Any) -> Any:
     found = [f for f in module.functions.values() if int(f.attrs.get("calling_conv", 0)) == 2]
     if len(found) != 1:
         raise ValueError(f"a piece became {len(found)} device functions; expected one")
-    device = found[0].with_attr("global_symbol", entry)
+    device = _from_infinity(found[0].with_attr("global_symbol", entry))
     module = tvm.IRModule({entry: device})
     for step in passes[-4:]:
         module = step(module)
     return module[entry]
+
+
+def _from_infinity(device: Any) -> Any:
+    """The same function with searches for the largest or smallest number that begin at an infinity. TVM's begin at float32's
+    lowest or largest number, so that the largest of nothing but -∞ was that. Schedules know a search by what it begins at, hence
+    here, behind them: what is set to such a number in a register or in shared memory is where one begins, as numbers of the model
+    are parts of expressions or go to an output."""
+
+    def begun(store: Any) -> Any:
+        value = store.value
+        if not isinstance(value, tirx.FloatImm) or abs(value.value) != _FLOAT32_MAX or str(value.ty) != "float32":
+            return store
+        if str(store.buffer.scope()) in ("", "global"):
+            return store
+        return tirx.BufferStore(store.buffer, tirx.FloatImm("float32", math.copysign(math.inf, value.value)), list(store.indices))
+
+    return _made_anew(device, device.params, tvm_ffi.structural_map(device.body, [(tirx.BufferStore, begun)]))
 
 
 def _launch(device: Any) -> tuple[Extent, Extent]:

@@ -114,6 +114,11 @@ CASES: dict[str, Callable[[], Made]] = {
     "variance": lambda: call("aten.var.correction", X + 100, [1], correction=1),
     "variance and mean": lambda: call("aten.var_mean.correction", X, [-1], correction=0, keepdim=True),
     "amax": lambda: call("aten.amax.default", X, [1]),
+    "amax of -inf": lambda: call("aten.amax.default", torch.full((3, 8), -INF), [1]),
+    "amin of inf in float16": lambda: call("aten.amin.default", torch.full((3, 8), INF, dtype=HALF), [1]),
+    "amax of float32's lowest": lambda: call("aten.amax.default", torch.full((3, 8), torch.finfo(torch.float32).min), [1]),
+    "max with indices of -inf": lambda: call("aten.max.dim", torch.cat([X, torch.full((1, 3, 8), -INF)]), 2),
+    "max pool of -inf": lambda: call("aten.max_pool2d.default", torch.full((1, 3, 8, 8), -INF), [2, 2], [2, 2]),
     "any": lambda: call("aten.any.dim", bools(3, 8), 1),
     "all": lambda: call("aten.all.default", bools(3, 8)),
     "max with indices": lambda: call("aten.max.dim", X, 1),
@@ -192,7 +197,8 @@ def test_operator(name: str, target: str) -> None:
     check(CASES[name](), target, "simple")
 
 
-IN_C = ("softmax over -inf", "index copy of some", "topk", "gelu", "cast to bool", "linear", "full of inf", "stack", "nothing")
+IN_C = ("softmax over -inf", "index copy of some", "topk", "gelu", "cast to bool", "linear", "full of inf", "stack", "nothing",
+        "amax of -inf", "max with indices of -inf")
 
 
 @pytest.mark.parametrize("name", IN_C)

@@ -38,6 +38,8 @@ SHAPES = {
     ]),
     "long reduction": lambda: call("aten.sum.dim_IntList", floats(2, 90_000).abs(), [1]),
     "long argmax": lambda: call("aten.argmax.default", floats(2, 49_152), -1),
+    "largest of -inf": lambda: call("aten.amax.default", torch.full((3, 300), -float("inf")), [1]),
+    "long largest of -inf": lambda: call("aten.amax.default", torch.full((2, 8192), -float("inf")), [1]),
     "scalar": lambda: call("aten.sum.default", floats(1000)),
 }
 
