@@ -11,6 +11,9 @@ an output that is summed up or read again a float32 buffer in front of it. So a 
 errors of float32 and one rounding; beyond 65504 an output is infinite, an intermediate is not. A cast to half precision in the
 midst of a graph is no rounding either: it is dropped, where PyTorch rounds once more.
 
+Narrow integers that are stored in 32 bits wrap as they do in their own width: whatever can leave their range (arithmetic, casts)
+is brought back into it, so that an element holds at every moment what PyTorch's does.
+
 Infinities: WGSL has no literal for one. `tapml.compile.emit` writes them; here they stay as they are.
 
     function = legalize(rounded_last(function), {"int64": "int32"}, IN_FLOAT32)
@@ -35,6 +38,12 @@ _UNARY = (tirx.Not, tirx.BitwiseNot)
 _INT32_MIN, _INT32_MAX = -(2**31), 2**31 - 1
 _FLOAT16_MAX, _FLOAT32_MAX = 65504.0, (2 - 2**-23) * 2.0**127
 IN_FLOAT32 = {"float16": "float32", "bfloat16": "float32"}
+
+# Bits of the integers that may be stored in a wider one, and the nodes whose result may not fit the dtype of their operands.
+_NARROW = {"int8": 8, "int16": 16, "uint8": 8}
+_LEAVING = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.FloorDiv, tirx.LShift, tirx.BitwiseNot)
+# Calls that give one of their operands, or nothing new.
+_CHOOSING = ("tirx.if_then_else", "tirx.likely")
 
 
 def legalize(function: Any, storage: Mapping[str, str], computed: Mapping[str, str] | None = None) -> Any:
@@ -160,19 +169,23 @@ class _Rewriter:
         if isinstance(e, ir.Var):
             return self.variable(e)
         if isinstance(e, _BINARY):
-            return type(e)(x(e.a), x(e.b))
+            made = type(e)(x(e.a), x(e.b))
+            return self._wrapped(made, str(e.ty)) if isinstance(e, _LEAVING) else made
         if isinstance(e, _UNARY):
-            return type(e)(x(e.a))
+            made = type(e)(x(e.a))
+            return self._wrapped(made, str(e.ty)) if isinstance(e, _LEAVING) else made
         if isinstance(e, tirx.Select):
             return tirx.Select(x(e.condition), x(e.true_value), x(e.false_value))
         if isinstance(e, tirx.Cast):
-            return self._cast(x(e.value), self.renamed(str(e.ty)))
+            made = self._cast(x(e.value), self.renamed(str(e.ty)))
+            return made if str(e.value.ty) == "bool" else self._wrapped(made, str(e.ty))
         if isinstance(e, ir.TensorLoad):
             return self._load(e)
         if isinstance(e, ir.Call):
             ty = str(e.ty.dtype) if isinstance(e.ty, PrimType) else None
             kept = e.ty if ty is None else PrimType(self.renamed(ty))
-            return ir.Call(e.op, [x(a) if isinstance(a, ir.Expr) else a for a in e.args], e.attrs, list(e.ty_args), None, kept)
+            made = ir.Call(e.op, [x(a) if isinstance(a, ir.Expr) else a for a in e.args], e.attrs, list(e.ty_args), None, kept)
+            return made if ty is None or getattr(e.op, "name", "") in _CHOOSING else self._wrapped(made, ty)
         if isinstance(e, tirx.Let):
             return tirx.Let(self.variable(e.var), x(e.value), x(e.body))
         raise TypeError(f"legalize has no rule for the expression {type(e).__name__}")
@@ -199,6 +212,18 @@ class _Rewriter:
         if have == "bool":
             return tirx.Select(value, tirx.const(1, dtype), tirx.const(0, dtype))
         return tirx.NE(value, tirx.const(0, have)) if dtype == "bool" else tirx.Cast(dtype, value)
+
+    def _wrapped(self, value: Any, dtype: str) -> Any:
+        """The value modulo 2ⁿ, where `dtype` is an integer of n bits that is stored in more."""
+        bits = _NARROW.get(dtype)
+        if bits is None or self.renamed(dtype) == dtype:
+            return value
+        stored = str(value.ty)
+        low = tirx.BitwiseAnd(value, tirx.const(2**bits - 1, stored))
+        if dtype.startswith("u"):
+            return low
+        sign = tirx.const(2 ** (bits - 1), stored)
+        return tirx.Sub(tirx.BitwiseXor(low, sign), sign)
 
     def _load(self, e: Any) -> Any:
         value = tirx.BufferLoad(self.stored(e.source), [self.expression(i) for i in e.indices])

@@ -54,7 +54,8 @@ def constant(value: float | int | bool, dtype: str) -> Element:
 
 
 def to(element: Element, dtype: str) -> Element:
-    """The element in another dtype, with PyTorch's meaning: anything non-zero is true; floats are cut towards zero."""
+    """The element in another dtype, with PyTorch's meaning: anything non-zero is true; floats are cut towards zero, and into an
+    integer of less than 32 bits they wrap, as on x86: 300.0 is 44 in 8 bits. What no int32 holds, NaN included, is 0 there."""
     have = str(element.ty.dtype if hasattr(element.ty, "dtype") else element.ty)
     if have == dtype:
         return element
@@ -62,6 +63,11 @@ def to(element: Element, dtype: str) -> Element:
         return element != constant(0, have)
     if have == "bool":
         return tirx.Select(element, constant(1, dtype), constant(0, dtype))
+    if is_float(have) and dtype in ("int8", "uint8", "int16"):
+        # A cast of a float that does not fit is undefined in most languages; of an integer it is not.
+        limit = constant(2.0**31, have)
+        inside = tirx.And(element > -limit, element < limit)
+        return tirx.Cast(dtype, tirx.Select(inside, tirx.Cast("int32", element), tirx.const(0, "int32")))
     return tirx.Cast(dtype, element)
 
 
