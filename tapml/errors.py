@@ -8,7 +8,9 @@
     │   └── TargetError        no such target or device, or an option that it does not have
     └── UnavailableError       a target or device is not there, or was lost      exit code 3
         ├── DeviceError        a device refused or failed one request; the device itself lives on
-        │   └── OutOfMemory    there is no room for a buffer
+        │   ├── OutOfMemory    there is no room for a buffer
+        │   ├── DoesNotFit     an integer is beyond what the target stores its dtype in
+        │   └── WrongValue     what the target computed is no value of the model
         ├── DeviceLost         the device is gone: its driver crashed, or a kernel hung
         └── ConnectionLost     the way to a device broke for good, or its memory is gone; nothing is said about what ran
 
@@ -19,7 +21,7 @@ mistakes inside TapML. A kernel that fails is no error: it is a verdict (see `ta
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class TapmlError(Exception):
@@ -55,7 +57,10 @@ class UnavailableError(TapmlError):
 
 
 class DeviceError(UnavailableError):
-    """A device failed one request: `stage` is 'driver' (refused the kernel) or 'launch' (could not run it)."""
+    """A device failed one request: `stage` is 'driver' (refused the kernel) or 'launch' (could not run it). `suspects` are the
+    operators that it is about, where whoever raised it knows them better than the order of the work tells."""
+
+    suspects: tuple[str, ...] = ()
 
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(message)
@@ -67,6 +72,24 @@ class OutOfMemory(DeviceError):
 
     def __init__(self, message: str) -> None:
         super().__init__("launch", message)
+
+
+class DoesNotFit(DeviceError):
+    """An integer that is to go to a device is beyond the dtype that the target stores it in: nothing computed there is right."""
+
+    def __init__(self, message: str, suspects: Sequence[str] = ()) -> None:
+        super().__init__("launch", message)
+        self.suspects = tuple(suspects)
+
+
+class WrongValue(DeviceError):
+    """What the target computed cannot be a value of the model: it is out of the range of its dtype, or the source, which is to go
+    on with it, refuses it. `operator` made or read it; `suspects` are the operators on the target from which it comes."""
+
+    def __init__(self, operator: str, message: str, suspects: Sequence[str] = ()) -> None:
+        super().__init__("numeric", message)
+        self.operator = operator
+        self.suspects = tuple(suspects)
 
 
 class DeviceLost(UnavailableError):
@@ -82,6 +105,26 @@ class ConnectionLost(UnavailableError):
         super().__init__(message)
         self.restarted = restarted
         self.final = final
+
+
+def is_confined(error: Exception) -> bool:
+    """Whether an error that was met in the work on one operator says nothing about the rest of the work. A damaged run, a device
+    that is not there, a full disk and memory that ran out concern everything; most else is a bug, and no reason to stop."""
+    return isinstance(error, ModelError) or not isinstance(error, TapmlError | OSError | MemoryError)
+
+
+def unexpected(error: Exception) -> str:
+    """The reason of a verdict on an operator whose work was ended by an error that nobody foresaw: one line."""
+    text = first_line(error)
+    if isinstance(error, TapmlError):
+        return text
+    return f"{text} -- this is a bug in TapML; please report it, with what `TAPML_DEBUG=1` shows"
+
+
+def first_line(error: Exception) -> str:
+    """The class of an error and the first line of what it says; the text alone where the error is TapML's own."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:300]
+    return line if isinstance(error, TapmlError) else f"{type(error).__name__}: {line}"
 
 
 # As many names as an error message lists.

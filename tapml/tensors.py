@@ -15,6 +15,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from tapml.errors import DoesNotFit
+
 HostArray: TypeAlias = NDArray[Any]
 
 NUMPY: dict[str, np.dtype[Any]] = {
@@ -73,16 +75,39 @@ def spec_of(array: HostArray) -> TensorSpec:
 
 def convert(array: HostArray, dtype: str) -> HostArray:
     """The same values in another dtype, as a device stores them (int64 as int32, bool as int32, bfloat16 as
-    float32). Raises OverflowError when an integer does not fit."""
+    float32). Raises DoesNotFit when an integer does not fit."""
     want = NUMPY[dtype]
     if array.dtype == want:
         return np.ascontiguousarray(array).reshape(array.shape)
-    if want.kind == "i" and array.dtype.kind in "iu" and want.itemsize < array.dtype.itemsize and array.size:
+    if want.kind in "iu" and array.dtype.kind in "iu" and array.size and not np.can_cast(array.dtype, want):
         limits = np.iinfo(want)
         low, high = int(array.min()), int(array.max())
         # An "until the end" index (2**63 - 1) keeps its meaning when it saturates; others would change value.
-        if low < limits.min or (high > limits.max and high != np.iinfo(array.dtype).max):
-            raise OverflowError(f"integers from {low} to {high} do not fit {dtype}")
+        endless = array.dtype == np.int64 and high == np.iinfo(np.int64).max
+        if low < limits.min or (high > limits.max and not endless):
+            raise DoesNotFit(
+                f"{array.dtype} values from {low} to {high} do not fit {dtype}, in which this target stores them; a target with "
+                "64-bit integers can take them, such as cpu"
+            )
         return np.clip(array, limits.min, limits.max).astype(want)
     with np.errstate(over="ignore"):  # a number beyond the dtype becomes an infinity, as on any device
         return np.ascontiguousarray(array.astype(want)).reshape(array.shape)
+
+
+def as_read(array: HostArray, dtype: str) -> HostArray:
+    """What a device stored, in the graph's dtype. Integers that this dtype cannot hold stay as they are stored, all of them:
+    to narrow them here would repair what the kernel got wrong, and what reads them on the device sees them unrepaired."""
+    return array if out_of_range(array, dtype) else convert(array, dtype)
+
+
+def out_of_range(array: HostArray, dtype: str) -> str:
+    """What is wrong with integers that a device holds for a value of `dtype`; "" when each of them is one."""
+    want = NUMPY[dtype]
+    if array.dtype.kind not in "iu" or want.kind not in "iub" or np.can_cast(array.dtype, want) or not array.size:
+        return ""
+    low, high = (0, 1) if want.kind == "b" else (np.iinfo(want).min, np.iinfo(want).max)
+    least, most = int(array.min()), int(array.max())
+    if low <= least and most <= high:
+        return ""
+    why = "only 0 and 1 are booleans" if want.kind == "b" else "it does not wrap"
+    return f"the device holds {most if most > high else least} in a {dtype} output: {why}"

@@ -32,7 +32,7 @@ from tapml.diagnose.anomalies import Kind, bad_elements
 from tapml.diagnose.headroom import Peak, bits
 from tapml.diagnose.health_result import Headroom, Health, Made, Range, Side
 from tapml.diagnose.watch import Seen, calls_of, watch
-from tapml.errors import DeviceError, DeviceLost, ModelError
+from tapml.errors import DeviceError, DeviceLost, first_line, is_confined
 from tapml.generation import Call
 from tapml.kernels import Program
 from tapml.migrate.alteration import Alteration
@@ -92,11 +92,14 @@ class _Findings:
 
     @contextmanager
     def checking(self, operator: Operator) -> Iterator[None]:
-        """What PyTorch cannot compute in float64 is said, not skipped in silence. Its errors are RuntimeError's."""
+        """What PyTorch cannot compute in float64, or refuses for what a target computed (an index that is out of range), is
+        said, not skipped in silence."""
         try:
             yield
-        except (ModelError, RuntimeError) as error:
-            self.not_checked[operator.name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        except Exception as error:
+            if not is_confined(error):
+                raise
+            self.not_checked[operator.name] = first_line(error)
 
     def look(self, seen: Seen) -> None:
         """Notes what the model was given bad, and whether its outputs are finite."""
@@ -194,9 +197,9 @@ def _watch_target(bench: Workbench, calls: Sequence[Call], tell: Progress) -> Si
             refused[operator.name] = bench.failure(operator).reason
         else:
             programs[operator.name] = program
-    for name, why in _not_loaded(bench, programs).items():
+    for name, error in bench.refusals(programs).items():
         del programs[name]
-        refused[name] = why
+        refused[name] = str(error)
     while True:
         under_way: list[str] = []
         try:
@@ -205,27 +208,14 @@ def _watch_target(bench: Workbench, calls: Sequence[Call], tell: Progress) -> Si
                     side = _watch_programs(bench, programs, calls, tell, refused, under_way)
             return side
         except (DeviceError, DeviceLost) as error:
-            name = under_way[0] if under_way else ""
-            if name not in programs:
+            # Values go up before the operator that reads them, and what the source refuses was made before.
+            suspects = error.suspects if isinstance(error, DeviceError) else ()
+            names = [name for name in suspects or under_way[:1] if name in programs]
+            if not names:
                 raise  # not at an operator of the target: uploading, or reading back
-            del programs[name]
-            refused[name] = str(error)
-
-
-def _not_loaded(bench: Workbench, programs: Mapping[str, Program]) -> dict[str, str]:
-    """Operators whose kernels the driver refuses, and its words. Asked before anything runs, since it may say so later than at
-    the operator itself."""
-    said: dict[str, str] = {}
-    for program in {p.digest: p for p in programs.values()}.values():
-        said[program.digest] = ""
-        try:
-            for attempt in bench.attempts():
-                with attempt:
-                    bench.runner.load(program)
-                    bench.device.synchronize()
-        except (DeviceError, DeviceLost) as error:
-            said[program.digest] = str(error)
-    return {name: said[program.digest] for name, program in programs.items() if said[program.digest]}
+            for name in names:
+                del programs[name]
+                refused[name] = str(error)
 
 
 def _watch_programs(

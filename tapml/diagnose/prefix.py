@@ -33,11 +33,12 @@ from typing import TypeAlias
 
 import numpy as np
 
-from tapml.errors import DeviceError, DeviceLost
+from tapml.errors import DeviceError, DeviceLost, WrongValue, is_confined
 from tapml.kernels import Program
+from tapml.migrate.hybrid import makers, refusal
 from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Graph, Operator
-from tapml.tensors import HostArray
+from tapml.tensors import HostArray, out_of_range
 
 # Bytes of values that are kept unless something else is said.
 BUDGET = 512 << 20
@@ -164,7 +165,8 @@ class PrefixHybrid:
         self._position = 0
 
     def step(self, graph: str, inputs: dict[str, HostArray]) -> dict[str, HostArray]:
-        """Runs one graph. Raises DeviceError or DeviceLost where the device does."""
+        """Runs one graph. Raises DeviceError or DeviceLost where the device does, WrongValue as `Hybrid.step`. That one is not
+        remembered: it follows from the inputs."""
         definition = self._model.graphs[graph]
         values = dict(self._weights[graph])
         for placeholder in definition.inputs:
@@ -205,7 +207,12 @@ class PrefixHybrid:
         return made
 
     def _on_source(self, operator: Operator, inputs: Sequence[Value]) -> Made:
-        results = self._model.function(operator.signature)([value.array for value in inputs])
+        try:
+            results = self._model.function(operator.signature)([value.array for value in inputs])
+        except Exception as error:
+            if not self._offloaded or not is_confined(error):
+                raise
+            raise refusal(operator, error, makers(self._model, operator.graph, operator, self._offloaded)) from error
         return tuple(value_of(result) for result in results)
 
     def _on_target(self, operator: Operator, inputs: Sequence[Value]) -> Made:
@@ -218,6 +225,9 @@ class PrefixHybrid:
             return Refusal("", str(error))
         except DeviceError as error:
             return Refusal(error.stage, str(error))
+        words = next((w for r, spec in zip(results, specs, strict=True) if (w := out_of_range(r, spec.dtype))), "")
+        if words:
+            raise WrongValue(operator.name, f"{operator.name}: {words}", (operator.name,))
         return tuple(value_of(result) for result in results)
 
     def _compare(self, key: Key, made: Made) -> None:

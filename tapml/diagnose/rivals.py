@@ -44,7 +44,7 @@ from tapml.migrate.end_to_end import Oracle, check_calls
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Operator
-from tapml.tensors import FLOATS, NUMPY, HostArray, convert
+from tapml.tensors import FLOATS, NUMPY, HostArray, as_read
 
 RTOL = 1e-2
 ATOL = 1.0
@@ -144,7 +144,7 @@ class RandomInputs:
         given = [a if key is None else self._handed_over(operator, key, a) for a, key in zip(drawn.inputs, keys, strict=True)]
         actual = self.bench.runner.run_once(program, given)
         return [
-            compare(convert(y.reshape(r.values.shape), r.dtype), r) for y, r in zip(actual, drawn.references, strict=True)
+            compare(as_read(y.reshape(r.values.shape), r.dtype), r) for y, r in zip(actual, drawn.references, strict=True)
         ]
 
     def _handed_over(self, operator: Operator, key: str, array: HostArray) -> HostArray:

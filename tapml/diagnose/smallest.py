@@ -16,7 +16,7 @@ from tapml.diagnose.evidence import Triage
 from tapml.diagnose.minimise import Minimised, minimise
 from tapml.diagnose.reproducer import write_reproducer
 from tapml.diagnose.shots import fire
-from tapml.errors import TapmlError
+from tapml.errors import TapmlError, is_confined, unexpected
 from tapml.kernels import Program
 from tapml.migrate.operator_test import Trial
 from tapml.migrate.workbench import Progress, Workbench
@@ -48,8 +48,8 @@ def smallest(
         return Smallest(why_not=f"a fault of stage {found.stage} is not in the kernel, which is right with whatever it is given")
     try:
         case = minimise(bench, operator, trial.inputs, progress)
-    except (TapmlError, ValueError) as error:
-        return Smallest(why_not=f"it could not be minimised: {error}")
+    except Exception as error:
+        return Smallest(why_not=f"it could not be minimised: {_said(error)}")
     actual: tuple[HostArray, ...] = ()
     if case.program is not None:
         shown = Trial(trial.name, case.inputs, case.references)
@@ -57,6 +57,15 @@ def smallest(
     note = f"{found.stage}: {found.because}" if found.stage else found.because
     try:
         path = write_reproducer(folder, str(bench.choice), case, bench.device.info, note)
-    except (TapmlError, ValueError) as error:
-        return Smallest(case, actual, f"no reproducer was written: {error}")
+    except Exception as error:
+        return Smallest(case, actual, f"no reproducer was written: {_said(error)}")
     return Smallest(case, actual, "", path)
+
+
+def _said(error: Exception) -> str:
+    """What goes into the result in place of the case; what concerns more than this operator is raised again."""
+    if isinstance(error, TapmlError | ValueError):
+        return str(error)
+    if not is_confined(error):
+        raise error
+    return unexpected(error)

@@ -32,7 +32,7 @@ from tapml.errors import ConnectionLost, DeviceError, DeviceLost
 from tapml.kernels import Program
 from tapml.migrate.operator_test import Trial
 from tapml.migrate.workbench import Workbench
-from tapml.tensors import NUMPY, HostArray, convert, spec_of
+from tapml.tensors import NUMPY, HostArray, as_read, convert, spec_of
 
 # Bytes behind the end of every buffer that are watched.
 SURROUND = 4096
@@ -80,7 +80,7 @@ def watch(bench: Workbench, program: Program, inputs: Sequence[HostArray], trial
             return made
         held.append(made)
         return [
-            convert(a.reshape(r.shape), spec_of(r).dtype) for a, r in zip(made.outputs, trial.expected, strict=True)
+            as_read(a.reshape(r.shape), spec_of(r).dtype) for a, r in zip(made.outputs, trial.expected, strict=True)
         ]
 
     shot = judge(trial, [lambda m=m: run(m) for m in RUNS])  # type: ignore[misc]

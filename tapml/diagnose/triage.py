@@ -31,13 +31,13 @@ from tapml.diagnose.places import Places
 from tapml.diagnose.schedules import fair, others, same_kernels
 from tapml.diagnose.shots import Shot, fire, judge, repeats_for
 from tapml.diagnose.surroundings import PLAIN, Watched, run_surrounded, watch
-from tapml.errors import DeviceError, DeviceLost
+from tapml.errors import DeviceError, DeviceLost, is_confined, unexpected
 from tapml.kernels import Program
 from tapml.migrate.operator_test import Trial
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.execute import host_function
 from tapml.operators.graph import Operator
-from tapml.tensors import convert, spec_of
+from tapml.tensors import as_read, convert, spec_of
 from tapml.verdicts import Status
 
 # How often the operator is run as it is, before anything is changed.
@@ -97,7 +97,12 @@ class _Probing:
             self.tell("diagnose", number, len(QUESTIONS))
             if probe not in self.made and (probe in _ALWAYS or needed(probe, self.outcomes)):
                 started = time.monotonic()
-                evidence = _PROBES[probe](self)
+                try:
+                    evidence = _PROBES[probe](self)
+                except Exception as error:
+                    if not is_confined(error):
+                        raise
+                    evidence = Evidence(probe, "not run", unexpected(error), self.here)
                 self.made[probe] = replace(evidence, seconds=time.monotonic() - started)
         self.tell("diagnose", len(QUESTIONS), len(QUESTIONS))
         decision = decide({p: o for p, o in self.outcomes.items() if p not in ("compile", "memory")})
@@ -334,7 +339,7 @@ class _Probing:
             made = run_surrounded(self.bench, program, self.trial.inputs, PLAIN, min(room, 1 << 26))
             if isinstance(made, Shot):
                 return made
-            return [convert(a.reshape(r.shape), spec_of(r).dtype) for a, r in zip(made.outputs, self.trial.expected, strict=True)]
+            return [as_read(a.reshape(r.shape), spec_of(r).dtype) for a, r in zip(made.outputs, self.trial.expected, strict=True)]
 
         return judge(self.trial, [once] * self.repeats)  # type: ignore[list-item]
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tapml.carve.folder import RunFolder
+from tapml.errors import is_confined
 from tapml.migrate.end_to_end import check_calls
-from tapml.migrate.hybrid import Hybrid
+from tapml.migrate.hybrid import Hybrid, makers, refusal
 from tapml.migrate.model import Model
 from tapml.migrate.operator_test import Trial
 from tapml.operators.graph import Operator
@@ -34,7 +35,8 @@ def recorded(run: RunFolder, model: Model, operator: Operator) -> Iterator[Trial
 
 def met(run: RunFolder, model: Model, hybrid: Hybrid, operator: Operator) -> Iterator[Trial]:
     """The calls of the operator in the check of the whole model, with the inputs that `hybrid` computes; the hybrid is reset
-    first, and runs operator by operator. Raises DeviceError and DeviceLost as it does."""
+    first, and runs operator by operator. Raises DeviceError and DeviceLost as it does, WrongValue also where the source refuses
+    to compute what the operator should make of its inputs."""
     hybrid.reset()
     states: dict[str, HostArray] = dict(model.initial_states)
     keys = model.weight_keys(operator)
@@ -45,7 +47,14 @@ def met(run: RunFolder, model: Model, hybrid: Hybrid, operator: Operator) -> Ite
         for each, outputs in hybrid.observe(call.graph, call.inputs):
             if each.name == operator.name:
                 inputs = [values[n] if k is None else model.weight(k) for n, k in zip(operator.inputs, keys, strict=True)]
-                yield Trial.computed(model, operator, inputs, f"call {number} of the model ({call.graph})")
+                name = f"call {number} of the model ({call.graph})"
+                try:
+                    trial = Trial.computed(model, operator, inputs, name)
+                except Exception as error:
+                    if not hybrid.offloaded or not is_confined(error):
+                        raise
+                    raise refusal(operator, error, makers(model, call.graph, operator, hybrid.offloaded)) from error
+                yield trial
             values.update(zip(each.outputs, outputs, strict=True))
         for key, name in graph.mutations.items():
             states[key] = values[name] if name in values else model.weight(weights[name])

@@ -15,6 +15,7 @@ Everything here works on `Stepper`s and knows nothing of devices.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 
 from tapml.carve.folder import Prompt, RunFolder
 from tapml.carve.tolerance import LEAST, Comparison, compare, compound_bound, of_source
+from tapml.errors import WrongValue, is_confined, unexpected
 from tapml.generation import Call, DecoderShape, Stepper, decode_call, greedy, prefill_calls
 from tapml.tensors import FLOATS, HostArray, dtype_name
 from tapml.verdicts import Stage, Status
@@ -80,11 +82,19 @@ class Reference:
         return Reference(calls, outputs, errors, straddling, run.decoder is not None)
 
     def check(self, target: Stepper) -> Answer:
-        """Stops at the first call beyond its bound. DeviceError and DeviceLost pass through."""
+        """Stops at the first call beyond its bound, or with a WrongValue. Other DeviceErrors and DeviceLost pass through; an
+        error that nobody foresaw is an answer."""
         target.reset()
         worst: Comparison | None = None
         for step, (call, expected, errors) in enumerate(zip(self.calls, self.outputs, self.errors, strict=True)):
-            actual = target.step(call.graph, call.inputs)
+            try:
+                actual = target.step(call.graph, call.inputs)
+            except WrongValue as error:
+                return Answer("fail", "numeric", None, None, None, f"{call.graph} (call {step}): {error}")
+            except Exception as error:
+                if not is_confined(error):
+                    raise
+                return Answer("error", None, None, None, None, f"{call.graph} (call {step}): {unexpected(error)}")
             for key, reference in expected.items():
                 found = compare(actual[key], of_source(reference, errors.get(key, 0.0), self.straddling.get(key, 0)))
                 where = f"output {key} of {call.graph} (call {step}): {found.describe()}"
@@ -224,6 +234,13 @@ def compare_example(run: RunFolder, source: Stepper, target: Stepper, index: int
         index, (), (), worst.error, worst.bound, worst.source_error, float(flat.mean()),
         reason=f"output {key}: {worst.describe()}", unchecked=hollow(expected.values(), logits=False) or _too_far(found.values()),
     )
+
+
+def broken_off(index: int, tokens: Sequence[int], error: Exception) -> PromptResult:
+    """The result on a prompt that the migrated model could not answer: nothing can be compared, and nothing passes. `tokens` are
+    what was recorded of the source."""
+    reason = str(error) if isinstance(error, WrongValue) else unexpected(error)
+    return PromptResult(index, tuple(tokens), (), math.inf, 0.0, 0.0, 0.0, reason=f"the migrated model breaks off: {reason}")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ Not here: compiling, judging, and which operators to offload.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -24,6 +24,7 @@ import numpy as np
 from tapml.devices.buffers import as_bytes
 from tapml.devices.interface import Launch, Part
 from tapml.devices.runner import ProgramRunner
+from tapml.errors import DoesNotFit, WrongValue, first_line, is_confined
 from tapml.kernels import Program
 from tapml.migrate.model import Model
 from tapml.migrate.schedule import (
@@ -43,7 +44,7 @@ from tapml.migrate.schedule import (
     plan_call,
 )
 from tapml.operators.graph import Operator
-from tapml.tensors import NUMPY, HostArray, TensorSpec, convert
+from tapml.tensors import NUMPY, HostArray, TensorSpec, as_read, convert, out_of_range
 
 # Gives the device's buffer with a weight for an operator (None: as the model has it), by its key and the dtype that it is
 # stored in.
@@ -51,6 +52,9 @@ WeightBuffer = Callable[[Operator | None, str, str], int]
 
 # Changes a graph's input or a state, by graph and key, on its way up: how a fault of handing over is put in.
 OnUpload = Callable[[str, str, HostArray], HostArray]
+
+# Gives the outputs of an operator on the source that refuses what the target computed for it.
+OnRefusal = Callable[[Operator, WrongValue], Sequence[HostArray]]
 
 
 @dataclass(frozen=True)
@@ -137,20 +141,25 @@ class Hybrid:
         self._layout = tuple(sorted((key, Residence()) for key in self._states))
 
     def step(self, graph: str, inputs: dict[str, HostArray]) -> dict[str, HostArray]:
-        """Runs one graph. Raises DeviceError, DeviceLost or ConnectionLost where the device does."""
+        """Runs one graph. Raises DeviceError, DeviceLost or ConnectionLost where the device does, WrongValue where a value that
+        is read back is out of the range of its dtype, or an operator on the source refuses what the target computed for it."""
         values = self._begin(graph, inputs)
         ready = self._ready(graph, observe=False)
-        for _ in self._execute(graph, ready, values):
+        for _ in self._execute(graph, ready, values, strict=True):
             pass
         return self._end(graph, ready, values)
 
-    def observe(self, graph: str, inputs: dict[str, HostArray]) -> Iterator[tuple[Operator, tuple[HostArray, ...]]]:
+    def observe(
+        self, graph: str, inputs: dict[str, HostArray], on_refusal: OnRefusal | None = None
+    ) -> Iterator[tuple[Operator, tuple[HostArray, ...]]]:
         """Runs one graph like `step`, and yields each operator with its outputs as soon as it is done. Much slower: each
-        operator is submitted and read back alone. States advance when the iterator is exhausted."""
+        operator is submitted and read back alone. States advance when the iterator is exhausted. Integers out of the range of
+        their dtype are yielded as the device stores them; where an operator on the source refuses its inputs, `on_refusal` is
+        asked for its outputs."""
         values = self._begin(graph, inputs)
         ready = self._ready(graph, observe=True)
         operators = self._model.operators_of[graph]
-        for index in self._execute(graph, ready, values):
+        for index in self._execute(graph, ready, values, on_refusal):
             operator = operators[index]
             yield operator, tuple(values[name] for name in operator.outputs)
         self._end(graph, ready, values)
@@ -177,18 +186,21 @@ class Hybrid:
                 values[placeholder.name] = self._states[placeholder.key]
         return values
 
-    def _execute(self, graph: str, ready: _Ready, values: dict[str, HostArray]) -> Iterator[int]:
-        """Carries out the plan over `values`, the host's values by name; yields the index of each observed operator."""
+    def _execute(
+        self, graph: str, ready: _Ready, values: dict[str, HostArray], on_refusal: OnRefusal | None = None,
+        strict: bool = False,
+    ) -> Iterator[int]:
+        """Carries out the plan over `values`, the host's values by name; yields the index of each observed operator. `strict`: an
+        integer out of range is a WrongValue when it is read."""
         model = self._model
         device = None if self._runner is None else self._runner.device
         operators = model.operators_of[graph]
         for action in ready.actions:
             if isinstance(action, Call):
-                function = model.function(operators[action.operator].signature)
-                results = function([
+                results = self._on_source(graph, operators[action.operator], [
                     values[name] if key is None else model.weight(key)
                     for name, key in zip(action.inputs, action.weights, strict=True)
-                ])
+                ], on_refusal)
                 for name, result in zip(action.outputs, results, strict=True):
                     values[name] = result
             elif isinstance(action, Forget):
@@ -204,11 +216,44 @@ class Hybrid:
                     array = values[action.value]
                     if self._on_upload is not None and action.value in self._keys[graph]:
                         array = self._on_upload(graph, self._keys[graph][action.value], array)
-                    device.write(action.buffer, as_bytes(convert(array, action.dtype)))
+                    device.write(action.buffer, as_bytes(self._stored(graph, action, array)))
                 else:
                     for fetch, data in zip(action.fetches, device.read_many(action.parts), strict=True):
                         array = np.frombuffer(data, NUMPY[fetch.stored.dtype], fetch.stored.elements)
-                        values[fetch.value] = convert(array.reshape(fetch.spec.shape), fetch.spec.dtype)
+                        values[fetch.value] = as_read(array.reshape(fetch.spec.shape), fetch.spec.dtype)
+                        if strict:
+                            self._check_range(graph, fetch.value, array)
+
+    def _on_source(
+        self, graph: str, operator: Operator, inputs: list[HostArray], on_refusal: OnRefusal | None
+    ) -> Sequence[HostArray]:
+        """One operator in PyTorch. With nothing on the target an error is what it is; else the inputs are to blame."""
+        function = self._model.function(operator.signature)
+        if not self._programs:
+            return function(inputs)
+        try:
+            return function(inputs)
+        except Exception as error:
+            if not is_confined(error):
+                raise
+            refused = refusal(operator, error, makers(self._model, graph, operator, self._programs))
+            if on_refusal is None:
+                raise refused from error
+            refused.__cause__ = error
+            return on_refusal(operator, refused)
+
+    def _stored(self, graph: str, action: _Write, array: HostArray) -> HostArray:
+        try:
+            return convert(array, action.dtype)
+        except DoesNotFit as error:
+            readers = [o.name for o in self._model.operators_of[graph] if o.name in self._programs and action.value in o.inputs]
+            raise DoesNotFit(f"{', '.join(readers)}: {error}", readers) from error
+
+    def _check_range(self, graph: str, name: str, array: HostArray) -> None:
+        words = out_of_range(array, self._model.graphs[graph].specs[name].dtype)
+        if words:
+            maker = next((o.name for o in self._model.operators_of[graph] if name in o.outputs), name)
+            raise WrongValue(maker, f"{maker}: {words}", (maker,))
 
     def _end(self, graph: str, ready: _Ready, values: dict[str, HostArray]) -> dict[str, HostArray]:
         weights = {p.name: p.key for p in self._model.graphs[graph].weights}
@@ -297,3 +342,26 @@ class Hybrid:
             raise ValueError(f"state {place.key} is stored in {nbytes} bytes by one operator, {place.spec.nbytes} by another")
         return buffer
 
+
+def refusal(operator: Operator, error: Exception, suspects: Sequence[str]) -> WrongValue:
+    """What an error of an operator on the source means where the target computed its inputs."""
+    whose = f" (from {', '.join(suspects)})" if suspects else ""
+    words = f"{operator.name}, on the source, refuses what the target computed for it{whose}: {first_line(error)}"
+    return WrongValue(operator.name, words, suspects)
+
+
+def makers(model: Model, graph: str, operator: Operator, on_target: Collection[str]) -> list[str]:
+    """The operators on the target whose outputs reach an operator by way of the source alone, the nearest first."""
+    made_by = {name: o for o in model.operators_of[graph] for name in o.outputs}
+    found: list[str] = []
+    waiting, seen = list(operator.inputs), set()
+    while waiting:
+        maker = made_by.get(waiting.pop(0))
+        if maker is None or maker.name in seen:
+            continue
+        seen.add(maker.name)
+        if maker.name in on_target:
+            found.append(maker.name)
+        else:
+            waiting += maker.inputs
+    return found

@@ -32,9 +32,18 @@ from tapml.carve.folder import RunFolder
 from tapml.carve.layout import TARGET_FOLDER
 from tapml.carve.layout import folder_name as folder_name
 from tapml.devices.interface import DeviceInfo
-from tapml.errors import DeviceError, DeviceLost, UnavailableError, UsageError, nearest
+from tapml.errors import DeviceError, DeviceLost, UnavailableError, UsageError, WrongValue, is_confined, nearest
 from tapml.migrate.alteration import Alteration
-from tapml.migrate.end_to_end import Answer, EndToEnd, Oracle, PromptResult, Reference, compare_example, compare_prompt
+from tapml.migrate.end_to_end import (
+    Answer,
+    EndToEnd,
+    Oracle,
+    PromptResult,
+    Reference,
+    broken_off,
+    compare_example,
+    compare_prompt,
+)
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.journal import Journal
 from tapml.migrate.operator_test import OperatorTester
@@ -282,6 +291,10 @@ class _Migration:
                 result = self._compare_one(index, offloaded, oracle)
             except DeviceLost:
                 result = self._compare_one(index, offloaded, oracle)
+            except Exception as error:
+                if not isinstance(error, WrongValue) and not is_confined(error):
+                    raise
+                result = broken_off(index, self.run.prompts[index].generated if self.run.prompts else (), error)
             self.journal.append({"record": "prompt", "result": result.to_json()})
             self.prompts[index] = result
         self.tell("compare", total, total)

@@ -19,13 +19,19 @@ runs three more times; if bits or outcomes differ, the verdict is `flaky`.
 
 Cumulative: the whole model runs on the target and on the source side by side, fed with the same tokens; each operator's
 outputs on the target, computed from what the target computed before, are compared with the source's at the same moment. Bounds
-follow from the source's own compound error.
+follow from the source's own compound error. An operator that the device refuses leaves the target, and the model runs again.
+
+Integers are compared as the device stores them, before anything narrows them: one that is out of the range of the graph's dtype
+is a failure. No trouble with one operator ends the work on the others: an error that nobody foresaw is its verdict.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import math
+import os
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -35,7 +41,7 @@ import numpy as np
 from tapml.carve.case import Case
 from tapml.carve.folder import RunFolder
 from tapml.carve.tolerance import LEAST, Comparison, Reference, compare, enough, of_source
-from tapml.errors import DeviceError, DeviceLost, UsageError, nearest
+from tapml.errors import DeviceError, DeviceLost, UsageError, WrongValue, first_line, is_confined, nearest, unexpected
 from tapml.kernels import Program
 from tapml.migrate.alteration import Alteration
 from tapml.migrate.end_to_end import check_calls
@@ -43,7 +49,7 @@ from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.model import Model
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Body, Operator
-from tapml.tensors import HostArray, spec_of
+from tapml.tensors import NUMPY, HostArray, TensorSpec, dtype_name, out_of_range, spec_of
 from tapml.verdicts import Measure, Stage, Status, Verdict
 
 # How often a failing case is run again before it counts as failing for good.
@@ -130,6 +136,15 @@ class OperatorTester:
         operator = self.run.operator(name)
         self._measures.pop(name, None)
         started = time.monotonic()
+        try:
+            return self._tested(operator, started)
+        except Exception as error:
+            if not is_confined(error):
+                raise
+            return self._broken_off(operator, error, started)
+
+    def _tested(self, operator: Operator, started: float) -> Verdict:
+        name = operator.name
         program = self._program(operator)
         if isinstance(program, Verdict):
             return program
@@ -186,36 +201,65 @@ class OperatorTester:
                 verdicts[operator.name] = program
             else:
                 programs[operator.name] = program
+        named = self.model.named
+        for name, refused in self.bench.refusals(programs).items():
+            verdicts[name] = self._refused(named[name], programs.pop(name), refused, time.monotonic())
         compounds = {name: self.run.compound_error(name) for name in programs}
         source = Hybrid(self.model)
         tell = self.bench.telling(progress)
-        for attempt in self.bench.attempts():
-            with attempt:
-                ran = self._side_by_side(source, programs, compounds, tell)
-        verdicts |= ran
+        while True:
+            course = _Course()
+            try:
+                for attempt in self.bench.attempts():
+                    with attempt:
+                        course = _Course()
+                        self._side_by_side(source, programs, compounds, tell, course)
+                break
+            except Exception as error:
+                # Values go up before the operator that reads them is under way.
+                suspects = error.suspects if isinstance(error, DeviceError) else ()
+                names = [name for name in suspects or (course.under_way,) if name in programs]
+                if not names or not (isinstance(error, DeviceError | DeviceLost) or is_confined(error)):
+                    raise
+                for name in names:
+                    operator, program = named[name], programs.pop(name)
+                    verdicts[name] = (
+                        self._refused(operator, program, error, course.started)
+                        if isinstance(error, DeviceError | DeviceLost) else self._broken_off(operator, error, course.started)
+                    )  # fmt: skip
+        verdicts |= course.verdicts
+        for name, words in course.refusals.items():
+            before = verdicts[name]
+            verdicts[name] = replace(before, reason=f"{before.reason}; {words}")
         for operator in self.model.operators:
             yield verdicts.get(operator.name) or self._skipped(operator, programs[operator.name])
 
     def _side_by_side(
         self, source: Hybrid, programs: Mapping[str, Program], compounds: Mapping[str, dict[int, tuple[float, ...]]],
-        tell: Progress,
-    ) -> dict[str, Verdict]:
-        """The worst verdict of each operator that ran on the target, from the initial states on."""
-        verdicts: dict[str, Verdict] = {}
+        tell: Progress, course: _Course,
+    ) -> None:
+        """The worst verdict of each operator that ran on the target, from the initial states on, goes into `course`. Where an
+        operator on the source refuses what the target computed, the source's own outputs take the place of its outputs."""
+        verdicts = course.verdicts
         self._measures.clear()
         source.reset()
         target = self.bench.hybrid()
         target.offload(programs)
         calls = check_calls(self.run)
-        started = time.monotonic()
         for step, call in enumerate(calls):
             tell("test cumulatively", step, len(calls))
-            pairs = zip(target.observe(call.graph, call.inputs), source.observe(call.graph, call.inputs), strict=True)
-            for (operator, actual), (_, expected) in pairs:
+            # The source goes first, so that what it gives is there when the target's side needs it.
+            pairs = zip(
+                course.follow(source.observe(call.graph, call.inputs)),
+                target.observe(call.graph, call.inputs, course.instead), strict=True,
+            )  # fmt: skip
+            for (operator, expected), (_, actual) in pairs:
                 if operator.name in programs:
                     errors = _compound(compounds[operator.name], step, len(expected))
-                    found = [compare(y, of_source(r, e)) for y, r, e in zip(actual, expected, errors, strict=True)]
-                    verdict = self._verdict(operator, programs[operator.name], found, f"cumulative, call {step}", started)
+                    found = _judged(actual, [of_source(r, e) for r, e in zip(expected, errors, strict=True)])
+                    verdict = self._verdict(
+                        operator, programs[operator.name], found, f"cumulative, call {step}", course.started, actual, expected
+                    )
                     if verdict.status == "pass" and not all(c.checked for c in found):
                         reason = f"the source itself is too far from float64 here for this to show anything; {verdict.reason}"
                         verdict = replace(verdict, status="unchecked", reason=reason)
@@ -225,9 +269,7 @@ class OperatorTester:
                     if before is None or verdict.badness > before.badness:
                         before = verdict
                     verdicts[operator.name] = replace(before, cases=cases)
-                    started = time.monotonic()
         target.close()
-        return verdicts
 
     def _program(self, operator: Operator) -> Program | Verdict:
         """What to run, or why it cannot be."""
@@ -260,16 +302,14 @@ class OperatorTester:
                     with attempt:
                         actual = self._run(operator, program, trial)
                         found = _compare(actual, trial)
-                        verdict = self._verdict(operator, program, found, f"{trial.name}{how}", started)
+                        what = f"{trial.name}{how}"
+                        verdict = self._verdict(operator, program, found, what, started, actual, trial.expected)
                         coverage.add(found, trial, self.model.bodies[operator.signature])
                         if verdict.status != "pass":
                             verdict = replace(self._again(operator, program, trial, verdict, actual), cases=count + 1)
                 count += 1
-            except DeviceError as error:
-                stage: Stage = "driver" if error.stage == "driver" else "launch"
-                verdict = self._made(operator, program, "error", stage, str(error), started)
-            except DeviceLost as error:
-                verdict = self._made(operator, program, "crash", "launch", f"the device was lost: {error}", started)
+            except (DeviceError, DeviceLost) as error:
+                verdict = self._refused(operator, program, error, started)
             if trial.case is not None:
                 self._measured(verdict, trial.case.id, trial.case.prompt, trial.case.step, trial.case.graph)
             if verdict.status != "pass":
@@ -317,8 +357,27 @@ class OperatorTester:
         )
         return replace(first, status="flaky", reason=reason)
 
+    def _refused(
+        self, operator: Operator, program: Program, error: DeviceError | DeviceLost, started: float
+    ) -> Verdict:
+        """What the device said instead of an answer."""
+        if isinstance(error, DeviceLost):
+            return self._made(operator, program, "crash", "launch", f"the device was lost: {error}", started)
+        stage: Stage = "driver" if error.stage == "driver" else "launch"
+        return self._made(operator, program, "error", stage, str(error), started)
+
+    def _broken_off(self, operator: Operator, error: Exception, started: float) -> Verdict:
+        """The verdict after an error that nobody foresaw."""
+        if os.environ.get("TAPML_DEBUG") == "1":
+            traceback.print_exception(error)
+        return Verdict(
+            operator=operator.name, signature=operator.signature, op=operator.kind, status="error", stage=None, error=None,
+            bound=None, source_error=None, reason=unexpected(error), seconds=time.monotonic() - started,
+        )
+
     def _verdict(
-        self, operator: Operator, program: Program, found: Sequence[Comparison], what: str, started: float
+        self, operator: Operator, program: Program, found: Sequence[Comparison], what: str, started: float,
+        actual: Sequence[HostArray], expected: Sequence[HostArray],
     ) -> Verdict:
         """Of one trial: the numbers are those of the worst output."""
         index = max(range(len(found)), key=lambda k: (not found[k].passed, found[k].ratio), default=None)
@@ -326,9 +385,11 @@ class OperatorTester:
             raise ValueError(f"{operator.name} has no outputs")
         worst = found[index]
         output = f", output {index}" if len(found) > 1 else ""
+        range_ = "" if worst.passed else _out_of_range(actual[index], expected[index], program.outputs[index])
         return self._made(
             operator, program, "pass" if worst.passed else "fail", None if worst.passed else "numeric",
-            f"{what}{output}: {worst.describe()}", started, worst, sum(c.elements for c in found), sum(c.excluded for c in found),
+            f"{what}{output}: {range_}{worst.describe()}", started, worst, sum(c.elements for c in found),
+            sum(c.excluded for c in found),
         )
 
     def _skipped(self, operator: Operator, program: Program) -> Verdict:
@@ -390,8 +451,63 @@ class _Coverage:
         return ""
 
 
+class _Course:
+    """One run of the model on both sides: the verdicts so far, the operator that is under way and since when, and what operators
+    on the source said of what the target computed for them."""
+
+    def __init__(self) -> None:
+        self.verdicts: dict[str, Verdict] = {}
+        self.refusals: dict[str, str] = {}
+        self.under_way = ""
+        self.started = time.monotonic()
+        self._expected: tuple[HostArray, ...] = ()
+
+    def follow(
+        self, source: Iterator[tuple[Operator, tuple[HostArray, ...]]]
+    ) -> Iterator[tuple[Operator, tuple[HostArray, ...]]]:
+        """The source's operators, each noted before the target's side comes to it."""
+        for operator, self._expected in source:
+            self.under_way, self.started = operator.name, time.monotonic()
+            yield operator, self._expected
+
+    def instead(self, operator: Operator, error: WrongValue) -> Sequence[HostArray]:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        self.refusals[operator.name] = (
+            f"on the source, its input from the target is out of range: {first_line(cause)}; what follows it gets the source's"
+        )
+        return self._expected
+
+
 def _compare(actual: Sequence[HostArray], trial: Trial) -> list[Comparison]:
-    return [compare(y, r) for y, r in zip(actual, trial.references, strict=True)]
+    return _judged(actual, trial.references)
+
+
+def _judged(actual: Sequence[HostArray], references: Sequence[Reference]) -> list[Comparison]:
+    """The comparison of each output. An integer out of its range fails also where the source is no judge of the element."""
+    found: list[Comparison] = []
+    for y, reference in zip(actual, references, strict=True):
+        compared = compare(y, reference)
+        if compared.passed and out_of_range(y, reference.dtype):
+            compared = replace(compared, error=math.inf, over=1)
+        found.append(compared)
+    return found
+
+
+def _out_of_range(actual: HostArray, expected: HostArray, stored: TensorSpec) -> str:
+    """What to say of a failed output whose integers do not fit where they are, or where they should be."""
+    dtype = dtype_name(expected)
+    words = out_of_range(actual, dtype)
+    if words:
+        return f"{words}; "
+    have, want = NUMPY[stored.dtype], NUMPY[dtype]
+    if have.kind != "i" or want.kind != "i" or have.itemsize >= want.itemsize or not expected.size:
+        return ""
+    low, high = int(expected.min()), int(expected.max())
+    limits = np.iinfo(have)
+    if limits.min <= low and high <= limits.max:
+        return ""
+    beyond = high if high > limits.max else low
+    return f"the right answer holds {beyond}, and this target stores {dtype} as {stored.dtype}; "
 
 
 def _compound(errors: dict[int, tuple[float, ...]], step: int, outputs: int) -> tuple[float, ...]:

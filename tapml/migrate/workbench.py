@@ -14,9 +14,10 @@ everything that came from `runner` or `hybrid()` before is void.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Protocol
 
@@ -26,7 +27,7 @@ from tapml.devices.buffers import WeightCache
 from tapml.devices.interface import Device
 from tapml.devices.open import address_of, open_device, redacted
 from tapml.devices.runner import ProgramRunner
-from tapml.errors import ConnectionLost, DeviceLost, OutOfMemory, UnavailableError
+from tapml.errors import ConnectionLost, DeviceError, DeviceLost, OutOfMemory, UnavailableError
 from tapml.kernels import Program
 from tapml.migrate.alteration import Alteration
 from tapml.migrate.hybrid import Hybrid
@@ -36,7 +37,7 @@ from tapml.operators.graph import Body, Operator
 from tapml.targets.parse import TargetChoice, parse
 from tapml.targets.resolve import resolve
 from tapml.targets.target import Target
-from tapml.tensors import HostArray, TensorSpec, convert
+from tapml.tensors import HostArray, TensorSpec, as_read
 from tapml.verdicts import Verdict
 
 # A device may be lost this often before the work stops: every loss costs seconds, and a driver that dies at everything
@@ -283,14 +284,14 @@ class Workbench:
         keep: bool = False,
     ) -> list[HostArray]:
         """One isolated run over poisoned memory; weights are uploaded once, the other inputs each time. Without `resident` every
-        input is uploaded as it is given. `outputs` are the specs in the graph. `keep`: the same inputs will come again, since
-        they were recorded."""
+        input is uploaded as it is given. `outputs` are the specs in the graph; the results have their dtypes, but for integers
+        out of their range (see `tapml.tensors.as_read`). `keep`: the same inputs come again, since they were recorded."""
         given: list[HostArray | int] = []
         keys = self.model.weight_keys(operator) if resident else (None,) * len(inputs)
         for array, key, spec in zip(inputs, keys, program.inputs, strict=True):
             given.append(array if key is None else self.weight_buffer(operator, key, spec.dtype))
         results = self.runner.run_once(program, given, poison=True, keep=keep)
-        return [convert(r.reshape(spec.shape), spec.dtype) for r, spec in zip(results, outputs, strict=True)]
+        return [as_read(r.reshape(spec.shape), spec.dtype) for r, spec in zip(results, outputs, strict=True)]
 
     def weight_buffer(self, operator: Operator | None, key: str, dtype: str) -> int:
         """The device's buffer with a weight as this operator gets it (None: as the model has it), stored as `dtype`."""
@@ -302,6 +303,38 @@ class Workbench:
         if array is not clean:
             digest = f"{digest} {self.alteration.digest} {operator.name}"
         return self._uploaded.get(digest, dtype, lambda: array)
+
+    def refusals(self, programs: Mapping[str, Program]) -> dict[str, DeviceError | DeviceLost]:
+        """Operators that the device refuses before anything runs: their kernels, or their weights. It may say so later than at
+        the operator itself, so it is asked one by one."""
+        said: dict[str, DeviceError | DeviceLost | None] = {}
+        found: dict[str, DeviceError | DeviceLost] = {}
+        for name, program in programs.items():
+            if program.digest not in said:
+                said[program.digest] = self._refused(partial(self._load, program))
+            error = said[program.digest] or self._refused(partial(self._upload, name, program))
+            if error is not None:
+                found[name] = error
+        return found
+
+    def _refused(self, work: Callable[[], None]) -> DeviceError | DeviceLost | None:
+        try:
+            for attempt in self.attempts():
+                with attempt:
+                    work()
+        except (DeviceError, DeviceLost) as error:
+            return error
+        return None
+
+    def _load(self, program: Program) -> None:
+        self.runner.load(program)
+        self.device.synchronize()
+
+    def _upload(self, name: str, program: Program) -> None:
+        operator = self.model.named[name]
+        for key, spec in zip(self.model.weight_keys(operator), program.inputs, strict=True):
+            if key is not None:
+                self.weight_buffer(operator, key, spec.dtype)
 
     def hybrid(self) -> Hybrid:
         """The hybrid on this device: one as long as the device lives and the alteration stays."""
