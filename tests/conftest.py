@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,19 @@ settings.register_profile("tapml", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("tapml")
 
 MakeRun = Callable[[str], RunFolder]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> Iterator[None]:
+    """Processes that tests start can be interrupted. A shell that runs the tests in the background (or `nohup`) has Ctrl-C
+    ignored, which a process hands on to those it starts; a handler it does not."""
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
