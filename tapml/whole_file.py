@@ -9,8 +9,19 @@ written as they are.
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 from pathlib import Path
+
+
+def why_not(folder: Path) -> str:
+    """Why nothing can be written in a folder, in the system's words; "" when something can. Tried by writing, since permissions
+    do not tell of a file system that takes none, or of a full disk."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def write_whole(path: Path, text: str) -> None:

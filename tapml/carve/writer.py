@@ -31,6 +31,7 @@ from tapml.carve import layout
 from tapml.carve.arrays import pack
 from tapml.errors import RunError
 from tapml.tensors import HostArray
+from tapml.whole_file import why_not
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "a file may not be that large"}
 
@@ -51,7 +52,8 @@ def clear_disk_errors(path: Path) -> Iterator[None]:
 
 
 def refuse_taken(path: Path, fresh: bool) -> None:
-    """Raises RunError when something is at `path` that a carve may not replace. Cheap: asked before a model is loaded, too."""
+    """Raises RunError when something is at `path` that a carve may not replace, or nothing can be made there. Cheap: asked before
+    a model is loaded, too."""
     if path.exists() and not _is_empty(path):
         if not (path / layout.MANIFEST).is_file():
             raise RunError(f"{path} exists and is no run of TapML, so it stays as it is. Choose another place with -o.")
@@ -60,6 +62,15 @@ def refuse_taken(path: Path, fresh: bool) -> None:
                 f"{path} already holds a run. Use it (tapml test {path} --target …), replace it with --fresh, or choose "
                 "another place with -o."
             )
+    _refuse_no_place(path)
+
+
+def _refuse_no_place(path: Path) -> None:
+    """Raises RunError when no run can be made at `path`, because of what is above it. A full disk is said later, with numbers."""
+    above = _existing(path.parent)
+    reason = "that is a file" if not above.is_dir() else why_not(above)
+    if reason and reason not in {os.strerror(number) for number in _FULL}:
+        raise RunError(f"Cannot write a run at {path}: nothing can be made in {above} ({reason}). Choose another place with -o.")
 
 
 class RunWriter:
@@ -81,7 +92,7 @@ class RunWriter:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 lock = path.with_name(path.name + layout.LOCK).open("ab")
-            except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            except (FileExistsError, NotADirectoryError, FileNotFoundError, PermissionError) as error:
                 raise RunError(f"Cannot write a run at {path}: {error.strerror}. Choose another place with -o.") from error
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -31,7 +31,7 @@ from tapml.cli import agent, bisect, carve, devices, doctor, explain, faults, he
 from tapml.cli.verb import INTERRUPTED, WRONG_USE, Outcome, Verb
 from tapml.errors import TapmlError, UsageError, nearest
 from tapml.verdicts import finite
-from tapml.whole_file import write_whole
+from tapml.whole_file import why_not, write_whole
 
 VERBS: dict[str, Verb] = {
     verb.NAME: verb
@@ -93,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.verb is None:
             build_parser().print_help()
             return 0
+        _check_json(args.json)
         destination = args.json
-        _check_json(destination)
         with _stdout_held(destination == "-") as write:
             args.tell = lambda data: _tell(data, destination, write)
             outcome = VERBS[args.verb].run(args)
@@ -262,6 +262,9 @@ def _check_json(destination: str | None) -> None:
         raise UsageError(f"--json {destination} is a directory. Give the name of a file, or - for stdout.")
     if not path.parent.is_dir():
         raise UsageError(f"--json {destination}: there is no directory {path.parent}. Create it first, or give another place.")
+    refused = "" if path.exists() and not path.is_file() else why_not(path.resolve().parent)
+    if refused:
+        raise UsageError(f"--json {destination} cannot be written: {refused} in {path.resolve().parent}. Give another place.")
 
 
 def _write_json(data: dict[str, Any], destination: str) -> None:

@@ -38,6 +38,14 @@ def test_no_such_model(type_in: TypeIn, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("place", ["/proc/run", "/proc/a/b", "file/run", "file/a/run"])
+def test_a_place_for_a_run_that_cannot_be_is_refused_before_the_model_is_loaded(
+    type_in: TypeIn, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    refused(type_in("carve", tmp_path / "none", "-o", tmp_path / place), 2, "Cannot write a run at", place, "-o")
+
+
 def test_no_such_id(type_in: TypeIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
 

@@ -230,6 +230,8 @@ def test_errors_name_what_to_do(results: RunFolder, tmp_path: Path, monkeypatch:
         write_report(results, tmp_path / "none" / "r.html")
     with pytest.raises(UsageError, match="is a directory"):
         write_report(results, tmp_path)
+    with pytest.raises(UsageError, match=r"/proc/r.html cannot be written: No such file or directory in /proc"):
+        write_report(results, Path("/proc/r.html"))
     monkeypatch.setattr(page.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match="bokeh"):
         write_report(results, tmp_path / "r.html")

@@ -27,7 +27,7 @@ from tapml.migrate.workbench import Progress
 from tapml.report.html.data import report_data
 from tapml.report.html.fit import smaller
 from tapml.report.html.sides import read_sides, targets_of
-from tapml.whole_file import write_whole
+from tapml.whole_file import why_not, write_whole
 
 LIMIT = 5_000_000
 
@@ -70,6 +70,9 @@ def write_report(
     if out.is_dir() or not out.resolve().parent.is_dir():
         what = "is a directory" if out.is_dir() else f"cannot be written: there is no directory {out.resolve().parent}"
         raise UsageError(f"{out} {what}. Give the name of a file, as in -o report.html")
+    refused = "" if out.exists() and not out.is_file() else why_not(out.resolve().parent)
+    if refused:
+        raise UsageError(f"{out} cannot be written: {refused} in {out.resolve().parent}. Give another place with -o.")
     library = _library()
     found, left_out = read_sides(run, _folders(run, targets))
     if against is not None:
