@@ -1,10 +1,12 @@
-"""Writes RUN/tests: the recorded calls as a pytest suite that people can read, and that stands alone given the run.
+"""Writes RUN/tests: the operators of the run as a pytest suite that people can read, and that stands alone given the run.
 
     write_suite(writer, operators, bodies, cases, model="…")
 
-    test_operators.py   a table of the cases, grouped by signature, and the one test over them
+    test_operators.py   the operators, grouped by signature with the recorded calls of each, and the one test over them
     conftest.py         the options, from `tapml.carve.pytest_plugin`, and the platform that the tests run on
     README.md           how to run it
+
+One test an operator, whatever kernels it shares with others: it runs with its own weights, and its name ends a test's name.
 """
 
 from __future__ import annotations
@@ -17,33 +19,34 @@ from tapml.carve.layout import TEST_FOLDER
 from tapml.carve.writer import RunWriter
 from tapml.operators.graph import Body, Operator
 
-_HEAD = '''"""Operator tests carved from {model}: {cases} recorded calls of {signatures} different operators.
+_HEAD = '''"""Tests of the {operators} operators carved from {model}, on {cases} recorded calls of {signatures} different ones.
 
     pytest {folder} --target opencl [--device NAME@URL] [--junitxml FILE] [-k q_proj]
 
-Each test runs one recorded call on the target and compares with what the source answered. The bound follows from the source's own
-error, measured against float64: see `tapml.carve.tolerance`.
+Each test runs one operator on the target, as `tapml test` does, and compares with what the source answered: on its own recorded
+calls where it has some, else on the inputs of a call of an operator with equal kernels and with its own weights. The bound
+follows from the source's own error, measured against float64: see `tapml.carve.tolerance`.
 """
 
 import pytest
 
-# (operator, case). Operators with equal graph, shapes and dtypes share their kernels, and with them their cases.
-CASES = [
+# Operators with equal graph, shapes and dtypes share their kernels, and with them their recorded calls.
+OPERATORS = [
 '''
 
 _TAIL = """]
 
 
-@pytest.mark.parametrize(("operator", "case"), CASES, ids=[f"{operator}-{case}" for operator, case in CASES])
-def test_operator(check, operator: str, case: str) -> None:
-    check(operator, case)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_operator(check, operator: str) -> None:
+    check(operator)
 """
 
-_CONFTEST = '''"""Options --target, --device and --inject, and what runs a recorded call."""
+_CONFTEST = '''"""Options --target, --device, --inject and --skip-missing, and what runs an operator."""
 
 import pytest
 
-from tapml.carve.pytest_plugin import Platform, check, pytest_addoption, pytest_configure  # noqa: F401
+from tapml.carve.pytest_plugin import Platform, check, pytest_addoption, pytest_configure, pytest_sessionfinish  # noqa: F401
 from tapml.migrate.operator_test import OperatorTester
 
 
@@ -56,18 +59,22 @@ def platform(pytestconfig):
 
 _README = """# Operator tests of {model}
 
-{cases} recorded calls of {operators} operators ({signatures} different ones), {why}.
+{operators} operators, {signatures} of them different; {cases} calls of them were recorded while the model ran.
 
     pytest {folder} --target opencl
     pytest {folder} --target vulkan --junitxml results.xml
     pytest {folder} --target opencl -k "layers.0 and q_proj"
 
+The name of a test ends in that of its operator, as `tapml explain` takes it: `test_operator[{example}]`.
+
 The tests need this run, an installed TapML with its compiler (`pip install "tapml[compile]"`) and the platform's binding. A
-platform that is not there skips every test and says why; `tapml doctor` tells more. Weights are read from where the model is:
+platform that is not there fails the first test, says why, and ends the session with exit code 3; with `--skip-missing` every test
+is skipped instead. `tapml doctor` tells more. Weights are read from where the model is:
 
 {weights}
 
 A failing test prints the operator, the stage that failed, the error, the bound and the source's own error, and the worst element.
+The JUnit file has these numbers as properties of each test.
 """
 
 
@@ -79,24 +86,27 @@ def write_suite(
     model: str,
     weight_files: Sequence[str],
 ) -> None:
-    """Writes the three files into the run."""
-    signatures = list(dict.fromkeys(case.signature for case in cases))
+    """Writes the three files into the run. Operators are in execution order within their signature."""
+    signatures = list(dict.fromkeys(operator.signature for operator in operators))
     facts = {
         "model": model.replace("\\", "/").replace('"""', "'''"), "cases": len(cases), "operators": len(operators),
-        "signatures": len(signatures), "folder": run.path / TEST_FOLDER, "why": "recorded while the model ran",
-        "weights": "\n".join(f"    {file}" for file in weight_files),
+        "signatures": len(signatures), "folder": run.path / TEST_FOLDER,
+        "example": operators[0].name if operators else "OPERATOR", "weights": "\n".join(f"    {file}" for file in weight_files),
     }  # fmt: skip
     lines = [_HEAD.format(**facts)]
     for signature in signatures:
         lines.append(f"    # {describe(signature, bodies[signature])}\n")
-        for case in cases:
-            if case.signature == signature:
-                error = max(case.source_error, default=0.0)
-                pair = f"({json.dumps(case.operator)}, {json.dumps(case.id)}),"
-                lines.append(f"    {pair}  # {', '.join(case.reasons)}; source error {error:.2g}\n")
+        alike = [case for case in cases if case.signature == signature]
+        lines += [f"    #   {_recorded(case)}\n" for case in alike] or ["    #   no call was recorded\n"]
+        lines += [f"    {json.dumps(o.name)},\n" for o in operators if o.signature == signature]
     run.text(f"{TEST_FOLDER}/test_operators.py", "".join([*lines, _TAIL]))
     run.text(f"{TEST_FOLDER}/conftest.py", _CONFTEST)
     run.text(f"{TEST_FOLDER}/README.md", _README.format(**facts))
+
+
+def _recorded(case: Case) -> str:
+    error = max(case.source_error, default=0.0)
+    return f"{case.id} of {case.operator}: {', '.join(case.reasons)}; source error {error:.2g}"
 
 
 def describe(signature: str, body: Body) -> str:

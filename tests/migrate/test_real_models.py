@@ -156,10 +156,9 @@ def test_a_device_process_that_is_killed_costs_one_verdict(make_run: MakeRun, ne
     assert set(statuses) == {"pass", "crash"} and len(statuses) == len(run.operators)
 
 
-def test_one_case_and_one_operator(make_run: MakeRun, need: Need) -> None:
+def test_an_operator_without_cases_of_its_own(make_run: MakeRun, need: Need) -> None:
     run: RunFolder = make_run("llama")
     with OperatorTester(run, need("opencl")) as tester:
-        assert tester.test_case(run.cases[0].id).status == "pass"
         without = [o for o in run.operators if not run.cases_of(o.name)]
         weighted = next(o for o in without if any(tester.model.weight_keys(o)))
         verdict = tester.test(weighted.name)
