@@ -278,12 +278,11 @@ class Run:
 
     @cached_property
     def _tokenizer(self) -> Any | None:
-        file = self.path / layout.TOKENIZER
-        if not file.is_file():
+        if layout.TOKENIZER not in self.folder.manifest["files"]:
             return None
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_file(str(file))
+        return Tokenizer.from_str(self.folder.content(layout.TOKENIZER).decode())
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"

@@ -1,7 +1,7 @@
 """Named arrays in one safetensors file, for every dtype that TapML carries (numpy's own reader knows no bfloat16).
 
     data = pack({"i0": array, "o0": other})
-    arrays = unpack(path)                        read-only, in the file's order
+    arrays = unpack(path.read_bytes(), path)     read-only, in the file's order; the path is for messages
 """
 
 from __future__ import annotations
@@ -26,15 +26,13 @@ def pack(arrays: dict[str, HostArray]) -> bytes:
     return bytes(save({name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()}))
 
 
-def unpack(path: Path) -> dict[str, HostArray]:
-    """All arrays of a file that `pack` made. Raises RunError when it is missing or damaged."""
+def unpack(data: bytes, path: Path) -> dict[str, HostArray]:
+    """All arrays of a file that `pack` made. Raises RunError when it is damaged."""
     try:
-        found = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+        found = deserialize(data)  # type: ignore[no-untyped-call]
         return {
             name: np.frombuffer(tensor["data"], NUMPY[_NAMES[tensor["dtype"]]]).reshape(tensor["shape"])
             for name, tensor in found
         }
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing, though the run refers to it. Carve again with --fresh.") from None
     except (SafetensorError, KeyError, ValueError) as error:
         raise RunError(f"{path} is damaged ({error}). Carve again with --fresh.") from error

@@ -257,7 +257,8 @@ def _judge(
         progress("oracle: cases", number, len(kept))
         operator = operators[place[call.operator]]
         body = bodies[operator.signature]
-        arrays = unpack(run.partial / call.file)
+        path = run.partial / call.file
+        arrays = unpack(path.read_bytes(), path)
         inputs = [
             exported.tensors[weights[operator.graph, name]] if role == "weight" else tensor_from_host(arrays[f"i{k}"], device)
             for k, (name, role) in enumerate(zip(operator.inputs, body.roles, strict=True))

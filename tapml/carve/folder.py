@@ -4,9 +4,10 @@
     for case in run.cases:
         inputs, expected = run.case_arrays(case)
 
-Opening checks that the folder is a whole run of this version and that no table was changed; tables are parsed when they are first
-used. Anything wrong is a RunError that names the file and the line. Needs no torch. Writing is
-`tapml.carve.writer`, what the files hold is in ARCHITECTURE.md ("A run on disk").
+Opening checks that the folder is a whole run of this version and that neither the manifest nor a table was changed; tables are
+parsed when they are first used, and every other file (cases, states, example inputs, the tokenizer) is checked when it is read.
+Anything wrong is a RunError that names the file, and the line of a table. Needs no torch. Writing is `tapml.carve.writer`, what
+the files hold is in ARCHITECTURE.md ("A run on disk").
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tapml.carve import layout
 from tapml.carve.arrays import unpack
 from tapml.carve.case import Case
 from tapml.carve.tolerance import Accuracy, Comparison, Reference, compare
-from tapml.carve.writer import RunWriter, digest_of
+from tapml.carve.writer import RunWriter, digest, digest_of, seal
 from tapml.errors import RunError, UsageError, nearest
 from tapml.generation import DecoderShape
 from tapml.operators.graph import Body, Graph, Operator, Placeholder
@@ -207,7 +208,7 @@ class RunFolder:
         """(all inputs in the body's order, weights among them; what each output is judged by). A case's file holds for output k
         "o{k}", what the source gave; "r{k}", float64's answer less that (absent where it is 0); "x{k}", the elements on which the
         source is no judge; "e{k}", "l{k}" and "h{k}", those at a jump, and the least and greatest right value of each."""
-        arrays = unpack(self.path / case.file)
+        arrays = self._arrays(case.file)
         operator = self.operator(case.operator)
         body = self.bodies[operator.signature]
         placeholders = self._placeholders[operator.graph]
@@ -230,7 +231,7 @@ class RunFolder:
     def initial_states(self) -> dict[str, HostArray]:
         """Content of each state before the first call."""
         return {
-            s.key: np.zeros(s.spec.shape, NUMPY[s.spec.dtype]) if s.file is None else unpack(self.path / s.file)["state"]
+            s.key: np.zeros(s.spec.shape, NUMPY[s.spec.dtype]) if s.file is None else self._arrays(s.file)["state"]
             for s in self.states
         }
 
@@ -239,7 +240,22 @@ class RunFolder:
         """Recorded inputs by key, for a module that is no decoder."""
         if self.kind == "decoder":
             return ()
-        return tuple(self._table(layout.PROMPTS, lambda d: unpack(self.path / d["file"])))
+        return tuple(self._table(layout.PROMPTS, lambda d: self._arrays(d["file"])))
+
+    def content(self, name: str) -> bytes:
+        """A file of the run that is no table, such as "tokenizer.json" or a case's. Raises RunError when it is gone or its bytes
+        are not those that were written."""
+        path = self.path / name
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise RunError(f"{path} is missing, though the run refers to it. Carve again with --fresh.") from None
+        if digest(data) != self.manifest["files"].get(name):
+            raise RunError(f"{path} was changed after carving: its content is not what was recorded. Carve again with --fresh.")
+        return data
+
+    def _arrays(self, name: str) -> dict[str, HostArray]:
+        return unpack(self.content(name), self.path / name)
 
     def _table(self, name: str, parse: Callable[[Any], T]) -> list[T]:
         path = self.path / name
@@ -292,9 +308,11 @@ def _manifest(path: Path) -> dict[str, Any]:
             f"{path} was carved by TapML {manifest.get('version')} (format {manifest.get('format_version')}); this is TapML "
             f"{tapml.__version__} (format {layout.FORMAT_VERSION}). Carve the model again with --fresh, or use that version."
         )
-    missing = {"digest", "tables", "kind", "decoder"} - manifest.keys()
+    missing = {"digest", "tables", "files", "kind", "decoder", layout.SEAL} - manifest.keys()
     if missing:
         raise RunError(f"{file} is damaged: it lacks {', '.join(sorted(missing))}. Carve again with --fresh.")
+    if seal(manifest) != manifest[layout.SEAL]:
+        raise RunError(f"{file} was changed after carving: its content is not what was written. Carve again with --fresh.")
     return manifest
 
 

@@ -16,6 +16,7 @@ STATES = "states.jsonl"
 PROMPTS = "prompts.jsonl"
 ORACLE = "oracle.jsonl"
 CASES = "cases.jsonl"
+SEAL = "seal"  # the key of the manifest's own digest in it
 TOKENIZER = "tokenizer.json"  # of a model that has a fast one: answers are shown as text without loading the model
 
 # Every finished run has these, and `run.json` holds the digest and line count of each.

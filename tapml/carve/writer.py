@@ -151,26 +151,33 @@ class RunWriter:
         with clear_disk_errors(self.path):
             (self.partial / old).rename(self.partial / new)
 
+    def _files(self) -> list[str]:
+        """What tables refer to, and what else is read later, as it lies there now."""
+        folders = (layout.CASE_FOLDER, layout.STATE_FOLDER, layout.INPUT_FOLDER)
+        found = [path for folder in folders for path in (self.partial / folder).glob("*")]
+        found += [path for path in [self.partial / layout.TOKENIZER] if path.is_file()]
+        return sorted(path.relative_to(self.partial).as_posix() for path in found)
+
     def size(self) -> int:
         """Bytes of all files written so far."""
         return sum(p.stat().st_size for p in self.partial.rglob("*") if p.is_file())
 
     def finish(self, manifest: dict[str, Any]) -> None:
-        """Adds format, version and digests to the manifest, writes it, and puts the run in its place."""
+        """Adds format, version and digests (of all files but `tests/`, which people may edit) to the manifest, writes it, and
+        puts the run in its place."""
         tables = {name: _table(self.partial / name) for name in layout.TABLES}
-        whole = hashlib.blake2b(json.dumps(tables, sort_keys=True).encode(), digest_size=16)
-        for folder in (layout.CASE_FOLDER, layout.STATE_FOLDER, layout.INPUT_FOLDER):
-            for path in sorted((self.partial / folder).glob("*")):
-                whole.update(path.name.encode())
-                whole.update(path.read_bytes())
+        files = {name: digest_of(self.partial / name) for name in self._files()}
         head = {
             "format": layout.FORMAT,
             "format_version": layout.FORMAT_VERSION,
             "version": tapml.__version__,
-            "digest": whole.hexdigest(),
+            "digest": digest(json.dumps([tables, files], sort_keys=True).encode()),
             "tables": tables,
+            "files": files,
         }
-        self.text(layout.MANIFEST, json.dumps(head | manifest, indent=2, ensure_ascii=False) + "\n")
+        whole = head | manifest
+        whole[layout.SEAL] = seal(whole)
+        self.text(layout.MANIFEST, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
         with clear_disk_errors(self.path):
             old = self.path.with_name(self.path.name + ".replaced")
             if old.exists():
@@ -183,8 +190,18 @@ class RunWriter:
                 shutil.rmtree(old)
 
 
+def digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 def digest_of(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    return digest(path.read_bytes())
+
+
+def seal(manifest: dict[str, Any]) -> str:
+    """The digest of a manifest's own content: it holds those of all other files, and has no file that holds its own."""
+    rest = {name: value for name, value in manifest.items() if name != layout.SEAL}
+    return digest(json.dumps(rest, sort_keys=True).encode())
 
 
 def _table(path: Path) -> dict[str, Any]:

@@ -7,8 +7,9 @@
 An array that no file holds as it is (converted, made in code, of a model that was built in Python) goes to a store in the cache
 folder that all runs share: one safetensors file a model, named by its content.
 
-Opening checks that a file is there, has its size, and has its header. If its time changed, each weight is hashed
-when it is first read. Imports no torch, so that a device can read weights without it.
+Opening checks that a file is there, has its size, and has its header. Each weight is hashed when it is first read: a disk, or a
+program that keeps a file's time, can change a number behind everybody's back, and a kernel would get the blame. Imports no
+torch, so that a device can read weights without it.
 """
 
 from __future__ import annotations
@@ -32,17 +33,15 @@ _STORE_FILE = "weights.safetensors"
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file as it was when the table was built: `size` in bytes, `time` in nanoseconds, `head` the hash of its header."""
+    """A file as it was when the table was built: `size` in bytes, `head` the hash of its header."""
 
     path: Path
     size: int
-    time: int
     head: str
 
     @staticmethod
     def of(path: Path) -> WeightFile:
-        status = path.stat()
-        return WeightFile(path.resolve(), status.st_size, status.st_mtime_ns, _head(path))
+        return WeightFile(path.resolve(), path.stat().st_size, _head(path))
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,12 @@ class Weight:
     def to_json(self) -> dict[str, Any]:
         return {
             "key": self.key, "spec": self.spec.to_json(), "digest": self.digest, "file": str(self.file.path),
-            "offset": self.offset, "file_size": self.file.size, "file_time": self.file.time, "file_head": self.file.head,
+            "offset": self.offset, "file_size": self.file.size, "file_head": self.file.head,
         }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Weight:
-        file = WeightFile(Path(data["file"]), int(data["file_size"]), int(data["file_time"]), str(data["file_head"]))
+        file = WeightFile(Path(data["file"]), int(data["file_size"]), str(data["file_head"]))
         return Weight(str(data["key"]), TensorSpec.from_json(data["spec"]), str(data["digest"]), file, int(data["offset"]))
 
 
@@ -77,7 +76,6 @@ class WeightTable:
     def __init__(self, entries: Iterable[Weight]) -> None:
         self.entries = {entry.key: entry for entry in entries}
         self._maps: dict[Path, HostArray] = {}
-        self._changed: set[Path] = set()
         self._read: dict[str, HostArray] = {}
 
     @staticmethod
@@ -102,12 +100,12 @@ class WeightTable:
         return WeightTable(entry for entry in entries.values() if entry is not None)
 
     def read(self, key: str) -> HostArray:
-        """The weight as a read-only array over the mapped file: nothing is read until it is used. Raises RunError when the
-        file is gone or no longer what it was."""
+        """The weight as a read-only array over the mapped file. The first time it is read as a whole and checked (about
+        1 GB/s). Raises RunError when the file is gone, or this weight is no longer what it was."""
         if key not in self._read:
             entry = self.entries[key]
             data = self._open(entry.file)[entry.offset : entry.offset + entry.nbytes]
-            if entry.file.path in self._changed and hashlib.blake2b(data.data, digest_size=16).hexdigest() != entry.digest:
+            if hashlib.blake2b(data.data, digest_size=16).hexdigest() != entry.digest:
                 raise RunError(f"{entry.file.path} was changed: {key} is no longer the weight that was carved. {_AGAIN}")
             dtype = NUMPY[entry.spec.dtype]
             if data.ctypes.data % dtype.itemsize:
@@ -148,12 +146,10 @@ class WeightTable:
                 self._maps[file.path] = np.memmap(file.path, np.uint8, mode="r").view(np.ndarray)
             except OSError as error:
                 raise RunError(f"The weights file {file.path} cannot be read: {error.strerror}. {_AGAIN}") from error
-            if status.st_mtime_ns != file.time:
-                self._changed.add(file.path)
         return self._maps[file.path]
 
 
-_AGAIN = "Carve the model again with `tapml carve`."
+_AGAIN = "Carve the model again with `tapml carve … --fresh`."
 
 
 class _Known:

@@ -7,11 +7,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tapml.api import Run
 from tapml.carve import layout
-from tapml.carve.folder import RunFolder
+from tapml.carve.folder import RunFolder, State
+from tapml.carve.writer import RunWriter
 from tapml.errors import RunError, UsageError
+from tapml.tensors import HostArray, TensorSpec
 from tests.carve import runs
 
 
@@ -94,15 +98,65 @@ def test_runs_of_another_version_are_refused(copy: Path, change: dict[str, objec
         RunFolder.open(copy)
 
 
-def test_damaged_case_files_are_named(copy: Path) -> None:
+def flip(path: Path) -> None:
+    """Changes one bit of the last element, and nothing that a reader of the format could notice."""
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_case_whose_content_changed_is_an_error_and_no_verdict(copy: Path) -> None:
     run = RunFolder.open(copy)
-    first, second = run.cases[:2]
-    (copy / first.file).write_bytes((copy / first.file).read_bytes()[:-4])
-    with pytest.raises(RunError, match=f"{first.file} is damaged"):
+    first, second, third = run.cases[:3]
+    flip(copy / first.file)
+    with pytest.raises(RunError, match=rf"{first.file} was changed after carving.*--fresh"):
         run.case_arrays(first)
-    (copy / second.file).unlink()
-    with pytest.raises(RunError, match=f"{second.file} is missing"):
+    (copy / second.file).write_bytes((copy / second.file).read_bytes()[:-4])
+    with pytest.raises(RunError, match=rf"{second.file} was changed"):
         run.case_arrays(second)
+    (copy / third.file).unlink()
+    with pytest.raises(RunError, match=rf"{third.file} is missing"):
+        run.case_arrays(third)
+
+
+def test_every_file_but_the_suite_has_a_digest(copy: Path) -> None:
+    run = RunFolder.open(copy)
+    here = {p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()}
+    left = here - set(run.manifest["files"]) - set(run.manifest["tables"]) - {layout.MANIFEST}
+    assert left and all(name.startswith(f"{layout.TEST_FOLDER}/") for name in left)
+
+
+def test_states_inputs_and_the_tokenizer_are_checked(tmp_path: Path) -> None:
+    written: dict[str, HostArray] = {"x": np.arange(4.0, dtype=np.float32)}
+    path = tmp_path / "run"
+    with RunWriter.create(path) as writer:
+        for name in layout.TABLES:
+            writer.lines(name, ())
+        writer.arrays("states/0.safetensors", {"state": written["x"]})
+        writer.lines(layout.STATES, [State("s", TensorSpec((4,), "float32"), "states/0.safetensors").to_json()])
+        writer.arrays("inputs/0.safetensors", written)
+        writer.lines(layout.PROMPTS, [{"index": 0, "text": "", "file": "inputs/0.safetensors"}])
+        writer.text(layout.TOKENIZER, "{}")
+        writer.finish({"kind": "module", "decoder": None})
+    whole = RunFolder.open(path)
+    assert (whole.initial_states["s"] == written["x"]).all() and (whole.examples[0]["x"] == written["x"]).all()
+    for name in ("states/0.safetensors", "inputs/0.safetensors", layout.TOKENIZER):
+        flip(path / name)
+    run = RunFolder.open(path)
+    with pytest.raises(RunError, match=r"states/0\.safetensors was changed"):
+        _ = run.initial_states
+    with pytest.raises(RunError, match=r"inputs/0\.safetensors was changed"):
+        _ = run.examples
+    with pytest.raises(RunError, match=r"tokenizer\.json was changed"):
+        Run(run).text([1])
+
+
+def test_a_changed_manifest_is_noticed(copy: Path) -> None:
+    path = copy / layout.MANIFEST
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"dtype": "float16"}))
+    with pytest.raises(RunError, match=r"run\.json was changed"):
+        RunFolder.open(copy)
 
 
 def test_unknown_names_come_with_the_nearest() -> None:

@@ -30,14 +30,18 @@ def finished(path: Path, fresh: bool = False, mark: int = 0) -> None:
         run.finish({"kind": "module", "decoder": None})
 
 
+def mark_of(path: Path) -> int:
+    file = path / "cases/a.safetensors"
+    return int(unpack(file.read_bytes(), file)["i0"][0])
+
+
 def test_arrays_of_every_dtype_come_back(tmp_path: Path) -> None:
     arrays = {
         "f64": np.arange(3.0), "f32": np.ones((2, 3), np.float32), "f16": np.ones((), np.float16),
         "bf16": np.array([1.5, -2.0], ml_dtypes.bfloat16), "i64": np.array([[2**40]]), "i32": np.zeros((0, 4), np.int32),
         "u8": np.array([255], np.uint8), "bool": np.array([True, False]), "strided": np.arange(6).reshape(2, 3).T,
     }  # fmt: skip
-    (tmp_path / "x").write_bytes(pack(arrays))
-    back = unpack(tmp_path / "x")
+    back = unpack(pack(arrays), tmp_path / "x")
     assert set(back) == set(arrays)
     for name, array in arrays.items():
         assert back[name].dtype == array.dtype and back[name].shape == array.shape and (back[name] == array).all()
@@ -47,11 +51,8 @@ def test_damaged_arrays_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     data = pack({"a": np.arange(100)})
     for broken in (b"", data[:50], data[:-8], b"\xff" * 100):
-        path.write_bytes(broken)
         with pytest.raises(RunError, match=r"x\.safetensors is damaged"):
-            unpack(path)
-    with pytest.raises(RunError, match=r"missing\.safetensors is missing"):
-        unpack(tmp_path / "missing.safetensors")
+            unpack(broken, path)
 
 
 def test_a_run_appears_whole_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -78,9 +79,9 @@ def test_a_finished_run_is_replaced_only_when_asked(tmp_path: Path) -> None:
         RunWriter.create(path)
     with pytest.raises(ZeroDivisionError), RunWriter.create(path, fresh=True):
         raise ZeroDivisionError
-    assert unpack(path / "cases/a.safetensors")["i0"][0] == 1, "a failed carve keeps the old run"
+    assert mark_of(path) == 1, "a failed carve keeps the old run"
     finished(path, fresh=True, mark=2)
-    assert unpack(path / "cases/a.safetensors")["i0"][0] == 2
+    assert mark_of(path) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 

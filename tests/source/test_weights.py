@@ -95,14 +95,16 @@ def test_a_file_that_vanished_shrank_or_changed(file: Path, arrays: dict[str, Ho
     entry = WeightTable.from_jsonl(text).entries["layers.0.weight"]
     changed = bytearray(whole)
     changed[entry.offset] ^= 1
+    time = file.stat().st_mtime_ns
     file.write_bytes(changed)
+    os.utime(file, ns=(time, time))
     table = WeightTable.from_jsonl(text)
     assert np.array_equal(table.read("layers.1.weight"), arrays["layers.1.weight"])
-    with pytest.raises(RunError, match=r"model\.safetensors was changed: layers\.0\.weight is .* `tapml carve`"):
+    with pytest.raises(RunError, match=r"model\.safetensors was changed: layers\.0\.weight is .* `tapml carve … --fresh`"):
         table.read("layers.0.weight")
 
     file.write_bytes(whole[:-1])
-    with pytest.raises(RunError, match=r"not the one that was carved .* `tapml carve`"):
+    with pytest.raises(RunError, match=r"not the one that was carved .* `tapml carve … --fresh`"):
         WeightTable.from_jsonl(text).check()
     file.unlink()
     with pytest.raises(RunError, match=r"model\.safetensors cannot be read: No such file"):
