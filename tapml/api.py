@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,8 +27,9 @@ from tapml.carve.case import Case
 from tapml.carve.folder import RunFolder
 from tapml.carve.writer import refuse_taken
 from tapml.devices.interface import DeviceInfo
+from tapml.migrate.circumstances import Circumstances
 from tapml.operators.graph import Operator
-from tapml.verdicts import Measure, Verdict, summary
+from tapml.verdicts import Measure, Verdict, summary, worth_explaining
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from tapml.diagnose.bisected import BisectResult
     from tapml.diagnose.explanation import Explanation
     from tapml.diagnose.health_result import Health
-    from tapml.migrate.alteration import Alteration
+    from tapml.migrate.inject import Inject
     from tapml.migrate.migrate import MigrationResult
     from tapml.migrate.share import Share
     from tapml.report.html.page import Written
@@ -86,7 +87,8 @@ def carve(
 @dataclass(frozen=True)
 class TestResult:
     """What testing a run on a target said. `verdicts` are in execution order, one an operator that was asked for; `measures` are
-    the calls that were measured for them. `devices` says which did how many; `device` is one of them."""
+    the calls that were measured for them. `devices` says which did how many; `device` is one of them. `circumstances` say what
+    the result is worth."""
 
     __test__ = False  # its name begins like a test's
 
@@ -97,11 +99,35 @@ class TestResult:
     seconds: float
     measures: tuple[Measure, ...] = ()
     devices: tuple[Share, ...] = ()
+    circumstances: Circumstances = field(default_factory=Circumstances)
 
     @property
     def passed(self) -> bool:
         """Every operator passed; one that was skipped did not."""
         return all(v.status == "pass" for v in self.verdicts)
+
+    @cached_property
+    def in_order(self) -> tuple[Verdict, ...] | None:
+        """Of a cumulative test those that did not pass, in the order in which the model ran into them: what comes behind a wrong
+        operator is wrong because of it. None for an isolated test."""
+        if self.mode != "cumulative":
+            return None
+        when: dict[str, int] = {}
+        for m in self.measures:
+            if m.status != "pass":
+                when[m.operator] = min(m.step, when.get(m.operator, m.step))
+        return tuple(sorted((v for v in self.verdicts if v.status != "pass"), key=lambda v: when.get(v.operator, 0)))
+
+    @property
+    def first_wrong(self) -> str | None:
+        """The first operator with wrong numbers in a cumulative test; None where there is none, or in an isolated test."""
+        return next((v.operator for v in self.in_order or () if v.status in ("fail", "flaky")), None)
+
+    @property
+    def to_explain(self) -> str | None:
+        """The operator to go on with: the first wrong one, or the worst."""
+        worst = worth_explaining(self.verdicts)
+        return self.first_wrong or (None if worst is None else worst.operator)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -112,6 +138,9 @@ class TestResult:
             "summary": summary(self.verdicts),
             "seconds": self.seconds,
             "devices": [share.to_json() for share in self.devices],
+            "first_wrong": self.first_wrong,
+            "passed": self.passed,
+            **self.circumstances.to_json(),
         }
 
 
@@ -152,13 +181,13 @@ class Run:
         *,
         operator: str = "*",
         mode: Literal["isolated", "cumulative"] = "isolated",
-        inject: str | Alteration | None = None,
+        inject: Inject | None = None,
         progress: Progress | None = None,
     ) -> TestResult:
         """Compiles the operators whose name matches the glob `operator` and checks each against the recording. `device` is
-        "local", "NAME@URL" for one at a hub, or "A,B@URL" or "all@URL" for several that share the work. `inject` is
-        "FILE.py:FUNCTION", an injected fault. What was found is kept in the run, see `tapml.migrate.records`. Raises TargetError,
-        UsageError, UnavailableError."""
+        "local", "NAME@URL" for one at a hub, or "A,B@URL" or "all@URL" for several that share the work. `inject` is an injected
+        fault: "FILE.py:FUNCTION", or the function itself. What was found is kept in the run, see `tapml.migrate.records`. Raises
+        TargetError, UsageError, UnavailableError."""
         from tapml.devices.open import redacted
         from tapml.migrate.operator_test import OperatorTester
         from tapml.migrate.records import keep_test
@@ -174,7 +203,7 @@ class Run:
                 measures = tuple(m for v in verdicts for m in crew.measures_of(v.operator))
                 return TestResult(
                     str(crew.bench.choice), crew.bench.device.info, mode, verdicts, time.monotonic() - started, measures,
-                    crew.shares,
+                    crew.shares, Circumstances.of(crew.bench),
                 )
         with OperatorTester(self.folder, target, device, inject) as tester:
             if mode == "cumulative":
@@ -187,7 +216,7 @@ class Run:
             info = tester.bench.device.info
             return TestResult(
                 str(tester.bench.choice), info, mode, verdicts, time.monotonic() - started, measures,
-                (Share(redacted(device), len(verdicts), info),),
+                (Share(redacted(device), len(verdicts), info),), Circumstances.of(tester.bench),
             )
 
     def migrate(
@@ -199,7 +228,7 @@ class Run:
         fresh: bool = False,
         order: Sequence[str] | None = None,
         tokens: int | None = None,
-        inject: str | Alteration | None = None,
+        inject: Inject | None = None,
         progress: Progress | None = None,
     ) -> MigrationResult:
         """Moves operator by operator to the target, and compares the whole model end to end on `tokens` greedy tokens a prompt.
@@ -218,7 +247,7 @@ class Run:
         *,
         all_sets: bool = False,
         confidence: float | None = None,
-        inject: str | Alteration | None = None,
+        inject: Inject | None = None,
         progress: Progress | None = None,
     ) -> BisectResult:
         """The smallest set of operators that makes the model wrong on the target; with `all_sets` every such set, one after the
@@ -236,7 +265,7 @@ class Run:
         device: str = "local",
         *,
         out: str | Path | None = None,
-        inject: str | Alteration | None = None,
+        inject: Inject | None = None,
         progress: Progress | None = None,
     ) -> Explanation:
         """At which stage an operator goes wrong, with the evidence, the smallest input and a reproducer. See
@@ -251,7 +280,7 @@ class Run:
         device: str = "local",
         *,
         prompt: int = 0,
-        inject: str | Alteration | None = None,
+        inject: Inject | None = None,
         progress: Progress | None = None,
     ) -> Health:
         """The first operators that make an overflow, an underflow, NaN or Inf on the source and on the target, and the room

@@ -94,6 +94,12 @@ class Measure:
         return Measure(**{k: v for k, v in data.items() if k in known})
 
 
+def worth_explaining(verdicts: Iterable[Verdict]) -> Verdict | None:
+    """The worst of those that `tapml explain` has something to say about: whatever ran, or was to run, and went wrong."""
+    wrong = [v for v in verdicts if v.status in ("fail", "flaky", "error", "crash")]
+    return max(wrong, key=lambda v: v.badness, default=None)
+
+
 def summary(verdicts: Iterable[Verdict]) -> dict[str, int]:
     """How many of each status, zeros included."""
     counts: dict[str, int] = dict.fromkeys(STATUSES, 0)

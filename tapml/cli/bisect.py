@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, SOMETHING_FAILED, Outcome, device_words, quoted
+from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, SOMETHING_FAILED, Outcome, follow_up
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -47,12 +47,14 @@ def run(args: argparse.Namespace) -> Outcome:
 def view(args: argparse.Namespace, result: BisectResult) -> tuple[RenderableType, ...]:
     """What people see: each set with its culprits and numbers, then what to type next."""
     from tapml.report.bisect import next_steps, outcome_line, set_views, without_line
+    from tapml.report.circumstances import circumstance_lines
 
-    commands = [_command(args, "explain", name) for name in result.culprits]
-    everything = f"{_command(args, 'bisect')} --all" if result.more else None
+    commands = [follow_up(args, "explain", name) for name in result.culprits]
+    everything = f"{follow_up(args, 'bisect')} --all" if result.more else None
     return (
         *set_views(result),
         *without_line(result),
+        *circumstance_lines(result.circumstances),
         outcome_line(result),
         *next_steps(commands, everything),
     )
@@ -60,14 +62,6 @@ def view(args: argparse.Namespace, result: BisectResult) -> tuple[RenderableType
 
 def resume_hint(args: argparse.Namespace) -> str:
     return "Compiled kernels are kept: the same command goes on faster."
-
-
-def _command(args: argparse.Namespace, verb: str, *names: str) -> str:
-    words = ["tapml", verb, args.run, *names, "--target", args.target]
-    words += device_words(args.device)
-    if args.inject is not None:
-        words += ["--inject", args.inject]
-    return quoted(words)
 
 
 def _confidence(text: str) -> float:

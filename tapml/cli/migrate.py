@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, SOMETHING_FAILED, Outcome, count, device_words, quoted
+from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, SOMETHING_FAILED, Outcome, count, device_words, follow_up, quoted
+from tapml.verdicts import worth_explaining
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,12 +39,13 @@ def run(args: argparse.Namespace) -> Outcome:
             target=args.target, device=args.device, resume=args.resume, fresh=args.fresh, tokens=args.tokens,
             inject=args.inject, progress=progress,
         )  # fmt: skip
-    return Outcome(ALL_PASSED if result.passed else SOMETHING_FAILED, result.to_json(), view(folder, result))
+    return Outcome(ALL_PASSED if result.passed else SOMETHING_FAILED, result.to_json(), view(args, folder, result))
 
 
-def view(run: Run, result: MigrationResult) -> tuple[RenderableType, ...]:
-    """What people see: the verdicts, what moved, and both sides' answers."""
-    from tapml.report.console import VerdictTable, counts_line
+def view(args: argparse.Namespace, run: Run, result: MigrationResult) -> tuple[RenderableType, ...]:
+    """What people see: the verdicts, what moved, both sides' answers, what to type next."""
+    from tapml.report.circumstances import circumstance_lines
+    from tapml.report.console import VerdictTable, command, counts_line
     from tapml.report.migration import answers, end_to_end_lines, moved_line
 
     return (
@@ -52,8 +54,16 @@ def view(run: Run, result: MigrationResult) -> tuple[RenderableType, ...]:
         *answers(run, result),
         moved_line(result),
         *end_to_end_lines(result),
+        *circumstance_lines(result.circumstances),
         counts_line(result.verdicts, f"{result.target} on {result.device.name}", result.seconds),
+        *([] if result.passed else [command(_next(args, result))]),
     )
+
+
+def _next(args: argparse.Namespace, result: MigrationResult) -> str:
+    """Explain the worst operator that stayed; where each is right alone, find those that make the model wrong."""
+    worst = worth_explaining(v for v in result.verdicts if v.operator in result.kept_on_source)
+    return follow_up(args, "bisect") if worst is None else follow_up(args, "explain", worst.operator)
 
 
 def resume_hint(args: argparse.Namespace) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, SOMETHING_FAILED, Outcome
+from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, SOMETHING_FAILED, Outcome, follow_up
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,17 +38,26 @@ def run(args: argparse.Namespace) -> Outcome:
         result = Run.open(args.run).test(
             target=args.target, device=args.device, operator=args.operator, inject=args.inject, mode=args.mode, progress=progress
         )
-    return Outcome(ALL_PASSED if result.passed else SOMETHING_FAILED, result.to_json(), view(result))
+    return Outcome(ALL_PASSED if result.passed else SOMETHING_FAILED, result.to_json(), view(args, result))
 
 
-def view(result: TestResult) -> tuple[RenderableType, ...]:
-    """What people see: the table, worst first, and the summary line."""
-    from tapml.report.console import VerdictTable, counts_line
+def view(args: argparse.Namespace, result: TestResult) -> tuple[RenderableType, ...]:
+    """What people see: the table, worst first or in the order in which the model runs, the summary line, what to type next."""
+    from tapml.report.circumstances import circumstance_lines
+    from tapml.report.console import VerdictTable, command, counts_line, first_wrong_line
 
     where = f"{result.target} on {result.device.name}"
     if len(result.devices) > 1:
         where = f"{result.target} on {', '.join(f'{share.name} ({share.operators})' for share in result.devices)}"
-    return (VerdictTable(result.verdicts), "", counts_line(result.verdicts, where, result.seconds))
+    to_explain = result.to_explain
+    return (
+        VerdictTable(result.verdicts, result.in_order),
+        "",
+        *first_wrong_line(result.first_wrong),
+        *circumstance_lines(result.circumstances),
+        counts_line(result.verdicts, where, result.seconds),
+        *([] if to_explain is None else [command(follow_up(args, "explain", to_explain))]),
+    )
 
 
 def resume_hint(args: argparse.Namespace) -> str:

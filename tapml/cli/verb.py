@@ -93,6 +93,17 @@ def device_words(device: str) -> list[str]:
     return ["--device", f"{name}{at}{url.partition('?')[0]}?token=…" if at else device]
 
 
+def follow_up(args: argparse.Namespace, verb: str, *names: str) -> str:
+    """The command that goes on from a result with another verb: the same run, target, device and fault. Where several devices
+    shared the work, one of them goes on."""
+    name, at, url = args.device.partition("@")
+    one = "any" if name == "all" else name.partition(",")[0]
+    words = ["tapml", verb, args.run, *names, "--target", args.target, *device_words(f"{one}{at}{url}")]
+    if args.inject is not None:
+        words += ["--inject", args.inject]
+    return quoted(words)
+
+
 def quoted(words: Sequence[str]) -> str:
     """A command line as it can be typed."""
     return " ".join(shlex.quote(word) for word in words)

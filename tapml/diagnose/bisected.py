@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tapml.devices.interface import DeviceInfo
 from tapml.diagnose.bisect import Rate
 from tapml.diagnose.whole import How, RunRecord
+from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.end_to_end import Answer
 from tapml.verdicts import Stage
 
@@ -97,6 +98,7 @@ class BisectResult:
     operators_run: int
     operators_without_memory: int
     seconds: float
+    circumstances: Circumstances = field(default_factory=Circumstances)
 
     @property
     def culprits(self) -> tuple[str, ...]:
@@ -164,6 +166,8 @@ class BisectResult:
             "course": [record.to_json() for record in self.course],
             "seconds": self.seconds,
             "reason": self.reason,
+            "passed": self.passed,
+            **self.circumstances.to_json(),
         }
 
 

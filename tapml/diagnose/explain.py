@@ -33,8 +33,9 @@ from tapml.diagnose.triage import triage
 from tapml.diagnose.trials import met, recorded
 from tapml.errors import UsageError, nearest
 from tapml.kernels import Program
-from tapml.migrate.alteration import Alteration
+from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.hybrid import Hybrid
+from tapml.migrate.inject import Inject
 from tapml.migrate.migrate import folder_name
 from tapml.migrate.operator_test import Trial
 from tapml.migrate.workbench import Progress, Workbench
@@ -54,7 +55,7 @@ def explain(
     operator: str,
     target: str,
     device: str = "local",
-    inject: str | Alteration | None = None,
+    inject: Inject | None = None,
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
@@ -63,6 +64,7 @@ def explain(
     started = time.monotonic()
     found = resolve_operator(run, operator)
     with Workbench(run, target, device, inject) as bench, Places(run, bench) as places:
+        bench.check_injection([found])
         folder = out or run.path / TARGET_FOLDER / folder_name(target) / "explain" / found.name.replace("/", "__")
         return _Explaining(run, bench, places, found, folder, progress).carry_out(started)
 
@@ -137,7 +139,7 @@ class _Explaining:
             kernels_at=kernels, advice=advise(found, self._context(found, trial, program, len(trials), model)),
             seconds=time.monotonic() - started, model=model, minimised=small.case, actual=small.actual,
             not_minimised=small.why_not, reproducer=small.reproducer,
-            inject=None if self.bench.alteration is None else self.bench.alteration.text,
+            circumstances=Circumstances.of(self.bench),
         )  # fmt: skip
         text = json.dumps(finite(explanation.to_json()), indent=1, allow_nan=False)
         (self.folder / _EVIDENCE).write_text(text + "\n", encoding="utf-8")

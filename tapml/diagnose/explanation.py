@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from tapml.devices.interface import DeviceInfo
 from tapml.diagnose.evidence import Evidence, Triage
 from tapml.diagnose.in_model import InModel
 from tapml.kernels import Program
+from tapml.migrate.circumstances import Circumstances
 from tapml.operators.graph import Operator
 from tapml.tensors import HostArray
 from tapml.verdicts import Stage, Status
@@ -29,7 +30,7 @@ class Explanation:
     """`triage` is that of the call with which the operator is wrong, or of the first call. `model` is there where the operator
     was right alone and the whole model was asked. `minimised` is None where nothing could be made smaller, and `not_minimised`
     says why. `actual` are the outputs of the minimised program. `kernels_at` holds the kernels' whole source text,
-    `inject` is the fault that was put in, as it was asked for."""
+    `circumstances` say what the result is worth."""
 
     operator: Operator
     target: str
@@ -48,7 +49,7 @@ class Explanation:
     actual: tuple[HostArray, ...] = ()
     not_minimised: str = ""
     reproducer: Path | None = None
-    inject: str | None = None
+    circumstances: Circumstances = field(default_factory=Circumstances)
 
     @property
     def status(self) -> Status:
@@ -77,7 +78,7 @@ class Explanation:
         numbers = {k: v for k, v in self.triage.to_json().items() if k in ("error", "bound", "source_error", "trial")}
         return {
             "operator": self.operator.name, "op": self.operator.kind, "signature": self.operator.signature,
-            "target": self.target, "device": self.device.to_json(), "inject": self.inject,
+            "target": self.target, "device": self.device.to_json(), "passed": self.passed, **self.circumstances.to_json(),
             "status": self.status, "stage": self.stage,
             "because": self.because, **numbers,
             "evidence": [e.to_json() for e in self.evidence],

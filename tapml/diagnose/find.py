@@ -40,7 +40,8 @@ from tapml.diagnose.bisected import BisectResult, Culprit, FailingSet, Missing
 from tapml.diagnose.whole import Checked, How, WholeModel
 from tapml.errors import UsageError
 from tapml.kernels import Program
-from tapml.migrate.alteration import Alteration
+from tapml.migrate.circumstances import Circumstances
+from tapml.migrate.inject import Inject
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.verdicts import Stage
 
@@ -60,7 +61,7 @@ def bisect(
     run: RunFolder,
     target: str,
     device: str = "local",
-    inject: str | Alteration | None = None,
+    inject: Inject | None = None,
     all_sets: bool = False,
     confidence: float = CONFIDENCE,
     progress: Progress | None = None,
@@ -88,6 +89,7 @@ class _Bisection:
         self.confidence = confidence
         self.tell = bench.telling(progress)
         bench.compile(run.operators, self.tell)
+        bench.check_injection(run.operators)
         self.programs: dict[str, Program] = {}
         self.missing: list[Missing] = []
         for operator in run.operators:
@@ -125,6 +127,7 @@ class _Bisection:
             not_compiled=tuple(self.missing), course=tuple(self.whole.course),
             bound=self.whole.runs - self.searched + self.allowed, operators_run=engine.executed,
             operators_without_memory=engine.asked, seconds=time.monotonic() - started,
+            circumstances=Circumstances.of(self.bench),
         )
 
     def _as_it_ships(self, names: frozenset[str], right: int) -> _Seen:

@@ -35,8 +35,9 @@ from tapml.diagnose.watch import Seen, calls_of, watch
 from tapml.errors import DeviceError, DeviceLost, first_line, is_confined
 from tapml.generation import Call
 from tapml.kernels import Program
-from tapml.migrate.alteration import Alteration
+from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.hybrid import Hybrid
+from tapml.migrate.inject import Inject
 from tapml.migrate.model import Model
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
@@ -47,7 +48,7 @@ def health(
     run: RunFolder,
     target: str | None = None,
     device: str = "local",
-    inject: str | Alteration | None = None,
+    inject: Inject | None = None,
     prompt: int = 0,
     progress: Progress | None = None,
 ) -> Health:
@@ -59,15 +60,18 @@ def health(
     facts |= dict.fromkeys(("target", "device", "device_info", "inject"))
     if target is None:
         source, headroom = _Source(run, Model.of(run)).watch(calls, tell)
-        return Health(source, None, headroom, facts)
+        return Health(source, None, headroom, facts, Circumstances(run.digest))
     with Workbench(run, target, device, inject) as bench:
+        bench.compile(run.operators, bench.telling(tell))
+        bench.check_injection(run.operators)
         source, headroom = _Source(run, bench.model).watch(calls, tell)
         there = _watch_target(bench, calls, bench.telling(tell))
         facts |= {
             "target": str(bench.choice), "device": bench.device_name, "device_info": bench.device.info.to_json(),
             "inject": None if bench.alteration is None else bench.alteration.text,
         }  # fmt: skip
-    return Health(source, there, headroom, facts)
+        circumstances = Circumstances.of(bench)
+    return Health(source, there, headroom, facts, circumstances)
 
 
 class _Findings:

@@ -18,6 +18,7 @@ from tapml.carve.folder import RunFolder
 from tapml.carve.layout import TARGET_FOLDER, folder_name
 from tapml.diagnose.anomalies import KINDS, Kind
 from tapml.errors import RunError
+from tapml.migrate.circumstances import Circumstances
 from tapml.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ class Health:
     target: Side | None
     headroom: tuple[Headroom, ...]
     facts: dict[str, Any]
+    circumstances: Circumstances = field(default_factory=Circumstances)
 
     @property
     def passed(self) -> bool:
@@ -130,12 +132,15 @@ class Health:
             "headroom": [asdict(h) for h in self.headroom],
             "first": {name: None if side is None else _firsts(side) for name, side in sides.items()},
             "facts": self.facts,
+            "passed": self.passed,
+            **self.circumstances.to_json(),
         }
 
 
 def keep_health(run: RunFolder, found: Health, target: str | None) -> None:
     """Replaces what was kept. A folder that cannot be written costs a warning."""
-    _write(_path(run, None, False), replace(found, target=None, facts=found.facts | _NO_TARGET).to_json())
+    alone = replace(found, target=None, facts=found.facts | _NO_TARGET, circumstances=Circumstances(run.digest))
+    _write(_path(run, None, False), alone.to_json())
     if target is not None:
         _write(_path(run, target, found.facts["inject"] is not None), found.to_json())
 

@@ -57,6 +57,11 @@ class Alteration:
         """Whether this operator is what an alteration of the `device` is about; the other hooks speak for themselves."""
         return False
 
+    @property
+    def kernels_changed(self) -> tuple[int, int] | None:
+        """How many kernels it changed, and of how many, so far; None for an alteration that is not about kernels' text."""
+        return None
+
     def elsewhere(self) -> Alteration:
         """What other targets share of it: the graph and the lowering. A fault of one target's text is not on the others."""
         return _Shared(self)

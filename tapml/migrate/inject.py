@@ -3,7 +3,10 @@
     def inject(operator: str, target: str, source: str) -> str
 
 It is called once for each kernel of each operator. Programs whose source it changed are programs of their own: they are tested
-alone, and share no verdict with operators whose kernels it left as they were.
+alone, and share no verdict with operators whose kernels it left as they were. From Python the function itself is taken as well.
+
+A function that changes no kernel at all is an error: its result would be that of the model without the fault, and look as if the
+fault had not been noticed.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import runpy
 import sys
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tapml.errors import UsageError, nearest
@@ -21,13 +25,45 @@ from tapml.operators.graph import Operator
 
 InjectFunction = Callable[[str, str, str], str]
 
+Inject = str | InjectFunction | Alteration
+"""What `inject` takes from Python: the text of `--inject`, a function as described above, or any alteration."""
+
+# One token a function in this process: what a function does cannot be read off it, so it is equal to itself only.
+_tokens: dict[InjectFunction, str] = {}
+
+
+def loaded(inject: Inject | None) -> Alteration | None:
+    """Raises UsageError where `inject` is no such thing, or its file cannot be used."""
+    if inject is None or isinstance(inject, Alteration):
+        return inject
+    if isinstance(inject, str):
+        return Injection.load(inject)
+    if callable(inject):
+        return Injection.of(inject)
+    raise UsageError(
+        f"inject takes the text FILE.py:FUNCTION or a function (operator, target, source) -> source, not {type(inject).__name__}."
+    )
+
 
 class Injection(Alteration):
-    """A loaded fault. `digest` covers the file's content and the function's name."""
+    """A fault that rewrites kernels. `digest` covers the file's content and the function's name; of a function given from Python
+    it is good for this process only. `changed` has, for each operator whose kernels it was shown, how many it changed and how
+    many there are, the first time."""
 
     def __init__(self, text: str, digest: str, function: InjectFunction) -> None:
         super().__init__(text, digest)
         self.function = function
+        self.changed: dict[str, tuple[int, int]] = {}
+
+    @staticmethod
+    def of(function: InjectFunction) -> Injection:
+        """A function given from Python, named as it is in its module."""
+        name = getattr(function, "__qualname__", type(function).__name__)
+        try:
+            digest = _tokens.setdefault(function, uuid.uuid4().hex)
+        except TypeError:  # one that cannot be hashed
+            digest = uuid.uuid4().hex
+        return Injection(f"{getattr(function, '__module__', None) or 'function'}:{name}", digest, function)
 
     @staticmethod
     def load(text: str) -> Injection:
@@ -73,6 +109,24 @@ class Injection(Alteration):
                     "kernel's source as a str (unchanged where no fault is wanted)."
                 )
             sources.append(source)
-        if all(kernel.source == source for kernel, source in zip(program.kernels, sources, strict=True)):
-            return program
-        return program.with_sources(tuple(sources))
+        changed = sum(kernel.source != source for kernel, source in zip(program.kernels, sources, strict=True))
+        self.changed.setdefault(operator, (changed, len(sources)))
+        return program.with_sources(tuple(sources)) if changed else program
+
+    @property
+    def kernels_changed(self) -> tuple[int, int]:
+        found = list(self.changed.values())
+        return sum(changed for changed, _ in found), sum(seen for _, seen in found)
+
+    def require_change(self, operators: Sequence[str], target: str) -> None:
+        """Raises UsageError where it was shown kernels of these operators, and left all of them as they were."""
+        shown = {name: self.changed[name] for name in operators if name in self.changed}
+        kernels = sum(seen for _, seen in shown.values())
+        if not kernels or any(changed for changed, _ in shown.values()):
+            return
+        example = next(iter(shown))
+        raise UsageError(
+            f"The fault {self.text} changed none of {kernels} kernels (operators: {len(shown)}), so this would be a result "
+            f"without a fault. Check what the function compares with: the target is called {target!r}, operators such as "
+            f"{example!r}. Check the text that it replaces, too: `tapml explain` writes an operator's kernels into files."
+        )

@@ -20,7 +20,7 @@ import errno
 import fcntl
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -37,9 +37,10 @@ class Header:
     """What the records of a journal belong to. `run` is the digest of the run, `target` the name and options that were asked
     for, `target_key` the hash of the target as narrowed to the device, `inject` the digest of an injected fault's file (None:
     none), `compiler` the versions that kernels come from, `settings` whatever else changes the outcome. Two headers that differ
-    only in what is told besides are alike: `device_info` (`DeviceInfo.to_json()`) and `time` (seconds since 1970). `device` is
-    what was asked for, without a hub's token. Any device that this means can go on, as long as the target's key is the same; so
-    "any@…" may be another one after a while, and a hub may have moved to another address."""
+    only in what is told besides are alike: `device_info` (`DeviceInfo.to_json()`), `time` (seconds since 1970), `fault` (what
+    people call the injected fault), `storage` and `not_checked` (see `tapml.migrate.circumstances`). `device` is what was asked
+    for, without a hub's token. Any device that this means can go on, as long as the target's key is the same; so "any@…" may be
+    another one after a while, and a hub may have moved to another address."""
 
     version: str
     run: str
@@ -52,6 +53,9 @@ class Header:
     format: int = FORMAT
     device_info: dict[str, Any] | None = None
     time: float | None = None
+    fault: str | None = None
+    storage: dict[str, str] = field(default_factory=dict)
+    not_checked: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {"record": "header", **asdict(self)}

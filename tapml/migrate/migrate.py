@@ -10,7 +10,8 @@
 4. The hybrid that came out answers every prompt, and is compared with the source (`tapml.migrate.end_to_end`).
 
 Every verdict, check, move and comparison goes into the journal in the run's folder before anybody hears of it
-(`tapml.migrate.journal`), so a migration that was killed goes on with `resume` where it was. What the records are:
+(`tapml.migrate.journal`), so a migration that was killed goes on with `resume` where it was. One with an injected fault has a
+journal of its own. What the records are:
 
     verdict   an operator's verdict of stage 2, and the calls that were measured for it
     check     what the whole model said with a set of operators on the target (the set as a hash, and its size)
@@ -25,15 +26,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tapml.carve.folder import RunFolder
-from tapml.carve.layout import TARGET_FOLDER
 from tapml.carve.layout import folder_name as folder_name
 from tapml.devices.interface import DeviceInfo
 from tapml.errors import DeviceError, DeviceLost, UnavailableError, UsageError, WrongValue, is_confined, nearest
-from tapml.migrate.alteration import Alteration
+from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.end_to_end import (
     Answer,
     EndToEnd,
@@ -45,11 +45,12 @@ from tapml.migrate.end_to_end import (
     compare_prompt,
 )
 from tapml.migrate.hybrid import Hybrid
+from tapml.migrate.inject import Inject
 from tapml.migrate.journal import Journal
 from tapml.migrate.operator_test import OperatorTester
 from tapml.migrate.plan import Step, move
 from tapml.migrate.programs import keep
-from tapml.migrate.records import header_of
+from tapml.migrate.records import file_name, header_of, target_folder
 from tapml.migrate.share import Crew, Share, are_several
 from tapml.migrate.workbench import Progress
 from tapml.operators.graph import Operator
@@ -63,7 +64,7 @@ class MigrationResult:
     """`verdicts` has one of each operator, in execution order; the numbers are those of the whole model where an operator passed
     alone and not in the model. `seconds` are those of this process, `resumed` how many verdicts came from the journal,
     `compiled` how many signatures were compiled, those in the kernel cache not counted. `devices` says which tested how
-    many operators."""
+    many operators, `circumstances` what the result is worth."""
 
     target: str
     device: DeviceInfo
@@ -76,6 +77,7 @@ class MigrationResult:
     resumed: int
     compiled: int
     devices: tuple[Share, ...] = ()
+    circumstances: Circumstances = field(default_factory=Circumstances)
 
     @property
     def passed(self) -> bool:
@@ -96,6 +98,8 @@ class MigrationResult:
             "resumed": self.resumed,
             "compiled": self.compiled,
             "devices": [share.to_json() for share in self.devices],
+            "passed": self.passed,
+            **self.circumstances.to_json(),
         }
 
 
@@ -106,7 +110,7 @@ def migrate(
     *,
     resume: bool = False,
     fresh: bool = False,
-    inject: str | Alteration | None = None,
+    inject: Inject | None = None,
     order: Sequence[str] | None = None,
     max_tokens: int = MAX_TOKENS,
     progress: Progress | None = None,
@@ -121,7 +125,10 @@ def migrate(
     names = _in_order(run, order)
     with Crew(run, target, device, inject) if are_several(device) else OperatorTester(run, target, device, inject) as tester:
         header = header_of(tester.bench, device, f"tokens={max_tokens} order={_hash(names) if order else 'default'}")
-        path = run.path / TARGET_FOLDER / folder_name(target) / "migrate.jsonl"
+        if inject is not None:  # before there is a journal, which a fault that changes nothing would leave unfinished
+            tester.bench.compile(run.operators, progress)
+            tester.bench.check_injection(run.operators)
+        path = target_folder(run, target) / file_name("migration", inject is not None)
         with Journal.open(path, header, resume, fresh) as journal:
             try:
                 return _Migration(run, tester, journal, names, max_tokens, progress).carry_out(started)
@@ -186,7 +193,7 @@ class _Migration:
             kept_on_source=tuple(o.name for o in self.run.operators if o.name not in offloaded),
             end_to_end=EndToEnd(tuple(self.prompts[k] for k in sorted(self.prompts))),
             seconds=time.monotonic() - started, checks=len(self.answers), resumed=self.resumed,
-            compiled=self.bench.compiled, devices=self._shares(),
+            compiled=self.bench.compiled, devices=self._shares(), circumstances=Circumstances.of(self.bench),
         )
 
     def _shares(self) -> tuple[Share, ...]:

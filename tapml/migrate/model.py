@@ -60,6 +60,13 @@ class Model:
     def _weight_keys(self) -> dict[str, dict[str, str]]:
         return {name: {p.name: p.key for p in graph.weights} for name, graph in self.graphs.items()}
 
+    @cached_property
+    def dtypes(self) -> frozenset[str]:
+        """Those of all values, inside of operators too."""
+        bodies = self.bodies.values()
+        specs = [spec for body in bodies for spec in (*body.inputs, *(s for node in body.nodes for s in node.outputs))]
+        return frozenset(spec.dtype for spec in specs)
+
     def weight_keys(self, operator: Operator) -> tuple[str | None, ...]:
         """For each input of an operator: the key of the weight that it is, or None."""
         keys = self._weight_keys[operator.graph]

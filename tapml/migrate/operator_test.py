@@ -43,9 +43,9 @@ from tapml.carve.folder import RunFolder
 from tapml.carve.tolerance import LEAST, Comparison, Reference, compare, enough, of_source
 from tapml.errors import DeviceError, DeviceLost, UsageError, WrongValue, first_line, is_confined, nearest, unexpected
 from tapml.kernels import Program
-from tapml.migrate.alteration import Alteration
 from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.hybrid import Hybrid
+from tapml.migrate.inject import Inject
 from tapml.migrate.model import Model
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Body, Operator
@@ -80,10 +80,10 @@ class Trial:
 
 
 class OperatorTester:
-    """See the module's docstring. `target` and `device` are the texts of the command line, `inject` that of `--inject`. Opening
+    """See the module's docstring. `target` and `device` are the texts of the command line, `inject` what is put in. Opening
     raises TargetError, UsageError and UnavailableError; testing raises UnavailableError when the device was lost for good."""
 
-    def __init__(self, run: RunFolder, target: str, device: str = "local", inject: str | Alteration | None = None) -> None:
+    def __init__(self, run: RunFolder, target: str, device: str = "local", inject: Inject | None = None) -> None:
         self._stand(run, Workbench(run, target, device, inject))
 
     @classmethod
@@ -124,7 +124,7 @@ class OperatorTester:
     def test_all(self, glob: str = "*", progress: Progress | None = None) -> Iterator[Verdict]:
         """Verdicts of the operators that match, in execution order. Compiles what they need first."""
         operators = self.select(glob)
-        self.bench.compile(operators, progress)
+        self._compile(operators, progress)
         tell = self.bench.telling(progress)
         for index, operator in enumerate(operators):
             tell("test", index, len(operators))
@@ -133,8 +133,12 @@ class OperatorTester:
 
     def prepare(self, names: Sequence[str]) -> None:
         """Compiles what these operators need at once, which is faster than one after the other as `test` would do it. Raises
-        UsageError for an unknown name."""
-        self.bench.compile([self.run.operator(name) for name in names])
+        UsageError for an unknown name, or where an injected function changes none of their kernels."""
+        self._compile([self.run.operator(name) for name in names])
+
+    def _compile(self, operators: Sequence[Operator], progress: Progress | None = None) -> None:
+        self.bench.compile(operators, progress)
+        self.bench.check_injection(operators)
 
     def test(self, name: str) -> Verdict:
         """The verdict of one operator. Raises UsageError for an unknown name."""
@@ -186,7 +190,7 @@ class OperatorTester:
     def test_cumulative(self, progress: Progress | None = None) -> Iterator[Verdict]:
         """One verdict an operator: the worst of all calls of the first prompt (prefill and a few decode steps), or of the first
         example. Operators that do not compile stay on the source, and their verdict says why."""
-        self.bench.compile(self.model.operators, progress)
+        self._compile(self.model.operators, progress)
         programs: dict[str, Program] = {}
         verdicts: dict[str, Verdict] = {}
         for operator in self.model.operators:

@@ -7,8 +7,8 @@
 The files, in `RUN/targets/TARGET/`, are JSON lines that begin with a header as that of the journal (`tapml.migrate.journal`):
 
     test.jsonl, cumulative.jsonl        of `tapml test` and `tapml test --mode cumulative`
-    test.injected.jsonl, …              of the same with `--inject`, so that a fault never mixes with what is true
     migrate.jsonl                       the journal of the migration, whose verdict records hold their measures
+    test.injected.jsonl, …              of all three with `--inject`, so that a fault never mixes with what is true
 
 Each operator has its measures, one a line, and then its verdict. A new test replaces a file as a whole, by a rename when it has
 ended, so one that is killed leaves the old results; of two at the same time the later one stays. A test of some operators keeps
@@ -36,6 +36,7 @@ from tapml.carve.layout import TARGET_FOLDER, folder_name
 from tapml.compile.cache import toolchain
 from tapml.devices.open import redacted
 from tapml.errors import RunError, TapmlError
+from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.journal import FORMAT, Header, read
 from tapml.migrate.programs import keep
 from tapml.verdicts import Measure, Verdict
@@ -47,8 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MIGRATION = "migrate.jsonl"
-FILES = {"isolated": "test", "cumulative": "cumulative"}
+FILES = {"isolated": "test", "cumulative": "cumulative", "migration": "migrate"}
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,7 @@ class Records:
             _check(found)
             return found
 
-        test, cumulative = (sheet(_name(mode, injected)) for mode in FILES)
-        migration = sheet(MIGRATION)
+        test, cumulative, migration = (sheet(file_name(kind, injected)) for kind in FILES)
         return Records(target, folder, test, cumulative, migration, tuple(outdated))
 
     @property
@@ -146,13 +145,20 @@ def target_folder(run: RunFolder, target: str) -> Path:
     return run.path / TARGET_FOLDER / folder_name(target)
 
 
+def file_name(kind: str, injected: bool) -> str:
+    """The file of a test ("isolated" or "cumulative") or a "migration"."""
+    return f"{FILES[kind]}{'.injected' if injected else ''}.jsonl"
+
+
 def header_of(bench: Workbench, device: str, settings: str) -> Header:
     """What is recorded on this bench belongs to. `device` is what was asked for, which may mean several; `settings` is whatever
     else changes the outcome."""
+    found = Circumstances.of(bench)
     return Header(
         version=tapml.__version__, run=bench.folder.digest, target=str(bench.choice), target_key=bench.target.key,
         device=redacted(device), inject=None if bench.alteration is None else bench.alteration.digest,
         compiler=toolchain(), settings=settings, device_info=bench.device.info.to_json(), time=time.time(),
+        fault=found.inject, storage=found.storage, not_checked=found.not_checked,
     )
 
 
@@ -164,7 +170,7 @@ def keep_test(
     run, bench = tester.run, tester.bench
     header = header_of(bench, device, mode)
     folder = target_folder(run, target)
-    path = folder / _name(mode, bench.alteration is not None)
+    path = folder / file_name(mode, bench.alteration is not None)
     results = {v.operator: ([m.to_json() for m in tester.measures_of(v.operator)], v.to_json()) for v in verdicts}
     if merge:
         results = _results_of(path, header) | results
@@ -220,10 +226,6 @@ def _write(path: Path, lines: Iterable[dict[str, Any]]) -> None:
         raise
 
 
-def _name(mode: str, injected: bool) -> str:
-    return f"{FILES[mode]}{'.injected' if injected else ''}.jsonl"
-
-
 def _unfit(records: Sequence[dict[str, Any]], run: RunFolder, injected: bool) -> str:
     """Why a file is not of this run, or not of the kind that is asked for; "" when it is."""
     if not records:
@@ -249,4 +251,5 @@ def _check(sheet: Sheet) -> None:
 
 
 def _advice(path: Path) -> str:
-    return "Migrate again with --fresh." if path.name == MIGRATION else "Test the whole run again: that replaces it."
+    migration = path.name.startswith(FILES["migration"])
+    return "Migrate again with --fresh." if migration else "Test the whole run again: that replaces it."

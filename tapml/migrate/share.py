@@ -28,7 +28,7 @@ from tapml.carve.folder import RunFolder
 from tapml.devices.interface import DeviceInfo
 from tapml.devices.open import require_remote
 from tapml.errors import UnavailableError
-from tapml.migrate.alteration import Alteration
+from tapml.migrate.inject import Inject, loaded
 from tapml.migrate.model import Model
 from tapml.migrate.operator_test import OperatorTester
 from tapml.migrate.workbench import Progress, Workbench
@@ -93,10 +93,10 @@ class Crew:
     """See the module's docstring. Waits until the first device is there. Raises UsageError and TargetError as a tester does, and
     UnavailableError when there is no device at all."""
 
-    def __init__(self, run: RunFolder, target: str, device: str, inject: str | Alteration | None = None) -> None:
+    def __init__(self, run: RunFolder, target: str, device: str, inject: Inject | None = None) -> None:
         self.run = run
         self._target = target
-        self._inject = inject
+        self._inject = loaded(inject)
         self._asked = RemoteName.parse(device)
         names = self._asked.names if self._asked.names != ("all",) else _offering(self._asked, parse(target).name)
         self._members = [_Member(name) for name in names]
@@ -268,6 +268,7 @@ class Crew:
         with self._compiling:
             if self._compiled is None:
                 bench.compile(self._operators, self._tell)
+                bench.check_injection(self._operators)
                 self._compiled = bench
             elif self._compiled is not bench:
                 bench.adopt(self._compiled)

@@ -29,9 +29,8 @@ from tapml.devices.open import address_of, open_device, redacted
 from tapml.devices.runner import ProgramRunner
 from tapml.errors import ConnectionLost, DeviceError, DeviceLost, OutOfMemory, UnavailableError
 from tapml.kernels import Program
-from tapml.migrate.alteration import Alteration
 from tapml.migrate.hybrid import Hybrid
-from tapml.migrate.inject import Injection
+from tapml.migrate.inject import Inject, Injection, loaded
 from tapml.migrate.model import Model
 from tapml.operators.graph import Body, Operator
 from tapml.targets.parse import TargetChoice, parse
@@ -72,12 +71,12 @@ class Workbench:
     a token. `losses` counts how often the device was lost, `breaks` its connection."""
 
     def __init__(
-        self, run: RunFolder, target: str, device: str = "local", inject: str | Alteration | None = None,
+        self, run: RunFolder, target: str, device: str = "local", inject: Inject | None = None,
         deadline: float = DEADLINE,
     ) -> None:
         self._deadline = deadline
         self.choice = parse(target)
-        self.alteration = _loaded(inject)
+        self.alteration = loaded(inject)
         self.folder = run
         self.model = Model.of(run)
         self.losses = 0
@@ -124,9 +123,9 @@ class Workbench:
             compiler.close()
         self.device.close()
 
-    def alter(self, inject: str | Alteration | None) -> None:
+    def alter(self, inject: Inject | None) -> None:
         """Takes another alteration, or none. The device, the weights on it and what was compiled stay."""
-        before, self.alteration = self.device, _loaded(inject)
+        before, self.alteration = self.device, loaded(inject)
         self._programs.clear()
         self._bodies.clear()
         if self._hybrid is not None:
@@ -189,6 +188,14 @@ class Workbench:
             found = self._compiler.compile(alike, on_result, schedules, mutation)
             self._results |= {_Recipe(signature, schedules, mutation): result for signature, result in found.items()}
         self._compiler.close()
+
+    def check_injection(self, operators: Sequence[Operator]) -> None:
+        """Raises UsageError where a function that rewrites kernels changes none of these operators', which are compiled if need
+        be."""
+        if isinstance(self.alteration, Injection):
+            for operator in operators:
+                self.program(operator)
+            self.alteration.require_change([o.name for o in operators], self.choice.name)
 
     def adopt(self, other: Workbench) -> None:
         """Takes over what another bench of the very same target has compiled."""
@@ -432,6 +439,3 @@ class Attempts:
             self._bench.reopen(error)
         return not self.over
 
-
-def _loaded(inject: str | Alteration | None) -> Alteration | None:
-    return Injection.load(inject) if isinstance(inject, str) else inject

@@ -114,10 +114,14 @@ def _rows(ordered: Sequence[Verdict]) -> list[_Row]:
 
 
 class VerdictTable:
-    """A rich renderable: the verdicts, worst first, then the reasons of those that did not pass. Takes the width that it gets."""
+    """A rich renderable: the verdicts, worst first, then the reasons of those that did not pass. Takes the width that it gets.
+    `in_order` are those that did not pass, where their order says more than how wrong they are."""
 
-    def __init__(self, verdicts: Sequence[Verdict]) -> None:
-        rows = _rows(worst_first(verdicts))
+    def __init__(self, verdicts: Sequence[Verdict], in_order: Sequence[Verdict] | None = None) -> None:
+        ordered = worst_first(verdicts)
+        if in_order is not None:
+            ordered = [*in_order, *(v for v in ordered if v.status == "pass")]
+        rows = _rows(ordered)
         bad = sum(row.worst.status != "pass" for row in rows)
         count = ROWS_FAILED if bad > ROWS_FAILED else bad + ROWS_BESIDE
         self._shown, self._hidden = rows[:count], rows[count:]
@@ -203,6 +207,12 @@ def counts_line(verdicts: Sequence[Verdict], where: str, spent: float) -> Text:
         text.append("none tested")
     text.append(f" · {where} · {seconds(spent)}", style="dim")
     return text
+
+
+def first_wrong_line(name: str | None) -> Iterator[Text]:
+    """Where the error comes from that the operators behind it were handed."""
+    if name is not None:
+        yield Text.assemble("first wrong: ", (name, "bold red"))
 
 
 def side_by_side(left: tuple[str, str], right: tuple[str, str], same: bool) -> RenderableType:

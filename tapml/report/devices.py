@@ -73,7 +73,8 @@ def _limits(info: dict[str, Any]) -> str:
         words.append(f"{limits['max_workgroup_invocations']} invocations")
     if "max_workgroup_memory_bytes" in limits:
         words.append(f"{amount(limits['max_workgroup_memory_bytes'])} shared")
-    return ", ".join([*words, *sorted(set(info["features"]) & {"float16", "subgroups"})])
+    words += sorted(set(info["features"]) & {"float16", "subgroups"})
+    return ", ".join(words if "float16" in words else [*words, "no float16: computed in float32"])
 
 
 def _first_sentence(reason: str) -> str:

@@ -17,6 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from tapml.report.circumstances import circumstance_lines
 from tapml.report.console import STYLE, command, facts, plural
 from tapml.report.evidence import chain, times_of
 from tapml.report.kernel_text import kernels_view
@@ -62,6 +63,7 @@ def _parts(found: Explanation) -> Iterator[RenderableType]:
     for count, line in enumerate(found.advice, 1):
         yield _hanging(f"{count}.", Text(line))
     yield Text("")
+    yield from circumstance_lines(found.circumstances)
     yield from _end(found)
 
 

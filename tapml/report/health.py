@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from tapml.report.circumstances import circumstance_lines
 from tapml.report.console import number, plural, shorten
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def view(health: Health) -> tuple[RenderableType, ...]:
     parts: list[RenderableType] = list(_side("source", health.source))
     if health.target is not None:
         parts += ["", *_side(f"target {health.facts['target']} on {health.facts['device_info']['name']}", health.target)]
-    parts += ["", *_headroom(health)]
+    parts += ["", *_headroom(health), *circumstance_lines(health.circumstances)]
     return tuple(parts)
 
 

@@ -7,7 +7,7 @@
 
 import { el, replace, setClass, setText, svg } from "./dom.js";
 import { limits } from "./panel.js";
-import { bytes, number, span } from "./words.js";
+import { bytes, features, number, span } from "./words.js";
 
 const STATES = { idle: "ready", busy: "working", away: "away", retired: "retired", looking: "looking", nothing: "nothing to offer" };
 const ORDER = ["busy", "idle", "retired", "away"];
@@ -131,7 +131,7 @@ class Row {
     replace(this.#parts.offers, Object.entries(offers).map(([target, { state, info, reason }]) => {
       const head = [el("span", { class: `chip chip-${state}` }, target), el("span", { class: "offer-text" }, info ? info.name : `${state}${reason ? `: ${reason}` : ""}`)];
       if (!info) return el("li", { class: "offer" }, head);
-      const facts = [info.driver, info.software ? "software driver" : "", ...info.features].filter(Boolean).join(" · ");
+      const facts = [info.driver, info.software ? "software driver" : "", ...features(info)].filter(Boolean).join(" · ");
       return el("li", null, el("details", null, el("summary", { class: "offer" }, head), el("p", { class: "note" }, facts), limits(info)));
     }));
   }

@@ -6,7 +6,7 @@
 // A device that works keeps its name: another one would take a new worker, and its client would lose what is on this one.
 
 import { el, replace, setClass, setText, svg } from "./dom.js";
-import { LIMITS, bytes, number, sentence, span } from "./words.js";
+import { LIMITS, bytes, features, number, sentence, span } from "./words.js";
 
 const SECONDS = 60;
 const WIDTH = 600;
@@ -155,7 +155,7 @@ export class Panel {
     const parts = this.#parts;
     const info = state?.offer?.info ?? null;
     const facts = [];
-    if (info) facts.push(["GPU", info.name], ["WebGPU", [info.software ? "software driver" : "hardware", ...info.features].join(", ")]);
+    if (info) facts.push(["GPU", info.name], ["WebGPU", [info.software ? "software driver" : "hardware", ...features(info)].join(", ")]);
     if (state?.connection === "connected" && this.#since !== null) facts.push(["In use for", span((performance.now() - this.#since) / 1000)]);
     if (state?.budget) facts.push(["Remembered", `${bytes(state.stored)} of ${bytes(state.budget)}`]);
     if (state?.lost) facts.push(["GPU lost", `${state.lost} ${state.lost === 1 ? "time" : "times"}`]);

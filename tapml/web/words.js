@@ -33,6 +33,11 @@ function short(value) {
   return value.toFixed(digits).replace(/\.0+$/, "");
 }
 
+// What is optional, and what is missed: without float16 every kernel of a float16 model is computed in float32.
+export function features(info) {
+  return info.features.includes("float16") ? info.features : [...info.features, "no float16: computed in float32"];
+}
+
 export function span(seconds) {
   if (seconds < 60) return `${Math.floor(seconds)} s`;
   const minutes = Math.floor(seconds / 60);

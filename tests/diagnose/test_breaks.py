@@ -59,7 +59,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch) -> Breaking:
 def timeless(data: Any) -> Any:
     """Without seconds, and without what a driver's log says of its own temporary files."""
     if isinstance(data, dict):
-        return {k: list(v) if k == "on_source" else timeless(v) for k, v in data.items() if k not in ("seconds", "runs")}
+        return {k: list(v) if k == "on_source" else timeless(v) for k, v in data.items() if k not in ("seconds", "date", "runs")}
     return [timeless(v) for v in data] if isinstance(data, list | tuple) else data
 
 

@@ -44,7 +44,7 @@ def plain(out: Path) -> dict[str, Any]:
     data = json.loads(out.read_text())
     for verdict in data["verdicts"]:
         del verdict["seconds"]
-    return {k: v for k, v in data.items() if k not in ("seconds", "resumed", "compiled", "devices")}
+    return {k: v for k, v in data.items() if k not in ("seconds", "date", "resumed", "compiled", "devices")}
 
 
 def differences(now: dict[str, Any], whole: dict[str, Any]) -> list[str]:

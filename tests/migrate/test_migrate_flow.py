@@ -134,7 +134,7 @@ def test_stopped_at_every_record_and_resumed(run: FakeRun, monkeypatch: pytest.M
     bad = launched(run)[2]
     inject = fault(run.path, f"return source.replace(';', '1;', 1) if operator == {bad!r} else source")
     whole = go(run, inject=inject, fresh=True)
-    path = run.path / "targets" / "cpu" / "migrate.jsonl"
+    path = run.path / "targets" / "cpu" / "migrate.injected.jsonl"
     total = len(journal.read(path)[0])
     for count in range(1, total):
         with monkeypatch.context() as patched:
@@ -161,12 +161,13 @@ def test_resuming_a_finished_migration_only_reads(run: FakeRun) -> None:
 
 
 def test_another_fault_or_run_is_not_resumed(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patched:
-        stop_after(patched, 4)
-        with pytest.raises(KeyboardInterrupt):
-            go(run)
+    for inject in (None, fault(run.path, "return source.replace(';', '1;', 1)")):
+        with monkeypatch.context() as patched:
+            stop_after(patched, 4)
+            with pytest.raises(KeyboardInterrupt):
+                go(run, inject=inject)
     with pytest.raises(RunError, match="injected fault"):
-        go(run, resume=True, inject=fault(run.path, "return source"))
+        go(run, resume=True, inject=fault(run.path, "return source.replace(';', '2;', 1)"))
     run.digest = "another"
     with pytest.raises(RunError, match="run digest: 'fake' in the journal, 'another' now"):
         go(run, resume=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tapml.api import Run, TestResult
-from tapml.errors import RunError
+from tapml.errors import RunError, UsageError
 from tapml.migrate import operator_test, workbench
 from tapml.migrate.migrate import migrate
 from tapml.migrate.model import Model
@@ -99,15 +99,60 @@ def test_an_injected_fault_never_mixes_with_clean_results(run: FakeRun) -> None:
     clean = go(run)
     bad = launched(run)[2]
     faulty = go(run, inject=fault(run, bad))
-    assert not faulty.passed
+    assert not faulty.passed and faulty.circumstances.kernels_changed == 1
+    told = faulty.to_json()
+    assert told["inject"] == fault(run, bad) and told["kernels_changed"] == 1 and told["kernels_seen"] == len(launched(run))
+    assert clean.to_json()["inject"] is None and clean.to_json()["kernels_changed"] is None
     mine, theirs = records(run), records(run, injected=True)
     assert mine.test is not None and tuple(mine.test.verdicts.values()) == clean.verdicts
     assert theirs.test is not None and theirs.test.verdicts[bad].status == "fail"
     (measure,) = theirs.test.of(bad)
     assert measure.status == "fail" and measure.error is not None and measure.ratio == float("inf")
+    migrate(run, "cpu")  # type: ignore[arg-type]
     migrate(run, "cpu", inject=fault(run, bad))  # type: ignore[arg-type]
-    assert records(run).migration is None and "injected fault" in records(run).outdated[0]
-    assert records(run, injected=True).migration is not None
+    mine, theirs = records(run), records(run, injected=True)
+    assert mine.migration is not None and mine.migration.header["fault"] is None, "the clean migration is still there"
+    assert theirs.migration is not None and theirs.migration.header["fault"] == fault(run, bad)
+    assert not mine.outdated and not theirs.outdated
+
+
+@pytest.mark.parametrize("mode", ["isolated", "cumulative", "migrate"])
+def test_a_fault_that_changes_no_kernel_is_an_error_and_leaves_nothing(run: FakeRun, mode: str) -> None:
+    with pytest.raises(UsageError, match=r"changed none of \d+ kernels .* target is called 'cpu', operators such as 'g0/"):
+        if mode == "migrate":
+            migrate(run, "cpu", inject=fault(run, "no such operator"))  # type: ignore[arg-type]
+        else:
+            go(run, mode=mode, inject=fault(run, "no such operator"))
+    found = records(run, injected=True)
+    assert found.test is None and found.cumulative is None and found.migration is None
+    assert not list(run.path.glob("targets/*/*.jsonl"))
+
+
+def test_a_fault_that_is_in_other_operators_than_those_tested_is_an_error(run: FakeRun) -> None:
+    first, second = launched(run)[:2]
+    assert not go(run, inject=fault(run, first), operator=first).passed
+    with pytest.raises(UsageError, match="changed none of 1 kernels"):
+        go(run, inject=fault(run, first), operator=second)
+
+
+def test_a_function_is_taken_as_it_is(run: FakeRun) -> None:
+    bad, other = launched(run)[2:4]
+
+    def wrong(operator: str, target: str, source: str) -> str:
+        return source.replace(";", "1;", 1) if operator == bad else source
+
+    result = go(run, inject=wrong)
+    assert [v.operator for v in result.verdicts if v.status == "fail"] == [bad]
+    assert str(result.circumstances.inject).endswith("wrong")
+    again = go(run, inject=wrong, operator=bad)
+    assert len(again.verdicts) == 1
+    found = records(run, injected=True).test
+    assert found is not None and len(found.verdicts) == len(run.operators), "the same function is the same fault"
+    go(run, inject=lambda o, t, s: wrong(bad if o == other else o + "?", t, s), operator=other)
+    found = records(run, injected=True).test
+    assert found is not None and list(found.verdicts) == [other], "another function is another fault"
+    with pytest.raises(UsageError, match="not int"):
+        go(run, inject=5)
 
 
 def test_testing_some_operators_keeps_the_others_of_the_same_run(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

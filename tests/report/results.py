@@ -20,7 +20,7 @@ from tapml.carve.layout import TARGET_FOLDER
 from tapml.kernels import Argument, Kernel, Program, Step
 from tapml.migrate.journal import Header, Journal
 from tapml.migrate.programs import keep
-from tapml.migrate.records import target_folder
+from tapml.migrate.records import file_name, target_folder
 from tapml.operators.graph import Operator
 from tapml.verdicts import STATUSES, Measure, Status, Verdict
 
@@ -82,12 +82,15 @@ def _verdict(operator: Operator, status: Status, number: int, scale: float) -> t
     return verdict, measures if numbers else []
 
 
-def pretend(run: RunFolder, target: str, scale: float = 1.0, done: bool = True) -> list[Verdict]:
+def pretend(
+    run: RunFolder, target: str, scale: float = 1.0, done: bool = True, fault: str | None = None,
+    not_checked: tuple[str, ...] = (),
+) -> list[Verdict]:
     """Writes a migration of the run, and gives its verdicts."""
     folder = target_folder(run, target)
     header = Header(
         version=tapml.__version__, run=run.digest, target=target, target_key="key", device="local", compiler="none",
-        device_info=DEVICE, time=1_790_000_000.0,
+        device_info=DEVICE, time=1_790_000_000.0, inject=fault and "digest", fault=fault, not_checked=not_checked,
     )  # fmt: skip
     found = list(verdicts(run, scale))
     names = [v.operator for v, _ in found if v.status == "pass"]
@@ -99,7 +102,7 @@ def pretend(run: RunFolder, target: str, scale: float = 1.0, done: bool = True) 
         }
         for p in run.prompts
     ]  # fmt: skip
-    with Journal.open(folder / "migrate.jsonl", header, fresh=True) as journal:
+    with Journal.open(folder / file_name("migration", fault is not None), header, fresh=True) as journal:
         for verdict, measures in found:
             journal.append({"record": "verdict", "verdict": verdict.to_json(), "measures": [m.to_json() for m in measures]})
             if verdict.kernel is not None:

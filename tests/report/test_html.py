@@ -108,6 +108,23 @@ def test_a_real_migration_keeps_its_kernels(
     assert not any("is not in the run" in line["what"] for line in data["unchecked"])
 
 
+def test_a_fault_and_wider_arithmetic_are_said(results: RunFolder, tmp_path: Path) -> None:
+    run = copy(results, tmp_path / "run")
+    half = "float16 arithmetic: a GPU has no shader-f16, so float16 was computed in float32"
+    pretend(run, "webgpu", not_checked=(half,))
+    pretend(run, "webgpu", fault="fault.py:wrong")
+    write_report(run, tmp_path / "r.html", ["webgpu"])
+    data = data_of(tmp_path / "r.html")
+    clean, faulty = data["sides"][1:]
+    assert (clean["injected"], clean["fault"]) == (False, None) and clean["story"]["finished"], "the clean migration is there"
+    assert (faulty["injected"], faulty["fault"]) == (True, "fault.py:wrong") and faulty["story"]["finished"]
+    said = [line["what"] for line in data["unchecked"]]
+    assert f"webgpu: not checked: {half}." in said
+    assert "webgpu with fault fault.py:wrong put in: results of a fault, on purpose." in said
+    assert not any("was not migrated" in line for line in said)
+    assert "`with fault ${side.fault} put in`" in script()
+
+
 def test_nothing_breaks_out(results: RunFolder, tmp_path: Path) -> None:
     run = copy(results, tmp_path / "run")
     run.manifest["model"]["name"] = HOSTILE

@@ -88,6 +88,7 @@ def side_data(side: Side, shared: Shared) -> dict[str, Any]:
         "run": side.number,
         "target": header["target"],
         "injected": side.injected,
+        "fault": header.get("fault"),
         "device": None if device is None else {k: device[k] for k in ("platform", "name", "driver", "software")},
         "time": header.get("time"),
         "compiler": header["compiler"],

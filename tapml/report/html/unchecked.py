@@ -27,7 +27,10 @@ def unchecked(run: RunFolder, sides: Sequence[Side], left_out: Sequence[str]) ->
         name = _name(side)
         if side.injected:
             why = "Its results say how a fault looks, not how this target is."
-            found.append(_line(f"{name}: a fault was injected on purpose.", why))
+            found.append(_line(f"{name}: results of a fault, on purpose.", why))
+        for sentence in side.header.get("not_checked", ()):
+            why = "A wider type hides what the narrower would round or overflow."
+            found.append(_line(f"{name}: not checked: {sentence}.", why))
         for mode, sheet in side.sheets.items():
             found += _sheet(side, sheet, f"{name}, {mode}")
         if "cumulative" not in side.sheets:
@@ -100,7 +103,8 @@ def _run(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _name(side: Side) -> str:
-    name = f"{side.header['target']}{' with a fault' if side.injected else ''}"
+    fault = f"fault {side.header['fault']}" if side.header.get("fault") else "a fault"
+    name = f"{side.header['target']}{f' with {fault} put in' if side.injected else ''}"
     return f"{name} (second run)" if side.number else name
 
 
