@@ -42,12 +42,14 @@ def run(args: argparse.Namespace) -> Outcome:
     prompts = prompts_of(args.prompt, args.prompt_file)
     with Progress(NAME) as progress:
         from tapml.api import carve
+        from tapml.migrate.circumstances import Circumstances
 
         made = carve(
             args.model, out=args.out, prompts=prompts, decode_steps=args.decode_steps, dtype=args.dtype, max_len=args.max_len,
             chunk=args.chunk, cases=args.cases, device=args.source_device, fresh=args.fresh, progress=progress,
         )  # fmt: skip
-    data = {**made.facts, "prompts": [p.to_json() for p in made.folder.prompts]}
+    circumstances = Circumstances(made.folder.digest).to_json()
+    data = {**made.facts, "prompts": [p.to_json() for p in made.folder.prompts], **circumstances}
     return Outcome(ALL_PASSED, data, view(made, args.out))
 
 

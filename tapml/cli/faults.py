@@ -77,7 +77,7 @@ def _bench(args: argparse.Namespace) -> Outcome:
         )
     files = write_report(result, output or bench_folder(folder, args.target))
     written = facts([("written", str(path)) for path in files])
-    data = result.to_json() | {"files": [str(path) for path in files]}
+    data = result.to_json() | {"run_digest": folder.digest, "files": [str(path) for path in files]}
     return Outcome(ALL_PASSED if all_found(result) else SOMETHING_FAILED, data, (*console_view(result), "", written))
 
 

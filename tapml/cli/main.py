@@ -7,9 +7,9 @@
     130  Ctrl-C
 
 Results go to stdout; progress, warnings and errors go to stderr. With `--json FILE` the result is also written, as one JSON
-object; with `--json -` stdout holds that object and nothing else. An error is then `{"error": …, "code": …}`. JSON has no
-infinity: an infinite error is written as the largest double, NaN as null. `TAPML_DEBUG=1` shows tracebacks and what libraries
-print.
+object; with `--json -` stdout holds that object and nothing else. An error is then `{"error": …, "code": …}`. What each
+verb's object holds is written down in `tapml/cli/schemas/`. JSON has no infinity: an infinite error is written as the largest
+double, NaN as null. `TAPML_DEBUG=1` shows tracebacks and what libraries print.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import tapml
 from tapml.cli import agent, bisect, carve, devices, doctor, explain, faults, health, hub, migrate, report, test
-from tapml.cli.verb import INTERRUPTED, WRONG_USE, Outcome, Verb
+from tapml.cli.verb import ALL_PASSED, INTERRUPTED, WRONG_USE, Outcome, Verb, check_file
 from tapml.errors import TapmlError, UsageError, nearest
 from tapml.verdicts import finite
-from tapml.whole_file import why_not, write_whole
+from tapml.whole_file import write_whole
 
 VERBS: dict[str, Verb] = {
     verb.NAME: verb
@@ -93,10 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.verb is None:
             build_parser().print_help()
             return 0
-        _check_json(args.json)
+        check_file("--json", args.json)
         destination = args.json
         with _stdout_held(destination == "-") as write:
-            args.tell = lambda data: _tell(data, destination, write)
+            args.tell = lambda data: _tell(_stamped(data, ALL_PASSED), destination, write)
             outcome = VERBS[args.verb].run(args)
     except SystemExit as stop:  # argparse, after --help and --version
         return stop.code if isinstance(stop.code, int) else WRONG_USE
@@ -124,9 +125,9 @@ def _show(outcome: Outcome, destination: str | None) -> int:
                 if isinstance(part, str):
                     console.print(part, markup=False, highlight=False, soft_wrap=True)
                 else:
-                    console.print(part)
+                    console.print(part, soft_wrap=getattr(part, "no_wrap", None) is True)
         if destination is not None and not outcome.told:
-            _write_json(outcome.data, destination)
+            _write_json(_stamped(outcome.data, outcome.code), destination)
         sys.stdout.flush()
     except BrokenPipeError:
         _forget_stdout()
@@ -144,7 +145,7 @@ def _failed(message: str, code: int, destination: str | None) -> int:
         print(f"tapml: {message}", file=sys.stderr, flush=True)
     if destination is not None:
         try:
-            _write_json({"error": message, "code": code}, destination)
+            _write_json(_stamped({"error": message, "code": code}, code), destination)
             sys.stdout.flush()
         except BrokenPipeError:
             _forget_stdout()
@@ -252,19 +253,10 @@ def _tell(data: dict[str, Any], destination: str | None, write: Callable[[str], 
         write_whole(Path(destination), text)
 
 
-def _check_json(destination: str | None) -> None:
-    """Says at once, not after minutes of work, that the JSON cannot be written."""
-    if destination in (None, "-"):
-        return
-    assert destination is not None
-    path = Path(destination)
-    if path.is_dir():
-        raise UsageError(f"--json {destination} is a directory. Give the name of a file, or - for stdout.")
-    if not path.parent.is_dir():
-        raise UsageError(f"--json {destination}: there is no directory {path.parent}. Create it first, or give another place.")
-    refused = "" if path.exists() and not path.is_file() else why_not(path.resolve().parent)
-    if refused:
-        raise UsageError(f"--json {destination} cannot be written: {refused} in {path.resolve().parent}. Give another place.")
+def _stamped(data: dict[str, Any], code: int) -> dict[str, Any]:
+    """What the JSON of every verb has, where the verb's own result does not say it already."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"passed": code == ALL_PASSED, "version": tapml.__version__, "date": date} | data
 
 
 def _write_json(data: dict[str, Any], destination: str) -> None:

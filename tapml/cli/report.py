@@ -31,4 +31,4 @@ def run(args: argparse.Namespace) -> Outcome:
     targets = ", ".join(written.targets) or "no target yet"
     lines = [f"{written.file}: {plural(written.operators, 'operator')}, {targets}, {amount(written.bytes)}"]
     lines += [f"left out, to keep it small: {note}" for note in written.left_out]
-    return Outcome(ALL_PASSED, written.to_json(), tuple(lines))
+    return Outcome(ALL_PASSED, written.to_json() | {"run_digest": folder.digest}, tuple(lines))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, SOMETHING_FAILED, Outcome, follow_up
+from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, SOMETHING_FAILED, Outcome, check_file, follow_up
+from tapml.whole_file import write_whole
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,17 +30,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="feed each operator what was recorded, or what the target computed before it",
     )
     parser.add_argument("--inject", metavar="FILE.py:FUNCTION", help=INJECT)
+    parser.add_argument("--junit", metavar="FILE", help="also write the verdicts as a JUnit file, for build servers")
+    parser.add_argument("--markdown", metavar="FILE", help="also write a summary as Markdown, for pull requests")
 
 
 def run(args: argparse.Namespace) -> Outcome:
     from tapml.api import Run
     from tapml.report.progress import Progress
 
+    for flag in ("junit", "markdown"):
+        check_file(f"--{flag}", getattr(args, flag))
     with Progress(NAME) as progress:
         result = Run.open(args.run).test(
             target=args.target, device=args.device, operator=args.operator, inject=args.inject, mode=args.mode, progress=progress
         )
+    write(args, result)
     return Outcome(ALL_PASSED if result.passed else SOMETHING_FAILED, result.to_json(), view(args, result))
+
+
+def write(args: argparse.Namespace, result: TestResult) -> None:
+    """The files that were asked for, each whole or not at all."""
+    from tapml.report.junit import junit
+    from tapml.report.markdown import markdown
+
+    if args.junit is not None:
+        write_whole(Path(args.junit), junit(result))
+    if args.markdown is not None:
+        write_whole(Path(args.markdown), markdown(result, _next(args, result)))
+
+
+def _next(args: argparse.Namespace, result: TestResult) -> str | None:
+    return None if result.to_explain is None else follow_up(args, "explain", result.to_explain)
 
 
 def view(args: argparse.Namespace, result: TestResult) -> tuple[RenderableType, ...]:
@@ -49,14 +71,14 @@ def view(args: argparse.Namespace, result: TestResult) -> tuple[RenderableType, 
     where = f"{result.target} on {result.device.name}"
     if len(result.devices) > 1:
         where = f"{result.target} on {', '.join(f'{share.name} ({share.operators})' for share in result.devices)}"
-    to_explain = result.to_explain
+    following = _next(args, result)
     return (
         VerdictTable(result.verdicts, result.in_order),
         "",
         *first_wrong_line(result.first_wrong),
         *circumstance_lines(result.circumstances),
         counts_line(result.verdicts, where, result.seconds),
-        *([] if to_explain is None else [command(follow_up(args, "explain", to_explain))]),
+        *([] if following is None else [command(following)]),
     )
 
 

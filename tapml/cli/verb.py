@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tapml.errors import PromptError, UsageError
+from tapml.whole_file import why_not
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -83,6 +84,21 @@ def prompts_of(prompts: list[str], file: str | None) -> list[str]:
     if not lines:
         raise PromptError(f"--prompt-file {file} holds no prompt: one a line is expected, and every line is blank.")
     return [*prompts, *lines]
+
+
+def check_file(flag: str, destination: str | None) -> None:
+    """Says at once, not after minutes of work, that a file cannot be written. None and "-" are no files."""
+    if destination is None or destination == "-":
+        return
+    path = Path(destination)
+    if path.is_dir():
+        stdout = ", or - for stdout" if flag == "--json" else ""
+        raise UsageError(f"{flag} {destination} is a directory. Give the name of a file{stdout}.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{flag} {destination}: there is no directory {path.parent}. Create it first, or give another place.")
+    refused = "" if path.exists() and not path.is_file() else why_not(path.resolve().parent)
+    if refused:
+        raise UsageError(f"{flag} {destination} cannot be written: {refused} in {path.resolve().parent}. Give another place.")
 
 
 def device_words(device: str) -> list[str]:

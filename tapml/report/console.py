@@ -235,5 +235,5 @@ def facts(rows: Sequence[tuple[str, str]]) -> RenderableType:
 
 
 def command(text: str) -> Text:
-    """The next command to type."""
-    return Text.assemble(("Next: ", "dim"), (text, "cyan"))
+    """The next command to type: one line, however long, so that it can be copied."""
+    return Text.assemble(("Next: ", "dim"), (text, "cyan"), no_wrap=True, overflow="ignore")

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import tapml
 from tapml.cli import main as cli
 from tapml.cli.verb import Outcome, count, prompts_of
 from tapml.errors import PromptError, RunError, UnavailableError, UsageError
@@ -121,7 +122,8 @@ def test_json_on_stdout_is_alone_there(verb: Callable[..., None], capfd: pytest.
     verb(run)
     assert cli.main(["fake", "--json", "-"]) == 1
     out, err = capfd.readouterr()
-    assert json.loads(out) == {"a": [1.0, sys.float_info.max, None]}
+    data = json.loads(out)
+    assert data["a"] == [1.0, sys.float_info.max, None] and data["passed"] is False
     assert "a library talks" in err and "a driver talks" in err and "a table" not in out + err
 
 
@@ -130,7 +132,8 @@ def test_json_in_a_file_leaves_the_table_on_stdout(
 ) -> None:
     verb(lambda args: Outcome(0, {"a": 1}, ("a table [with brackets]",)))
     assert cli.main(["fake", "--json", str(tmp_path / "x.json")]) == 0
-    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+    data = json.loads((tmp_path / "x.json").read_text())
+    assert data["a"] == 1 and data["passed"] is True and data["version"] == tapml.__version__
     assert capsys.readouterr().out == "a table [with brackets]\n"
 
 
@@ -138,7 +141,8 @@ def test_an_error_is_in_the_json_too(verb: Callable[..., None], capsys: pytest.C
     verb(raising(UnavailableError("no driver")))
     assert cli.main(["fake", "--json", "-"]) == 3
     out, err = capsys.readouterr()
-    assert json.loads(out) == {"error": "no driver", "code": 3} and err == "tapml: no driver\n"
+    data = json.loads(out)
+    assert (data["error"], data["code"], data["passed"]) == ("no driver", 3, False) and err == "tapml: no driver\n"
 
 
 def test_a_place_for_json_that_cannot_be_is_refused_before_the_work(

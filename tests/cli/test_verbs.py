@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,16 @@ from tests.cli.conftest import Typed
 
 TypeIn = Callable[..., Typed]
 VERDICT_KEYS = {"operator", "signature", "op", "status", "stage", "error", "bound", "source_error", "reason", "seconds"}
-STATUSES = ["pass", "fail", "flaky", "error", "crash", "skipped"]
+STATUSES = ["pass", "fail", "flaky", "error", "crash", "unchecked", "skipped"]
 
 FAULT = """
 def wrong(operator, target, source):
     return source.replace("exp(", "1.001f * exp(") if operator == "NAME" else source
+"""
+
+NORM = """
+def wrong(operator, target, source):
+    return source.replace("sqrt(", "1.01f * sqrt(") if operator == "NAME" else source
 """
 
 
@@ -76,12 +82,88 @@ def test_a_fault_is_named(type_in: TypeIn, whole_run: Path, opencl: str, tmp_pat
     words = ("test", whole_run, "--target", opencl, "--operator", "decode/*mlp*", "--inject", f"{tmp_path / 'fault.py'}:wrong")
     typed = type_in(*words, "--json", tmp_path / "test.json")
     assert typed.code == 1, typed.out + typed.err
-    wrong = [v for v in json.loads((tmp_path / "test.json").read_text())["verdicts"] if v["status"] != "pass"]
+    data = json.loads((tmp_path / "test.json").read_text())
+    wrong = [v for v in data["verdicts"] if v["status"] != "pass"]
     assert [v["operator"] for v in wrong] == [name]
     assert wrong[0]["stage"] == "numeric" and wrong[0]["error"] > wrong[0]["bound"]
     lines = typed.out.splitlines()
     assert lines[1].split()[3] == "fail", "worst first"
-    assert f"{name}: fail at numeric" in typed.out and "1 fail" in lines[-1]
+    assert f"{name}: fail at numeric" in typed.out and "1 fail" in lines[-2]
+    fault = f"{tmp_path / 'fault.py'}:wrong"
+    assert lines[-1] == f"Next: tapml explain {whole_run} {name} --target {opencl} --inject {fault}"
+    assert data["inject"] == fault and (data["kernels_changed"], data["passed"]) == (1, False) and data["kernels_seen"] > 1
+    assert f"With fault {fault} put in: 1 of {data['kernels_seen']} kernels changed" in lines
+    assert data["run_digest"] == tapml.Run.open(whole_run).folder.digest and data["version"] == tapml.__version__
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(data["date"])).total_seconds()) < 600
+
+
+def test_a_fault_that_changes_nothing_is_wrong_use(type_in: TypeIn, whole_run: Path, opencl: str, tmp_path: Path) -> None:
+    (tmp_path / "fault.py").write_text(FAULT.replace("NAME", "no such operator"))
+    words = ("--target", opencl, "--inject", f"{tmp_path / 'fault.py'}:wrong")
+    for verb in (("test", whole_run, "--operator", "decode/*mlp*"), ("explain", whole_run, "decode/lm_head")):
+        typed = type_in(*verb, *words)
+        assert typed.code == 2 and not typed.out and "changed none of" in typed.err and "Traceback" not in typed.err
+
+
+def test_a_failed_migration_says_what_to_type(type_in: TypeIn, run: Path, opencl: str, tmp_path: Path) -> None:
+    name = "decode/layers.1.mlp.gated_activation"
+    (tmp_path / "fault.py").write_text(FAULT.replace("NAME", name))
+    fault = f"{tmp_path / 'fault.py'}:wrong"
+    typed = type_in("migrate", run, "--target", opencl, "--tokens", "2", "--inject", fault, "--json", tmp_path / "m.json")
+    assert typed.code == 1, typed.out + typed.err
+    lines = typed.out.splitlines()
+    assert lines[-1] == f"Next: tapml explain {run} {name} --target {opencl} --inject {fault}"
+    assert any(line.startswith(f"With fault {fault} put in: 1 of ") for line in lines)
+    data = json.loads((tmp_path / "m.json").read_text())
+    assert (data["inject"], data["kernels_changed"], data["passed"]) == (fault, 1, False)
+    folder = run / "targets" / opencl
+    assert (folder / "migrate.injected.jsonl").is_file() and not (folder / "migrate.jsonl").exists()
+
+
+def test_a_cumulative_test_names_the_first_wrong_operator(
+    type_in: TypeIn, whole_run: Path, opencl: str, tmp_path: Path
+) -> None:
+    (tmp_path / "fault.py").write_text(NORM.replace("NAME", "prefill/layers.0.post_attention_layernorm"))
+    words = ("test", whole_run, "--target", opencl, "--mode", "cumulative", "--inject", f"{tmp_path / 'fault.py'}:wrong")
+    typed = type_in(*words, "--json", tmp_path / "test.json")
+    assert typed.code == 1, typed.out + typed.err
+    data = json.loads((tmp_path / "test.json").read_text())
+    bad = [v for v in data["verdicts"] if v["status"] != "pass"]
+    worst = max(bad, key=lambda v: v["error"] / v["bound"])["operator"]
+    first = "prefill/layers.0.post_attention_layernorm"
+    assert len(bad) > 3 and worst != first, "the fault grows on its way, so the worst operator is another one"
+    lines = typed.out.splitlines()
+    assert data["first_wrong"] == first and f"first wrong: {first}" in lines
+    assert lines[1].split()[0] == first and f" {first} " in lines[-1]
+    order = [o.name for o in tapml.Run.open(whole_run).operators]
+    shown = [line.split()[0] for line in lines[1:] if line.split()[3:4] == ["fail"]]
+    assert shown == sorted(shown, key=order.index) and len(shown) > 3
+
+
+def test_float16_that_is_computed_in_float32_is_said(type_in: TypeIn, models: Path, opencl: str, tmp_path: Path) -> None:
+    out = tmp_path / "half"
+    assert type_in("carve", f"{models}:conv_net", "-o", out, "--dtype", "float16").code == 0
+    typed = type_in("test", out, "--target", f"{opencl}:f16=0", "--json", tmp_path / "test.json")
+    data = json.loads((tmp_path / "test.json").read_text())
+    assert data["storage"]["float16"] == "float32"
+    said = f"float16 arithmetic: {opencl}:f16=0 asks for float32, so float16 was computed in float32"
+    assert said in data["not_checked"] and f"Not checked: {said}" in " ".join(typed.out.split())
+    kept = json.loads((out / "targets" / f"{opencl}_f16=0" / "test.jsonl").read_text().splitlines()[0])
+    assert kept["storage"] == data["storage"] and kept["not_checked"] == data["not_checked"]
+
+
+def test_files_for_build_servers(type_in: TypeIn, whole_run: Path, opencl: str, tmp_path: Path) -> None:
+    name = "decode/layers.1.mlp.gated_activation"
+    (tmp_path / "fault.py").write_text(FAULT.replace("NAME", name))
+    words = ("test", whole_run, "--target", opencl, "--operator", "decode/*mlp*", "--inject", f"{tmp_path / 'fault.py'}:wrong")
+    typed = type_in(*words, "--junit", tmp_path / "j.xml", "--markdown", tmp_path / "m.md")
+    assert typed.code == 1, typed.err
+    assert '<failure type="fail" message="fail at numeric: ' in (tmp_path / "j.xml").read_text()
+    text = (tmp_path / "m.md").read_text()
+    assert f"| `{name}` | fail | numeric |" in text and f"Next: `tapml explain {whole_run} {name} --target" in text
+    for flag in ("--junit", "--markdown"):
+        typed = type_in(*words, flag, tmp_path / "none" / "x")
+        assert typed.code == 2 and f"{flag} " in typed.said and "no directory" in typed.said
 
 
 def test_cumulative(type_in: TypeIn, whole_run: Path, opencl: str) -> None:

@@ -1,0 +1,78 @@
+"""A test's result as a JUnit file, which build servers read: one test case an operator.
+
+    text = junit(result)
+
+What passed has no mark, wrong numbers are failures, what could not be compiled or run is an error, and what nothing was recorded
+of is skipped. The circumstances (version, run, device, fault, what was not checked) and each verdict's numbers are properties.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from typing import TYPE_CHECKING, Any
+
+from tapml.report.circumstances import sentences
+from tapml.verdicts import Status, Verdict
+
+if TYPE_CHECKING:
+    from tapml.api import TestResult
+
+_MARKS: dict[Status, str] = {
+    "fail": "failure", "flaky": "failure", "unchecked": "failure", "error": "error", "crash": "error", "skipped": "skipped",
+}  # fmt: skip
+
+# What XML 1.0 cannot hold, whatever a driver's message may.
+_NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def junit(result: TestResult) -> str:
+    """The whole file."""
+    name = f"tapml test {result.target}"
+    marks = [_MARKS.get(v.status) for v in result.verdicts]
+    counts = {
+        "tests": len(marks), "failures": marks.count("failure"), "errors": marks.count("error"),
+        "skipped": marks.count("skipped"), "time": f"{result.seconds:.3f}",
+    }  # fmt: skip
+    root = _element(None, "testsuites", name=name, **counts)
+    suite = _element(root, "testsuite", name=name, timestamp=result.circumstances.date.partition("+")[0], **counts)
+    facts = {
+        "target": result.target, "device": result.device.name, "driver": result.device.driver, "mode": result.mode,
+        **result.circumstances.to_json(), "first_wrong": result.first_wrong,
+    }  # fmt: skip
+    _properties(suite, facts)
+    for verdict in result.verdicts:
+        _case(suite, name, verdict)
+    _element(suite, "system-out").text = _clean("\n".join(sentences(result.circumstances)))
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _case(suite: ElementTree.Element, target: str, verdict: Verdict) -> None:
+    case = _element(suite, "testcase", classname=target, name=verdict.operator, time=f"{verdict.seconds:.3f}")
+    facts = {k: v for k, v in verdict.to_json().items() if k not in ("operator", "reason", "seconds")}
+    _properties(case, facts)
+    mark = _MARKS.get(verdict.status)
+    if mark is not None:
+        stage = "" if verdict.stage is None else f" at {verdict.stage}"
+        first = next(iter(verdict.reason.strip().splitlines()), "")
+        _element(case, mark, type=verdict.status, message=f"{verdict.status}{stage}: {first}").text = _clean(verdict.reason)
+
+
+def _properties(parent: ElementTree.Element, facts: dict[str, Any]) -> None:
+    properties = _element(parent, "properties")
+    for name, value in facts.items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, dict):
+                one = ", ".join(f"{k}: {v}" for k, v in one.items())
+            if one not in (None, ""):
+                _element(properties, "property", name=name, value=one)
+
+
+def _element(parent: ElementTree.Element | None, tag: str, **attributes: Any) -> ElementTree.Element:
+    given = {name: _clean(str(value)) for name, value in attributes.items()}
+    return ElementTree.Element(tag, given) if parent is None else ElementTree.SubElement(parent, tag, given)
+
+
+def _clean(text: str) -> str:
+    return _NO_XML.sub("\ufffd", text)
