@@ -3,7 +3,9 @@
 Statuses: `pass`; `fail` (wrong numbers); `flaky` (the same kernel on the same input gave different answers);
 `error` (a stage before the numbers refused); `crash` (a process died: the compiler's or the device's);
 `unchecked` (it ran, and too few elements could be compared for that to show anything); `skipped` (not run, and why). Only
-`pass` passes. Stages name where it went wrong, in the order of the pipeline.
+`pass` passes. Stages name where it went wrong, in the order of the pipeline. Two of them are about numbers: `numeric` is what a
+test says (the numbers differ; where that comes from was not asked), `precision` is what a diagnosis says (it comes from how
+exact the reference itself is, so no stage of the compiler is at fault).
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 Status = Literal["pass", "fail", "flaky", "error", "crash", "unchecked", "skipped"]
-Stage = Literal["convert", "lower", "schedule", "codegen", "driver", "launch", "numeric", "weights", "state"]
+Stage = Literal["convert", "lower", "schedule", "codegen", "driver", "launch", "numeric", "precision", "weights", "state"]
 
 STATUSES: tuple[Status, ...] = ("pass", "fail", "flaky", "error", "crash", "unchecked", "skipped")
-STAGES: tuple[Stage, ...] = ("convert", "lower", "schedule", "codegen", "driver", "launch", "numeric", "weights", "state")
+STAGES: tuple[Stage, ...] = (
+    "convert", "lower", "schedule", "codegen", "driver", "launch", "numeric", "precision", "weights", "state",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def advise(triage: Triage, context: Context) -> tuple[str, ...]:
         few = "Only one call was recorded for it: carve with more prompts or --decode-steps to see it on other values."
         return (f"{what} {bisect}", *([few] if context.cases <= 1 else []))
     lines = [*_memory(triage), *_numbers(triage, context), *_by_stage(triage, context), *_places(triage, context)]
-    if not triage.passed and triage.stage != "numeric":
+    if not triage.passed and triage.stage != "precision":
         lines.append(f"Meanwhile `tapml migrate {context.run} --target {context.target}` leaves this operator on the source, "
             f"and moves the rest.")
     return tuple(lines)
@@ -119,7 +119,7 @@ def _largest(array: HostArray) -> float:
 
 def _by_stage(triage: Triage, context: Context) -> list[str]:
     stage = triage.stage
-    if stage == "numeric":
+    if stage == "precision":
         return ["Carve again with a wider dtype (--dtype float32): the source's own rounding is larger than the target's."]
     if stage == "convert":
         return ["The graph is at fault, not the platform: compare the operator's nodes (bodies.jsonl) with the model's code "

@@ -81,7 +81,7 @@ RULES: tuple[Rule, ...] = (
     ),
     # Before the kernels.
     Rule(
-        "numeric", {"float64": RIGHT},
+        "precision", {"float64": RIGHT},
         "against float64 the target is within its bound and nearer than the source, so the source is what is off",
     ),
     Rule(

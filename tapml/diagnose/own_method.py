@@ -38,7 +38,7 @@ from tapml.verdicts import Verdict
 MINIMISE_SECONDS = 30.0
 
 # Stages at which the kernel is right on any input, so that there is no input to make smaller.
-_NOT_IN_THE_KERNEL = ("weights", "numeric", "state")
+_NOT_IN_THE_KERNEL = ("weights", "precision", "state")
 
 
 @dataclass(frozen=True)

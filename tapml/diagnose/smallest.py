@@ -44,7 +44,7 @@ def smallest(
         return Smallest(why_not="the operator is right alone, so there is no failing input of its own")
     if program is None:
         return Smallest(why_not="it does not compile, so there is no kernel to run")
-    if found.stage in ("weights", "numeric"):
+    if found.stage in ("weights", "precision"):
         return Smallest(why_not=f"a fault of stage {found.stage} is not in the kernel, which is right with whatever it is given")
     try:
         case = minimise(bench, operator, trial.inputs, progress)

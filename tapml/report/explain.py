@@ -31,7 +31,7 @@ ELEMENTS = 8
 EXCEPTIONS = 3
 
 MEANING = {
-    "numeric": "the source's own precision",
+    "precision": "the reference's own precision",
     "convert": "the operator's graph, before the compiler",
     "weights": "the weights on the device",
     "lower": "the lowered function, before any schedule",

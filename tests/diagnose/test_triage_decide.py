@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from tapml.diagnose.decide import RULES, decide, needed
 from tapml.diagnose.evidence import QUESTIONS, Outcome
+from tapml.report.explain import MEANING
+from tapml.verdicts import STAGES
 
 PROBES = sorted({probe for rule in RULES for probe in rule.when})
 OUTCOMES: tuple[Outcome, ...] = ("right", "wrong", "refused", "not run")
@@ -31,7 +33,7 @@ def test_each_stage_by_the_pair_of_runs_that_names_it() -> None:
     assert stage(load="refused") == "driver"
     assert stage(run="refused") == "launch"
     assert stage(run="right") is None
-    assert stage(float64="right") == "numeric"
+    assert stage(float64="right") == "precision"
     assert stage(graph="wrong") == "convert"
     assert stage(uploads="right") == "weights"
     assert stage(grid="right") == "launch"
@@ -68,6 +70,12 @@ def test_with_no_other_target_the_words_say_what_could_not_be_excluded() -> None
     assert found.stage == "schedule" and "cannot be excluded" in found.because
     assert decide({**only_here, OTHER: "wrong"}).stage == "codegen"
     assert decide({**only_here, "cpu": "not run"}).stage is None
+
+
+def test_a_stage_that_a_diagnosis_names_says_where_the_fault_is() -> None:
+    """ "numeric" says that nobody asked, which is a test's word; each other stage has its meaning on the console."""
+    named = {rule.stage for rule in RULES if rule.stage is not None}
+    assert "numeric" not in named and named <= set(MEANING) == set(STAGES) - {"numeric"}
 
 
 @given(outcomes)
