@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from tapml.remote.address import HubAddress
     from tapml.remote.agent.agent import Agent, say
     from tapml.remote.agent.offers import parse_offered
+    from tapml.words import plural
 
     address = HubAddress.parse(args.url)
     agent = Agent(address, checked_name(args.name), parse_offered(args.target), args.memory, args.store)
@@ -62,7 +63,8 @@ def run(args: argparse.Namespace) -> Outcome:
         "hub": address.redacted, "name": agent.name, "sessions": agent.sessions, "launches": agent.launches,
         "received": agent.received, "sent": agent.sent,
     }
-    say(f"Stopped after {agent.sessions} sessions, {agent.launches} launches, {agent.received} bytes in and {agent.sent} out.")
+    work = f"{plural(agent.sessions, 'session')}, {plural(agent.launches, 'launch')}"
+    say(f"Stopped after {work}, {agent.received:,} bytes in and {agent.sent:,} out.")
     return Outcome(ALL_PASSED, data)
 
 

@@ -54,28 +54,32 @@ def run(args: argparse.Namespace) -> Outcome:
 
 
 def view(made: Run, out: str) -> tuple[RenderableType, ...]:
-    """What people see: how many operators, what was kept, how exact the source is, where the time went, what to type next."""
+    """What people see: how many operators, what was kept, how exact the reference is, where the time went, what to type next."""
     from rich.text import Text
 
-    from tapml.report.console import amount, command, facts, number
+    from tapml.report.console import amount, command, excerpt, facts, number
     from tapml.report.migration import answer
     from tapml.report.progress import seconds
+    from tapml.words import plural
 
     found = made.facts
     errors = [error for case in made.cases for error in case.source_error]
     low, high = number(min(errors, default=0.0)), number(max(errors, default=0.0))
-    share = found["bytes"] / max(found["naive_bytes"], 1)
+    kept, naive = found["bytes"], found["naive_bytes"]
+    # Of a small model most are tables and weights, which are no part of its calls: then there is no share to speak of.
+    size = f"{kept / naive:.1%} of the {amount(naive)} that all calls take" if kept <= naive else "tables and weights included"
     slower = found["recording_seconds"] / max(found["source_seconds"], 1e-9)
     rows = [
         ("operators", f"{found['operators']:,} from {found['nodes']:,} graph nodes, {found['signatures']} of them different"),
-        ("cases", f"{found['cases']} kept of {found['calls_seen']:,} calls"),
-        ("size", f"{amount(found['bytes'])}, {share:.1%} of the {amount(found['naive_bytes'])} that all calls take"),
-        ("exactness", f"the source is off from float64 by {low} to {high}"),
+        ("cases", f"{found['cases']:,} kept of {plural(found['calls_seen'], 'call')}"),
+        ("size", f"{amount(kept)}, {size}"),
+        ("exactness", f"the reference is off from float64 by {low} to {high}"),
         ("speed", f"recorded in {seconds(found['recording_seconds'])}, {slower:.1f} times the plain run"),
         ("time", f"{seconds(found['seconds'])}: " + ", ".join(f"{name} {spent:.0f}" for name, spent in found["stages"].items())),
     ]
     for prompt in made.folder.prompts[:PROMPTS_SHOWN]:
-        rows += [("prompt", prompt.text or "(token ids)"), ("answer", answer(made, prompt.generated))]
+        text = excerpt(prompt.text, len(prompt.tokens)) or f"({plural(len(prompt.tokens), 'token id')})"
+        rows += [("prompt", text), ("answer", answer(made, prompt.generated))]
     more = len(made.folder.prompts) - PROMPTS_SHOWN
     if more > 0:
         rows.append(("", f"… and {more} more"))

@@ -20,9 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     from tapml.carve.folder import RunFolder
-    from tapml.report.console import amount, plural
+    from tapml.report.console import amount
     from tapml.report.html.page import write_report
     from tapml.report.progress import Progress
+    from tapml.words import plural
 
     folder = RunFolder.open(Path(args.run))
     other = None if args.against is None else RunFolder.open(Path(args.against))

@@ -61,8 +61,8 @@ def advise(triage: Triage, context: Context) -> tuple[str, ...]:
         return (f"{what} {bisect}", *([few] if context.cases <= 1 else []))
     lines = [*_memory(triage), *_numbers(triage, context), *_by_stage(triage, context), *_places(triage, context)]
     if not triage.passed and triage.stage != "precision":
-        lines.append(f"Meanwhile `tapml migrate {context.run} --target {context.target}` leaves this operator on the source, "
-            f"and moves the rest.")
+        lines.append(f"Meanwhile `tapml migrate {context.run} --target {context.target}` leaves this operator in PyTorch, "
+            f"and offloads the rest.")
     return tuple(lines)
 
 

@@ -12,6 +12,7 @@ from tapml.diagnose.whole import How, RunRecord
 from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.end_to_end import Answer
 from tapml.verdicts import Stage
+from tapml.words import plural
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class BisectResult:
         often = 1.0 - (1.0 - self.confidence) ** (1.0 / runs)
         how = "the same bits in" if self.rate is None else "its results differ from run to run, and are within the bound in all"
         out = f"which leaves out faults that show in {often:.0%} of runs or more (confidence {self.confidence:g})"
-        return f": {how} {runs} runs, {out}"
+        return f": {how} {plural(runs, 'run')}, {out}"
 
     def to_json(self) -> dict[str, Any]:
         return {

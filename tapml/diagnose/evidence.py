@@ -1,6 +1,6 @@
 """What a diagnosis is made of: probes and their outcomes, findings, and the triage that they add up to. Plain data.
 
-    Evidence("cpu", "right", "plain C, one thread: error 0.11 of the bound")
+    Evidence("cpu", "right", "plain C, one thread: error 0.11 of the tolerance")
     Finding("out-of-bounds write", "…")
 
 A probe is one differential run: the same operator on the same input with one thing changed. Its outcome says what that run gave,

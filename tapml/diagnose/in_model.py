@@ -29,6 +29,7 @@ from tapml.migrate.operator_test import Trial
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
 from tapml.verdicts import Stage
+from tapml.words import plural
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,12 @@ def in_model(run: RunFolder, bench: Workbench, operator: Operator, progress: Pro
         started = time.monotonic()
         answer = whole.together(names).answer
         words = answer.reason if answer.error is None or answer.bound is None else _share(answer)
-        left = "" if len(programs) == len(run.operators) else f"; {len(run.operators) - len(programs)} operators do not compile"
+        without = len(run.operators) - len(programs)
+        left = f"; {plural(without, 'operator')} without kernels" if without else ""
         evidence.append(Evidence(
             probe, "right" if answer.passed else "wrong" if answer.error is not None else "refused", words + left,
-            f"{bench.choice}, {len(names)} of {len(run.operators)} operators", answer.error, answer.bound, answer.source_error,
-            time.monotonic() - started,
+            f"{bench.choice}, {len(names)} of {plural(len(run.operators), 'operator')}",
+            answer.error, answer.bound, answer.source_error, time.monotonic() - started,
         ))  # fmt: skip
         return answer
 
@@ -123,7 +125,7 @@ def _met(
         worst = shot if worst is None or _error(shot) > _error(worst) else worst
     if worst is None:
         return None, Evidence("met", "not run", stopped or "no call of the model runs it", seconds=time.monotonic() - started)
-    return None, _evidence(worst, f"{len(trials)} calls, the worst with {worst.detail}", started)
+    return None, _evidence(worst, f"{plural(len(trials), 'call')}, the worst with {worst.detail}", started)
 
 
 def _evidence(shot: Shot, detail: str, started: float) -> Evidence:
@@ -141,4 +143,4 @@ def _error(shot: Shot) -> float:
 def _share(answer: Answer) -> str:
     assert answer.error is not None and answer.bound is not None
     times = answer.error / answer.bound if answer.bound else answer.error
-    return f"error {times:.3g} of the bound; {answer.reason}"
+    return f"error {times:.3g} of the tolerance; {answer.reason}"

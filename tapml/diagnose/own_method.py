@@ -33,6 +33,7 @@ from tapml.migrate.operator_test import OperatorTester, Trial
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
 from tapml.verdicts import Verdict
+from tapml.words import plural
 
 # Seconds that the minimiser may take for one fault; what it has by then counts.
 MINIMISE_SECONDS = 30.0
@@ -148,7 +149,7 @@ class OwnMethod:
         if not result.sets:
             return Diagnosis(None, None, None, f"{reason}; the bisection found nothing: {result.reason}")
         culprits = result.sets[0]
-        words = f"{reason}; after {result.runs} runs: {result.reason}"
+        words = f"{reason}; after {plural(result.runs, 'run')}: {result.reason}"
         if culprits.stage == "state":
             return Diagnosis(culprits.operators[0], "state", None, words)
         for name in culprits.operators:

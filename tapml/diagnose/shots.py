@@ -58,7 +58,8 @@ class Shot:
         text = share(self.comparison)
         if self.flaky:
             text = (
-                f"{self.results} different results in {self.runs} runs, {self.wrong} of them beyond the bound; the worst: {text}"
+                f"{self.results} different results in {self.runs} runs, {self.wrong} of them beyond the tolerance; the worst: "
+                f"{text}"
             )
         return text
 
@@ -68,15 +69,15 @@ Run = Callable[[], "Sequence[HostArray] | Shot"]
 
 
 def share(found: Comparison) -> str:
-    """The error as a multiple of the bound, in words."""
+    """The error as a multiple of the tolerance, in words."""
     times = ratio(found.error, found.bound)
     if found.error == 0:
-        return "equal to the source's"
+        return "equal to the reference"
     if found.bound == 0:
         return f"not equal: {found.actual!r} instead of {found.expected!r}"
     if not np.isfinite(times):
         return f"{found.actual!r} instead of {found.expected!r}"
-    return f"error {times:.3g} of the bound"
+    return f"error {times:.3g} of the tolerance"
 
 
 def fire(

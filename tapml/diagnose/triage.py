@@ -39,6 +39,7 @@ from tapml.operators.execute import host_function
 from tapml.operators.graph import Operator
 from tapml.tensors import as_read, convert, spec_of
 from tapml.verdicts import Status
+from tapml.words import plural
 
 # How often the operator is run as it is, before anything is changed.
 REPEATS = 3
@@ -90,8 +91,9 @@ class _Probing:
             return self._not_compiled(compiled.stage, compiled.message, compiled.status == "crash")
         self.program: Program = compiled.program
         note = f" ({compiled.message})" if compiled.message else ""
+        kernels = plural(len(self.program.kernels), "kernel")
         self.made["compile"] = Evidence(
-            "compile", "right", f"{len(self.program.kernels)} kernels, schedule {self.program.schedule}{note}", self.here
+            "compile", "right", f"{kernels}, schedule {self.program.schedule}{note}", self.here
         )
         for number, probe in enumerate(QUESTIONS):
             self.tell("diagnose", number, len(QUESTIONS))
@@ -190,7 +192,8 @@ class _Probing:
         self.findings += self.watched.findings
         if self.watched.findings:
             return Evidence("memory", "wrong", "; ".join(f"{f.kind}: {f.text}" for f in self.watched.findings), self.here)
-        detail = f"the same bits in {self.watched.shot.runs} runs over other contents of memory, in and around the buffers"
+        runs = plural(self.watched.shot.runs, "run")
+        detail = f"the same bits in {runs} over other contents of memory, in and around the buffers"
         return Evidence("memory", "right", detail, self.here)
 
     def float64(self) -> Evidence:

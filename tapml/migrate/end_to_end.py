@@ -153,7 +153,7 @@ class PromptResult:
     """One prompt. `errors` and the like are over all compared positions; `differs_at` is the first position where the tokens
     differ, `margin` there is how far the source's token was ahead of the target's in the source's own logits, in the unit
     of the logit error; both None when the tokens match. `unchecked` says why the comparison shows nothing, "" where it does.
-    For a module that is no decoder the token lists are empty."""
+    For a module that is no decoder the token lists are empty, and `top1_agreement` is None where no output is a choice."""
 
     index: int
     tokens_source: tuple[int, ...]
@@ -161,7 +161,7 @@ class PromptResult:
     error: float
     bound: float
     source_error: float
-    top1_agreement: float
+    top1_agreement: float | None
     differs_at: int | None = None
     margin: float | None = None
     reason: str = ""
@@ -215,8 +215,8 @@ def compare_prompt(
 
 
 def compare_example(run: RunFolder, source: Stepper, target: Stepper, index: int, oracle: Oracle) -> PromptResult:
-    """The outputs for one example of a module that is no decoder; `top1_agreement` is over the last axis of its
-    floating point outputs."""
+    """The outputs for one example of a module that is no decoder; `top1_agreement` is over the last axis of those outputs that
+    score classes or tokens (`_chooses`)."""
     graph = run.graphs[0].name
     for stepper in (source, target):
         stepper.reset()
@@ -224,14 +224,14 @@ def compare_example(run: RunFolder, source: Stepper, target: Stepper, index: int
     errors = oracle.of_prompt(index)
     judges = {key: of_source(r, errors.get(key, 0.0), oracle.straddling(index, key)) for key, r in expected.items()}
     found = {key: compare(actual[key], judge) for key, judge in judges.items()}
-    choices = [k for k in expected if expected[k].ndim and expected[k].size and dtype_name(expected[k]) in FLOATS]
+    choices = [k for k in expected if _chooses(k, expected[k])]
     agree = [actual[k].argmax(-1) == expected[k].argmax(-1) for k in choices]
-    flat = np.concatenate([np.atleast_1d(a).reshape(-1) for a in agree]) if agree else np.ones(1, bool)
+    top1 = float(np.concatenate([np.atleast_1d(a).reshape(-1) for a in agree]).mean()) if agree else None
     if not found:
-        return PromptResult(index, (), (), 0.0, 0.0, 0.0, 1.0, reason="the model has no outputs")
+        return PromptResult(index, (), (), 0.0, 0.0, 0.0, None, reason="the model has no outputs")
     key, worst = max(found.items(), key=lambda item: item[1].ratio)
     return PromptResult(
-        index, (), (), worst.error, worst.bound, worst.source_error, float(flat.mean()),
+        index, (), (), worst.error, worst.bound, worst.source_error, top1,
         reason=f"output {key}: {worst.describe()}", unchecked=hollow(expected.values(), logits=False) or _too_far(found.values()),
     )
 
@@ -241,6 +241,14 @@ def broken_off(index: int, tokens: Sequence[int], error: Exception) -> PromptRes
     what was recorded of the source."""
     reason = str(error) if isinstance(error, WrongValue) else unexpected(error)
     return PromptResult(index, tuple(tokens), (), math.inf, 0.0, 0.0, 0.0, reason=f"the migrated model breaks off: {reason}")
+
+
+def _chooses(key: str, output: HostArray) -> bool:
+    """Whether the largest element along the last axis of an output means something: it is called logits, or it is one score a
+    class [batch, classes]. In an image, a mask or a hidden state it means nothing."""
+    if dtype_name(output) not in FLOATS or not output.size or not output.ndim or output.shape[-1] < 2:
+        return False
+    return "logits" in key.lower() or output.ndim == 2
 
 
 @dataclass(frozen=True)
@@ -258,7 +266,8 @@ class EndToEnd:
         decoder = any(p.tokens_source for p in self.prompts)
         worst = max(self.prompts, key=lambda p: p.error / p.bound if p.bound else p.error, default=None)
         counts = [len(p.tokens_source) or 1 for p in self.prompts]
-        agreement = sum(p.top1_agreement * n for p, n in zip(self.prompts, counts, strict=True)) / max(sum(counts), 1)
+        agree = [(p.top1_agreement, n) for p, n in zip(self.prompts, counts, strict=True) if p.top1_agreement is not None]
+        agreement = sum(share * n for share, n in agree) / sum(n for _, n in agree) if agree else None
         return {
             "tokens_source": [list(p.tokens_source) for p in self.prompts] if decoder else None,
             "tokens_target": [list(p.tokens_target) for p in self.prompts] if decoder else None,
@@ -268,7 +277,7 @@ class EndToEnd:
             "source_error": None if worst is None else worst.source_error,
             "within_bound": all(p.error <= p.bound for p in self.prompts),
             "checked": not any(p.unchecked for p in self.prompts),
-            "top1_agreement": agreement if self.prompts else None,
+            "top1_agreement": agreement,
             "prompts": [p.to_json() for p in self.prompts],
         }
 

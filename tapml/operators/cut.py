@@ -92,7 +92,9 @@ class _Cutter:
         return sorted(groups, key=lambda g: min(order[name] for name in self._shown(g.nodes)))
 
     def kind(self, group: _Group) -> str:
-        return group.kind or kind_of(self.index, group.nodes)
+        found = group.kind or kind_of(self.index, group.nodes)
+        # Integers are positions in a model that computes in floats; in one of integers alone they are its data.
+        return "elementwise" if found == "position" and self.index.integers_only else found
 
     def unnamed(self, group: _Group) -> Unnamed:
         nodes = self.index.nodes

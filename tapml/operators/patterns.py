@@ -133,6 +133,7 @@ class GraphIndex:
         first = sorted(self.nodes, key=lambda name: name not in self.constant)  # stable
         self.order = {name: position for position, name in enumerate(first)}
         self.exposed = {*graph.outputs, *graph.mutations.values()}
+        self.integers_only = not any(spec.dtype in FLOATS for spec in graph.specs.values())
 
     def spec(self, name: str) -> TensorSpec:
         return self.graph.specs[name]

@@ -1,6 +1,6 @@
 """What people see of a bisection: each failing set with its culprits, how far off the model is with it, and what to type next.
 
-Errors are shown as their share of the bound, as everywhere: 840 means 840 times what the model may be off by.
+Errors are shown as their share of the tolerance, as everywhere: 840 means 840 times what the model may be off by.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tapml.report.console import command, facts, number, of_bound, plural
+from tapml.report.console import command, facts, off_by
 from tapml.report.progress import seconds
+from tapml.words import plural
 
 if TYPE_CHECKING:
     from tapml.diagnose.bisected import BisectResult, FailingSet
@@ -85,7 +86,7 @@ def _headline(found: FailingSet) -> str:
     count = len(found.culprits)
     if count == 1:
         return "This operator makes the model wrong"
-    return f"These {count} operators together make the model wrong; with any of them on the source it is right"
+    return f"These {count} operators together make the model wrong; with any of them in PyTorch it is right"
 
 
 def _culprits(found: FailingSet) -> Table:
@@ -128,9 +129,8 @@ def _numbers(result: BisectResult, found: FailingSet) -> list[tuple[str, str]]:
 def _short(answer: Answer) -> str:
     if answer.error is None:
         return answer.reason
-    if answer.bound == 0:
-        return f"outputs {of_bound(answer.error, answer.bound)}"
-    return f"off by {of_bound(answer.error, answer.bound)} of the bound {number(answer.bound)}"
+    assert answer.bound is not None
+    return f"outputs {off_by(answer.error, 0.0)}" if answer.bound == 0 else off_by(answer.error, answer.bound)
 
 
 def _listed(names: Sequence[str], most: int) -> str:

@@ -1,10 +1,12 @@
 """What people see at the end of a verb: tables, one summary line, two answers side by side.
 
-Everything here returns rich renderables for `Outcome.view`; nothing prints. Errors are shown as their share of the bound: 0.31
-means that the operator's error is 0.31 times what it may be; `source` is how wrong the source itself was, in the same unit. A
-row stands for all operators that share kernels and status (`alike` counts them) and shows the worst of them. Rows are worst
-first: those that did not pass, up to `ROWS_FAILED`, then the worst that did; what is left out is counted. All of it fits 80
-columns; names give way in their middle. rich honours NO_COLOR.
+Everything here returns rich renderables for `Outcome.view`; nothing prints. The words are those of the field: the reference is
+what PyTorch gave, the tolerance is the bound, a mismatch is a difference beyond it, an operator is offloaded to the target.
+Errors are shown as their share of the tolerance: `err/bound` 0.31 means that the operator's error is 0.31 times what it may be;
+`ref err/bound` is how wrong the reference itself was, in the same unit. A row stands for all operators that share kernels and
+status (`copies` counts them) and shows the worst of them. Rows are worst first: those that did not pass, up to `ROWS_FAILED`,
+then the worst that did; what is left out is counted. All of it fits 80 columns; names give way in their middle. rich honours
+NO_COLOR.
 """
 
 from __future__ import annotations
@@ -22,11 +24,14 @@ from rich.text import Text
 
 from tapml.report.progress import seconds
 from tapml.verdicts import STATUSES, Status, Verdict, summary
+from tapml.words import plural
 
 ROWS_FAILED = 40
 ROWS_BESIDE = 8
 REASON_LINES = 8
 WIDE = 100
+EXCERPT = 150
+LEGEND = "copies share kernels · err/bound above 1: mismatch · ref: PyTorch's own error"
 WIDTH_OF_A_FILE = 120
 
 STYLE: dict[Status, str] = {
@@ -69,18 +74,32 @@ def number(value: float | None) -> str:
     return f"{value:.1e}"
 
 
-def plural(count: int, noun: str) -> str:
-    """ "1 case", "2 cases"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def of_bound(value: float | None, bound: float | None) -> str:
-    """An error as its share of the bound. A bound of 0 allows no difference: then "equal" or "not equal"."""
+    """An error as its share of the tolerance. A tolerance of 0 allows no difference: then "equal" or "not equal"."""
     if value is None or bound is None:
         return ""
     if bound == 0:
         return "equal" if value == 0 else "not equal"
     return number(value / bound)
+
+
+def excerpt(text: str, tokens: int) -> str:
+    """A prompt in two lines at most: the middle of a longer one gives way, and its length is told."""
+    if len(text) <= EXCERPT and text.count("\n") < 2:
+        return text
+    words = " ".join(text.split())
+    if len(words) > EXCERPT:
+        half = EXCERPT // 2
+        words = f"{words[: half + 10].rstrip()} … {words[len(words) - half + 30 :].lstrip()}"
+    return f"{words} ({plural(tokens, 'token')})"
+
+
+def off_by(error: float, bound: float, source_error: float | None = None) -> str:
+    """ "off by 0.13 of the tolerance 7.4e-05; the reference itself by 0.12"; "equal" or "not equal" where nothing may differ."""
+    if bound == 0:
+        return of_bound(error, bound)
+    own = "" if source_error is None else f"; the reference itself by {of_bound(source_error, bound)}"
+    return f"off by {of_bound(error, bound)} of the tolerance {number(bound)}{own}"
 
 
 def shorten(name: str, width: int) -> str:
@@ -103,7 +122,7 @@ class _Row:
     """Operators of one signature and status; `worst` is the first of them, worst first."""
 
     worst: Verdict
-    alike: int
+    copies: int
 
 
 def _rows(ordered: Sequence[Verdict]) -> list[_Row]:
@@ -131,27 +150,33 @@ class VerdictTable:
             yield self._grid(options.max_width)
         if self._hidden:
             yield Text(_left_out(self._hidden), style="dim")
+        if self._shown:
+            yield Text(LEGEND, style="dim")
         yield from _reasons(self._shown)
 
     def _grid(self, width: int) -> Table:
         wide = width >= WIDE
         kind_room = min(max(len(row.worst.op) for row in self._shown), 16 if wide else 10)
         longest = max(len(row.worst.operator) for row in self._shown)
-        room = max(min(longest, width - kind_room - (46 if wide else 37)), len("operator"))
+        status_room = max(len("status"), *(len(row.worst.status) for row in self._shown))
+        # The other columns, each with the two columns of space in front of it.
+        rest = [len("copies"), kind_room, status_room, len("err/bound")]
+        rest += [len("ref err/bound"), len("0.0e-00")] if wide else [len("err/bound")]
+        room = max(min(longest, width - sum(rest) - 2 * len(rest)), len("operator"))
         grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        grid.add_column("operator", no_wrap=True, width=room)
-        grid.add_column("alike", no_wrap=True, justify="right", style="dim")
-        grid.add_column("kind", no_wrap=True, style="dim")
-        grid.add_column("status", no_wrap=True)
-        grid.add_column("of bound", no_wrap=True, justify="right")
-        grid.add_column("source", no_wrap=True, justify="right", style="dim")
+        grid.add_column("operator", no_wrap=True, width=room, vertical="bottom")
+        grid.add_column("copies", no_wrap=True, justify="right", style="dim", vertical="bottom")
+        grid.add_column("kind", no_wrap=True, style="dim", vertical="bottom")
+        grid.add_column("status", no_wrap=True, vertical="bottom")
+        grid.add_column("err/bound", no_wrap=True, justify="right", vertical="bottom")
+        grid.add_column("ref err/bound" if wide else "ref\nerr/bound", no_wrap=True, justify="right", style="dim")
         if wide:
             grid.add_column("bound", no_wrap=True, justify="right", style="dim")
         for row in self._shown:
             v = row.worst
             cells = [
                 Text(shorten(v.operator, room)),
-                Text(str(row.alike)),
+                Text(str(row.copies)),
                 Text(v.op if len(v.op) <= kind_room else f"{v.op[: kind_room - 1]}…"),
                 Text(v.status, style=STYLE[v.status]),
                 Text(of_bound(v.error, v.bound), style="" if v.status == "pass" else STYLE[v.status]),
@@ -168,7 +193,7 @@ def _reasons(shown: Sequence[_Row]) -> Iterator[RenderableType]:
         v = row.worst
         if v.status == "pass":
             continue
-        more = f" and {row.alike - 1} more like it" if row.alike > 1 else ""
+        more = f" and {row.copies - 1} more like it" if row.copies > 1 else ""
         yield Text("")
         yield Text.assemble((v.operator, "bold"), more, ": ", (v.status, STYLE[v.status]), f" at {v.stage}" if v.stage else "")
         for line in v.reason.strip().splitlines()[:REASON_LINES] or ["(no reason was given)"]:
@@ -178,7 +203,7 @@ def _reasons(shown: Sequence[_Row]) -> Iterator[RenderableType]:
 def _left_out(hidden: Sequence[_Row]) -> str:
     counts: dict[Status, int] = dict.fromkeys(STATUSES, 0)
     for row in hidden:
-        counts[row.worst.status] += row.alike
+        counts[row.worst.status] += row.copies
     words = [f"{count} more that {_DID[status]}" for status, count in counts.items() if count]
     return f"… and {', '.join(words)}"
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.text import Text
 
-from tapml.report.console import amount, plural
+from tapml.report.console import amount
 from tapml.report.progress import seconds
+from tapml.words import plural
 
 STYLE = {"idle": "green", "busy": "bold cyan", "away": "yellow", "retired": "dim"}
 SAID = {"idle": "free", "busy": "busy", "away": "away", "retired": "takes no more work"}

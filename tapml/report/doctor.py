@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tapml.report.console import amount
+from tapml.words import plural
 
 BYTES = ("max_buffer_bytes", "max_binding_bytes", "max_workgroup_memory_bytes", "memory_bytes")
 
@@ -21,7 +22,8 @@ def draw(data: dict[str, Any]) -> tuple[str, ...]:
         "system": machine["system"],
         "processor": f"{machine['processor']}, {machine['cores']} cores usable",
         "memory": amount(machine["memory_bytes"]),
-        "cache": f"{cache['folder']}: {amount(cache['bytes'])} in {cache['files']} files, {amount(cache['free_bytes'])} free",
+        "cache": f"{cache['folder']}: {amount(cache['bytes'])} in {plural(cache['files'], 'file')}, "
+        f"{amount(cache['free_bytes'])} free",
     })]
     if data["warnings"]:
         lines += ["", "Warnings", *(f"  ! {text}" for text in data["warnings"])]

@@ -27,7 +27,7 @@ _START = {"compile": "It compiles", "limits": "its launches fit the device", "lo
 _NEUTRAL = {("float64", "wrong"), ("grid", "wrong"), ("uploads", "wrong")}
 
 # The error is shown already, or the sentence has said it.
-_SAYS_NOTHING = re.compile(r"error [\d.e+-]+ of the bound|equal to the source's|none was found|it does|all of them")
+_SAYS_NOTHING = re.compile(r"error [\d.e+-]+ of the tolerance|equal to the reference|none was found|it does|all of them")
 
 # What each outcome says, as a step of the argument.
 _SAID: dict[tuple[str, str], str] = {
@@ -37,8 +37,8 @@ _SAID: dict[tuple[str, str], str] = {
     ("run", "right"): "It is right on the target, whatever memory held before.",
     ("run", "wrong"): "It is wrong on the target.",
     ("run", "refused"): "The device refuses to run it.",
-    ("float64", "right"): "Against float64 the target is right: the source is what is off.",
-    ("float64", "wrong"): "The source is not what is off: it is the nearer to float64.",
+    ("float64", "right"): "Against float64 the target is right: the reference is what is off.",
+    ("float64", "wrong"): "The reference is not what is off: it is the nearer to float64.",
     ("graph", "right"): "The graph that was compiled is right: PyTorch computes the recorded outputs with it.",
     ("graph", "wrong"): "The graph that was compiled is wrong: PyTorch computes something else with it.",
     ("uploads", "right"): "The same kernels are right once the weights are uploaded anew: those on the device are wrong.",
@@ -90,7 +90,7 @@ def chain(evidence: Sequence[Evidence]) -> RenderableType:
         grid.add_row("1.", Text("✓", style="green"), words)
     for count, e in enumerate(rest, 2 if start else 1):
         mark, style = ("·", "dim") if (e.probe, e.outcome) in _NEUTRAL else MARK[e.outcome]
-        error = "" if e.error is None or not e.bound else f"  {times_of(e.error / e.bound)} the bound"
+        error = "" if e.error is None or not e.bound else f"  {times_of(e.error / e.bound)} the tolerance"
         words = Text.assemble(sentence(e), (f"  {e.where}" if e.where else "", "dim"), (error, style))
         grid.add_row(f"{count}.", Text(mark, style=style), words)
         if e.detail and mark != "·" and not _SAYS_NOTHING.fullmatch(e.detail):

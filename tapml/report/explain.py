@@ -2,8 +2,9 @@
 
     for part in view(explanation): console.print(part)
 
-Errors are multiples of the bound: 1 is the most that passes. The kernel shown is that of the minimised case where there is one,
-since it is the shortest with the same fault; lines that differ in numbers only are folded, and the whole text lies in a file.
+Errors are multiples of the tolerance: 1 is the most that passes. The kernel shown is that of the minimised case where there is
+one, since it is the shortest with the same fault; lines that differ in numbers only are folded, and the whole text lies in a
+file.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from tapml.report.circumstances import circumstance_lines
-from tapml.report.console import STYLE, command, facts, plural
+from tapml.report.console import STYLE, command, facts
 from tapml.report.evidence import chain, times_of
 from tapml.report.kernel_text import kernels_view
 from tapml.report.progress import seconds
+from tapml.words import plural
 
 if TYPE_CHECKING:
     from tapml.diagnose.explanation import Explanation
@@ -83,12 +85,12 @@ def _verdict(found: Explanation) -> RenderableType:
     if worst is not None:
         words = "not equal" if worst.error else "equal"
         if worst.bound:
-            own = f" (the source itself {times_of(worst.source_error / worst.bound)})"
-            words = f"{times_of(worst.error / worst.bound)} the bound{own}"
+            own = f" (the reference itself {times_of(worst.source_error / worst.bound)})"
+            words = f"{times_of(worst.error / worst.bound)} the tolerance{own}"
         if worst.index is not None and not found.passed:
             words += (
-                f"; worst at {list(worst.index)}: {worst.actual:.6g} instead of {worst.expected:.6g}, {worst.over} of "
-                f"{worst.elements} wrong"
+                f"; worst at {list(worst.index)}: {worst.actual:.6g} instead of {worst.expected:.6g}, {worst.over:,} of "
+                f"{worst.elements:,} mismatched"
             )
         rows.append(("error", f"{words}, in {found.triage.trial}"))
     return Panel(Group(head, Text(""), facts(rows)), border_style=style.replace("bold ", ""), padding=(0, 1))

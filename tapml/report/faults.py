@@ -15,7 +15,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tapml.report.console import WIDE, command, plural
+from tapml.report.console import WIDE, command
+from tapml.words import plural
 
 if TYPE_CHECKING:
     from tapml.diagnose.faults.fault import FaultClass

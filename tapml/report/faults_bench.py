@@ -29,9 +29,9 @@ from tapml.diagnose.bench_result import (
     operator_right,
     stage_right,
 )
-from tapml.report.console import plural
 from tapml.report.faults_picture import draw
 from tapml.report.progress import seconds
+from tapml.words import plural
 
 NOTHING = "–"
 
@@ -117,9 +117,9 @@ def _markdown(result: BenchResult) -> Iterator[str]:
     yield f"# Faults put into {result.model}, on {result.target}"
     yield ""
     yield (
-        f"{faults} faults of {len(tried)} classes, each class in up to {result.operators} operators (drawn with seed "
-        f"{result.seed}), on {result.device['name']} ({result.device['driver']}). Four methods looked at the same kernels on the "
-        "same device."
+        f"{plural(faults, 'fault')} of {plural(len(tried), 'class')}, each class in up to {plural(result.operators, 'operator')} "
+        f"(drawn with seed {result.seed}), on {result.device['name']} ({result.device['driver']}). Four methods looked at the "
+        "same kernels on the same device."
     )
     latent = sum(fault.latent is True for row in tried for fault in row.faults)
     if latent:

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tapml.report.circumstances import circumstance_lines
-from tapml.report.console import number, plural, shorten
+from tapml.report.console import number, shorten
+from tapml.words import plural
 
 if TYPE_CHECKING:
     from tapml.diagnose.health_result import Headroom, Health, Made, Side

@@ -1,4 +1,4 @@
-"""What people see of a migration besides the verdicts: what moved, both answers side by side, how far apart the numbers are."""
+"""What people see of a migration besides the verdicts: what was offloaded, both answers side by side, how far apart they are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
-from tapml.report.console import number, of_bound, plural, side_by_side
+from tapml.report.console import excerpt, off_by, side_by_side
+from tapml.words import plural
 
 if TYPE_CHECKING:
     from tapml.api import Run
@@ -24,8 +25,9 @@ def answers(run: Run, result: MigrationResult) -> Iterator[RenderableType]:
     found = [p for p in result.end_to_end.prompts if p.tokens_source]
     found.sort(key=lambda p: (p.passed, p.index))
     for prompt in found[:PROMPTS_SHOWN]:
-        yield Text.assemble(("prompt  ", "dim"), (run.prompt_text(prompt.index), "bold"))
-        left = (f"source · PyTorch, {run.facts.get('dtype', 'float32')}", answer(run, prompt.tokens_source))
+        given = run.folder.prompts[prompt.index]
+        yield Text.assemble(("prompt  ", "dim"), (excerpt(given.text, len(given.tokens)), "bold"))
+        left = (f"reference · PyTorch, {run.facts.get('dtype', 'float32')}", answer(run, prompt.tokens_source))
         right = (f"migrated · {result.target}", answer(run, prompt.tokens_target))
         yield side_by_side(left, right, prompt.tokens_match)
         if not prompt.passed:
@@ -44,18 +46,18 @@ def answer(run: Run, tokens: tuple[int, ...]) -> str:
 
 
 def moved_line(result: MigrationResult) -> Text:
-    """ "385 of 385 operators run on opencl", and which do not."""
+    """ "385 of 385 operators offloaded to opencl", and which are not."""
     moved, total = len(result.offloaded), len(result.verdicts)
     if not result.kept_on_source:
-        return Text.assemble((f"{moved} of {total}", "bold green"), f" operators run on {result.target}")
+        return Text.assemble((f"{moved} of {total}", "bold green"), f" operators offloaded to {result.target}")
     names = ", ".join(result.kept_on_source[:NAMES_SHOWN])
     more = len(result.kept_on_source) - NAMES_SHOWN
     stay = f"{names} and {more} more" if more > 0 else names
-    return Text.assemble((f"{moved} of {total}", "bold red"), f" operators run on {result.target}; on the source stay {stay}")
+    return Text.assemble((f"{moved} of {total}", "bold red"), f" operators offloaded to {result.target}; in PyTorch stay {stay}")
 
 
 def end_to_end_lines(result: MigrationResult) -> Iterator[Text]:
-    """Tokens, top-1 agreement and logits of all prompts."""
+    """Tokens, top-1 agreement where something is chosen, and logits of all prompts."""
     prompts = result.end_to_end.prompts
     worst = max(prompts, key=lambda p: p.error / p.bound if p.bound else p.error, default=None)
     if worst is None:
@@ -65,23 +67,22 @@ def end_to_end_lines(result: MigrationResult) -> Iterator[Text]:
     hollow = next((p.unchecked for p in prompts if p.unchecked), "")
     if hollow:
         yield Text(f"Not checked: {hollow}.", style="bold red")
-    yield Text.assemble((_tokens(prompts), style), f" · top-1 agreement {_agreement(prompts):.1%}")
+    agreement = _agreement(prompts)
+    yield Text.assemble((_tokens(prompts), style), "" if agreement is None else f" · top-1 agreement {agreement:.1%}")
     what = "logits" if worst.tokens_source else "outputs"
-    yield Text(
-        f"{what} off by {of_bound(worst.error, worst.bound)} of the bound {number(worst.bound)}; "
-        f"the source itself by {of_bound(worst.source_error, worst.bound)}"
-    )
+    yield Text(f"{what} {off_by(worst.error, worst.bound, worst.source_error)}")
 
 
 def _tokens(prompts: tuple[PromptResult, ...]) -> str:
     if not any(p.tokens_source for p in prompts):
         close = sum(p.passed for p in prompts)
-        return f"{close} of {plural(len(prompts), 'example')} within the bound"
+        return f"{close} of {plural(len(prompts), 'example')} within the tolerance"
     total = sum(len(p.tokens_source) for p in prompts)
     equal = sum(a == b for p in prompts for a, b in zip(p.tokens_source, p.tokens_target, strict=False))
     return f"{equal} of {total} tokens equal"
 
 
-def _agreement(prompts: tuple[PromptResult, ...]) -> float:
-    counts = [len(p.tokens_source) or 1 for p in prompts]
-    return sum(p.top1_agreement * n for p, n in zip(prompts, counts, strict=True)) / sum(counts)
+def _agreement(prompts: tuple[PromptResult, ...]) -> float | None:
+    """None where no output is a choice among classes or tokens."""
+    found = [(p.top1_agreement, len(p.tokens_source) or 1) for p in prompts if p.top1_agreement is not None]
+    return sum(share * n for share, n in found) / sum(n for _, n in found) if found else None

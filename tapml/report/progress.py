@@ -13,6 +13,7 @@ machines have to say (the logger "tapml.remote": what is waited for, connections
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from types import TracebackType
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY = 10.0
 WORTH_A_LINE = 0.1
+# A time left is told when a tenth is done or this many seconds have gone; until then nobody knows.
+WORTH_SHARE = 0.1
+WORTH_SECONDS = 20.0
+MEMORY_SECONDS = 30.0
 
 
 def seconds(value: float) -> str:
@@ -48,6 +53,8 @@ class Progress:
         self._stage = ""
         self._started = self._said = time.monotonic()
         self._done = self._first = 0
+        self._moved = self._started
+        self._gained = self._weight = 0.0
         self._total = 0
         self._bars: Bars | None = None
         self._task: TaskID | None = None
@@ -67,9 +74,11 @@ class Progress:
         """`done` of `total` things of a stage are finished; total 0: nobody knows how many there are."""
         if stage != self._stage:
             self._finish(whole=True)
-            self._stage, self._started, self._first = stage, time.monotonic(), done
+            self._stage, self._started, self._first, self._done = stage, time.monotonic(), done, done
             if self._terminal:
                 self._open()
+            self._moved, self._gained, self._weight = self._started, 0.0, 0.0
+        self._learn(done)
         self._done, self._total = done, total
         if self._terminal:
             if self._bars is not None and self._task is not None:
@@ -110,16 +119,30 @@ class Progress:
             self._bars.start()
         self._task = self._bars.add_task(f"{self._title}: {self._stage}", total=None)
 
+    def _learn(self, done: int) -> None:
+        """Averages the pace so that what is older than `MEMORY_SECONDS` counts little: things of a stage come in easy and hard
+        stretches, and the first ones wait for what later ones find ready."""
+        now = time.monotonic()
+        if done > self._done and now > self._moved:
+            spent = now - self._moved
+            fade = math.exp(-spent / MEMORY_SECONDS)
+            self._gained = self._gained * fade + done - self._done
+            self._weight = self._weight * fade + spent
+            self._moved = now
+        elif done > self._done:
+            self._gained += done - self._done
+
     def _pace(self) -> str:
         """What is known of the speed: "12/40, 3.1/s, 9 s left", or the seconds since the stage began."""
         spent, count = time.monotonic() - self._started, self._done - self._first
         if not self._total:
             return seconds(spent)
         parts = [f"{self._done}/{self._total}"]
-        if count > 2 and spent > 0.5:  # the first ones wait for processes to start
-            rate = count / spent
+        if count > 2 and spent > 0.5 and self._weight > 0:  # the first ones wait for processes to start
+            rate = self._gained / self._weight
             parts.append(f"{rate:.1f}/s" if rate < 99.5 else f"{rate:.0f}/s")
-            if self._total > self._done:
+            known = spent >= WORTH_SECONDS or (spent >= 2.0 and count >= WORTH_SHARE * (self._total - self._first))
+            if self._total > self._done and known and rate > 0:
                 parts.append(f"{seconds((self._total - self._done) / rate)} left")
         return ", ".join(parts)
 

@@ -55,7 +55,7 @@ def load(
             model = _from_module(spec, type(spec).__name__, type(spec).__name__, (), dtype)
         elif re.search(r"\.py:\w+$", str(spec)):
             module, own = call_function(str(spec))
-            model = _from_module(module, str(spec).rpartition(":")[2], str(spec), own, dtype)
+            model = _from_module(module, _file_and_function(str(spec)), str(spec), own, dtype)
         else:
             model = _from_files(str(spec), dtype)
     model.module.to(device).eval()
@@ -65,7 +65,15 @@ def load(
         model = replace(model, example_inputs=_bind(model.module, example_inputs))
     elif not model.example_inputs and model.kind == "module":
         model = replace(model, example_inputs=default_inputs(model))
+    if dtype is None and model.dtype == "float32":
+        model = replace(model, dtype=_integers_only(model) or model.dtype)
     return replace(model, example_inputs=_placed(model.example_inputs, model))
+
+
+def _file_and_function(spec: str) -> str:
+    """ "convnet.py:model" of "examples/convnet.py:model": many functions are called model."""
+    file, _, function = spec.rpartition(":")
+    return f"{Path(file).name}:{function}"
 
 
 def _from_module(module: torch.nn.Module, name: str, spec: str, inputs: Any, dtype: str | None) -> LoadedModel:
@@ -226,6 +234,17 @@ def _dtype_of(module: torch.nn.Module) -> str:
                 raise ModelError(f"The model's weights are {name}. Give --dtype with one of {', '.join(DTYPES)}.")
             return name
     return "float32"
+
+
+def _integers_only(model: LoadedModel) -> str | None:
+    """The dtype of a model that has integers only, weights and inputs alike; None for any other."""
+    from torch.utils import _pytree as pytree
+
+    given = [value for value in pytree.tree_leaves(model.example_inputs) if isinstance(value, torch.Tensor)]
+    tensors = [*model.module.parameters(), *model.module.buffers(), *given]
+    if not tensors or any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors):
+        return None
+    return str((given or tensors)[0].dtype).removeprefix("torch.")
 
 
 def _check_device(device: str) -> None:

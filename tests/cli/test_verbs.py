@@ -186,7 +186,7 @@ def test_migrate_shows_both_answers(type_in: TypeIn, run: Path, opencl: str, tmp
     tokens = " ".join(map(str, end["tokens_source"][0]))
     both = next(line for line in typed.out.splitlines() if tokens in line)
     assert both.count(tokens) == 2, "side by side"
-    assert f"{total} of {total} operators run on opencl" in typed.out and "5 of 5 tokens equal" in typed.out
+    assert f"{total} of {total} operators offloaded to opencl" in typed.out and "5 of 5 tokens equal" in typed.out
     again = type_in("migrate", run, "--target", opencl, "--tokens", "5", "--resume", "--json", "-")
     assert json.loads(again.out)["resumed"] == total
 

@@ -258,3 +258,13 @@ STEPS = (
 def test_random_networks_are_reproduced_bit_for_bit(steps: list[tuple[str, int, int]], outputs: list[int]) -> None:
     keys = [f"out{k}" for k in range(len(outputs))]
     check_values(program(RandomNetwork(steps, outputs), {"x": torch.zeros(4, 6)}, keys))
+
+
+class OfIntegers(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (x.abs() * 3 + 1).reshape(-1), torch.roll(x, 1, 0)
+
+
+def test_integers_are_no_positions_where_nothing_is_computed_in_floats() -> None:
+    operators, _ = cut(program(OfIntegers(), {"x": torch.arange(12).reshape(3, 4)}, ("a", "b")).graph)
+    assert operators and "position" not in kinds(operators), kinds(operators)

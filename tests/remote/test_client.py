@@ -305,6 +305,11 @@ def test_absence_is_judged() -> None:
     assert said(device("a", opencl="absent", cpu="ready")) == (
         "Device a does not offer opencl: no driver. tapml devices URL lists what others offer.", True
     )
+    assert said(device("a", cpu="ready", vulkan="absent")) == (
+        "Device a offers cpu, not opencl. tapml devices URL lists what others offer.", True
+    ), "it will not offer another target by waiting"
+    assert said(device("a", cpu="ready", vulkan="looking"))[1] is False, "what it offers in the end is not known"
+    assert said(device("a", cpu="ready"), name="any")[1] is False, "another device may still come"
     assert said(device("a", "retired", opencl="ready"))[0].startswith("Device a takes no more work")
     assert said(device("a", opencl="absent"), device("b"), name="any") == (
         "No device at the hub http://h:1 offers opencl: a does not offer opencl: no driver; b offers nothing yet, not opencl. "

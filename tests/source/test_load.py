@@ -241,3 +241,21 @@ def test_missing_file_dtype_and_device(tmp_path: Path, folder: Path) -> None:
 def test_module_without_inputs_says_so() -> None:
     with pytest.raises(ModelError, match="needs example inputs"):
         load(torch.nn.Linear(2, 2))
+
+
+def test_a_model_of_a_file_is_named_by_file_and_function(tmp_path: Path) -> None:
+    """Nearly every such function is called model."""
+    file = tmp_path / "net.py"
+    file.write_text("import torch\ndef model():\n    return torch.nn.Linear(4, 2), (torch.zeros(1, 4),)\n")
+    assert load(f"{file}:model").name == "net.py:model"
+
+
+def test_a_model_of_integers_has_their_dtype() -> None:
+    class Ids(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.abs() * 2
+
+    assert load(Ids(), example_inputs=(torch.arange(4),)).dtype == "int64"
+    assert load(Ids(), example_inputs=(torch.arange(4, dtype=torch.int32),)).dtype == "int32"
+    assert load(Ids(), example_inputs=(torch.ones(4),)).dtype == "float32"
+    assert load(torch.nn.Embedding(4, 2), example_inputs=(torch.arange(4),)).dtype == "float32"

@@ -57,7 +57,9 @@ def _of_one(device: Record, target: str) -> Absent:
     if device["state"] == "retired" or (offer is not None and offer["state"] == "retired"):
         return Absent(f"{name} takes no more work")
     if offer is None:
-        return Absent(f"{name} offers {_offered(device)}, not {target}")
+        # What a device offers it names from the start, tried or not. Another target takes another agent.
+        known = bool(device["offers"]) and all(o["state"] != "looking" for o in device["offers"].values())
+        return Absent(f"{name} offers {_offered(device)}, not {target}", final=known)
     if offer["state"] == "absent":
         return Absent(f"{name} does not offer {target}{': ' if offer['reason'] else ''}{offer['reason'].rstrip('.')}", final=True)
     return THERE

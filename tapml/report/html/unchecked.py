@@ -13,9 +13,9 @@ from typing import Any
 
 from tapml.carve.folder import RunFolder
 from tapml.migrate.records import Sheet
-from tapml.report.console import plural
 from tapml.report.html.sides import Side
 from tapml.targets.known import TARGETS, WITHOUT_RUNTIME
+from tapml.words import plural
 
 
 def unchecked(run: RunFolder, sides: Sequence[Side], left_out: Sequence[str]) -> list[dict[str, Any]]:
