@@ -38,6 +38,8 @@ from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject
 from tapml.migrate.migrate import folder_name
 from tapml.migrate.operator_test import Trial
+from tapml.migrate.picture import keep_picture, picture
+from tapml.migrate.records import target_folder
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
 from tapml.verdicts import finite
@@ -133,6 +135,8 @@ class _Explaining:
             shutil.rmtree(self.folder / old, ignore_errors=True)
         kernels = self._write_kernels(program)
         small = smallest(self.bench, self.operator, found, trial, program, self.folder / "reproducer", self.progress)
+        if not found.passed and program is not None:
+            self._draw(program, trial)
         explanation = Explanation(
             operator=self.operator, target=str(self.bench.choice), device=self.bench.device.info, triage=found, program=program,
             module_lines=self._lines(), cases=len(trials), elements=sum(a.size for a in trial.inputs), folder=self.folder,
@@ -144,6 +148,17 @@ class _Explaining:
         text = json.dumps(finite(explanation.to_json()), indent=1, allow_nan=False)
         (self.folder / _EVIDENCE).write_text(text + "\n", encoding="utf-8")
         return explanation
+
+    def _draw(self, program: Program, trial: Trial) -> None:
+        """Keeps what the wrong output looks like, for the report."""
+        shot = fire(self.bench, self.operator, program, trial)
+        if shot.comparison is None or shot.comparison.passed:
+            return
+        compared, output = shot.comparison, shot.output
+        drawn = picture(shot.outputs[output], trial.expected[output], compared.bound, compared.index)
+        told = {"trial": trial.name, "output": output, **drawn}
+        folder = target_folder(self.run, str(self.bench.choice))
+        keep_picture(folder, self.operator.name, program.digest, told, self.bench.alteration is not None)
 
     def _failing(self, trials: Sequence[Trial]) -> Trial:
         """The first call with which the operator is wrong, or the first."""

@@ -48,6 +48,7 @@ from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject
 from tapml.migrate.journal import Journal
 from tapml.migrate.operator_test import OperatorTester
+from tapml.migrate.picture import keep_picture
 from tapml.migrate.plan import Step, move
 from tapml.migrate.programs import keep
 from tapml.migrate.records import file_name, header_of, target_folder
@@ -230,10 +231,13 @@ class _Migration:
         self.tell("test", total, total)
 
     def _keep(self, operator: Operator, verdict: Verdict) -> None:
-        """The kernels that a verdict is about go into the run before the verdict does."""
+        """The kernels that a verdict is about, and what a wrong output looked like, go into the run before the verdict does."""
         program = self.bench.program(operator)
         if program is not None and program.digest == verdict.kernel:
             keep(self.journal.path.parent, program)
+        drawn = self.tester.picture_of(operator.name)
+        if drawn is not None and verdict.kernel is not None:
+            keep_picture(self.journal.path.parent, operator.name, verdict.kernel, drawn, self.bench.alteration is not None)
 
     def _move(self) -> tuple[frozenset[str], dict[str, Verdict]]:
         """The operators that moved, and the new verdicts of those that passed alone and stay."""

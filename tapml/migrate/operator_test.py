@@ -35,6 +35,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,7 @@ from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject
 from tapml.migrate.model import Model
+from tapml.migrate.picture import picture
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Body, Operator
 from tapml.tensors import NUMPY, HostArray, TensorSpec, dtype_name, out_of_range, spec_of
@@ -99,6 +101,7 @@ class OperatorTester:
         self.model = bench.model
         self._by_kernels: dict[tuple[str, str], Verdict] = {}
         self._measures: dict[str, list[Measure]] = {}
+        self._pictures: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> OperatorTester:
         return self
@@ -144,6 +147,7 @@ class OperatorTester:
         """The verdict of one operator. Raises UsageError for an unknown name."""
         operator = self.run.operator(name)
         self._measures.pop(name, None)
+        self._pictures.pop(name, None)
         started = time.monotonic()
         try:
             return self._tested(operator, started)
@@ -181,6 +185,10 @@ class OperatorTester:
         """The calls that the last test of an operator measured, in order; none where the verdict is another operator's, or where
         nothing ran."""
         return tuple(self._measures.get(name, ()))
+
+    def picture_of(self, name: str) -> dict[str, Any] | None:
+        """What the output looked like with which the last test of an operator failed (`tapml.migrate.picture`)."""
+        return self._pictures.get(name)
 
     def remember(self, verdict: Verdict) -> None:
         """Takes a verdict that may be shared with operators that run the same kernels, as after resuming."""
@@ -304,6 +312,7 @@ class OperatorTester:
                         verdict = self._verdict(operator, program, found, what, started, actual, trial.expected)
                         coverage.add(found, trial, self.model.bodies[operator.signature])
                         if verdict.status != "pass":
+                            self._pictures[operator.name] = _picture(found, actual, trial)
                             verdict = replace(self._again(operator, program, trial, verdict, actual), cases=count + 1)
                 count += 1
             except (DeviceError, DeviceLost) as error:
@@ -506,6 +515,13 @@ def _out_of_range(actual: HostArray, expected: HostArray, stored: TensorSpec) ->
         return ""
     beyond = high if high > limits.max else low
     return f"the right answer holds {beyond}, and this target stores {dtype} as {stored.dtype}; "
+
+
+def _picture(found: Sequence[Comparison], actual: Sequence[HostArray], trial: Trial) -> dict[str, Any]:
+    """Of the worst output of a trial that failed."""
+    worst = max(range(len(found)), key=lambda k: (not found[k].passed, _ratio(found[k])))
+    drawn = picture(actual[worst], trial.expected[worst], found[worst].bound, found[worst].index)
+    return {"trial": trial.name, "output": worst, **drawn}
 
 
 def _compound(errors: dict[int, tuple[float, ...]], step: int, outputs: int) -> tuple[float, ...]:

@@ -38,6 +38,7 @@ from tapml.devices.open import redacted
 from tapml.errors import RunError, TapmlError
 from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.journal import FORMAT, Header, read
+from tapml.migrate.picture import keep_picture
 from tapml.migrate.programs import keep
 from tapml.verdicts import Measure, Verdict
 
@@ -181,6 +182,9 @@ def keep_test(
             lines += [*measures, {"record": "verdict", "verdict": verdict}]
     try:
         for found in verdicts:
+            drawn = tester.picture_of(found.operator)
+            if drawn is not None and found.kernel is not None:
+                keep_picture(folder, found.operator, found.kernel, drawn, bench.alteration is not None)
             program = None if found.kernel is None else bench.program(run.operator(found.operator))
             if program is not None and program.digest == found.kernel:
                 keep(folder, program)

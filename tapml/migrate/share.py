@@ -106,6 +106,7 @@ class Crew:
         self._compiled: Workbench | None = None
         self._target_key = ""
         self._measures: dict[str, tuple[Measure, ...]] = {}
+        self._pictures: dict[str, dict[str, Any]] = {}
         self._remembered: list[Verdict] = []
         self._over = False
         self._state = threading.Condition()
@@ -143,6 +144,10 @@ class Crew:
     def measures_of(self, name: str) -> tuple[Measure, ...]:
         """The calls that were measured for an operator."""
         return self._measures.get(name, ())
+
+    def picture_of(self, name: str) -> dict[str, Any] | None:
+        """As that of an `OperatorTester`."""
+        return self._pictures.get(name)
 
     def remember(self, verdict: Verdict) -> None:
         """A verdict from before, as `OperatorTester.remember`."""
@@ -254,6 +259,9 @@ class Crew:
                 doing("test", member.done, len(self._operators))
                 verdict = tester.test(unit.operators[0].name)
                 self._measures[verdict.operator] = tester.measures_of(verdict.operator)
+                drawn = tester.picture_of(verdict.operator)
+                if drawn is not None:
+                    self._pictures[verdict.operator] = drawn
                 unit.before.append(verdict)
                 unit.operators.popleft()
                 member.done += 1

@@ -1,6 +1,7 @@
 """The evidence of a diagnosis in plain words: each probe and its outcome as one sentence, numbered.
 
     chain(evidence)                       a rich renderable
+    tone(evidence)                        "right", "wrong", "refused", "open" or "not run": how it is to be shown
     sentence(evidence)                    "The lowered function is right: plain C in one thread gives the expected numbers."
 """
 
@@ -19,18 +20,24 @@ from tapml.report.console import number
 if TYPE_CHECKING:
     from tapml.diagnose.evidence import Evidence
 
-MARK = {"right": ("✓", "green"), "wrong": ("✗", "bold red"), "refused": ("✗", "bold yellow"), "not run": ("–", "dim")}
+MARK = {
+    "right": ("✓", "green"), "wrong": ("✗", "bold red"), "refused": ("✗", "bold yellow"), "not run": ("–", "dim"),
+    "open": ("·", "dim"),
+}  # fmt: skip
 
 _START = {"compile": "It compiles", "limits": "its launches fit the device", "load": "the driver accepts it"}
 
 # "No" here is no fault of anything: it only leaves a question open.
-_NEUTRAL = {("float64", "wrong"), ("grid", "wrong"), ("uploads", "wrong")}
+NEUTRAL = {("float64", "wrong"), ("grid", "wrong"), ("uploads", "wrong")}
 
 # The error is shown already, or the sentence has said it.
 _SAYS_NOTHING = re.compile(r"error [\d.e+-]+ of the tolerance|equal to the reference|none was found|it does|all of them")
 
 # What each outcome says, as a step of the argument.
 _SAID: dict[tuple[str, str], str] = {
+    ("compile", "right"): "It compiles.",
+    ("limits", "right"): "Its launches fit the device.",
+    ("load", "right"): "The driver accepts it.",
     ("compile", "refused"): "The compiler makes no kernels of it.",
     ("limits", "wrong"): "It asks for more than the device has.",
     ("load", "refused"): "The driver refuses the kernels.",
@@ -89,16 +96,26 @@ def chain(evidence: Sequence[Evidence]) -> RenderableType:
         words = Text.assemble(f"{', '.join(_START[e.probe] for e in start)}.", (f" {kernels}" if kernels else "", "dim"))
         grid.add_row("1.", Text("✓", style="green"), words)
     for count, e in enumerate(rest, 2 if start else 1):
-        mark, style = ("·", "dim") if (e.probe, e.outcome) in _NEUTRAL else MARK[e.outcome]
+        mark, style = MARK[tone(e)]
         error = "" if e.error is None or not e.bound else f"  {times_of(e.error / e.bound)} the tolerance"
         words = Text.assemble(sentence(e), (f"  {e.where}" if e.where else "", "dim"), (error, style))
         grid.add_row(f"{count}.", Text(mark, style=style), words)
-        if e.detail and mark != "·" and not _SAYS_NOTHING.fullmatch(e.detail):
-            grid.add_row("", "", Text(_short(e.detail), style="dim"))
+        if detail := more(e):
+            grid.add_row("", "", Text(detail, style="dim"))
     spared = [e.probe for e in evidence if e.outcome == "not needed"]
     if spared:
         grid.add_row("", "", Text(f"Not needed any more: {', '.join(spared)}.", style="dim"))
     return grid
+
+
+def tone(e: Evidence) -> str:
+    """What the outcome means for the operator: a "no" that is no fault of anything is "open"."""
+    return "open" if (e.probe, e.outcome) in NEUTRAL else e.outcome
+
+
+def more(e: Evidence) -> str:
+    """What the detail adds to the sentence and the error; "" for nothing."""
+    return "" if tone(e) == "open" or _SAYS_NOTHING.fullmatch(e.detail) else _short(e.detail)
 
 
 def sentence(e: Evidence) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import json
 import math
 import re
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +22,14 @@ from hypothesis import strategies as st
 from tapml.api import Run
 from tapml.carve.folder import RunFolder
 from tapml.cli import report as verb
+from tapml.diagnose.evidence import Evidence
 from tapml.errors import RunError, UnavailableError, UsageError
+from tapml.migrate.picture import keep_picture, picture
 from tapml.migrate.programs import keep, kept
 from tapml.migrate.records import Records
 from tapml.operators.graph import Node
-from tapml.report.html import page
+from tapml.report.html import evidence as html_evidence
+from tapml.report.html import page, sides
 from tapml.report.html.bodies import lines, source_lines
 from tapml.report.html.cases import facts
 from tapml.report.html.kernels import CLASSES, marks
@@ -30,6 +37,7 @@ from tapml.report.html.layout import lay_out
 from tapml.report.html.numbers import short
 from tapml.report.html.page import LIMIT, embedded, script, write_report
 from tapml.report.html.sides import LETTERS
+from tapml.report.html.snippets import Snippets
 from tests.report.results import HOSTILE, SOURCE, bare, copy, data_of, pretend, program
 
 
@@ -179,7 +187,7 @@ def test_what_does_not_fit_is_left_out_and_said(results: RunFolder, tmp_path: Pa
 
     assert all(sources("f")) and not all(sources("p"))
     least = write_report(results, tmp_path / "least.html", limit=1)
-    assert len(least.left_out) == 5 and least.bytes < less.bytes
+    assert len(least.left_out) == 6 and least.bytes < less.bytes
     assert data_of(tmp_path / "least.html")["sides"][1]["modes"]["isolated"]["status"] == sheet["status"]
 
 
@@ -212,7 +220,7 @@ def test_two_runs(results: RunFolder, make_run: Callable[[str], RunFolder], tmp_
     assert told["moved"] == [] and told["moved_count"] > 0, "operators that the first run lacks are counted all the same"
 
 
-def test_diagnosis_is_shown(results: RunFolder, tmp_path: Path) -> None:
+def test_diagnosis_is_shown(results: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = copy(results, tmp_path / "run")
     records = Records.of(run, "opencl")
     assert records.isolated is not None
@@ -221,8 +229,12 @@ def test_diagnosis_is_shown(results: RunFolder, tmp_path: Path) -> None:
     (folder / "reproducer").mkdir(parents=True)
     (folder / "reproducer" / "run.py").write_text("")
     array = {"shape": [2], "dtype": "float32", "values": [1.0, None]}
+    probes = [
+        Evidence("run", "wrong", "error 4.5 of the tolerance", "opencl", 9e-6, 2e-6),
+        Evidence("grid", "wrong", "the launch is large enough"), Evidence("text elsewhere", "not needed", ""),
+    ]  # fmt: skip
     evidence = {
-        "operator": verdict.operator, "stage": "codegen", "because": "of this", "evidence": [],
+        "operator": verdict.operator, "stage": "codegen", "because": "of this", "evidence": [p.to_json() for p in probes],
         "elements_before": 9, "elements_after": 2, "reproducer": "/elsewhere/reproducer", "kernels": [], "minimised": {
             "inputs": [array], "expected": [array], "actual": [array], "kernels": [program("small").kernels[0].to_json()],
         },
@@ -235,9 +247,86 @@ def test_diagnosis_is_shown(results: RunFolder, tmp_path: Path) -> None:
     kernels = data["kernels"]
     launch = kernels["kernels"][kernels["programs"][told["program"]]["steps"][0][0]]
     assert "small" in kernels["texts"][launch["text"]]["source"]
+    wrong, harmless = told["evidence"]
+    assert wrong["said"] == "It is wrong on the target." and wrong["tone"] == "wrong" and wrong["ratio"] == 4.5
+    assert harmless["said"].startswith("More workgroups do not help") and harmless["tone"] == "open", "it is no fault of anything"
+    with zipfile.ZipFile(io.BytesIO(base64.b64decode(told["packed"]["zip"]))) as archive:
+        assert archive.namelist() == [f"{folder.name}/run.py"] and told["packed"]["name"] == f"{folder.name}.zip"
+    monkeypatch.setattr(html_evidence, "MOST_BYTES", 10)
+    write_report(run, tmp_path / "r.html", ["opencl"])
+    (told,) = data_of(tmp_path / "r.html")["sides"][1]["explained"].values()
+    assert told["packed"] is None and told["reproducer"], "one that is too large is named"
     (folder / "evidence.json").write_text("{")
     with pytest.raises(RunError, match=r"evidence\.json is damaged"):
         write_report(run, tmp_path / "r.html")
+
+
+def test_wrong_outputs_are_drawn_worst_first_as_far_as_there_is_room(
+    results: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copy(results, tmp_path / "run")
+    records = Records.of(run, "opencl")
+    assert records.isolated is not None
+    verdicts = [v for v in records.isolated.verdicts.values() if v.status in ("fail", "flaky", "pass")]
+    expected = np.arange(8.0).reshape(2, 4)
+    for verdict in verdicts:
+        drawn = {"trial": "case0", "output": 0, **picture(expected + 1, expected, 1e-6, (0, 0))}
+        keep_picture(records.folder, verdict.operator, str(verdict.kernel), drawn, injected=False)
+    write_report(run, tmp_path / "r.html", ["opencl"])
+    data = data_of(tmp_path / "r.html")
+    place = {o.name: str(k) for k, o in enumerate(run.operators)}
+    bad = {place[v.operator] for v in verdicts if v.status != "pass"}
+    assert set(data["sides"][1]["pictures"]) == bad and len(bad) == 2, "what passed needs no picture"
+    monkeypatch.setattr(sides, "MOST_CELLS", 8)
+    write_report(run, tmp_path / "r.html", ["opencl"])
+    assert len(data_of(tmp_path / "r.html")["sides"][1]["pictures"]) == 1
+
+
+def test_a_test_keeps_what_its_wrong_outputs_look_like(
+    make_run: Callable[[str], RunFolder], tmp_path: Path, need: Callable[[str], str]
+) -> None:
+    run = bare(make_run("conv_net"), tmp_path / "run")
+    fault = tmp_path / "fault.py"
+    fault.write_text(
+        "import re\ndef wrong(operator, target, source):\n    return source if operator != 'head' else "
+        "re.sub(r'^(\\s*out\\w*\\[[^\\]]*\\]) = (.*);$', r'\\1 = 1.5f + \\2;', source, flags=re.M)\n"
+    )
+    assert not Run(run).test(need("cpu"), inject=f"{fault}:wrong").passed
+    write_report(run, tmp_path / "r.html")
+    data = data_of(tmp_path / "r.html")
+    head = next(k for k, o in enumerate(run.operators) if o.name == "head")
+    (side,) = [s for s in data["sides"] if s.get("injected")]
+    (drawn,) = side["pictures"].values()
+    assert list(side["pictures"]) == [str(head)] and drawn["maps"][0]["pattern"] == "every element is a mismatch"
+    assert drawn["shape"] == list(run.bodies[run.operators[head].signature].output_specs[0].shape)
+
+
+def test_the_models_own_lines_are_shown_where_the_file_is_there(results: RunFolder, tmp_path: Path) -> None:
+    write_report(results, tmp_path / "r.html")
+    data = data_of(tmp_path / "r.html")
+    place = next(k for k, o in enumerate(results.operators) if o.name == "prefill/layers.1.mlp.down_proj")
+    (shown,) = [data["snippets"][k] for k in data["operators"]["code"][place]]
+    assert shown["file"] == "modeling_llama.py" and len(shown["lines"]) == 3 and shown["own"] == [shown["first"] + 1]
+    assert "self.down_proj(" in shown["lines"][1]
+    run = copy(results, tmp_path / "run")
+    file = tmp_path / "net.py"
+    file.write_text("one\ntwo\nthree\nfour\nfive\n")
+    run.manifest["model"]["spec"] = f"{file}:model"
+    code = Snippets(run)
+    nodes = [Node(f"n{k}", "aten.neg.default", (), {}, (), "", f"net.py:{line}") for k, line in enumerate((3, 4))]
+    assert code.of(nodes) == code.of(nodes) == [0]
+    assert code.all == [{"file": "net.py", "first": 2, "lines": ["two", "three", "four", "five"], "own": [3, 4]}]
+    gone = [replace(nodes[0], source=source) for source in ("nowhere.py:3", "net.py:9", "../net.py:3", "")]
+    assert code.of(gone) == [], "nothing is guessed"
+
+
+def test_what_the_weights_were_stored_as_is_a_fact_of_the_run(results: RunFolder, tmp_path: Path) -> None:
+    run = copy(results, tmp_path / "run")
+    write_report(run, tmp_path / "r.html")
+    assert data_of(tmp_path / "r.html")["run"]["weights"] is None
+    run.manifest["result"]["weights"] = "Q4_1"
+    write_report(run, tmp_path / "r.html")
+    assert data_of(tmp_path / "r.html")["run"]["weights"] == "Q4_1"
 
 
 def test_errors_name_what_to_do(results: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,8 @@ from tapml.report.html.evidence import explained
 from tapml.report.html.kernels import KernelTable
 from tapml.report.html.layout import lay_out
 from tapml.report.html.numbers import Strings
-from tapml.report.html.sides import Shared, Side, side_data, source_data
+from tapml.report.html.sides import Shared, Side, pictures, side_data, source_data
+from tapml.report.html.snippets import Snippets
 from tapml.report.html.story import story
 from tapml.report.html.unchecked import unchecked
 
@@ -31,7 +32,7 @@ def report_data(
     run: RunFolder, sides: Sequence[Side], other: RunFolder | None, left_out: Sequence[str], progress: Progress | None = None
 ) -> tuple[dict[str, Any], KernelTable]:
     """The data without "kernels", and the table of kernels. `other` is the run that this one is held against."""
-    strings = Strings()
+    strings, code = Strings(), Snippets(run)
     shared = Shared(
         {o.name: k for k, o in enumerate(run.operators)}, {c.id: k for k, c in enumerate(run.cases)}, strings, KernelTable()
     )
@@ -43,11 +44,12 @@ def report_data(
         "other": None if other is None else _facts(other) | _differences(run, other),
         "graphs": [g.name for g in run.graphs],
         "grids": _grids(run),
-        "operators": _operators(run, signatures, strings),
+        "operators": _operators(run, signatures, strings, code),
         "signatures": [_signature(run, signature) for signature in run.bodies],
         "cases": case_data(run, progress),
-        "sides": [source_data(run, shared) | {"health": kept_health(run, None), "explained": {}}, *found],
+        "sides": [source_data(run, shared) | {"health": kept_health(run, None), "explained": {}, "pictures": {}}, *found],
         "unchecked": unchecked(run, sides, left_out),
+        "snippets": code.all,
         "strings": strings.all,
     }
     return data, shared.kernels
@@ -58,6 +60,7 @@ def _side(side: Side, shared: Shared) -> dict[str, Any]:
     own = side.number == 0
     return side_data(side, shared) | {
         "story": None if migration is None else story(side.run, migration, shared.operators, Run(side.run).text),
+        "pictures": pictures(side, shared),
         "explained": explained(side.records.folder, shared.operators, shared.kernels, side.injected) if own else {},
         "health": kept_health(side.run, side.records.target, side.injected) if own else None,
     }
@@ -69,7 +72,8 @@ def _facts(run: RunFolder) -> dict[str, Any]:
         "path": str(run.path), "name": model["name"], "digest": run.digest, "version": run.manifest["version"], "kind": run.kind,
         "dtype": run.manifest["dtype"], "decoder": run.manifest["decoder"], "operators": len(run.operators),
         "signatures": len(run.bodies), "cases": len(run.cases), "nodes": result.get("nodes"), "calls": result.get("calls", {}),
-        "calls_seen": result.get("calls_seen"), "prompts": [p.text for p in run.prompts],
+        "weights": result.get("weights") or run.manifest.get("weights"), "calls_seen": result.get("calls_seen"),
+        "prompts": [p.text for p in run.prompts],
     }  # fmt: skip
 
 
@@ -97,7 +101,7 @@ def _grids(run: RunFolder) -> list[dict[str, Any]]:
     return found
 
 
-def _operators(run: RunFolder, signatures: dict[str, int], strings: Strings) -> dict[str, list[Any]]:
+def _operators(run: RunFolder, signatures: dict[str, int], strings: Strings, code: Snippets) -> dict[str, list[Any]]:
     graphs = {g.name: k for k, g in enumerate(run.graphs)}
     nodes = {g.name: {n.name: n for n in g.nodes} for g in run.graphs}
     return {
@@ -107,6 +111,7 @@ def _operators(run: RunFolder, signatures: dict[str, int], strings: Strings) -> 
         "signature": [signatures[o.signature] for o in run.operators],
         "module": [strings[o.module] for o in run.operators],
         "source": [[strings[text] for text in source_lines(nodes[o.graph][n] for n in o.nodes)] for o in run.operators],
+        "code": [code.of(nodes[o.graph][n] for n in o.nodes) for o in run.operators],
         "inputs": _origins(run),
     }
 

@@ -7,18 +7,27 @@ The files are read as they are; the page shows what is in them and knows little 
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
+from tapml.diagnose.evidence import Evidence
 from tapml.errors import RunError
 from tapml.kernels import Kernel, Program, Step
+from tapml.report.evidence import more, sentence, tone
 from tapml.report.html.kernels import KernelTable
+from tapml.report.html.numbers import short
 
 EXPLAIN = "explain"
 EVIDENCE = "evidence.json"
 
-_KEPT = ("stage", "because", "status", "evidence", "findings", "advice", "elements_before", "elements_after", "not_minimised")
+# The largest reproducer that is packed into the page; a larger one is named by its folder.
+MOST_BYTES = 400_000
+
+_KEPT = ("stage", "because", "status", "findings", "advice", "elements_before", "elements_after", "not_minimised")
 _ARRAYS = ("inputs", "expected", "actual")
 
 
@@ -32,10 +41,44 @@ def explained(folder: Path, operators: dict[str, int], kernels: KernelTable, inj
         if place is None or ("inject" in data and (data["inject"] is not None) != injected):
             continue
         try:
-            found[str(place)] = {key: data[key] for key in _KEPT if key in data} | _minimised(data, path.parent, kernels)
+            found[str(place)] = {
+                **{key: data[key] for key in _KEPT if key in data}, **_minimised(data, path.parent, kernels),
+                "evidence": [_said(e) for e in data.get("evidence", ()) if e["outcome"] != "not needed"],
+            }  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path} is damaged ({type(error).__name__}: {error}). Explain the operator again.") from error
     return found
+
+
+def _said(written: dict[str, Any]) -> dict[str, Any]:
+    """One probe in the console's words: `said`, and the `tone` in which it is shown. One that this version does not know keeps
+    its question and its outcome."""
+    try:
+        probe = Evidence(written["probe"], written["outcome"], written.get("detail", ""))
+        said, how, detail = sentence(probe), tone(probe), more(probe)
+    except KeyError:
+        said, how = f"{written.get('question', written.get('probe', ''))} {written['outcome']}", "open"
+        detail = written.get("detail", "")
+    error, bound = written.get("error"), written.get("bound")
+    return {
+        "said": said, "tone": how, "detail": detail, "where": written.get("where", ""),
+        "ratio": None if error is None or not bound else short(error / bound),
+    }  # fmt: skip
+
+
+def _packed(folder: Path) -> dict[str, Any] | None:
+    """The folder as a zip archive that the page offers: `name`, `zip` in base64, `bytes`; None for one that is too large."""
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            # One date for all: the same reproducer is the same archive.
+            entry = zipfile.ZipInfo(f"{folder.parent.name}/{file.relative_to(folder).as_posix()}", (1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, file.read_bytes())
+    data = held.getvalue()
+    if len(data) > MOST_BYTES:
+        return None
+    return {"name": f"{folder.parent.name}.zip", "zip": base64.b64encode(data).decode("ascii"), "bytes": len(data)}
 
 
 def _minimised(data: dict[str, Any], folder: Path, kernels: KernelTable) -> dict[str, Any]:
@@ -50,6 +93,7 @@ def _minimised(data: dict[str, Any], folder: Path, kernels: KernelTable) -> dict
     reproducer = folder / Path(named).name if isinstance(named, str) else None
     there = reproducer is not None and reproducer.is_dir()
     return {
+        "packed": _packed(reproducer) if reproducer is not None and there else None,
         "minimised": {key: small[key] for key in _ARRAYS}, "program": program,
         "reproducer": str(reproducer) if there else None,
         "files": sorted(p.name for p in reproducer.iterdir() if p.is_file()) if reproducer is not None and there else [],

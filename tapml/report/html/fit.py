@@ -46,6 +46,14 @@ def _without_histograms(data: dict[str, Any], kernels: KernelTable, left_out: fr
     return "the histograms of recorded values", left_out
 
 
+def _without_pictures(data: dict[str, Any], kernels: KernelTable, left_out: frozenset[int]) -> tuple[str, frozenset[int]]:
+    for side in data["sides"]:
+        side["pictures"] = {}
+        for found in side["explained"].values():
+            found["packed"] = None
+    return "the error maps and the reproducers", left_out
+
+
 def _without_kernels(data: dict[str, Any], kernels: KernelTable, left_out: frozenset[int]) -> tuple[str, frozenset[int]]:
     return "the kernel source of all operators", frozenset(k["text"] for k in kernels.kernels)
 
@@ -57,7 +65,8 @@ def _without_measures(data: dict[str, Any], kernels: KernelTable, left_out: froz
 
 
 _STEPS: tuple[Step, ...] = (
-    _without_passing_kernels, _without_passing_reasons, _without_histograms, _without_kernels, _without_measures,
+    _without_passing_kernels, _without_passing_reasons, _without_histograms, _without_pictures, _without_kernels,
+    _without_measures,
 )
 
 

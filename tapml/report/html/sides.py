@@ -16,6 +16,7 @@ from typing import Any
 from tapml.carve.folder import RunFolder
 from tapml.carve.layout import TARGET_FOLDER
 from tapml.carve.tolerance import Accuracy, compound_bound
+from tapml.migrate.picture import kept_picture
 from tapml.migrate.programs import kept
 from tapml.migrate.records import Records, Sheet
 from tapml.report.html.kernels import KernelTable
@@ -25,6 +26,9 @@ from tapml.verdicts import Measure, Verdict, summary
 # A letter a status: the first of its word where that tells them apart. "." is no verdict, "r" the source's own recording.
 LETTERS = {"pass": "p", "fail": "f", "flaky": "l", "error": "e", "crash": "c", "unchecked": "u", "skipped": "s"}
 SAME_KERNELS = "same kernels as "
+
+# How many cells all error maps of a side may have together.
+MOST_CELLS = 800_000
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,22 @@ def _sheet(side: Side, sheet: Sheet, shared: Shared) -> dict[str, Any]:
         "same_as": column(lambda v: shared.operators.get(_same_as(v))),
         "measures": _columns(measures, shared if side.number == 0 else None, shared.operators),
     }
+
+
+def pictures(side: Side, shared: Shared) -> dict[str, Any]:
+    """What the outputs of operators look like that failed alone, by the operator's place; worst first, as far as `MOST_CELLS`
+    go."""
+    sheet, left = side.sheets.get("isolated"), MOST_CELLS
+    failed = [] if sheet is None else [v for v in sheet.verdicts.values() if v.status != "pass"]
+    failed.sort(key=lambda v: -v.badness)
+    found: dict[str, Any] = {}
+    for verdict in failed:
+        drawn = kept_picture(side.records.folder, verdict.operator, verdict.kernel, side.injected)
+        size = 0 if drawn is None else sum(len(m["cells"]) for m in drawn["maps"])
+        if drawn is not None and verdict.operator in shared.operators and size <= left:
+            found[str(shared.operators[verdict.operator])] = {k: v for k, v in drawn.items() if k not in ("operator", "kernel")}
+            left -= size
+    return found
 
 
 def _same_as(verdict: Verdict) -> str:

@@ -1,4 +1,4 @@
-// The chart in an operator's panel: error, bound and the source's own error at each measured step, on a logarithmic scale.
+// The chart in an operator's panel: error, bound and the reference's own error at each measured step, on a logarithmic scale.
 
 import { el } from "./dom.js";
 import { number } from "./format.js";
@@ -53,5 +53,5 @@ export function errorChart(measures, label) {
   document_.add_root(plot);
   Bokeh.embed.add_document_standalone(document_, host);
   return el("figure", {}, host, el("figcaption", { class: "chart-key" },
-    el("span", {}, el("i", { class: "dot" }), "error"), el("span", {}, el("i", { class: "dash" }), "bound"), el("span", {}, el("i", { class: "ring" }), "the source’s own error")));
+    el("span", {}, el("i", { class: "dot" }), "error"), el("span", {}, el("i", { class: "dash" }), "tolerance"), el("span", {}, el("i", { class: "ring" }), "the reference’s own error")));
 }

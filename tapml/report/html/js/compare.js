@@ -8,7 +8,7 @@ import { badge, operatorLink } from "./panel.js";
 import { state, verdictOf } from "./state.js";
 
 const ROWS = 25;
-// Below this share of the bound all errors count as alike: twice nothing is nothing.
+// Below this share of the tolerance all errors count as alike: twice nothing is nothing.
 const ALIKE = 0.05;
 
 // { status: whether the statuses differ, log2: how many times larger the second's ratio is, as a power of two; null without numbers }.
@@ -42,7 +42,7 @@ export function drawCompare() {
   replace(host, el("section", { class: "card compare" },
     el("h3", {}, `${a.label} and ${b.label}`),
     el("p", { class: "note" }, !both.length ? "No operator was tested on both in this mode." : rows.length
-      ? `${plural(statuses, "operator")} with another status; ${plural(rows.length - statuses, "operator")} of one status with an error at least twice the other’s (what is below a twentieth of the bound counts as alike).`
+      ? `${plural(statuses, "operator")} with another status; ${plural(rows.length - statuses, "operator")} of one status with an error at least twice the other’s (what is below a twentieth of the tolerance counts as the same).`
       : "Every operator has the same status on both, and no error is twice the other’s."),
     lacking && both.length ? el("p", { class: "note" }, `${plural(lacking, "operator")} with a verdict on one of them only.`) : null,
     other && (a.run || b.run) ? el("p", { class: "note" }, other.same_run ? "Both runs are the same recording." :

@@ -26,6 +26,7 @@ export const operators = DATA.operators.name.map((name, place) => {
     kind: string(DATA.operators.kind[place]),
     module: string(DATA.operators.module[place]),
     source: DATA.operators.source[place].map(string),
+    code: DATA.operators.code[place],
     inputs: DATA.operators.inputs[place],
     signature: DATA.operators.signature[place],
     layer: grid.rows[row][1],
@@ -90,13 +91,14 @@ class Sheet {
       status: this.data.status[operator], error, bound, source: value(this.data.source[operator]), ratio: ratio(error, bound),
       stage: string(this.data.stage[operator]), reason: string(this.data.reason[operator]),
       program: this.data.program[operator], cases: this.data.cases[operator], step: null,
+      excluded: this.data.excluded?.[operator] ?? 0, elements: this.data.elements?.[operator] ?? 0,
     };
   }
 
   // At one step, or over all steps (null).
   cell(operator, step) {
     const verdict = this.verdict(operator);
-    if (step === null || "ecs.".includes(verdict.status)) return verdict;
+    if (step === null || "ecus.".includes(verdict.status)) return verdict;
     const found = this.of(operator).filter(measure => measure.step === step);
     if (!found.length) return { ...verdict, status: "-", error: null, bound: null, source: null, ratio: null, step };
     return found.reduce((a, b) => (b.ratio ?? Infinity) > (a.ratio ?? Infinity) ? b : a);
@@ -106,7 +108,7 @@ class Sheet {
 export const sides = DATA.sides.map((data, place) => ({
   ...data, place,
   isSource: data.target === "source",
-  label: data.target === "source" ? "source" : data.target + (data.injected ? " + fault" : "") + (data.run ? " · second run" : ""),
+  label: data.target === "source" ? "reference" : data.target + (data.injected ? " + fault" : "") + (data.run ? " · second run" : ""),
   modes: Object.fromEntries(Object.entries(data.modes).map(([mode, sheet]) => [mode, new Sheet(sheet)])),
 }));
 
@@ -117,6 +119,6 @@ export const layers = [...new Set(operators.map(operator => operator.layer).filt
 
 export function worse(a, b) {
   if (a.status === "r" && b.status === "r") return b.error - a.error;
-  const weight = cell => ({ c: 6, e: 5, f: 4, l: 3, s: 2, ".": 1 }[cell.status] ?? 0);
+  const weight = cell => ({ c: 6, e: 5, f: 4, l: 3, u: 2.5, s: 2, ".": 1 }[cell.status] ?? 0);
   return weight(b) - weight(a) || (b.ratio ?? -1) - (a.ratio ?? -1);
 }

@@ -1,8 +1,8 @@
 // Numbers and counts as people read them.
 
 export const STATUS = {
-  p: { word: "pass", mark: "✓", means: "within the bound" },
-  f: { word: "fail", mark: "✕", means: "wrong numbers" },
+  p: { word: "pass", mark: "✓", means: "within the tolerance" },
+  f: { word: "fail", mark: "✕", means: "a mismatch: beyond the tolerance" },
   l: { word: "flaky", mark: "≈", means: "different answers to the same input" },
   e: { word: "error", mark: "!", means: "a stage before the numbers refused" },
   c: { word: "crash", mark: "†", means: "a process died" },
@@ -10,7 +10,7 @@ export const STATUS = {
   s: { word: "skipped", mark: "–", means: "not run; the reason is given" },
   ".": { word: "not tested", mark: "", means: "there is no verdict" },
   "-": { word: "no call", mark: "·", means: "no recorded call at this step" },
-  r: { word: "recorded", mark: "", means: "the source itself" },
+  r: { word: "recorded", mark: "", means: "the reference itself" },
 };
 
 // Three digits at most, "1.2e-6" outside of what is easily read.
@@ -23,7 +23,7 @@ export function number(value) {
   return text.replace("-", "−").replace("e-", "e−");
 }
 
-// An error as its share of the bound. A bound of 0 allows no difference.
+// An error as its share of the tolerance. A tolerance of 0 allows no difference.
 export function ofBound(cell) {
   if (cell.ratio === null) return "–";
   if (cell.bound === 0) return cell.error === 0 ? "equal" : "not equal";
@@ -31,7 +31,7 @@ export function ofBound(cell) {
 }
 
 export function plural(count, noun) {
-  return `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+  return `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : /(ch|s|x|sh)$/.test(noun) ? "es" : "s"}`;
 }
 
 export function when(seconds) {

@@ -3,7 +3,7 @@
 import { byId, el, replace } from "./dom.js";
 import { DATA, targets } from "./data.js";
 import { STATUS, number, plural, when } from "./format.js";
-import { set } from "./state.js";
+import { ordered, set } from "./state.js";
 import { isDark, toggleTheme } from "./theme.js";
 
 const HINTS = 6;
@@ -21,26 +21,32 @@ export function drawTop(help) {
     el("p", { class: "lead" }, headline()),
     el("ul", { class: "run-facts" }, [
       plural(run.operators, "operator"), `${run.signatures.toLocaleString("en")} different`, `${plural(run.cases, "recorded call")} kept${run.calls_seen ? ` of ${run.calls_seen.toLocaleString("en")}` : ""}`,
-      calls, run.dtype, run.decoder ? `cache of ${run.decoder.max_len}` : null, `carved by TapML ${run.version}`,
+      calls, run.dtype, weights(run), run.decoder ? `cache of ${run.decoder.max_len}` : null, `carved by TapML ${run.version}`,
     ].filter(Boolean).map(text => el("li", {}, text))));
 }
 
+// "Q4_1 weights, computed in float32": what the weights were stored as, where the model is computed in something else.
+function weights(run) {
+  if (!run.weights) return null;
+  return typeof run.weights === "string" ? (run.weights.includes(" ") ? run.weights : `${run.weights} weights, computed in ${run.dtype}`) : null;
+}
+
 function headline() {
-  if (!targets.length) return "Carved, and not yet run on any target. Shown is the source’s own error against float64.";
-  return targets.map(side => {
+  if (!targets.length) return "Carved, and not yet run on any target. Shown is the reference’s own error against float64.";
+  return ordered.map(side => {
     const counts = side.summary.isolated ?? side.summary.cumulative;
     const total = Object.values(counts).reduce((a, b) => a + b, 0);
     const bad = total - counts.pass;
     const tested = bad ? `${bad.toLocaleString("en")} of ${plural(total, "operator")} did not pass on ${side.label}` : `all ${plural(total, "tested operator")} pass on ${side.label}`;
     const answers = side.story?.prompts ?? [];
-    const said = !answers.length ? "" : answers.every(p => p.passed) ? ", and it answers as the source does" : ", and it does not answer as the source does";
+    const said = !answers.length ? "" : answers.every(p => p.passed) ? ", and it answers as PyTorch does" : ", and it does not answer as PyTorch does";
     return tested + said;
   }).map((text, k) => (k ? text : text[0].toUpperCase() + text.slice(1))).join("; ") + ".";
 }
 
 export function drawSummary() {
   const more = DATA.unchecked.length - HINTS;
-  replace(byId("summary"), el("div", { class: "cards" }, targets.map(card),
+  replace(byId("summary"), el("div", { class: "cards" }, ordered.map(card),
     DATA.unchecked.length ? el("article", { class: "card hints" }, el("h2", {}, "Not checked"),
       el("ul", {}, DATA.unchecked.slice(0, HINTS).map(line => el("li", {}, line.what))),
       el("a", { href: "#unchecked" }, more > 0 ? `Why, and ${more} more` : "Why, and what to do")) : null),
@@ -55,10 +61,10 @@ function card(side) {
   const tokens = prompts.reduce((sum, p) => sum + p.source.length, 0);
   const equal = prompts.reduce((sum, p) => sum + p.source.filter((token, k) => token === p.target[k]).length, 0);
   const facts = [
-    story ? ["moved", story.finished ? `${moved.toLocaleString("en")} of ${story.tested.toLocaleString("en")}` : "not finished"] : ["moved", "not migrated"],
-    story?.kept.length ? ["kept on source", story.kept.length.toLocaleString("en")] : null,
+    story ? ["offloaded", story.finished ? `${moved.toLocaleString("en")} of ${story.tested.toLocaleString("en")}` : "not finished"] : ["offloaded", "not migrated"],
+    story?.kept.length ? ["stay in PyTorch", story.kept.length.toLocaleString("en")] : null,
     tokens ? ["tokens equal", `${equal} of ${tokens}`] : null,
-    prompts.length ? [tokens ? "logits" : "outputs", `${number(worst)}× bound`] : null,
+    prompts.length ? [tokens ? "logits" : "outputs", `${number(worst)}× the tolerance`] : null,
   ].filter(Boolean);
   return el("article", { class: "card target" },
     el("div", { class: "target-head" }, el("h2", {}, side.label), side.injected ? el("span", { class: "badge badge-l" }, side.fault ? `with fault ${side.fault} put in` : "with a fault put in") : null),

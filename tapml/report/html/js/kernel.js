@@ -2,24 +2,26 @@
 
 import { el } from "./dom.js";
 import { DATA } from "./data.js";
+import { plural } from "./format.js";
 
-export function programView(place) {
+// `open`: with every kernel unfolded.
+export function programView(place, open = false) {
   const program = DATA.kernels.programs[place];
   if (!program.steps.length) {
     return el("p", { class: "note" }, "Nothing is launched: each output is an input, handed on.");
   }
   return el("div", {},
-    el("p", { class: "note" }, `${program.steps.length} ${program.steps.length === 1 ? "launch" : "launches"}`, program.schedule ? ` · schedule ${program.schedule}` : "",
+    el("p", { class: "note" }, plural(program.steps.length, "launch"), program.schedule ? ` · schedule ${program.schedule}` : "",
       program.scratch.length ? ` · scratch ${program.scratch.map(n => `${n.toLocaleString("en")} B`).join(", ")}` : ""),
-    program.steps.map(([kernel, args], k) => launch(DATA.kernels.kernels[kernel], args, k, program.steps.length)));
+    program.steps.map(([kernel, args], k) => launch(DATA.kernels.kernels[kernel], args, open || program.steps.length === 1)));
 }
 
-function launch(kernel, args, k, count) {
+function launch(kernel, args, open) {
   const groups = kernel.grid.reduce((a, b) => a * b, 1), threads = kernel.block.reduce((a, b) => a * b, 1);
-  return el("details", { class: "kernel", open: count === 1 },
+  return el("details", { class: "kernel", open },
     el("summary", {}, el("code", {}, kernel.entry), el("span", { class: "sizes" },
       `grid ${kernel.grid.join(" × ")} · block ${kernel.block.join(" × ")}`)),
-    el("p", { class: "note" }, `${groups.toLocaleString("en")} workgroups of ${threads.toLocaleString("en")}${args.length ? `; arguments: ${args.join(", ")}` : ""}`),
+    el("p", { class: "note" }, `${plural(groups, "workgroup")} of ${threads.toLocaleString("en")}${args.length ? `; arguments: ${args.join(", ")}` : ""}`),
     source(DATA.kernels.texts[kernel.text]));
 }
 

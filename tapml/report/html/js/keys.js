@@ -26,7 +26,7 @@ function along(found, step, open = true) {
 }
 
 function failures() {
-  const bad = new Set(["f", "l", "e", "c"]);
+  const bad = new Set(["f", "l", "e", "c", "u"]);
   return operators.filter(operator => shownSides().some(side => bad.has(verdictOf(operator.place, side).status)));
 }
 
@@ -68,7 +68,7 @@ export function listen() {
       if (event.target.id === "search") return event.target.blur();
       return set({ operator: null, opened: false });
     }
-    if (byId("help").open || event.target.closest?.("input, select, textarea")) return;
+    if (byId("help").open || byId("beside").open || event.target.closest?.("input, select, textarea")) return;
     if (event.target.closest?.(".map") && (event.key in ARROWS || event.key === "Enter")) {
       event.preventDefault();
       if (event.key === "Enter") {

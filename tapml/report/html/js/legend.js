@@ -18,10 +18,10 @@ function ticks(found) {
 
 function ratioScale() {
   const source = sides[state.side].isSource && state.view === "one";
-  return el("div", { class: "scale", role: "img", "aria-label": "Colour scale: blue within the bound, orange to red beyond it, logarithmic" },
-    el("div", { class: "scale-ends" }, el("span", {}, source ? "the source is exact" : "within the bound"), el("span", {}, "beyond it ✕")),
+  return el("div", { class: "scale", role: "img", "aria-label": "Colour scale: blue within the tolerance, orange to red beyond it, logarithmic" },
+    el("div", { class: "scale-ends" }, el("span", {}, source ? "the reference is exact" : "within the tolerance"), el("span", {}, "mismatch ✕")),
     el("div", { class: "scale-bar", style: { background: scaleGradient() } }, el("i", { class: "scale-one" })),
-    ticks([[0, "≤ 0.01"], [25, "0.1"], [50, "1 = the bound", true], [75, "10"], [100, "≥ 100"]]));
+    ticks([[0, "≤ 0.01"], [25, "0.1"], [50, "1 = the tolerance", true], [75, "10"], [100, "≥ 100"]]));
 }
 
 function differenceScale() {
@@ -42,7 +42,7 @@ function keys(difference) {
     return found ? [...found.data.status] : ["."];
   }));
   if (state.step !== null) seen.add("-");
-  const shown = ["f", "l", "e", "c", "s", ".", "-"].filter(letter => seen.has(letter));
+  const shown = ["f", "l", "e", "c", "u", "s", ".", "-"].filter(letter => seen.has(letter));
   if (!shown.length) return null;
   return el("ul", { class: "keys" }, shown.map(letter => el("li", { title: STATUS[letter].means },
     el("i", { class: `key key-${letter === "." ? "none" : letter === "-" ? "nocall" : letter}`, "aria-hidden": "true" }, STATUS[letter].mark),

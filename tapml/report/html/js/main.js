@@ -12,12 +12,12 @@ import { drawLegend } from "./legend.js";
 import { buildList, drawFilters, drawList } from "./list.js";
 import { HeatMap } from "./map.js";
 import { drawPanel } from "./panel.js";
-import { cellOf, graphName, matches, ofGraph, onChange, set, shownSides, state, steps } from "./state.js";
+import { cellOf, graphName, matches, ofGraph, onChange, opening, set, shownSides, state, steps } from "./state.js";
 import { drawStory } from "./story.js";
 import { onTheme } from "./theme.js";
 
 const MODES = { isolated: "Isolated", cumulative: "Cumulative" };
-const SAID = { isolated: "each operator given the source’s own inputs", cumulative: "each operator given what the target computed before it" };
+const SAID = { isolated: "each operator given the recorded inputs", cumulative: "each operator given what the target computed before it" };
 
 let maps = [];
 
@@ -48,7 +48,7 @@ async function buildMaps() {
   const grid = DATA.grids[state.graph];
   const count = state.view === "two" ? 2 : 1;
   if (maps.length !== count) {
-    maps = Array.from({ length: count }, (_, k) => new HeatMap("Error over bound of each operator; arrows move, Enter opens", {
+    maps = Array.from({ length: count }, (_, k) => new HeatMap("Error over tolerance of each operator; arrows move, Enter opens", {
       hover: (operator, x, y) => hover(operator, x, y),
       select: operator => set({ operator, opened: true }),
     }));
@@ -70,7 +70,7 @@ function drawMaps() {
 }
 
 function said(cell, side) {
-  return `${sides[side].label} ${STATUS[cell.status].word}${cell.ratio === null ? "" : `, ${ofBound(cell)} of the bound`}`;
+  return `${sides[side].label} ${STATUS[cell.status].word}${cell.ratio === null ? "" : `, ${ofBound(cell)} of the tolerance`}`;
 }
 
 function cells(side) {
@@ -97,7 +97,7 @@ function hover(place, x, y) {
         el("span", {}, el("i", { "aria-hidden": "true" }, STATUS[cell.status].mark), ` ${STATUS[cell.status].word}`),
         cell.ratio === null ? el("span", { class: "tip-note" }, STATUS[cell.status].means) : [
           el("span", { class: "tip-ratio" }, ofBound(cell)),
-          el("span", { class: "tip-note" }, `error ${number(cell.error)} · bound ${number(cell.bound)} · source’s own ${number(cell.source)}`)]);
+          el("span", { class: "tip-note" }, `error ${number(cell.error)} · tolerance ${number(cell.bound)} · reference’s own ${number(cell.source)}`)]);
     }));
   const { width, height } = tip.getBoundingClientRect();
   tip.style.left = `${Math.max(8, Math.min(x + 14, innerWidth - width - 8))}px`;
@@ -142,16 +142,33 @@ onChange(changed => {
   if (any("side", "other", "view", "mode", "graph", "step", "query", "kind", "statuses", "from", "to", "operator")) drawList();
   if (any("operator", "opened", "side", "other", "view", "mode")) drawPanel();
   if (any("side", "other", "view", "mode")) drawCompare();
-  if (any("operator")) {
-    history.replaceState(null, "", state.operator === null ? location.pathname : `#${encodeURIComponent(operators[state.operator].name)}`);
-    showCurrentRow();
-  }
+  if (any("operator", "side", "other", "view", "mode", "step")) history.replaceState(null, "", address() || location.pathname);
+  if (any("operator")) showCurrentRow();
 });
 
+// A link keeps the operator, and side, mode and step where they are not those that the page opens with.
+function address() {
+  const now = { side: sides[state.side].label, other: sides[state.other].label, view: state.view, mode: state.mode, step: state.step };
+  const first = { ...opening, side: sides[opening.side].label, other: sides[opening.other].label };
+  const parts = Object.keys(now).filter(key => now[key] !== first[key] && !(key === "other" && now.view === "one"))
+    .map(key => `&${key}=${encodeURIComponent(now[key] ?? "worst")}`);
+  const name = state.operator === null ? "" : encodeURIComponent(operators[state.operator].name);
+  return name || parts.length ? `#${name}${parts.join("")}` : "";
+}
+
 function fromAddress() {
-  const name = decodeURIComponent(location.hash.slice(1));
-  const operator = operators.find(found => found.name === name);
-  if (operator) set({ operator: operator.place, opened: true });
+  const [name, ...parts] = location.hash.slice(1).split("&");
+  const given = Object.fromEntries(parts.map(part => part.split("=").map(text => decodeURIComponent(text))));
+  const place = label => sides.find(side => side.label === label)?.place;
+  const patch = {};
+  for (const key of ["side", "other"]) if (place(given[key]) !== undefined) patch[key] = place(given[key]);
+  if (["one", "two", "difference"].includes(given.view)) patch.view = given.view;
+  if (given.mode in MODES) patch.mode = given.mode;
+  const operator = operators.find(found => found.name === decodeURIComponent(name));
+  if (operator) Object.assign(patch, { operator: operator.place, opened: true });
+  if (Object.keys(patch).length) set(patch);
+  // The steps that there are depend on side, mode and graph.
+  if (given.step !== undefined) set({ step: given.step === "worst" ? null : Number(given.step) });
 }
 
 buildList();

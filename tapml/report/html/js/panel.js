@@ -3,12 +3,16 @@
 import { byId, el, replace } from "./dom.js";
 import { errorChart } from "./chart.js";
 import { cellColour, inkOn } from "./colour.js";
-import { casesOf, DATA, operators, readers, sides, targets, worse } from "./data.js";
+import { casesOf, DATA, operators, readers, sides, targets, value, worse } from "./data.js";
 import { STATUS, number, ofBound, plural } from "./format.js";
+import { download, snippetView } from "./code.js";
 import { programView } from "./kernel.js";
-import { sheet, set, shownSides, state, verdictOf } from "./state.js";
+import { pictureView } from "./picture.js";
+import { ordered, sheet, set, shownSides, state, verdictOf } from "./state.js";
 
 const WORST = 14;
+// As on the console: a "no" that only leaves a question open is no fault of anything.
+const TONES = { right: "✓", wrong: "✕", refused: "✕", open: "·", "not run": "–" };
 
 export function badge(status) {
   return el("span", { class: `badge badge-${status === "." ? "none" : status}` },
@@ -38,6 +42,7 @@ export function drawPanel() {
       el("button", { type: "button", class: "close", "aria-label": "Close the operator", onclick: () => set({ operator: null, opened: false }) }, "✕")),
     el("div", { class: "panel-body" },
       verdicts(operator),
+      pictures(operator),
       diagnosis(operator),
       block("Error, step by step", steps(operator)),
       block("Where it is", where(operator, signature, alike)),
@@ -52,7 +57,7 @@ export function drawPanel() {
 function nothing() {
   const found = operators.map(operator => [operator, verdictOf(operator.place)]).sort((a, b) => worse(a[1], b[1])).filter(([, cell]) => cell.status !== ".").slice(0, WORST);
   return el("div", { class: "panel-body" },
-    el("h3", {}, sides[state.side].isSource ? "Where the source is least exact" : "Worst operators"),
+    el("h3", {}, sides[state.side].isSource ? "Where the reference is least exact" : "Worst operators"),
     el("p", { class: "note" }, `${sides[state.side].label}, ${state.mode}, all graphs. Choose one here, in the map or in the list; `, el("kbd", {}, "?"), " shows the keys."),
     el("ol", { class: "worst" }, found.map(([operator, cell]) => el("li", {}, operatorLink(operator.place),
       el("span", { class: "row-cell" }, cell.ratio === null ? null : el("span", { class: "chip", style: chip(cell) }, ofBound(cell)), ["r", "p"].includes(cell.status) ? null : badge(cell.status))))));
@@ -69,7 +74,7 @@ function block(title, ...content) {
 }
 
 function verdicts(operator) {
-  const rows = targets.flatMap(side => Object.entries(side.modes).filter(([, found]) => found.has(operator.place)).map(([mode, found]) => {
+  const rows = ordered.flatMap(side => Object.entries(side.modes).filter(([, found]) => found.has(operator.place)).map(([mode, found]) => {
     const verdict = found.verdict(operator.place);
     return el("div", { class: "verdict" },
       el("div", { class: "verdict-head" }, badge(verdict.status),
@@ -79,24 +84,35 @@ function verdicts(operator) {
       verdict.reason ? el("p", { class: "reason" }, verdict.reason) : null);
   }));
   if (rows.length) return el("div", {}, rows);
-  return el("p", { class: "note" }, targets.length ? "No target has a verdict on this operator." : "No target has been run yet: what follows is the source’s own recording.");
+  return el("p", { class: "note" }, targets.length ? "No target has a verdict on this operator." : "No target has been run yet: what follows is the reference, as recorded.");
 }
 
-// Error, bound and the source's own error on one logarithmic line, the bound in the middle.
+// Error, tolerance and the reference's own error on one logarithmic line, the tolerance in the middle.
 function meter(cell) {
   const place = ratio => ratio === 0 ? 0 : Math.min(Math.max((Math.log10(ratio) + 2) / 4, 0), 1) * 100;
   const own = cell.bound ? cell.source / cell.bound : 0;
   const colour = cellColour(cell);
   return el("div", { class: "meter" },
-    el("div", { class: "meter-bar", role: "img", "aria-label": `error ${number(cell.error)}, bound ${number(cell.bound)}, source’s own ${number(cell.source)}` },
+    el("div", { class: "meter-bar", role: "img", "aria-label": `error ${number(cell.error)}, tolerance ${number(cell.bound)}, reference’s own ${number(cell.source)}` },
       el("i", { class: "meter-fill", style: { width: `${Math.max(place(cell.ratio), 1)}%`, background: colour } }),
       el("i", { class: "meter-one" }), el("i", { class: "meter-own", style: { left: `${place(own)}%` } })),
     el("dl", { class: "facts meter-facts" },
-      fact("error", number(cell.error)), fact("bound", number(cell.bound)), fact("of the bound", ofBound(cell)), fact("source’s own", number(cell.source))));
+      fact("error", number(cell.error)), fact("tolerance", number(cell.bound)), fact("err/bound", ofBound(cell)), fact("reference’s own", number(cell.source)), excluded(cell)));
+}
+
+// Elements on which the reference is no judge, where there are any.
+function excluded(cell) {
+  return cell.excluded ? fact("not compared", `${cell.excluded.toLocaleString("en")} of ${plural(cell.elements, "element")}`) : null;
 }
 
 function fact(name, value) {
   return el("div", {}, el("dt", {}, name), el("dd", {}, value));
+}
+
+// What the output looks like that failed.
+function pictures(operator) {
+  return targets.filter(side => side.pictures[operator.place]).map(side =>
+    block(`What the wrong output looks like on ${side.label}`, pictureView(side.pictures[operator.place], operator.name)));
 }
 
 function diagnosis(operator) {
@@ -105,9 +121,10 @@ function diagnosis(operator) {
     return el("section", { class: "block diagnosis" },
       el("h4", {}, `Diagnosis on ${side.label}`),
       el("p", { class: "because" }, found.stage ? el("b", {}, `${found.stage}: `) : null, found.because),
-      found.evidence?.length ? el("ol", { class: "evidence" }, found.evidence.filter(e => e.outcome !== "not needed").map(e => el("li", {},
-        el("span", { class: `outcome outcome-${String(e.outcome).replace(" ", "-")}` }, e.outcome),
-        el("div", {}, el("p", { class: "question" }, e.question, e.where ? el("span", { class: "note" }, ` ${e.where}`) : null), el("p", { class: "note" }, e.detail))))) : null,
+      found.evidence.length ? el("ol", { class: "evidence" }, found.evidence.map(e => el("li", {},
+        el("span", { class: `outcome outcome-${e.tone.replace(" ", "-")}`, "aria-hidden": "true" }, TONES[e.tone] ?? "·"),
+        el("div", {}, el("p", { class: "question" }, e.said, el("span", { class: "note" }, e.where ? ` ${e.where}` : "", e.ratio === null ? "" : ` ${number(value(e.ratio))}× the tolerance`)),
+          e.detail ? el("p", { class: "note" }, e.detail) : null)))) : null,
       found.findings?.length ? el("ul", { class: "findings" }, found.findings.map(f => el("li", {}, el("b", {}, f.kind), ` — ${f.text}`))) : null,
       found.advice?.length ? [el("h5", {}, "What to try"), el("ul", {}, found.advice.map(line => el("li", {}, line)))] : null,
       reproducer(found));
@@ -125,6 +142,7 @@ function reproducer(found) {
     el("div", { class: "scroll" }, el("table", { class: "arrays" }, el("tbody", {},
       inputs.map((a, k) => row(`input ${k}`, a)), expected.map((a, k) => row(`expected ${k}`, a)), actual.map((a, k) => row(`actual ${k}`, a))))),
     found.program !== undefined && found.program !== null ? programView(found.program) : null,
+    found.packed ? download(found.packed) : null,
     found.reproducer ? el("p", { class: "note" }, "Runs outside of TapML: ", el("code", { class: "path" }, found.reproducer), found.files.length ? ` (${found.files.join(", ")})` : "") : null,
   ];
 }
@@ -139,9 +157,9 @@ function steps(operator) {
   if (!found.length) return el("p", { class: "note" }, "No single call was measured.");
   return found.map(([side, measures]) => [
     found.length > 1 ? el("p", { class: "note" }, side.label) : null,
-    new Set(measures.map(m => m.step)).size > 1 ? errorChart(measures, `Error, bound and the source’s own error of ${operator.name} at each step on ${side.label}`) : null,
+    new Set(measures.map(m => m.step)).size > 1 ? errorChart(measures, `Error, tolerance and the reference’s own error of ${operator.name} at each step on ${side.label}`) : null,
     el("div", { class: "scroll" }, el("table", { class: "steps" },
-      el("thead", {}, el("tr", {}, ["step", "prompt", "case", "error", "bound", "of bound", "source’s own"].map(text => el("th", { scope: "col" }, text)))),
+      el("thead", {}, el("tr", {}, ["step", "prompt", "case", "error", "tolerance", "err/bound", "reference’s own"].map(text => el("th", { scope: "col" }, text)))),
       el("tbody", {}, [...measures].sort((a, b) => a.step - b.step).map(m => el("tr", {},
         el("td", {}, m.step), el("td", {}, m.prompt), el("td", {}, m.case === null || m.case === undefined ? "–" : DATA.cases[m.case].id),
         el("td", {}, number(m.error)), el("td", {}, number(m.bound)),
@@ -162,6 +180,7 @@ function where(operator, signature, alike) {
       fact("module", operator.module || "the model itself"), operator.layer === null ? null : fact("layer", String(operator.layer)),
       operator.source.length ? fact("source code", operator.source.join("; ")) : null,
       fact("signature", [el("code", {}, signature.id), alike > 1 ? ` shared by ${alike.toLocaleString("en")} operators` : " of its own"])),
+    operator.code.map(snippetView),
     el("p", { class: "note" }, "Reads"), el("ul", { class: "links" }, origins),
     readers[operator.place].length ? [el("p", { class: "note" }, "Is read by"),
       el("ul", { class: "links" }, readers[operator.place].map(place => el("li", {}, operatorLink(place))))] : el("p", { class: "note" }, "Is read by no other operator: a result of the model, or its state."),
@@ -208,14 +227,32 @@ function bars(told) {
     heights.map(height => el("i", { style: { height: `${Math.round(height * 100)}%` } })));
 }
 
+function programsOf(side, operator) {
+  const programs = new Set(Object.values(side.modes).map(found => found.data.program[operator.place]));
+  programs.delete(null);
+  return programs;
+}
+
+// Both sides' kernels in columns, as wide as the window.
+function beside(operator) {
+  const shown = shownSides().map(place => sides[place]).filter(side => !side.isSource);
+  const found = (shown.length > 1 ? shown : targets).filter(side => programsOf(side, operator).size).slice(0, 2);
+  if (found.length < 2) return null;
+  return block("Kernels of two sides", el("button", { type: "button", class: "beside-button", onclick: () => {
+    const dialog = byId("beside");
+    replace(dialog, el("div", { class: "beside-head" }, el("h2", {}, operator.name), el("button", { type: "button", onclick: () => dialog.close() }, "Close")),
+      el("div", { class: "beside" }, found.map(side => el("section", {}, el("h3", {}, side.label), [...programsOf(side, operator)].map(place => programView(place, true))))));
+    dialog.showModal();
+  } }, `${found[0].label} and ${found[1].label} beside each other`));
+}
+
 function kernels(operator) {
-  return targets.map(side => {
-    const programs = new Set(Object.values(side.modes).map(found => found.data.program[operator.place]));
-    programs.delete(null);
+  return [beside(operator), ...targets.map(side => {
+    const programs = programsOf(side, operator);
     if (programs.size) return block(`Kernels on ${side.label}`, [...programs].map(programView));
     const tested = Object.values(side.modes).some(found => found.has(operator.place));
     return tested ? block(`Kernels on ${side.label}`, el("p", { class: "note" }, "There is no kernel to show: it did not compile, or its text is not in the run.")) : null;
-  });
+  })];
 }
 
 function health(operator) {

@@ -2,11 +2,15 @@
 
 import { DATA, layers, operators, sides, targets } from "./data.js";
 
-const first = targets[0] ?? sides[0];
+// Where something failed comes first: a reader looks for that.
+export const fails = side => Object.values(side.modes).some(found => [..."flecu"].some(letter => found.data.status.includes(letter)));
+// As they are listed: those with failures before the others.
+export const ordered = [...targets].sort((a, b) => Number(fails(b)) - Number(fails(a)));
+const first = ordered[0] ?? sides[0];
 
 export const state = {
   side: first.place,
-  other: (targets[1] ?? sides[0]).place,
+  other: (ordered[1] ?? sides[0]).place,
   view: targets.length > 1 ? "two" : "one",
   mode: "isolated" in first.modes ? "isolated" : Object.keys(first.modes)[0],
   graph: worstGraph(),
@@ -20,10 +24,12 @@ export const state = {
   opened: false,
 };
 
+export const opening = { ...state };
+
 // The first graph in which something failed, else the first.
 function worstGraph() {
   const status = Object.values(first.modes)[0]?.data.status ?? "";
-  return operators.find(operator => "flec".includes(status[operator.place] ?? "."))?.graph ?? 0;
+  return operators.find(operator => "flecu".includes(status[operator.place] ?? "."))?.graph ?? 0;
 }
 
 const listeners = [];

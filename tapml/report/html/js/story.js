@@ -10,7 +10,7 @@ export function drawStory() {
   const title = el("h2", { id: "story-title" }, found.length > 1 ? "The migrations" : "The migration");
   if (!found.length) {
     replace(byId("story"), title, el("p", { class: "empty" }, "No migration was carried out. ", el("code", {}, "tapml migrate RUN --target T"),
-      " tests every operator, moves those that pass, and compares the answers."));
+      " tests every operator, offloads those that pass, and compares the answers."));
     return;
   }
   replace(byId("story"), title, el("div", { class: found.length > 1 ? "stories" : null }, found.map(one)));
@@ -25,8 +25,8 @@ function one(side) {
     el("ol", { class: "timeline" },
       el("li", {}, el("span", { class: "dot-mark" }), el("div", {}, el("b", {}, plural(story.tested, "operator")), " tested alone.")),
       story.events.map(event => line(event)),
-      story.finished ? el("li", {}, el("span", { class: "dot-mark" }), el("div", {}, el("b", {}, moved.toLocaleString("en")), ` of ${plural(story.tested, "operator")} run on ${side.target}.`)) : null),
-    story.kept.length ? el("div", {}, el("h4", {}, `What stays on the source (${story.kept.length})`),
+      story.finished ? el("li", {}, el("span", { class: "dot-mark" }), el("div", {}, el("b", {}, moved.toLocaleString("en")), ` of ${plural(story.tested, "operator")} offloaded to ${side.target}.`)) : null),
+    story.kept.length ? el("div", {}, el("h4", {}, `What stays in PyTorch (${story.kept.length})`),
       el("ul", { class: "stays" }, story.kept.slice(0, 40).map(place => stays(side, place))),
       story.kept.length > 40 ? el("p", { class: "note" }, `and ${story.kept.length - 40} more: filter the list by status`) : null) : null);
 }
@@ -41,11 +41,11 @@ function line(event) {
   if (event.kind === "check") {
     const passed = event.status === "pass";
     return el("li", {}, mark(passed), el("div", {}, `Whole model with ${plural(event.size, "operator")} on the target: `, el("b", {}, passed ? "agrees" : event.status),
-      event.error === null || event.bound === null ? null : `, off by ${number(event.error / event.bound)} of the bound`,
+      event.error === null || event.bound === null ? null : `, off by ${number(event.error / event.bound)} of the tolerance`,
       passed ? null : el("p", { class: "reason" }, event.reason)));
   }
   if (event.kind === "moved") {
-    return el("li", {}, mark(true), el("div", {}, el("b", {}, plural(event.count, "operator")), " moved",
+    return el("li", {}, mark(true), el("div", {}, el("b", {}, plural(event.count, "operator")), " offloaded",
       event.operators.length ? [": ", event.operators.slice(0, 4).flatMap(([a, b], k) => [k ? ", " : "", operatorLink(a), a === b ? null : [" … ", operatorLink(b)]]),
         event.operators.length > 4 ? " and others" : null] : null, "."));
   }
@@ -58,11 +58,11 @@ function answers(side, prompt, number_) {
   return el("div", { class: "answers" },
     decoder ? el("p", { class: "prompt" }, el("span", { class: "note" }, "Prompt"), prompt.text || plural(prompt.tokens, "token")) : el("p", { class: "prompt" }, el("span", { class: "note" }, "Example"), String(number_ + 1)),
     decoder ? el("div", { class: "side-by-side" },
-      answer("Source · PyTorch", prompt.source_text, prompt.source, prompt.differs_at),
+      answer("Reference · PyTorch", prompt.source_text, prompt.source, prompt.differs_at),
       answer(`Migrated · ${side.target}`, prompt.target_text, prompt.target, prompt.differs_at)) : null,
     el("p", { class: "note" }, badge(prompt.passed ? "p" : "f"),
       decoder ? ` ${prompt.match ? "tokens equal" : `tokens differ from position ${prompt.differs_at}`} · top-1 agreement ${(prompt.agreement * 100).toFixed(1)} % ·` : "",
-      ` ${decoder ? "logits" : "outputs"} off by ${number(share)} of the bound, the source itself by ${number(prompt.bound ? prompt.source_error / prompt.bound : 0)}`),
+      ` ${decoder ? "logits" : "outputs"} off by ${number(share)} of the tolerance, the reference itself by ${number(prompt.bound ? prompt.source_error / prompt.bound : 0)}`),
     prompt.passed ? null : el("p", { class: "reason" }, prompt.reason));
 }
 
