@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import numpy as np
 import pytest
 
 from tapml.carve.folder import RunFolder
+from tapml.diagnose.evidence import Evidence
+from tapml.migrate.picture import keep_picture, picture
+from tapml.migrate.records import Records, target_folder
 from tapml.report.html.page import write_report
 from tests.report.results import HOSTILE, bare, copy, pretend
 
@@ -87,7 +95,7 @@ def test_opens_without_a_word_and_without_a_request(opened: Page, file: Path) ->
     assert opened.asked == [file.as_uri()]
     assert opened.said == []
     assert opened.text("h1").startswith("small llama </script>") and opened.page.title().startswith("small llama </script>")
-    assert "5 of 71 operators did not pass on opencl" in opened.text(".lead")
+    assert "6 of 71 operators did not pass on opencl" in opened.text(".lead")
     assert opened.page.locator(".target").count() == 2 and "A device </script>" in opened.text(".device")
 
 
@@ -174,9 +182,91 @@ def test_two_sides(opened: Page, results: RunFolder) -> None:
     opened.page.locator("#controls button", has_text="Difference").click()
     opened.page.wait_for_function("() => document.querySelectorAll('.map').length === 1")
     assert "0 operators with another status" in opened.text("#compare") and "3×" in opened.text("#compare")
-    opened.page.get_by_label("Other side").select_option("source")
+    opened.page.get_by_label("Other side").select_option("reference")
     recorded = len({case.operator for case in results.cases})
     assert f"{len(results.operators) - recorded} operators with a verdict on one of them only" in opened.text("#compare")
+
+
+@pytest.fixture(scope="module")
+def diagnosed(results: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of a side that passes, and of one with a picture, a diagnosis and a reproducer of `FAILING`."""
+    run = copy(results, tmp_path_factory.mktemp("diagnosed") / "run")
+    passing = pretend(run, "cpu")
+    (target_folder(run, "cpu") / "migrate.jsonl").unlink()
+    clean = [replace(v, status="pass", stage=None, error=1e-9, bound=2e-6, source_error=1e-9) for v in passing]
+    header = Records.of(run, "opencl").migration.header | {"target": "cpu"}  # type: ignore[union-attr]
+    lines = [header, *({"record": "verdict", "verdict": v.to_json()} for v in clean)]
+    (target_folder(run, "cpu") / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    records = Records.of(run, "opencl")
+    verdict = records.isolated.verdicts[FAILING]  # type: ignore[union-attr]
+    expected = np.linspace(-1, 1, 512).reshape(1, 8, 64)
+    wrong = expected * np.where(np.arange(64) % 4 == 3, 1.02, 1.0)
+    drawn = {"trial": "case0", "output": 0, **picture(wrong, expected, 1e-6, (0, 0, 3))}
+    keep_picture(records.folder, FAILING, str(verdict.kernel), drawn, injected=False)
+    folder = records.folder / "explain" / FAILING.replace("/", "__")
+    (folder / "reproducer").mkdir(parents=True)
+    (folder / "reproducer" / "run.py").write_text("print('wrong')\n")
+    array = {"shape": [2], "dtype": "float32", "values": [1.0, 2.0]}
+    evidence = {
+        "operator": FAILING, "stage": "codegen", "because": "of this", "elements_before": 9, "elements_after": 2,
+        "reproducer": "reproducer", "minimised": {"inputs": [array], "expected": [array], "actual": [array]},
+        "evidence": [Evidence("run", "wrong", "").to_json(), Evidence("grid", "wrong", "").to_json()],
+    }  # fmt: skip
+    (folder / "evidence.json").write_text(json.dumps(evidence))
+    write_report(run, run.path.parent / "r.html", ["cpu", "opencl"])
+    return run.path.parent / "r.html"
+
+
+def test_a_wrong_output_is_drawn_and_its_reproducer_handed_out(browser: Any, diagnosed: Path, tmp_path: Path) -> None:
+    page = Page(browser, diagnosed, f"#{quote(FAILING, safe='')}")
+    assert "128 of 512 elements: every 4th of axis 2, from 3" in page.text(".picture")
+    # The third and the fourth column of the first row, as they are painted.
+    paint = page.page.locator(".error-map").evaluate("c => [...c.getContext('2d').getImageData(2, 0, 2, 1).data]")
+    right, wrong = paint[:3], paint[4:7]
+    assert wrong[0] > wrong[2] and right[2] >= right[0], "red where it is wrong, blue where it is right"
+    page.page.locator(".error-map").hover(position={"x": 3.5 * 380 / 64, "y": 5})
+    assert "axis 1: 0, axis 2: 3" in page.text(".map-at") and "× the tolerance" in page.text(".map-at")
+    assert page.page.locator(".spread-bars i").count() == 96
+    said = page.page.locator(".evidence li").all_inner_texts()
+    assert "It is wrong on the target." in said[0] and "More workgroups do not help" in said[1]
+    colour = "e => getComputedStyle(e).color"
+    marks = [page.page.locator(".outcome").nth(k).evaluate(colour) for k in (0, 1)]
+    assert marks[0] != marks[1] == page.page.locator(".evidence .note").first.evaluate(colour), "harmless is not red"
+    with page.page.expect_download() as made:
+        page.page.locator(".download").click()
+    made.value.save_as(tmp_path / "got.zip")
+    with zipfile.ZipFile(tmp_path / "got.zip") as archive:
+        assert archive.read(f"{FAILING.replace('/', '__')}/run.py") == b"print('wrong')\n"
+    assert [url for url in page.asked if not url.startswith("blob:")] == [diagnosed.as_uri()] and page.said == []
+
+
+def test_the_side_that_failed_comes_first_and_a_link_keeps_side_and_step(browser: Any, diagnosed: Path) -> None:
+    page = Page(browser, diagnosed)
+    assert page.page.locator(".target h2").all_inner_texts() == ["opencl", "cpu"]
+    assert page.page.get_by_label("Side", exact=True).evaluate("e => e.selectedOptions[0].text") == "opencl"
+    page.page.locator("#controls button", has_text="One").click()
+    page.press("n")
+    page.page.locator("#step").fill("2")
+    assert page.text("#step-text") == "Step 2"
+    address = page.page.url.partition("#")[2]
+    assert address.startswith("prefill%2Flayers.1.input_layernorm&") and "step=2" in address and "view=one" in address
+    again = Page(browser, diagnosed, f"#{address}")
+    assert again.text("#step-text") == "Step 2" and again.text("#panel h3") == FAILING
+    assert again.page.locator(".map").count() == 1 and again.page.url.endswith(address)
+    other = Page(browser, diagnosed, "#&side=cpu&view=one")
+    assert other.page.get_by_label("Side", exact=True).evaluate("e => e.selectedOptions[0].text") == "cpu"
+    broken = Page(browser, diagnosed, "#%2&side=nothing&step=x&view=three&mode=none")
+    assert broken.said == [] and broken.page.locator(".target").count() == 2
+
+
+def test_kernels_of_two_sides_stand_beside_each_other(browser: Any, file: Path) -> None:
+    page = Page(browser, file, "#decode%2Flayers.1.mlp.down_proj")
+    page.page.locator(".beside-button").click()
+    left, right = (box.bounding_box() for box in page.page.locator("#beside section").all())
+    assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
+    assert page.page.locator("#beside .t-k", has_text="__kernel").count() == 2
+    page.press("Escape")
+    assert page.page.locator("#beside[open]").count() == 0 and page.said == []
 
 
 def test_light_and_dark(browser: Any, file: Path) -> None:

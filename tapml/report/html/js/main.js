@@ -156,15 +156,24 @@ function address() {
   return name || parts.length ? `#${name}${parts.join("")}` : "";
 }
 
+// What was typed by hand may hold no text.
+function decoded(text) {
+  try {
+    return decodeURIComponent(text ?? "");
+  } catch {
+    return "";
+  }
+}
+
 function fromAddress() {
   const [name, ...parts] = location.hash.slice(1).split("&");
-  const given = Object.fromEntries(parts.map(part => part.split("=").map(text => decodeURIComponent(text))));
+  const given = Object.fromEntries(parts.map(part => part.split("=").map(decoded)));
   const place = label => sides.find(side => side.label === label)?.place;
   const patch = {};
   for (const key of ["side", "other"]) if (place(given[key]) !== undefined) patch[key] = place(given[key]);
   if (["one", "two", "difference"].includes(given.view)) patch.view = given.view;
   if (given.mode in MODES) patch.mode = given.mode;
-  const operator = operators.find(found => found.name === decodeURIComponent(name));
+  const operator = operators.find(found => found.name === decoded(name));
   if (operator) Object.assign(patch, { operator: operator.place, opened: true });
   if (Object.keys(patch).length) set(patch);
   // The steps that there are depend on side, mode and graph.
