@@ -304,6 +304,13 @@ def compare(actual: HostArray, reference: Reference) -> Comparison:
     return _with_statistics(_with_relative(_with_sides(found, scan), reference, scan), reference, scan)
 
 
+def element_errors(actual: HostArray, reference: Reference) -> NDArray[np.float64]:
+    """The error of each element as `compare` holds it against `Reference.bound`, of the output's shape; NaN for those that are
+    excluded. What is judged of all elements together is not in it."""
+    slack = reference.accuracy.slack(reference.dtype) if reference.dtype in FLOATS else 0.0
+    return _Scan(actual, reference.values, reference.exact, reference.excluded, slack, reference.either).each()
+
+
 def measure(
     output: HostArray, exact: HostArray, excluded: NDArray[np.bool_] | None, working: HostArray | float | None = None
 ) -> Accuracy:
@@ -457,6 +464,15 @@ class _Scan:
             self.over += int(beyond.sum())
             self.within = max(self.within, float(errors[~beyond].max(initial=0.0)))
         return self
+
+    def each(self) -> NDArray[np.float64]:
+        found = np.zeros(self.values.size)
+        for part in _parts(self.values.size):
+            errors = self._part(part)
+            if self.either is not None and self.either[part].any():
+                errors[self.either[part]] = self._outside(part)
+            found[part] = errors if self.skip is None else np.where(self.skip[part], math.nan, errors)
+        return found.reshape(self.shape)
 
     @property
     def index(self) -> tuple[int, ...] | None:

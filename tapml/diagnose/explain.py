@@ -154,9 +154,8 @@ class _Explaining:
         shot = fire(self.bench, self.operator, program, trial)
         if shot.comparison is None or shot.comparison.passed:
             return
-        compared, output = shot.comparison, shot.output
-        drawn = picture(shot.outputs[output], trial.expected[output], compared.bound, compared.index)
-        told = {"trial": trial.name, "output": output, **drawn}
+        drawn = picture(shot.outputs[shot.output], trial.references[shot.output], shot.comparison.index)
+        told = {"trial": trial.name, "output": shot.output, **drawn}
         folder = target_folder(self.run, str(self.bench.choice))
         keep_picture(folder, self.operator.name, program.digest, told, self.bench.alteration is not None)
 

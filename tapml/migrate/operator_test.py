@@ -519,8 +519,8 @@ def _out_of_range(actual: HostArray, expected: HostArray, stored: TensorSpec) ->
 
 def _picture(found: Sequence[Comparison], actual: Sequence[HostArray], trial: Trial) -> dict[str, Any]:
     """Of the worst output of a trial that failed."""
-    worst = max(range(len(found)), key=lambda k: (not found[k].passed, _ratio(found[k])))
-    drawn = picture(actual[worst], trial.expected[worst], found[worst].bound, found[worst].index)
+    worst = max(range(len(found)), key=lambda k: (not found[k].passed, found[k].ratio))
+    drawn = picture(actual[worst], trial.references[worst], found[worst].index)
     return {"trial": trial.name, "output": worst, **drawn}
 
 

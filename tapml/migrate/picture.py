@@ -1,6 +1,6 @@
 """What a wrong output looks like: an error map of its last two axes, and how its values are spread beside the expected ones.
 
-    drawn = picture(actual, expected, bound, index)         plain data, small whatever the output's size
+    drawn = picture(actual, reference, index)         plain data, small whatever the output's size
     keep_picture(folder, operator, kernel, drawn, injected)       RUN/targets/opencl/failing/OPERATOR.json
     picture = kept_picture(folder, operator, kernel, injected)    None where there is none of these kernels
 
@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapml.carve.layout import folder_name
-from tapml.tensors import FLOATS, HostArray, dtype_name
+from tapml.carve.tolerance import Reference, element_errors
+from tapml.tensors import HostArray
 from tapml.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
@@ -35,30 +36,18 @@ _DIGITS = LEVELS[:36]
 _LISTED = 6
 
 
-def picture(actual: HostArray, expected: HostArray, bound: float, index: Sequence[int] | None) -> dict[str, Any]:
-    """`shape`, `dtype`, `maps` (one a way to look at it), `values` (None for what is not finite anywhere). `expected` may be
-    masked where the reference is no judge; `index` is the worst element, through which the planes go; `bound` the tolerance."""
-    mask = np.ma.getmaskarray(expected)
-    ratios = np.where(mask, np.nan, _ratios(np.asarray(actual), np.ma.getdata(expected), bound))
+def picture(actual: HostArray, reference: Reference, index: Sequence[int] | None) -> dict[str, Any]:
+    """`shape`, `dtype`, `maps` (one a way to look at it), `values` (None where nothing is finite). `index` is the worst element,
+    through which the planes go. Raises ValueError when `actual` has another shape than the reference."""
+    errors = element_errors(actual, reference)
+    ratios = errors / (reference.bound or 1.0)  # where the tolerance is 0 an error is 0 or inf
     at = tuple(index) if index is not None else (0,) * ratios.ndim
+    compared = ~np.isnan(ratios)
     return {
-        "shape": list(ratios.shape), "dtype": dtype_name(expected),
+        "shape": list(ratios.shape), "dtype": reference.dtype,
         "maps": [_map(name, plane) for name, plane in _planes(ratios, at)],
-        "values": _values(np.asarray(actual)[~mask], np.ma.getdata(expected)[~mask]),
+        "values": _values(np.asarray(actual)[compared], np.asarray(reference.values)[compared]),
     }  # fmt: skip
-
-
-def _ratios(actual: HostArray, expected: HostArray, bound: float) -> NDArray[np.float64]:
-    """Each element's error as a multiple of the tolerance, in the unit of `tapml.carve.tolerance`; inf for another kind."""
-    if dtype_name(expected) not in FLOATS:
-        return np.where(actual == expected, 0.0, np.inf)
-    y, r = actual.astype(np.float64), expected.astype(np.float64)
-    size = np.abs(r[np.isfinite(r) & (r != 0)])
-    scale = float(size.mean()) if size.size else 1.0
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        found = np.abs(y - r) / (np.abs(r) + scale) / bound if bound else np.where(y == r, 0.0, np.inf)
-    same = (y == r) | (np.isnan(y) & np.isnan(r))
-    return np.where(same, 0.0, np.where(np.isfinite(y) & np.isfinite(r), found, np.inf))
 
 
 def _planes(ratios: NDArray[np.float64], at: tuple[int, ...]) -> list[tuple[list[str], NDArray[np.float64]]]:

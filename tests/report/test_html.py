@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from tapml.api import Run
 from tapml.carve.folder import RunFolder
+from tapml.carve.tolerance import of_source
 from tapml.cli import report as verb
 from tapml.diagnose.evidence import Evidence
 from tapml.errors import RunError, UnavailableError, UsageError
@@ -270,7 +271,7 @@ def test_wrong_outputs_are_drawn_worst_first_as_far_as_there_is_room(
     verdicts = [v for v in records.isolated.verdicts.values() if v.status in ("fail", "flaky", "pass")]
     expected = np.arange(8.0).reshape(2, 4)
     for verdict in verdicts:
-        drawn = {"trial": "case0", "output": 0, **picture(expected + 1, expected, 1e-6, (0, 0))}
+        drawn = {"trial": "case0", "output": 0, **picture(expected + 1, of_source(expected, 0.0), (0, 0))}
         keep_picture(records.folder, verdict.operator, str(verdict.kernel), drawn, injected=False)
     write_report(run, tmp_path / "r.html", ["opencl"])
     data = data_of(tmp_path / "r.html")

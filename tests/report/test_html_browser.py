@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tapml.carve.folder import RunFolder
+from tapml.carve.tolerance import of_source
 from tapml.diagnose.evidence import Evidence
 from tapml.migrate.picture import keep_picture, picture
 from tapml.migrate.records import Records, target_folder
@@ -201,7 +202,7 @@ def diagnosed(results: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> P
     verdict = records.isolated.verdicts[FAILING]  # type: ignore[union-attr]
     expected = np.linspace(-1, 1, 512).reshape(1, 8, 64)
     wrong = expected * np.where(np.arange(64) % 4 == 3, 1.02, 1.0)
-    drawn = {"trial": "case0", "output": 0, **picture(wrong, expected, 1e-6, (0, 0, 3))}
+    drawn = {"trial": "case0", "output": 0, **picture(wrong, of_source(expected, 1e-7), (0, 0, 3))}
     keep_picture(records.folder, FAILING, str(verdict.kernel), drawn, injected=False)
     folder = records.folder / "explain" / FAILING.replace("/", "__")
     (folder / "reproducer").mkdir(parents=True)
