@@ -28,6 +28,7 @@ from tapml.words import plural
 
 ROWS_FAILED = 40
 ROWS_BESIDE = 8
+ROWS_EXCLUDED = 5
 REASON_LINES = 8
 WIDE = 100
 EXCERPT = 150
@@ -144,6 +145,7 @@ class VerdictTable:
         bad = sum(row.worst.status != "pass" for row in rows)
         count = ROWS_FAILED if bad > ROWS_FAILED else bad + ROWS_BESIDE
         self._shown, self._hidden = rows[:count], rows[count:]
+        self._verdicts = verdicts
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         if self._shown:
@@ -152,6 +154,7 @@ class VerdictTable:
             yield Text(_left_out(self._hidden), style="dim")
         if self._shown:
             yield Text(LEGEND, style="dim")
+        yield from _not_compared(self._verdicts)
         yield from _reasons(self._shown)
 
     def _grid(self, width: int) -> Table:
@@ -185,6 +188,22 @@ class VerdictTable:
             ]
             grid.add_row(*cells[: 7 if wide else 6])
         return grid
+
+
+def _not_compared(verdicts: Sequence[Verdict]) -> Iterator[Text]:
+    """Whose elements were left out of the comparison, and how many: one line for operators that share kernels, the largest share
+    first."""
+    found: dict[str, list[Verdict]] = {}
+    for v in sorted((v for v in verdicts if v.excluded), key=lambda v: -v.excluded / max(v.elements, 1)):
+        found.setdefault(v.signature, []).append(v)
+    for first, *others in list(found.values())[:ROWS_EXCLUDED]:
+        more = f" (and of {len(others)} more like it)" if others else ""
+        yield Text(
+            f"{first.excluded:,} of {plural(first.elements, 'element')} of {first.operator}{more} were not compared: the "
+            "reference is no judge of them", style="yellow",
+        )  # fmt: skip
+    if len(found) > ROWS_EXCLUDED:
+        yield Text(f"… and elements of {plural(len(found) - ROWS_EXCLUDED, 'more operator')}", style="dim")
 
 
 def _reasons(shown: Sequence[_Row]) -> Iterator[RenderableType]:

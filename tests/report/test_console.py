@@ -6,6 +6,7 @@ import io
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,19 @@ def test_the_table_counts_what_it_leaves_out() -> None:
 def test_equal_operators_share_a_row() -> None:
     lines = drawn(VerdictTable([verdict(f"layers.{k}.q", error=k * 1e-8, signature="same") for k in range(30)]))
     assert len(lines) == 4 and lines[2].split() == ["layers.29.q", "30", "linear", "pass", "0.29", "0.10"]
+
+
+def test_elements_that_were_not_compared_are_told() -> None:
+    table = [verdict(f"layers.{k}.q", signature="same") for k in range(3)]
+    assert "not compared" not in " ".join(drawn(VerdictTable(table)))
+    partly = [replace(v, excluded=12, elements=4096) for v in table]
+    other = [replace(verdict(f"floor.{k}"), excluded=k + 1, elements=100) for k in range(7)]
+    lines = drawn(VerdictTable([*partly, *other]), 120)
+    told = [line for line in lines if "not compared" in line]
+    assert told[0] == "7 of 100 elements of floor.6 were not compared: the reference is no judge of them" and len(told) == 5
+    assert "… and elements of 3 more operators" in lines
+    whole = drawn(VerdictTable(partly), 120)
+    assert whole[-1].startswith("12 of 4,096 elements of layers.0.q (and of 2 more like it) were not compared: ")
 
 
 def test_every_failure_tells_its_reason() -> None:

@@ -198,7 +198,7 @@ def test_a_run_without_results(make_run: Callable[[str], RunFolder], tmp_path: P
     data = data_of(tmp_path / "r.html")
     assert written.targets == () and [side["target"] for side in data["sides"]] == ["source"]
     sheet = data["sides"][0]["modes"]["isolated"]
-    worst = max(e for case in run.cases for e in case.source_error)
+    worst = max(a.beyond for case in run.cases for a in case.accuracy)
     assert max(e for e in sheet["error"] if e is not None) == short(worst)
     told = [line["what"] for line in data["unchecked"]]
     assert told[:2] == ["No operator was run on any target.", "Never run: cpu, opencl, vulkan, webgpu."]
@@ -319,6 +319,26 @@ def test_the_models_own_lines_are_shown_where_the_file_is_there(results: RunFold
     assert code.all == [{"file": "net.py", "first": 2, "lines": ["two", "three", "four", "five"], "own": [3, 4]}]
     gone = [replace(nodes[0], source=source) for source in ("nowhere.py:3", "net.py:9", "../net.py:3", "")]
     assert code.of(gone) == [], "nothing is guessed"
+
+
+def test_elements_that_were_not_compared_are_counted(results: RunFolder, tmp_path: Path) -> None:
+    run = copy(results, tmp_path / "run")
+    write_report(run, tmp_path / "r.html", ["opencl"])
+    data = data_of(tmp_path / "r.html")
+    assert "excluded" not in data["sides"][1]["modes"]["isolated"], "nothing to say where all were compared"
+    path = Records.of(run, "opencl").folder / "migrate.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    record = next(r for r in lines if r["record"] == "verdict" and r["verdict"]["status"] == "pass")
+    record["verdict"] |= {"excluded": 12, "elements": 4096}
+    record["measures"][0] |= {"excluded": 12, "elements": 4096}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_report(run, tmp_path / "r.html", ["opencl"])
+    data = data_of(tmp_path / "r.html")
+    sheet = data["sides"][1]["modes"]["isolated"]
+    place = [o.name for o in run.operators].index(record["verdict"]["operator"])
+    assert (sheet["excluded"][place], sheet["elements"][place], sum(sheet["excluded"])) == (12, 4096, 12)
+    assert max(sheet["measures"]["excluded"]) == 12
+    assert "opencl, isolated: 12 elements of 1 operator not compared." in [line["what"] for line in data["unchecked"]]
 
 
 def test_what_the_weights_were_stored_as_is_a_fact_of_the_run(results: RunFolder, tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ def _sheet(side: Side, sheet: Sheet, shared: Shared) -> dict[str, Any]:
         "program": column(lambda v: _program(side, v, shared)),
         "cases": column(lambda v: v.cases),
         "same_as": column(lambda v: shared.operators.get(_same_as(v))),
+        **_excluded([(0, 0) if v is None else (v.excluded, v.elements) for v in verdicts]),
         "measures": _columns(measures, shared if side.number == 0 else None, shared.operators),
     }
 
@@ -161,7 +162,15 @@ def _columns(measures: Sequence[Measure], shared: Shared | None, operators: dict
         "source": [short(m.source_error, 3) for m in measures],
         "status": "".join("r" if m.status == "skipped" else LETTERS[m.status] for m in measures),
         "case": [None if shared is None or m.case is None else shared.cases.get(m.case) for m in measures],
+        **_excluded([(m.excluded, m.elements) for m in measures]),
     }
+
+
+def _excluded(counts: Sequence[tuple[int, int]]) -> dict[str, list[int]]:
+    """Columns of how many elements were not compared, of how many; none where all were."""
+    if not any(excluded for excluded, _ in counts):
+        return {}
+    return {"excluded": [excluded for excluded, _ in counts], "elements": [elements for _, elements in counts]}
 
 
 def source_data(run: RunFolder, shared: Shared) -> dict[str, Any]:

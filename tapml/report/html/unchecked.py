@@ -77,6 +77,13 @@ def _sheet(side: Side, sheet: Sheet, name: str) -> list[dict[str, Any]]:
     if skipped:
         why = "No call was recorded that they could be compared with."
         found.append(_line(f"{name}: {plural(skipped, 'operator')} skipped.", why))
+    partly = [v for v in sheet.verdicts.values() if v.excluded]
+    if partly:
+        elements = sum(v.excluded for v in partly)
+        found.append(_line(
+            f"{name}: {plural(elements, 'element')} of {plural(len(partly), 'operator')} not compared.",
+            "The reference is no judge of them: it overflows or is NaN where float64 is not, or the element stands at a jump.",
+        ))  # fmt: skip
     without = {v.kernel for v in sheet.verdicts.values() if v.kernel is not None}
     gone = sum(not (side.records.folder / "kernels" / f"{digest}.json").is_file() for digest in without)
     if gone:

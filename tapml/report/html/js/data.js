@@ -64,6 +64,7 @@ class Sheet {
       this.measures.get(operator).push({
         status: found.status[k], step: found.step[k], prompt: found.prompt[k], case: found.case[k],
         error, bound, source: value(found.source[k]), ratio: ratio(error, bound),
+        excluded: found.excluded?.[k] ?? 0, elements: found.elements?.[k] ?? 0,
       });
     });
   }

@@ -4,7 +4,7 @@ import { byId, choice, el, replace, select } from "./dom.js";
 import { cellColour, differenceColour } from "./colour.js";
 import { difference, drawCompare } from "./compare.js";
 import { DATA, operators, sides } from "./data.js";
-import { STATUS, number, ofBound } from "./format.js";
+import { STATUS, number, ofBound, plural } from "./format.js";
 import { drawSummary, drawTop, drawUnchecked } from "./header.js";
 import { drawHealth } from "./health.js";
 import { help, listen } from "./keys.js";
@@ -97,7 +97,7 @@ function hover(place, x, y) {
         el("span", {}, el("i", { "aria-hidden": "true" }, STATUS[cell.status].mark), ` ${STATUS[cell.status].word}`),
         cell.ratio === null ? el("span", { class: "tip-note" }, STATUS[cell.status].means) : [
           el("span", { class: "tip-ratio" }, ofBound(cell)),
-          el("span", { class: "tip-note" }, `error ${number(cell.error)} · tolerance ${number(cell.bound)} · reference’s own ${number(cell.source)}`)]);
+          el("span", { class: "tip-note" }, `error ${number(cell.error)} · tolerance ${number(cell.bound)} · reference’s own ${number(cell.source)}${cell.excluded ? ` · ${cell.excluded.toLocaleString("en")} of ${plural(cell.elements, "element")} not compared` : ""}`)]);
     }));
   const { width, height } = tip.getBoundingClientRect();
   tip.style.left = `${Math.max(8, Math.min(x + 14, innerWidth - width - 8))}px`;
