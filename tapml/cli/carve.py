@@ -73,7 +73,7 @@ def view(made: Run, out: str) -> tuple[RenderableType, ...]:
         ("operators", f"{found['operators']:,} from {found['nodes']:,} graph nodes, {found['signatures']} of them different"),
         ("cases", f"{found['cases']:,} kept of {plural(found['calls_seen'], 'call')}"),
         ("size", f"{amount(kept)}, {size}"),
-        ("exactness", f"the reference is off from float64 by {low} to {high}"),
+        ("exactness", f"the reference is off from float64 by {low} to {high}" if any(errors) else "the reference equals float64"),
         ("speed", f"recorded in {seconds(found['recording_seconds'])}, {slower:.1f} times the plain run"),
         ("time", f"{seconds(found['seconds'])}: " + ", ".join(f"{name} {spent:.0f}" for name, spent in found["stages"].items())),
     ]

@@ -26,7 +26,8 @@ def answers(run: Run, result: MigrationResult) -> Iterator[RenderableType]:
     found.sort(key=lambda p: (p.passed, p.index))
     for prompt in found[:PROMPTS_SHOWN]:
         given = run.folder.prompts[prompt.index]
-        yield Text.assemble(("prompt  ", "dim"), (excerpt(given.text, len(given.tokens)), "bold"))
+        text = excerpt(given.text, len(given.tokens)) or f"({plural(len(given.tokens), 'token id')})"
+        yield Text.assemble(("prompt  ", "dim"), (text, "bold"))
         left = (f"reference · PyTorch, {run.facts.get('dtype', 'float32')}", answer(run, prompt.tokens_source))
         right = (f"migrated · {result.target}", answer(run, prompt.tokens_target))
         yield side_by_side(left, right, prompt.tokens_match)
