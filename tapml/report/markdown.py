@@ -11,8 +11,9 @@ import re
 from typing import TYPE_CHECKING
 
 from tapml.report.circumstances import sentences
-from tapml.report.console import number, of_bound, plural, worst_first
+from tapml.report.console import number, of_bound, worst_first
 from tapml.verdicts import STATUSES, Verdict, summary
+from tapml.words import plural
 
 if TYPE_CHECKING:
     from tapml.api import TestResult
@@ -33,7 +34,7 @@ def markdown(result: TestResult, next_command: str | None = None) -> str:
         lines += ["", f"First wrong: {_code(result.first_wrong)}"]
     bad = result.in_order or [v for v in worst_first(result.verdicts) if v.status != "pass"]
     if bad:
-        lines += ["", "| operator | status | stage | error of bound | bound | reason |", "| --- | --- | --- | --- | --- | --- |"]
+        lines += ["", "| operator | status | stage | err/bound | bound | reason |", "| --- | --- | --- | --- | --- | --- |"]
         lines += [_row(v) for v in bad[:ROWS]]
         if len(bad) > ROWS:
             lines += ["", f"… and {len(bad) - ROWS} more that did not pass."]

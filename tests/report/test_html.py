@@ -372,7 +372,7 @@ def test_the_verb(results: RunFolder, tmp_path: Path) -> None:
     outcome = verb.run(parser.parse_args([str(results.path), "-o", str(file), "--target", "vulkan"]))
     assert outcome.code == 0 and outcome.data == {
         "file": str(file), "bytes": file.stat().st_size, "operators": len(results.operators), "targets": ["vulkan"],
-        "left_out": [],
+        "left_out": [], "run_digest": results.digest,
     }  # fmt: skip
 
 
