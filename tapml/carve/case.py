@@ -28,7 +28,7 @@ class Case:
 
     @property
     def source_error(self) -> tuple[float, ...]:
-        """For each output the distance of the source from float64, in the unit of `tapml.carve.tolerance.distance` (0.0 for an
+        """For each output the distance of the source from float64, in the unit of `tapml.carve.distance.distance` (0.0 for an
         output that must be equal)."""
         return tuple(a.error for a in self.accuracy)
 

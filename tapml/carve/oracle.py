@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tapml.carve.distance import errors_of, straddling, undecided
 from tapml.carve.reference import moved_by_a_rounding
-from tapml.carve.tolerance import errors_of, straddling, undecided
 from tapml.generation import Call, DecoderShape, decode_call, prefill_calls
 from tapml.operators.execute import body_function, first_content, host_from_tensor, tensor_from_host
 from tapml.operators.graph import Body, Graph, Operator

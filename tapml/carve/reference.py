@@ -4,7 +4,7 @@
     references = maker.make(inputs, outputs)          torch tensors in; `outputs` as they were recorded, None: computed now
     references = maker.on_host(arrays)                the same over numpy arrays
 
-For each output: the source's answer, float64's, the elements on which the source is no judge (`tolerance.undecided`,
+For each output: the source's answer, float64's, the elements on which the source is no judge (`distance.undecided`,
 `tapml.carve.jumps`), and how exact the source is (`tolerance.Accuracy`).
 
 Few elements say little about how exact the source is: one call may be exact by luck. So the source and float64 also run on
@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tapml.carve import tolerance
+from tapml.carve.distance import HALF, half_step, scale_of, straddling, undecided
 from tapml.carve.jumps import JumpFinder
-from tapml.carve.tolerance import HALF, Accuracy, Reference, half_step, measure, straddling, undecided
+from tapml.carve.tolerance import Accuracy, Reference, measure
 from tapml.operators.execute import BodyFunction, body_function, host_from_tensor, tensor_from_host
 from tapml.operators.graph import Body
 from tapml.tensors import EPSILON, FLOATS, HostArray, dtype_name
@@ -127,7 +127,7 @@ def _reference(
             return Reference(values, Accuracy(), None, mask, _within(reach, hangs))
         return Reference(values, Accuracy(), None, _union(mask, hangs))
     accuracy = _accuracy(values, exact, working, _union(mask, hangs))
-    unit = np.abs(exact) + tolerance.scale_of(exact, values)
+    unit = np.abs(exact) + scale_of(exact, values)
     with np.errstate(invalid="ignore"):
         straddles = hangs & ~(high - low <= accuracy.bound(dtype) * unit)
     accuracy = _accuracy(values, exact, working, _union(mask, straddles))
@@ -153,7 +153,7 @@ def _without_outliers(
 ) -> tuple[Mask | None, Accuracy]:
     """Where the body jumps, elements whose error stands far above all others straddle one too."""
     errors = np.maximum(np.abs(values.astype(np.float64) - exact) - half_step(exact, dtype_name(values)), 0.0)
-    errors /= np.abs(exact) + tolerance.scale_of(exact, values)
+    errors /= np.abs(exact) + scale_of(exact, values)
     if mask is not None:
         errors = np.where(mask, 0.0, errors)
     count = straddling(errors, dtype_name(values))

@@ -25,8 +25,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tapml.carve.distance import distance
 from tapml.carve.reference import ReferenceMaker
-from tapml.carve.tolerance import FACTOR, Comparison, Reference, compare, distance
+from tapml.carve.tolerance import FACTOR, Comparison, Reference, compare
 from tapml.errors import DeviceError, DeviceLost, TapmlError
 from tapml.kernels import Program
 from tapml.migrate.workbench import Workbench

@@ -56,7 +56,7 @@ MODEL_QUESTIONS: dict[str, str] = {
 @dataclass(frozen=True)
 class Evidence:
     """What one probe gave. `where` names target, schedule or driver; `error`, `bound` and `source_error` are in the unit of
-    `tapml.carve.tolerance.distance`, those of the worst output, None where no numbers were reached. `detail` is a sentence
+    `tapml.carve.distance.distance`, those of the worst output, None where no numbers were reached. `detail` is a sentence
     without a capital: what was seen, or why it was not run."""
 
     probe: str

@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from tapml.carve.arrays import pack
-from tapml.carve.tolerance import Reference, scale_of
+from tapml.carve.distance import scale_of
+from tapml.carve.tolerance import Reference
 from tapml.devices.interface import DeviceInfo
 from tapml.diagnose.minimise import Minimised
 from tapml.kernels import Program

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from tapml.carve.carve import carve
+from tapml.carve.distance import distance
 from tapml.carve.folder import RunFolder
-from tapml.carve.tolerance import distance
 from tapml.errors import PromptError, RunError, UsageError
 from tapml.generation import greedy
 from tapml.operators.execute import GraphExecutor, host_function, tensor_from_host

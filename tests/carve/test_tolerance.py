@@ -10,22 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from tapml.carve import tolerance
-from tapml.carve.tolerance import (
-    FACTOR,
-    FLOOR,
-    Accuracy,
-    Reference,
-    compare,
-    compound_bound,
-    distance,
-    enough,
-    half_step,
-    measure,
-    of_source,
-    straddling,
-    undecided,
-)
+from tapml.carve.distance import FLOOR, distance, half_step, straddling, undecided
+from tapml.carve.tolerance import FACTOR, Accuracy, Reference, compare, compound_bound, enough, measure, of_source
 from tapml.tensors import EPSILON, NUMPY, HostArray
 
 floats = arrays_of.arrays(
@@ -51,7 +37,7 @@ def test_chunks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     r = generator.standard_normal((37, 41)).astype(np.float32)
     y = r + generator.standard_normal(r.shape).astype(np.float32) * 1e-5
     whole = compare(y, of_source(r, 1e-7))
-    monkeypatch.setattr(tolerance, "_CHUNK", 64)
+    monkeypatch.setattr("tapml.carve.distance.CHUNK", 64)
     parts = compare(y, of_source(r, 1e-7))
     assert parts.index == whole.index and parts.over == whole.over > 0
     assert parts.error == pytest.approx(whole.error, rel=1e-12)

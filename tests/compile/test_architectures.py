@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from tapml.carve.tolerance import distance
+from tapml.carve.distance import distance
 from tapml.compile.build import build
 from tapml.generation import decode_call, prefill_calls
 from tapml.operators.cut import cut
