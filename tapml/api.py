@@ -88,7 +88,8 @@ def carve(
 class TestResult:
     """What testing a run on a target said. `verdicts` are in execution order, one an operator that was asked for; `measures` are
     the calls that were measured for them. `devices` says which did how many; `device` is one of them. `circumstances` say what
-    the result is worth."""
+    the result is worth, `positions` which of the cache the recorded calls exercise (see `tapml.carve.late`), None for a module
+    that is no decoder."""
 
     __test__ = False  # its name begins like a test's
 
@@ -100,6 +101,7 @@ class TestResult:
     measures: tuple[Measure, ...] = ()
     devices: tuple[Share, ...] = ()
     circumstances: Circumstances = field(default_factory=Circumstances)
+    positions: dict[str, Any] | None = None
 
     @property
     def passed(self) -> bool:
@@ -141,6 +143,7 @@ class TestResult:
             "first_wrong": self.first_wrong,
             "passed": self.passed,
             **self.circumstances.to_json(),
+            "positions": self.positions,
         }
 
 
@@ -203,7 +206,7 @@ class Run:
                 measures = tuple(m for v in verdicts for m in crew.measures_of(v.operator))
                 return TestResult(
                     str(crew.bench.choice), crew.bench.device.info, mode, verdicts, time.monotonic() - started, measures,
-                    crew.shares, Circumstances.of(crew.bench),
+                    crew.shares, Circumstances.of(crew.bench), self.folder.positions,
                 )
         with OperatorTester(self.folder, target, device, inject) as tester:
             if mode == "cumulative":
@@ -216,7 +219,7 @@ class Run:
             info = tester.bench.device.info
             return TestResult(
                 str(tester.bench.choice), info, mode, verdicts, time.monotonic() - started, measures,
-                (Share(redacted(device), len(verdicts), info),), Circumstances.of(tester.bench),
+                (Share(redacted(device), len(verdicts), info),), Circumstances.of(tester.bench), self.folder.positions,
             )
 
     def migrate(
@@ -247,15 +250,16 @@ class Run:
         *,
         all_sets: bool = False,
         confidence: float | None = None,
+        tokens: int | None = None,
         inject: Inject | None = None,
         progress: Progress | None = None,
     ) -> BisectResult:
         """The smallest set of operators that makes the model wrong on the target; with `all_sets` every such set, one after the
-        other. See `tapml.diagnose.find.bisect`."""
+        other. `tokens` of each answer are compared where the short check is right. See `tapml.diagnose.find.bisect`."""
         from tapml.diagnose.find import CONFIDENCE, bisect
 
         return bisect(
-            self.folder, target, device, inject, all_sets, CONFIDENCE if confidence is None else confidence, progress
+            self.folder, target, device, inject, all_sets, CONFIDENCE if confidence is None else confidence, progress, tokens
         )
 
     def explain(

@@ -21,6 +21,7 @@ from tapml.carve import layout, oracle
 from tapml.carve.arrays import unpack
 from tapml.carve.case import Case
 from tapml.carve.folder import Prompt, State, reference_arrays
+from tapml.carve.late import check_calls
 from tapml.carve.record import Recording, record_decoder, record_module
 from tapml.carve.reference import ReferenceMaker
 from tapml.carve.select import SLOTS, Kept, Selection
@@ -33,6 +34,7 @@ from tapml.operators.cut import cut
 from tapml.operators.execute import GraphExecutor, host_from_tensor, tensor_from_host
 from tapml.operators.graph import Body, Graph, Operator
 from tapml.source import prompts as source_prompts
+from tapml.source.decoder import attention_windows
 from tapml.source.export import Exported, export
 from tapml.source.model import LoadedModel
 from tapml.source.weights import WeightTable
@@ -48,7 +50,8 @@ Progress = Callable[[str, int, int], None]
 class CarveResult:
     """What a carve did. `bytes` is what the run's recorded tensors take, `naive_bytes` what the activations of all calls (weights
     not counted) would have; `seconds` is all of it, `stages` each part, `recording_seconds` the recorded run alone and
-    `source_seconds` the same calls without recording (see `tapml.carve.record`)."""
+    `source_seconds` the same calls without recording (see `tapml.carve.record`). `positions`: see `tapml.carve.late`; None
+    for a module that is no decoder."""
 
     run: str
     model: str
@@ -68,6 +71,7 @@ class CarveResult:
     source_seconds: float
     stages: dict[str, float]
     prompts: list[dict[str, Any]]
+    positions: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -119,6 +123,7 @@ def carve(
             run.lines(layout.WEIGHTS, table.to_records())
             run.lines(layout.STATES, _states(run, job.exported))
             run.lines(layout.PROMPTS, job.prompt_lines(run, recording))
+            run.lines(layout.LATE, [] if recording.late is None else [recording.late.to_json()])
             run.lines(layout.CASES, (c.to_json() for c in kept))
             tokenizer = getattr(model.tokenizer, "backend_tokenizer", None)
             if tokenizer is not None:
@@ -149,19 +154,25 @@ class _DecoderJob:
 
     kind = "decoder"
 
-    def __init__(self, exported: Exported, prompts: Sequence[source_prompts.Prompt]) -> None:
+    def __init__(self, exported: Exported, prompts: Sequence[source_prompts.Prompt], windows: Sequence[int]) -> None:
         assert exported.decoder is not None
+        self._windows = windows
         self.exported = exported
         self._prompts = prompts
         self._shape = exported.decoder
 
     def record(self, executor: GraphExecutor, selection: Selection, decode_steps: int, progress: Progress) -> Recording:
-        return record_decoder(executor, self._shape, [p.tokens for p in self._prompts], decode_steps, selection, progress)
+        tokens = [p.tokens for p in self._prompts]
+        return record_decoder(executor, self._shape, tokens, decode_steps, selection, progress, self._windows)
 
     def followed(self, recording: Recording) -> list[list[Call]]:
-        """The calls that the oracle runs end to end."""
+        """The calls that the oracle runs end to end: of the first prompt as far as the cache goes."""
         pairs = zip(self._prompts, recording.generated, strict=True)
-        return [oracle.decoder_calls(prompt.tokens, generated, self._shape) for prompt, generated in pairs]
+        late = [recording.late, *[None] * (len(self._prompts) - 1)]
+        return [check_calls(p.tokens, made, own, self._shape) for (p, made), own in zip(pairs, late, strict=True)]
+
+    def positions(self, recording: Recording) -> dict[str, Any] | None:
+        return None if recording.late is None else recording.late.positions(self._shape)
 
     def prompt_lines(self, run: RunWriter, recording: Recording) -> list[dict[str, Any]]:
         pairs = zip(self._prompts, recording.generated, strict=True)
@@ -184,6 +195,9 @@ class _ModuleJob:
 
     def followed(self, recording: Recording) -> list[list[Call]]:
         return [[Call(self._graph, example, 0, 0)] for example in self._examples]
+
+    def positions(self, recording: Recording) -> dict[str, Any] | None:
+        return None
 
     def prompt_lines(self, run: RunWriter, recording: Recording) -> list[dict[str, Any]]:
         lines = []
@@ -210,7 +224,7 @@ def _prepare(
                 f"--max-len {_round_up(longest + decode_steps, chunk)} or more, or shorten the prompt."
             )
         with clock.stage("export"):
-            return _DecoderJob(export(model, chunk=chunk, max_len=positions), prompts)
+            return _DecoderJob(export(model, chunk=chunk, max_len=positions), prompts, attention_windows(model.module))
     if not texts:
         with clock.stage("export"):
             exported = export(model)
@@ -330,6 +344,7 @@ def _result(
         source_seconds=recording.source_seconds,
         stages=clock.stages,
         prompts=[{k: v for k, v in line.items() if k != "file"} for line in job.prompt_lines(run, recording)],
+        positions=job.positions(recording),
     )
 
 

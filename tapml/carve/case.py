@@ -7,14 +7,17 @@ from typing import Any
 
 from tapml.carve.tolerance import Accuracy
 
+# How the reasons of calls at late positions begin (see `tapml.carve.late`).
+LATE_POSITION = "late position"
+
 
 @dataclass(frozen=True)
 class Case:
     """`file` (relative to the run) is a safetensors file with "i{k}" for each body input k that is no weight, and "o{k}"
     for each output, and what the output is judged by (`tapml.carve.folder`). `prompt` and `step` say when: step 0 is the first
-    call of the generation, prefill chunks counted.
-    `reasons` say why it was kept ("first layer", "largest magnitude", …). `accuracy` says, for
-    each output, how exact the source is."""
+    call of the generation, prefill chunks counted; of a late call ("late position 159" in `reasons`) `prompt` is 0 and `step`
+    counts the calls of the check of the whole model. `reasons` say why it was kept ("first layer", "largest magnitude", …).
+    `accuracy` says, for each output, how exact the source is."""
 
     id: str
     operator: str
@@ -31,6 +34,16 @@ class Case:
         """For each output the distance of the source from float64, in the unit of `tapml.carve.distance.distance` (0.0 for an
         output that must be equal)."""
         return tuple(a.error for a in self.accuracy)
+
+    @property
+    def late(self) -> bool:
+        """Whether it is a call of the text that fills the cache."""
+        return any(reason.startswith(LATE_POSITION) for reason in self.reasons)
+
+    @property
+    def label(self) -> str:
+        """ "case7", or "case7 (late position 159)"."""
+        return f"{self.id} ({', '.join(self.reasons)})" if self.late else self.id
 
     def to_json(self) -> dict[str, Any]:
         return {

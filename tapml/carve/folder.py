@@ -26,6 +26,7 @@ import tapml
 from tapml.carve import layout
 from tapml.carve.arrays import unpack
 from tapml.carve.case import Case
+from tapml.carve.late import Late
 from tapml.carve.tolerance import Accuracy, Comparison, Reference, compare
 from tapml.carve.writer import RunWriter, digest, digest_of, seal
 from tapml.errors import RunError, UsageError, nearest
@@ -133,6 +134,16 @@ class RunFolder:
     def prompts(self) -> tuple[Prompt, ...]:
         """Empty for a module that is no decoder; see `examples`."""
         return tuple(self._table(layout.PROMPTS, Prompt.from_json)) if self.kind == "decoder" else ()
+
+    @cached_property
+    def late(self) -> Late | None:
+        """How the cache is filled to its end; None for a module that is no decoder."""
+        return next(iter(self._table(layout.LATE, Late.from_json)), None)
+
+    @property
+    def positions(self) -> dict[str, Any] | None:
+        """Which positions of the cache were exercised (see `Late.positions`); None for a module that is no decoder."""
+        return None if self.late is None or self.decoder is None else self.late.positions(self.decoder)
 
     @cached_property
     def weights(self) -> WeightTable:

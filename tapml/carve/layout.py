@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 FORMAT = "tapml-run"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 MANIFEST = "run.json"
 GRAPHS = "graphs.jsonl"
@@ -14,13 +14,14 @@ OPERATORS = "operators.jsonl"
 WEIGHTS = "weights.jsonl"
 STATES = "states.jsonl"
 PROMPTS = "prompts.jsonl"
+LATE = "late.jsonl"  # of a decoder: one line, the text that fills the cache; see `tapml.carve.late`
 ORACLE = "oracle.jsonl"
 CASES = "cases.jsonl"
 SEAL = "seal"  # the key of the manifest's own digest in it
 TOKENIZER = "tokenizer.json"  # of a model that has a fast one: answers are shown as text without loading the model
 
 # Every finished run has these, and `run.json` holds the digest and line count of each.
-TABLES = (GRAPHS, BODIES, OPERATORS, WEIGHTS, STATES, PROMPTS, ORACLE, CASES)
+TABLES = (GRAPHS, BODIES, OPERATORS, WEIGHTS, STATES, PROMPTS, LATE, ORACLE, CASES)
 
 CASE_FOLDER = "cases"
 STATE_FOLDER = "states"

@@ -4,7 +4,7 @@
 
 A single operator on its recorded inputs is the business of `tapml.carve.reference`. Here source and float64 run side by side,
 operator by operator, each from its own values and its own states; tokens are the source's (teacher forcing), so both see the
-same text. A round is one call of each prompt: the prefill calls and the first `DECODE_STEPS` decode calls. All prompts advance
+same text. A round is one call of each prompt: the calls of `tapml.carve.late.check_calls`. All prompts advance
 together, so a weight is cast once an operator and round, whatever the number of prompts.
 
 One run may be exact by luck. So a third goes along: the source once more, with each operator's outputs moved by a rounding, up,
@@ -25,12 +25,11 @@ import torch
 
 from tapml.carve.distance import errors_of, straddling, undecided
 from tapml.carve.reference import moved_by_a_rounding
-from tapml.generation import Call, DecoderShape, decode_call, prefill_calls
+from tapml.generation import Call
 from tapml.operators.execute import body_function, first_content, host_from_tensor, tensor_from_host
 from tapml.operators.graph import Body, Graph, Operator
 from tapml.tensors import TensorSpec, dtype_name
 
-DECODE_STEPS = 2
 DTYPE = torch.float64
 
 # Prompts that are followed together; more are followed in further groups, so memory stays bounded.
@@ -67,13 +66,6 @@ class OperatorLine:
 
     def to_json(self) -> dict[str, object]:
         return {"operator": self.operator, "step": self.step, "source_error": list(self.source_error)}
-
-
-def decoder_calls(prompt: Sequence[int], generated: Sequence[int], shape: DecoderShape) -> list[Call]:
-    """The calls of a generation up to `DECODE_STEPS` decode calls, with the tokens that the source chose."""
-    calls = list(prefill_calls(prompt, shape))
-    places = range(len(prompt), min(len(prompt) + DECODE_STEPS, shape.max_len))
-    return calls + [decode_call(token, place) for place, token in zip(places, generated[:-1], strict=False)]
 
 
 def follow(

@@ -16,29 +16,35 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from tapml.carve.late import Late, check_calls
 from tapml.carve.select import Moment, Selection
-from tapml.generation import DecoderShape, decode_call, greedy
+from tapml.generation import Call, DecoderShape, decode_call, greedy
 from tapml.operators.execute import GraphExecutor
 from tapml.operators.graph import Operator
+from tapml.operators.positional import positional
 from tapml.tensors import HostArray
 
 SPEED_STEPS = 8
 
 Progress = Callable[[str, int, int], None]
+Tensors = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Recording:
     """`generated`: for each prompt the greedy tokens (the stop token included); empty for modules that are no decoder. `calls`:
-    how often each graph ran. `seconds`: of the recorded run; `source_seconds`: of the same calls without recording."""
+    how often each graph ran. `seconds`: of the recorded run; `source_seconds`: of the same calls without recording. `late`: how
+    the cache was filled to its end, None for modules that are no decoder."""
 
     generated: tuple[tuple[int, ...], ...]
     calls: dict[str, int]
     seconds: float
     source_seconds: float
+    late: Late | None = None
 
 
 def is_checkpoint(count: int, planned: int) -> bool:
@@ -54,9 +60,11 @@ def record_decoder(
     decode_steps: int,
     selection: Selection,
     progress: Progress | None = None,
+    windows: Sequence[int] = (),
 ) -> Recording:
-    """Generates up to `decode_steps` tokens for each prompt, greedily, and offers every call to the selection. Raises
-    PromptError for a prompt that is empty or does not fit the cache."""
+    """Generates up to `decode_steps` tokens for each prompt, greedily, and offers every call to the selection; then goes on from
+    the first prompt to the end of the cache (`tapml.carve.late`). `windows` are the lengths of the model's sliding windows.
+    Raises PromptError for a prompt that is empty or does not fit the cache."""
     stepper = _RecordingStepper(executor, selection, decode_steps, len(prompts))
     started = time.perf_counter()
     generated: list[tuple[int, ...]] = []
@@ -77,10 +85,45 @@ def record_decoder(
     finally:
         executor.hook = None
     seconds = time.perf_counter() - started
+    late = Late.planned(prompts, generated, shape, windows)
+    seconds += _record_late(executor, shape, check_calls(prompts[0], generated[0], late, shape), late, selection, stepper.calls)
     timed = _TimedStepper(executor)
     for _ in greedy(timed, prompts[0], shape, min(decode_steps, SPEED_STEPS + 1)):
         pass
-    return Recording(tuple(generated), dict(stepper.calls), seconds, timed.scaled(stepper.calls))
+    return Recording(tuple(generated), dict(stepper.calls), seconds, timed.scaled(stepper.calls), late)
+
+
+def _record_late(
+    executor: GraphExecutor, shape: DecoderShape, calls: Sequence[Call], late: Late, selection: Selection, counts: dict[str, int]
+) -> float:
+    """Runs the calls of the check, of which the last are the late ones, and offers those; they are added to `counts`. The first
+    operator of each signature that depends on positions stands for all. Returns the seconds of the late calls."""
+    chosen: dict[str, str] = {}
+    dependent = positional(executor.graphs, executor.operators, shape.max_len)
+    for operator in executor.operators:
+        if operator.name in dependent:
+            chosen.setdefault(operator.signature, operator.name)
+    first = len(calls) - len(late.calls(shape))
+    executor.reset()
+    for call in calls[:first]:
+        executor.step(call.graph, call.inputs)
+    started = time.perf_counter()
+    try:
+        for step, call in enumerate(calls[first:], first):
+            executor.hook = partial(_offer_late, selection, chosen, Moment(0, step, call.position), late.recorded(call, shape))
+            counts[call.graph] += 1
+            executor.step(call.graph, call.inputs)
+    finally:
+        executor.hook = None
+    return time.perf_counter() - started
+
+
+def _offer_late(
+    selection: Selection, chosen: dict[str, str], moment: Moment, why: str | None, operator: Operator, inputs: Tensors,
+    outputs: Tensors,
+) -> None:  # fmt: skip
+    own = why if chosen.get(operator.signature) == operator.name else None
+    selection.offer_late(operator, inputs, outputs, moment, own)
 
 
 def record_module(

@@ -12,6 +12,9 @@ importance (a limit of 3 uses the first three):
     6  widest range      the largest (max - min) of an output
     7  sample            what remains of the limit: a uniform random sample of all calls (seeded)
 
+Late positions of a decoder (`tapml.carve.late`) are kept beside the slots, whatever the limit: one case a position and
+signature, recorded from one operator. They compete for no slot.
+
 A call that is the best in several slots is stored once. Slots compete for nothing, so the first `limit` slots are always
 the ones described, whatever came later.
 
@@ -137,6 +140,16 @@ class Selection:
         won += self._sampled(tally)
         if won:
             self._keep(operator, inputs, outputs, moment, won)
+
+    def offer_late(
+        self, operator: Operator, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], moment: Moment, why: str | None
+    ) -> None:
+        """A call at a late position: counted, and kept for the reason `why` if there is one."""
+        tally = self.tallies[operator.signature]
+        tally.seen += 1
+        tally.naive_bytes += self._call_bytes[operator.signature]
+        if why is not None:
+            self._keep(operator, inputs, outputs, moment, [why])
 
     def _positions(self, operator: Operator, moment: Moment, tally: Tally) -> list[str]:
         won: list[str] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, SOMETHING_FAILED, Outcome, follow_up
+from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, SOMETHING_FAILED, Outcome, count, follow_up
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inject", metavar="FILE.py:FUNCTION", help=INJECT)
     parser.add_argument("--all", action="store_true", help="after one set, go on without it until the rest is right")
     parser.add_argument(
+        "--tokens", metavar="N", type=count, default=None, help="compare N tokens of each answer where the short check is right"
+    )
+    parser.add_argument(
         "--confidence",
         metavar="P",
         type=_confidence,
@@ -39,8 +42,9 @@ def run(args: argparse.Namespace) -> Outcome:
     folder = Run.open(args.run).folder
     with Progress(NAME) as progress:
         result = bisect(
-            folder, args.target, args.device, args.inject, args.all, args.confidence or CONFIDENCE, progress=progress
-        )
+            folder, args.target, args.device, args.inject, args.all, args.confidence or CONFIDENCE, progress=progress,
+            tokens=args.tokens,
+        )  # fmt: skip
     return Outcome(ALL_PASSED if result.passed else SOMETHING_FAILED, result.to_json(), view(args, result))
 
 
@@ -50,7 +54,8 @@ def view(args: argparse.Namespace, result: BisectResult) -> tuple[RenderableType
     from tapml.report.circumstances import circumstance_lines
 
     commands = [follow_up(args, "explain", name) for name in result.culprits]
-    everything = f"{follow_up(args, 'bisect')} --all" if result.more else None
+    tokens = "" if args.tokens is None else f" --tokens {args.tokens}"
+    everything = f"{follow_up(args, 'bisect')}{tokens} --all" if result.more else None
     return (
         *set_views(result),
         *without_line(result),

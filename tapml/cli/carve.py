@@ -57,12 +57,14 @@ def view(made: Run, out: str) -> tuple[RenderableType, ...]:
     """What people see: how many operators, what was kept, how exact the reference is, where the time went, what to type next."""
     from rich.text import Text
 
+    from tapml.carve.late import positions_words
     from tapml.report.console import amount, command, excerpt, facts, number
     from tapml.report.migration import answer
     from tapml.report.progress import seconds
     from tapml.words import plural
 
     found = made.facts
+    positions = made.folder.positions
     errors = [error for case in made.cases for error in case.source_error]
     low, high = number(min(errors, default=0.0)), number(max(errors, default=0.0))
     kept, naive = found["bytes"], found["naive_bytes"]
@@ -77,6 +79,10 @@ def view(made: Run, out: str) -> tuple[RenderableType, ...]:
         ("speed", f"recorded in {seconds(found['recording_seconds'])}, {slower:.1f} times the plain run"),
         ("time", f"{seconds(found['seconds'])}: " + ", ".join(f"{name} {spent:.0f}" for name, spent in found["stages"].items())),
     ]
+    if positions is not None:
+        beyond = ", ".join(map(str, positions["late_steps"]))
+        words = positions_words(positions).removeprefix("positions ")
+        rows.insert(2, ("positions", f"{words}; the prompts reach {positions['prompts']}, then decode steps at {beyond}"))
     for prompt in made.folder.prompts[:PROMPTS_SHOWN]:
         text = excerpt(prompt.text, len(prompt.tokens)) or f"({plural(len(prompt.tokens), 'token id')})"
         rows += [("prompt", text), ("answer", answer(made, prompt.generated))]

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> Outcome:
 def view(args: argparse.Namespace, run: Run, result: MigrationResult) -> tuple[RenderableType, ...]:
     """What people see: the verdicts, what moved, both sides' answers, what to type next."""
     from tapml.report.circumstances import circumstance_lines
-    from tapml.report.console import VerdictTable, command, counts_line
+    from tapml.report.console import VerdictTable, command, counts_line, positions_line
     from tapml.report.migration import answers, end_to_end_lines, moved_line
 
     return (
@@ -55,6 +55,7 @@ def view(args: argparse.Namespace, run: Run, result: MigrationResult) -> tuple[R
         moved_line(result),
         *end_to_end_lines(result),
         *circumstance_lines(result.circumstances),
+        *positions_line(result.positions),
         counts_line(result.verdicts, f"{result.target} on {result.device.name}", result.seconds),
         *([] if result.passed else [command(_next(args, result))]),
     )

@@ -66,7 +66,7 @@ def _next(args: argparse.Namespace, result: TestResult) -> str | None:
 def view(args: argparse.Namespace, result: TestResult) -> tuple[RenderableType, ...]:
     """What people see: the table, worst first or in the order in which the model runs, the summary line, what to type next."""
     from tapml.report.circumstances import circumstance_lines
-    from tapml.report.console import VerdictTable, command, counts_line, first_wrong_line
+    from tapml.report.console import VerdictTable, command, counts_line, first_wrong_line, positions_line
 
     where = f"{result.target} on {result.device.name}"
     if len(result.devices) > 1:
@@ -77,6 +77,7 @@ def view(args: argparse.Namespace, result: TestResult) -> tuple[RenderableType, 
         "",
         *first_wrong_line(result.first_wrong),
         *circumstance_lines(result.circumstances),
+        *positions_line(result.positions),
         counts_line(result.verdicts, where, result.seconds),
         *([] if following is None else [command(following)]),
     )

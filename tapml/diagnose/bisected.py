@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tapml.carve.late import positions_words
 from tapml.devices.interface import DeviceInfo
 from tapml.diagnose.bisect import Rate
 from tapml.diagnose.whole import How, RunRecord
@@ -80,7 +81,9 @@ class BisectResult:
     """`sets` are disjoint, in the order in which they were found. `answer` is the model's with everything that compiles on the
     target, None when nothing compiles; `without` the model's without the sets, None when there are none or nothing is left;
     `more` says that it is wrong again without them. `bound` is the most runs that a search like this one takes where errors do
-    not cancel. `operators_run` counts operators that the checks one by one carried out, of `operators_without_memory`."""
+    not cancel. `operators_run` counts operators that the checks one by one carried out, of `operators_without_memory`.
+    `further` says which calls were checked where the check of the run is right and tokens part later; `tokens` how many of each
+    answer were compared to see that, None: what the last migration said was used. `positions`: see `tapml.carve.late`."""
 
     target: str
     device: DeviceInfo
@@ -100,6 +103,9 @@ class BisectResult:
     operators_without_memory: int
     seconds: float
     circumstances: Circumstances = field(default_factory=Circumstances)
+    further: str | None = None
+    tokens: int | None = None
+    positions: dict[str, Any] | None = None
 
     @property
     def culprits(self) -> tuple[str, ...]:
@@ -127,7 +133,7 @@ class BisectResult:
         if not self.offloaded:
             return f"nothing could be offloaded{stayed}"
         if not self.sets:
-            return f"the model is right with {_count(self.offloaded)} on {self.target}{self._seen()}{stayed}"
+            return f"the model is right with {_count(self.offloaded)} on {self.target}{self._seen()}{self._as_far()}{stayed}"
         sentences = [_of_set(found) for found in self.sets]
         if self.more:
             sentences.append("Without them the model is still wrong, so there are more: --all finds them")
@@ -136,6 +142,11 @@ class BisectResult:
         else:
             sentences.append("No other operator is on the target")
         return ". ".join(sentences) + stayed
+
+    def _as_far(self) -> str:
+        """How many tokens and positions a model that is right was checked on."""
+        same = "" if self.tokens is None else f"; the first {self.tokens} tokens of each answer agree, as far as the cache goes"
+        return same + (f"; {positions_words(self.positions)}" if self.positions else "")
 
     def _seen(self) -> str:
         runs = self.runs if self.rate is None else self.rate.runs
@@ -169,6 +180,9 @@ class BisectResult:
             "reason": self.reason,
             "passed": self.passed,
             **self.circumstances.to_json(),
+            "further": self.further,
+            "tokens": self.tokens,
+            "positions": self.positions,
         }
 
 

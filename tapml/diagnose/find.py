@@ -6,6 +6,8 @@
 
 1. Everything that compiles goes to the target and the model is checked as it ships, a few times. Right each time, bit for bit the
    same: done.
+   Right, and tokens part later on (the last migration saw it, or `tokens` are compared and do): the calls up to there are
+   the check from here on (`tapml.diagnose.parting`).
 2. The same set is checked operator by operator (`tapml.diagnose.prefix`). If it is wrong there too, the search goes on there,
    where a check shares all work with those before it. If it is right there, the fault is in no operator alone but in what lies
    between them: states and values that stay on the device, memory that they share. Then the search goes on with the real
@@ -37,6 +39,7 @@ from tapml.diagnose.bisect import (
     repeats,
 )
 from tapml.diagnose.bisected import BisectResult, Culprit, FailingSet, Missing
+from tapml.diagnose.parting import Further, compared, journalled
 from tapml.diagnose.whole import Checked, How, WholeModel
 from tapml.errors import UsageError
 from tapml.kernels import Program
@@ -65,27 +68,35 @@ def bisect(
     all_sets: bool = False,
     confidence: float = CONFIDENCE,
     progress: Progress | None = None,
+    tokens: int | None = None,
 ) -> BisectResult:
     """Finds what makes the model wrong. `all_sets`: after one set, go on without it until the rest is right. `confidence`, within
-    (0, 1), is that of the answer where a fault comes and goes. Raises UsageError for another confidence or a faulty `inject`,
-    TargetError and UnavailableError as `Workbench` does."""
+    (0, 1), is that of the answer where a fault comes and goes. `tokens`: where the check is right, compare so many tokens of
+    each answer; without it, the last migration says where they part. Raises UsageError for another confidence or a faulty
+    `inject`, TargetError and UnavailableError as `Workbench` does."""
     if not 0.0 < confidence < 1.0:
         raise UsageError(f"--confidence {confidence:g} is not between 0 and 1. Give a share such as 0.95.")
     with Workbench(run, target, device, inject) as bench:
-        return bisect_over(run, bench, progress, all_sets, confidence)
+        return bisect_over(run, bench, progress, all_sets, confidence, tokens)
 
 
 def bisect_over(
-    run: RunFolder, bench: Workbench, progress: Progress | None = None, all_sets: bool = False, confidence: float = CONFIDENCE
+    run: RunFolder, bench: Workbench, progress: Progress | None = None, all_sets: bool = False, confidence: float = CONFIDENCE,
+    tokens: int | None = None,
 ) -> BisectResult:
     """`bisect` on a bench that is open and stays the caller's, with the alteration that it has now."""
     started = time.monotonic()
-    return _Bisection(run, bench, confidence, progress).carry_out(all_sets, started)
+    return _Bisection(run, bench, confidence, progress, tokens).carry_out(all_sets, started)
 
 
 class _Bisection:
-    def __init__(self, run: RunFolder, bench: Workbench, confidence: float, progress: Progress | None) -> None:
+    def __init__(
+        self, run: RunFolder, bench: Workbench, confidence: float, progress: Progress | None, tokens: int | None
+    ) -> None:
+        self.run = run
         self.bench = bench
+        self.tokens = tokens
+        self.further: Further | None = None  # the check that is made instead of the run's, once it is wrong
         self.confidence = confidence
         self.tell = bench.telling(progress)
         bench.compile(run.operators, self.tell)
@@ -112,6 +123,8 @@ class _Bisection:
         last: _Seen | None = None
         while rest:
             last = self._as_it_ships(frozenset(rest), REPEATS if sets else RIGHT)
+            if last.right and not sets:
+                last = self._further(frozenset(rest)) or last
             first = first or last
             if last.right or (sets and not all_sets):
                 break
@@ -127,8 +140,27 @@ class _Bisection:
             not_compiled=tuple(self.missing), course=tuple(self.whole.course),
             bound=self.whole.runs - self.searched + self.allowed, operators_run=engine.executed,
             operators_without_memory=engine.asked, seconds=time.monotonic() - started,
-            circumstances=Circumstances.of(self.bench),
+            circumstances=Circumstances.of(self.bench), positions=self.run.positions,
+            further=None if self.further is None else self.further.words, tokens=self.tokens if self.run.decoder else None,
         )
+
+    def _further(self, names: frozenset[str]) -> _Seen | None:
+        """The first check that is wrong of those that go on to where tokens part; None where there is none."""
+        if self.run.decoder is None:
+            return None
+        if self.tokens is None:
+            partings = journalled(self.run, self.bench)
+        else:
+            parting = compared(self.run, self.bench, self.programs, self.tokens, self.tell)
+            partings = [] if parting is None else [parting]
+        for further in (f for parting in partings for f in parting.checks(self.run)):
+            self.whole.turn_to(further)
+            seen = self._as_it_ships(names, REPEATS)
+            if not seen.right:
+                self.further = further
+                return seen
+        self.whole.turn_to(None)
+        return None
 
     def _as_it_ships(self, names: frozenset[str], right: int) -> _Seen:
         """A few runs of the real hybrid, `right` where none is wrong; many where they differ."""

@@ -5,24 +5,27 @@ of what hands values over?
     seen.stage         "state" where the operator is right with all that it is given, and the model is wrong because of it
     seen.trial         a call of the model with which the operator is wrong after all, for `triage`
 
-The model runs as it ships (`tapml.diagnose.whole`), with the calls and bounds of `tapml.migrate.end_to_end`: with everything on
-the target, with everything but this operator, and with this operator only. If the operator makes a difference, it runs once more
-on every input that it meets in the model, uploaded and read back one by one. Where it is right on all of them, the fault is in
-what lies between operators: states, positions, buffers that stay on the device.
+The model runs as it ships (`tapml.diagnose.whole`), with the calls and bounds of `tapml.migrate.end_to_end`, and where it is
+right there up to the step at which tokens parted in the last migration (`tapml.diagnose.parting`): with everything on the
+target, with everything but this operator, and with this operator only. If the operator makes a difference, it runs once more on
+every input that it meets in the model, uploaded and read back one by one. Where it is right on all of them, the fault is in what
+lies between operators: states, positions, buffers that stay on the device.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from tapml.carve.folder import RunFolder
 from tapml.diagnose.evidence import Evidence
+from tapml.diagnose.parting import journalled
 from tapml.diagnose.shots import Shot, fire
 from tapml.diagnose.trials import met
 from tapml.diagnose.whole import WholeModel
 from tapml.errors import DeviceError, DeviceLost
+from tapml.generation import Call
 from tapml.kernels import Program
 from tapml.migrate.end_to_end import Answer
 from tapml.migrate.operator_test import Trial
@@ -78,6 +81,14 @@ def in_model(run: RunFolder, bench: Workbench, operator: Operator, progress: Pro
         return answer
 
     all_of_it = check("model", everything, 0)
+    calls: Sequence[Call] | None = None
+    for further in (f for parting in journalled(run, bench) for f in parting.checks(run)):
+        if not all_of_it.passed:
+            break
+        whole.turn_to(further)
+        calls = further.calls
+        all_of_it = check("model", everything, 0)
+        evidence[-1] = replace(evidence[-1], detail=f"{further.words}: {evidence[-1].detail}")
     if all_of_it.passed:
         return InModel(None, False, "the operator is right alone, and so is the model with everything on the "
             "target", tuple(evidence))
@@ -90,7 +101,7 @@ def in_model(run: RunFolder, bench: Workbench, operator: Operator, progress: Pro
         )
         return InModel(None, False, words, tuple(evidence), all_of_it)
     tell("check", 3, 3)
-    trial, found = _met(run, bench, operator, programs)
+    trial, found = _met(run, bench, operator, programs, calls)
     evidence.append(found)
     if trial is not None:
         words = "the operator is right on what was recorded, and wrong on what it meets in the model"
@@ -103,7 +114,7 @@ def in_model(run: RunFolder, bench: Workbench, operator: Operator, progress: Pro
 
 
 def _met(
-    run: RunFolder, bench: Workbench, operator: Operator, programs: dict[str, Program]
+    run: RunFolder, bench: Workbench, operator: Operator, programs: dict[str, Program], calls: Sequence[Call] | None
 ) -> tuple[Trial | None, Evidence]:
     """The first call of the model on which the operator is wrong, and what was seen."""
     started = time.monotonic()
@@ -114,7 +125,7 @@ def _met(
             with attempt:
                 hybrid = bench.hybrid()
                 hybrid.offload(programs)
-                trials = list(met(run, bench.model, hybrid, operator))
+                trials = list(met(run, bench.model, hybrid, operator, calls))
     except (DeviceError, DeviceLost) as error:
         stopped = str(error)
     worst: Shot | None = None

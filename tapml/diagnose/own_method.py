@@ -111,7 +111,7 @@ class OwnMethod:
         first: Trial | None = None
         for trial in trials:
             first = first or trial
-            if trial.name == case:
+            if trial.case is not None and trial.case.id == case:
                 return trial
         return first
 

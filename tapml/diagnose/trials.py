@@ -12,35 +12,38 @@ from collections.abc import Iterator, Sequence
 
 from tapml.carve.folder import RunFolder
 from tapml.errors import is_confined
+from tapml.generation import Call
 from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.hybrid import Hybrid, makers, refusal
 from tapml.migrate.model import Model
-from tapml.migrate.operator_test import Trial
+from tapml.migrate.operator_test import Trial, late_beside
 from tapml.operators.graph import Operator
 from tapml.tensors import HostArray
 
 
 def recorded(run: RunFolder, model: Model, operator: Operator) -> Iterator[Trial]:
     """The operator's own recorded calls; where it has none, those of its signature, with its own weights and the outputs
-    computed now where it reads weights. Nothing where its signature has none."""
-    own = run.cases_of(operator.name)
+    computed now where it reads weights; and the late positions of its signature. Nothing where its signature has none."""
     keys = model.weight_keys(operator)
-    for case in own or run.cases_of_signature(operator.signature):
+    cases = run.cases_of(operator.name) or run.cases_of_signature(operator.signature)
+    for case in (*cases, *late_beside(run, operator, cases)):
         inputs, references = run.case_references(case)
-        if own or all(key is None for key in keys):
-            yield Trial(case.id, inputs, references)
+        if case.operator == operator.name or all(key is None for key in keys):
+            yield Trial(case.label, inputs, references, case)
         else:
-            yield Trial.computed(model, operator, _with_weights(model, keys, inputs), case.id)
+            yield Trial.computed(model, operator, _with_weights(model, keys, inputs), case.label, case)
 
 
-def met(run: RunFolder, model: Model, hybrid: Hybrid, operator: Operator) -> Iterator[Trial]:
-    """The calls of the operator in the check of the whole model, with the inputs that `hybrid` computes; the hybrid is reset
-    first, and runs operator by operator. Raises DeviceError and DeviceLost as it does, WrongValue also where the source refuses
-    to compute what the operator should make of its inputs."""
+def met(
+    run: RunFolder, model: Model, hybrid: Hybrid, operator: Operator, calls: Sequence[Call] | None = None
+) -> Iterator[Trial]:
+    """The calls of the operator in the check of the whole model, or in `calls`, with the inputs that `hybrid` computes; the
+    hybrid is reset first, and runs operator by operator. Raises DeviceError and DeviceLost as it does, WrongValue also where the
+    source refuses to compute what the operator should make of its inputs."""
     hybrid.reset()
     states: dict[str, HostArray] = dict(model.initial_states)
     keys = model.weight_keys(operator)
-    for number, call in enumerate(check_calls(run)):
+    for number, call in enumerate(check_calls(run) if calls is None else calls):
         graph = model.graphs[call.graph]
         values = {p.name: call.inputs[p.key] for p in graph.inputs} | {p.name: states[p.key] for p in graph.states}
         weights = {p.name: p.key for p in graph.weights}

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tapml.carve.folder import RunFolder
+from tapml.carve.late import check_calls
 from tapml.errors import UsageError
 from tapml.generation import Call
-from tapml.migrate.end_to_end import DECODE_STEPS, teacher_forced
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.model import Model
 from tapml.operators.graph import Graph, Operator
@@ -44,7 +44,7 @@ def calls_of(run: RunFolder, prompt: int = 0) -> list[Call]:
     if run.decoder is None:
         return [Call(run.graphs[0].name, run.examples[prompt], 0, 1)]
     chosen = run.prompts[prompt]
-    return list(teacher_forced(chosen.tokens, chosen.generated[:DECODE_STEPS], run.decoder))
+    return check_calls(chosen.tokens, chosen.generated, None, run.decoder)
 
 
 def watch(model: Model, hybrid: Hybrid, calls: Sequence[Call]) -> Iterator[Seen]:

@@ -5,9 +5,10 @@
     checked = model.one_by_one(names)          operator by operator on host values, with a memory (`tapml.diagnose.prefix`)
     checked.answer, checked.call, checked.bits
 
-Both feed the calls of `tapml.migrate.end_to_end` and judge by its bounds, which follow from the source's own end-to-end error.
-Both stop at the first wrong call; `calls` limits them to the first few. A device that refuses or is lost is a wrong answer with
-its reason, and work goes on with the device opened anew. UnavailableError passes through when that happens too often.
+Both feed the calls of `tapml.migrate.end_to_end`, or after `turn_to` those of a check that goes further, and judge by its
+bounds, which follow from the source's own end-to-end error. Both stop at the first wrong call; `calls` limits them to the first
+few. A device that refuses or is lost is a wrong answer with its reason, and work goes on with the device opened anew.
+UnavailableError passes through when that happens too often.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tapml.carve.folder import RunFolder
+from tapml.diagnose.parting import Further
 from tapml.diagnose.prefix import BUDGET, PrefixHybrid
 from tapml.errors import DeviceError, DeviceLost, RunError
 from tapml.generation import Stepper
@@ -65,11 +67,16 @@ class WholeModel:
     def __init__(self, run: RunFolder, bench: Workbench, programs: Mapping[str, Program], budget: int = BUDGET) -> None:
         self._bench = bench
         self._programs = dict(programs)
-        self._reference = Reference.of(run, Hybrid(bench.model))
+        self._run = run
+        self._reference = self._own = Reference.of(run, Hybrid(bench.model))
         if self._reference.hollow:
             raise RunError(f"The model cannot be checked as a whole: {self._reference.hollow}. Try: tapml health {run.path}")
         self.engine = PrefixHybrid(bench, programs, budget)
         self.course: list[RunRecord] = []
+
+    def turn_to(self, further: Further | None) -> None:
+        """Checks other calls from here on; None: those of the run again. What the engine remembers stays."""
+        self._reference = self._own if further is None else further.reference(self._run, Hybrid(self._bench.model))
 
     @property
     def runs(self) -> int:
@@ -112,7 +119,7 @@ class WholeModel:
 
     def _first(self, calls: int | None) -> Reference:
         r = self._reference
-        return r if calls is None else Reference(r.calls[:calls], r.outputs[:calls], r.errors[:calls])
+        return r if calls is None else Reference(r.calls[:calls], r.outputs[:calls], r.errors[:calls], r.straddling)
 
     def _checked(
         self, how: How, names: frozenset[str], calls: int | None, answer: Answer, watched: _Watched | None

@@ -1,7 +1,8 @@
 """Whole models against the source: the short check after each move, and the long comparison at the end.
 
     reference = Reference.of(run, source)
-    answer = reference.check(hybrid)                       first prompt: prefill and a few decode steps, or the first example
+    answer = reference.check(hybrid)                       first prompt: prefill, a few decode steps, late positions; or the
+                                                           first example
     results = [compare_prompt(...) for prompt in ...]      every prompt: greedy tokens, logits, top-1
     outcome = EndToEnd.of(results)
 
@@ -23,14 +24,12 @@ from typing import Any
 import numpy as np
 
 from tapml.carve.folder import Prompt, RunFolder
+from tapml.carve.late import check_calls as carve_calls
 from tapml.carve.tolerance import LEAST, Comparison, compare, compound_bound, of_source
 from tapml.errors import WrongValue, is_confined, unexpected
 from tapml.generation import Call, DecoderShape, Stepper, decode_call, greedy, prefill_calls
 from tapml.tensors import FLOATS, HostArray, dtype_name
 from tapml.verdicts import Stage, Status
-
-# Decode steps of the check after a move: the second is the first that reads what decoding itself wrote to the cache.
-DECODE_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,15 @@ class Reference:
         self.hollow = hollow((values for answer in outputs for values in answer.values()), logits)
 
     @staticmethod
-    def of(run: RunFolder, source: Stepper) -> Reference:
-        """Runs the calls on the source: the first prompt with the tokens that were recorded, or the first example."""
-        calls = check_calls(run)
+    def of(run: RunFolder, source: Stepper, calls: Sequence[Call] | None = None, prompt: int = 0) -> Reference:
+        """Runs the calls on the source: those of the check, or others with the tokens of a prompt."""
+        own = calls is None
+        calls = check_calls(run) if calls is None else calls
         source.reset()
         outputs = [source.step(call.graph, call.inputs) for call in calls]
         oracle = Oracle(run)
-        errors = [oracle.of_call(0, step) for step in range(len(calls))]
-        straddling = {key: oracle.straddling(0, key) for answer in outputs for key in answer}
+        errors = [oracle.of_call(0, step) if own else oracle.of_prompt(prompt) for step in range(len(calls))]
+        straddling = {key: oracle.straddling(prompt, key) for answer in outputs for key in answer}
         return Reference(calls, outputs, errors, straddling, run.decoder is not None)
 
     def check(self, target: Stepper) -> Answer:
@@ -135,10 +135,11 @@ class Oracle:
 
 
 def check_calls(run: RunFolder) -> list[Call]:
-    """The calls of the check."""
+    """The calls of the check: of the first prompt with the recorded tokens, then those at late positions; or of the first
+    example."""
     if run.decoder is None:
         return [Call(run.graphs[0].name, example, 0, 1) for example in run.examples[:1]]
-    return list(teacher_forced(run.prompts[0].tokens, run.prompts[0].generated[:DECODE_STEPS], run.decoder))
+    return carve_calls(run.prompts[0].tokens, run.prompts[0].generated, run.late, run.decoder)
 
 
 def teacher_forced(prompt: Sequence[int], tokens: Sequence[int], shape: DecoderShape) -> Iterator[Call]:
@@ -153,6 +154,7 @@ class PromptResult:
     """One prompt. `errors` and the like are over all compared positions; `differs_at` is the first position where the tokens
     differ, `margin` there is how far the source's token was ahead of the target's in the source's own logits, in the unit
     of the logit error; both None when the tokens match. `unchecked` says why the comparison shows nothing, "" where it does.
+    `asked` is how many tokens were to be compared, `cache` the positions of the key-value cache where it was full before that.
     For a module that is no decoder the token lists are empty, and `top1_agreement` is None where no output is a choice."""
 
     index: int
@@ -166,6 +168,8 @@ class PromptResult:
     margin: float | None = None
     reason: str = ""
     unchecked: str = ""
+    asked: int | None = None
+    cache: int | None = None
 
     @property
     def tokens_match(self) -> bool:
@@ -206,7 +210,8 @@ def compare_prompt(
     result = PromptResult(
         prompt.index, tokens_source, tokens_target, worst.error, worst.bound, source_error,
         sum(int(y.argmax() == r.argmax()) for y, r in zip(target_rows, rows, strict=True)) / len(rows),
-        reason=worst.describe(), unchecked=hollow(rows, logits=True) or _too_far(found),
+        reason=worst.describe(), unchecked=hollow(rows, logits=True) or _too_far(found), asked=max_tokens,
+        cache=shape.max_len if len(rows) < max_tokens and tokens_source[-1] not in shape.stop else None,
     )
     common = min(len(prompt.generated), len(tokens_source))
     if prompt.generated[:common] != tokens_source[:common]:
@@ -261,6 +266,10 @@ class EndToEnd:
     def passed(self) -> bool:
         return all(p.passed for p in self.prompts)
 
+    def cut_short(self) -> PromptResult | None:
+        """The prompt that was compared on fewest tokens because the cache was full; None where it never was."""
+        return min((p for p in self.prompts if p.cache is not None), key=lambda p: len(p.tokens_source), default=None)
+
     def to_json(self) -> dict[str, Any]:
         """`tokens_*` have a list a prompt; they and `tokens_match` are None for a module that is no decoder."""
         decoder = any(p.tokens_source for p in self.prompts)
@@ -278,6 +287,8 @@ class EndToEnd:
             "within_bound": all(p.error <= p.bound for p in self.prompts),
             "checked": not any(p.unchecked for p in self.prompts),
             "top1_agreement": agreement,
+            "tokens_asked": next((p.asked for p in self.prompts), None),
+            "cut_by_cache": self.cut_short() is not None,
             "prompts": [p.to_json() for p in self.prompts],
         }
 

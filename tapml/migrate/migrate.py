@@ -65,7 +65,8 @@ class MigrationResult:
     """`verdicts` has one of each operator, in execution order; the numbers are those of the whole model where an operator passed
     alone and not in the model. `seconds` are those of this process, `resumed` how many verdicts came from the journal,
     `compiled` how many signatures were compiled, those in the kernel cache not counted. `devices` says which tested how
-    many operators, `circumstances` what the result is worth."""
+    many operators, `circumstances` what the result is worth, `positions` which of the cache the tests and the check exercise (see
+    `tapml.carve.late`)."""
 
     target: str
     device: DeviceInfo
@@ -79,6 +80,7 @@ class MigrationResult:
     compiled: int
     devices: tuple[Share, ...] = ()
     circumstances: Circumstances = field(default_factory=Circumstances)
+    positions: dict[str, Any] | None = None
 
     @property
     def passed(self) -> bool:
@@ -101,6 +103,7 @@ class MigrationResult:
             "devices": [share.to_json() for share in self.devices],
             "passed": self.passed,
             **self.circumstances.to_json(),
+            "positions": self.positions,
         }
 
 
@@ -195,6 +198,7 @@ class _Migration:
             end_to_end=EndToEnd(tuple(self.prompts[k] for k in sorted(self.prompts))),
             seconds=time.monotonic() - started, checks=len(self.answers), resumed=self.resumed,
             compiled=self.bench.compiled, devices=self._shares(), circumstances=Circumstances.of(self.bench),
+            positions=self.run.positions,
         )
 
     def _shares(self) -> tuple[Share, ...]:

@@ -12,6 +12,8 @@ Isolated: an operator gets inputs that were recorded, so errors do not compound.
 3. It has none, and reads no weights: the recorded calls of its signature stand for it as they are. If another operator ran the
    same kernels already, the verdict is that one's, and the reason says whose.
 
+Late positions (`tapml.carve.late`) are recorded from one operator of a signature, and every one of it is run on them.
+
 Outputs and scratch hold garbage (NaN, -1) before every launch, so an element that a kernel forgets to write shows. A failed case
 runs three more times; if bits or outcomes differ, the verdict is `flaky`.
 
@@ -34,6 +36,8 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from types import TracebackType
 from typing import Any
 
@@ -171,12 +175,16 @@ class OperatorTester:
             if known is not None:
                 reason = f"same kernels as {known.operator} and no weights, so the same verdict: {known.reason}"
                 return replace(known, operator=operator.name, reason=reason, seconds=0.0)
+        trials: Iterator[Trial]
         if own or weightless:
             trials = (self._recorded(case) for case in cases)
             how = "" if own else f" recorded from {cases[0].operator}"
         else:
-            trials = (self._with_own_weights(operator, case) for case in cases[:1])
+            cases = cases[:1]
+            trials = (self._with_own_weights(operator, case) for case in cases)
             how = f" (inputs recorded from {cases[0].operator}, own weights, expected output computed now)"
+        at_late = self._recorded if weightless else partial(self._with_own_weights, operator)
+        trials = chain(trials, (at_late(case) for case in late_beside(self.run, operator, cases)))
         verdict = self._judge(operator, program, trials, how, started)
         self.remember(verdict)
         return verdict
@@ -287,13 +295,13 @@ class OperatorTester:
 
     def _recorded(self, case: Case) -> Trial:
         inputs, references = self.run.case_references(case)
-        return Trial(case.id, inputs, references, case)
+        return Trial(case.label, inputs, references, case)
 
     def _with_own_weights(self, operator: Operator, case: Case) -> Trial:
         recorded, _ = self.run.case_references(case)
         keys = self.model.weight_keys(operator)
         inputs = [array if key is None else self.model.weight(key) for array, key in zip(recorded, keys, strict=True)]
-        return Trial.computed(self.model, operator, inputs, case.id, case)
+        return Trial.computed(self.model, operator, inputs, case.label, case)
 
     def _judge(
         self, operator: Operator, program: Program, trials: Iterator[Trial], how: str, started: float
@@ -419,6 +427,11 @@ class OperatorTester:
             source_error=None if found is None else found.source_error, reason=reason, seconds=time.monotonic() - started,
             schedule=program.schedule, kernel=program.digest, cases=int(found is not None), elements=elements, excluded=excluded,
         )
+
+
+def late_beside(run: RunFolder, operator: Operator, cases: Sequence[Case]) -> list[Case]:
+    """The cases at late positions that an operator is run on beside `cases`: those of its signature, whoever made them."""
+    return [case for case in run.cases_of_signature(operator.signature) if case.late and case not in cases]
 
 
 class _Coverage:

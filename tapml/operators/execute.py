@@ -138,6 +138,7 @@ class GraphExecutor:
         hook: Hook | None = None,
     ) -> None:
         self.hook = hook
+        self.graphs, self.operators = tuple(graphs), tuple(operators)
         self.device = next((t.device for t in weights.values()), torch.device("cpu"))
         self._first = {key: first_content(value, self.device) for key, value in states.items()}
         self.states = dict(self._first)

@@ -107,6 +107,8 @@ def _numbers(result: BisectResult, found: FailingSet) -> list[tuple[str, str]]:
         rows.append(("all on target", _short(result.answer)))
     rows.append(("only this" if len(found.culprits) == 1 else "only these", _short(found.alone)))
     rows.append(("", found.answer.reason))
+    if result.further is not None:
+        rows.append(("checked", f"{result.further}; the shorter check of the run is right"))
     if found.first_wrong_call is not None:
         rows.append(("first wrong", f"call {found.first_wrong_call}"))
     if found.how == "together":

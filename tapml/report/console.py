@@ -16,12 +16,14 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from tapml.carve.late import positions_words
 from tapml.report.progress import seconds
 from tapml.verdicts import STATUSES, Status, Verdict, summary
 from tapml.words import plural
@@ -73,6 +75,12 @@ def number(value: float | None) -> str:
     if 0.005 <= abs(value) < 99.95:
         return f"{value:.2f}" if abs(value) < 9.995 else f"{value:.1f}"
     return f"{value:.1e}"
+
+
+def positions_line(positions: dict[str, Any] | None) -> Iterator[Text]:
+    """How much of the cache the evidence is about; nothing for a module that is no decoder."""
+    if positions:
+        yield Text(positions_words(positions), style="dim")
 
 
 def of_bound(value: float | None, bound: float | None) -> str:

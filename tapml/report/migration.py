@@ -70,6 +70,11 @@ def end_to_end_lines(result: MigrationResult) -> Iterator[Text]:
         yield Text(f"Not checked: {hollow}.", style="bold red")
     agreement = _agreement(prompts)
     yield Text.assemble((_tokens(prompts), style), "" if agreement is None else f" · top-1 agreement {agreement:.1%}")
+    cut = result.end_to_end.cut_short()
+    if cut is not None:
+        asked, compared = plural(cut.asked or 0, "token"), len(cut.tokens_source)
+        words = f"asked for {asked}, the cache holds {cut.cache}: {compared} compared. For more, carve with a larger --max-len"
+        yield Text(words, style="yellow")
     what = "logits" if worst.tokens_source else "outputs"
     yield Text(f"{what} {off_by(worst.error, worst.bound, worst.source_error)}")
 

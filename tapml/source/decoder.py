@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Cache
+from transformers import Cache, PretrainedConfig
 from transformers.cache_utils import StaticLayer
 
 from tapml.errors import ModelError
 
 MODEL = "model"
+
+# What configs call the length of an attention window, or of the blocks within which a layer attends.
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,17 @@ def cache_shapes(module: Any) -> tuple[CacheShape, ...]:
             )
         shapes.append(CacheShape(keys.shape, values.shape, keys.dtype))
     return tuple(shapes)
+
+
+def attention_windows(module: Any) -> tuple[int, ...]:
+    """The lengths of the windows within which some layers of a model attend, by its config; () where all see everything."""
+    config = getattr(module, "config", None)
+    found: set[int] = set()
+    for part in (config, config.get_text_config() if isinstance(config, PretrainedConfig) else None):
+        for name in WINDOWS:
+            value = getattr(part, name, None)
+            found.update(v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, int) and v > 0)
+    return tuple(sorted(found))
 
 
 class StepLayer(StaticLayer):  # type: ignore[misc]

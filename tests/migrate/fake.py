@@ -182,6 +182,8 @@ class FakeRun:
 
     kind = "module"
     decoder = None
+    late = None
+    positions = None
     prompts = ()
     digest = "fake"
 

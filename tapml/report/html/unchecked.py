@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tapml.carve.folder import RunFolder
+from tapml.carve.late import positions_words
 from tapml.migrate.records import Sheet
 from tapml.report.html.sides import Side
 from tapml.targets.known import TARGETS, WITHOUT_RUNTIME
@@ -105,6 +106,9 @@ def _run(run: RunFolder) -> list[dict[str, Any]]:
     if run.kind == "decoder":
         count = len(run.prompts)
         why = "Other prompts may take other paths through the model."
+        if run.positions is not None:
+            words = positions_words(run.positions)
+            found.append(_line(f"{words[0].upper()}{words[1:]}.", "Nothing is known of texts longer than the cache of this run."))
         found.append(_line(f"Answers compared on {plural(count, 'prompt')}.", why))
     return found
 
