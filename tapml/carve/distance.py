@@ -108,6 +108,7 @@ class Scan:
             self.between = np.stack([wide(either[1].reshape(-1)), wide(either[2].reshape(-1))])
             self.ordinal = np.cumsum(self.either) - 1
         self.worst, self.within, self.over = 0.0, 0.0, 0
+        self.clipped = 0.0
         self.as_source = self.as_exact = 0
         self.original, self.kinds = actual, kinds
         self.relative = 0.0
@@ -127,6 +128,7 @@ class Scan:
             top = int(errors.argmax())
             if errors[top] > self.worst:
                 self.worst, self.position = float(errors[top]), part.start + top
+            self.clipped += float((np.minimum(errors, 1.0) ** 2).sum())
             beyond = errors > limit
             self.over += int(beyond.sum())
             self.within = max(self.within, float(errors[~beyond].max(initial=0.0)))
@@ -140,6 +142,11 @@ class Scan:
                 errors[self.either[part]] = self._outside(part)
             found[part] = errors if self.skip is None else np.where(self.skip[part], math.nan, errors)
         return found.reshape(self.shape)
+
+    @property
+    def root_mean_square(self) -> float:
+        """Of all errors, each at most 1."""
+        return math.sqrt(self.clipped / self.values.size) if self.values.size else 0.0
 
     @property
     def index(self) -> tuple[int, ...] | None:

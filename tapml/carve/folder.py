@@ -177,10 +177,17 @@ class RunFolder:
 
     @cached_property
     def _compound(self) -> dict[str, dict[int, tuple[float, ...]]]:
+        return self._of_operators("source_error")
+
+    @cached_property
+    def _spread(self) -> dict[str, dict[int, tuple[float, ...]]]:
+        return self._of_operators("spread")
+
+    def _of_operators(self, key: str) -> dict[str, dict[int, tuple[float, ...]]]:
         found: dict[str, dict[int, tuple[float, ...]]] = defaultdict(dict)
         for line in self.oracle:
             if "operator" in line:
-                found[line["operator"]][line["step"]] = tuple(line["source_error"])
+                found[line["operator"]][line["step"]] = tuple(line[key])
         return found
 
     def operator(self, name: str) -> Operator:
@@ -204,6 +211,10 @@ class RunFolder:
     def compound_error(self, operator: str) -> dict[int, tuple[float, ...]]:
         """The source's own compound error of an operator at the first prompt: for the first few steps, one number an output."""
         return self._compound.get(operator, {})
+
+    def compound_spread(self, operator: str) -> dict[int, tuple[float, ...]]:
+        """The root mean square of the errors of which `compound_error` has the largest."""
+        return self._spread.get(operator, {})
 
     def weight(self, key: str) -> HostArray:
         """A weight as the model holds it: a read-only view of its file where that is possible."""

@@ -39,7 +39,8 @@ GROUP = 8
 @dataclass(frozen=True)
 class OutputLine:
     """End-to-end error of one call: for each graph output the source's distance from float64, how many elements were left out
-    because the two disagree about finite or equal, and how many because they straddle a jump."""
+    because the two disagree about finite or equal, how many because they straddle a jump, and the root mean square of its
+    errors."""
 
     prompt: int
     step: int
@@ -47,11 +48,13 @@ class OutputLine:
     source_error: dict[str, float]
     excluded: dict[str, int]
     straddling: dict[str, int]
+    spread: dict[str, float]
 
     def to_json(self) -> dict[str, object]:
         return {
             "prompt": self.prompt, "step": self.step, "graph": self.graph,
             "source_error": self.source_error, "excluded": self.excluded, "straddling": self.straddling,
+            "spread": self.spread,
         }  # fmt: skip
 
 
@@ -63,9 +66,12 @@ class OperatorLine:
     operator: str
     step: int
     source_error: tuple[float, ...]
+    spread: tuple[float, ...]
 
     def to_json(self) -> dict[str, object]:
-        return {"operator": self.operator, "step": self.step, "source_error": list(self.source_error)}
+        return {
+            "operator": self.operator, "step": self.step, "source_error": list(self.source_error), "spread": list(self.spread),
+        }  # fmt: skip
 
 
 def follow(
@@ -163,10 +169,8 @@ class _Plan:
                 run.exact_values.update(zip(operator.outputs, exact_made, strict=True))
                 run.near_values.update(zip(operator.outputs, near, strict=True))
                 if run.prompt == 0:
-                    errors = tuple(
-                        max(_error(a, x).error, _error(n, x).error) for a, n, x in zip(made, near, exact_made, strict=True)
-                    )
-                    yield OperatorLine(operator.name, step, errors)
+                    found = [_larger(_error(a, x), _error(n, x)) for a, n, x in zip(made, near, exact_made, strict=True)]
+                    yield OperatorLine(operator.name, step, tuple(e.error for e in found), tuple(e.spread for e in found))
                 for name in dead:
                     for values in (run.values, run.exact_values, run.near_values):
                         values.pop(name, None)
@@ -179,8 +183,7 @@ class _Plan:
         for key, name in zip(graph.output_keys, graph.outputs, strict=True):
             if name in self.weights:
                 continue  # a weight that is handed out as it is
-            one, near = (_error(values[name], run.exact_values[name]) for values in (run.values, run.near_values))
-            found[key] = _Error(max(one.error, near.error), one.excluded, max(one.straddling, near.straddling))
+            found[key] = _larger(*(_error(values[name], run.exact_values[name]) for values in (run.values, run.near_values)))
         for key, name in graph.mutations.items():
             run.states[key], run.exact_states[key] = run.values[name], run.exact_values[name]
             run.near_states[key] = run.near_values[name]
@@ -188,7 +191,7 @@ class _Plan:
             values.clear()
         return OutputLine(
             run.prompt, step, graph.name, {k: e.error for k, e in found.items()}, {k: e.excluded for k, e in found.items()},
-            {k: e.straddling for k, e in found.items()},
+            {k: e.straddling for k, e in found.items()}, {k: e.spread for k, e in found.items()},
         )
 
 
@@ -199,6 +202,14 @@ class _Error:
     error: float
     excluded: int
     straddling: int
+    spread: float
+
+
+def _larger(one: _Error, near: _Error) -> _Error:
+    """Of the source's own run and the one with roundings added."""
+    return _Error(
+        max(one.error, near.error), one.excluded, max(one.straddling, near.straddling), max(one.spread, near.spread),
+    )  # fmt: skip
 
 
 def exact(tensor: torch.Tensor) -> torch.Tensor:
@@ -211,10 +222,11 @@ def _error(source: torch.Tensor, oracle: torch.Tensor) -> _Error:
     mask = undecided(values, reference)
     left = 0 if mask is None else int(mask.sum())
     if not source.is_floating_point():
-        return _Error(0.0, left, 0)
+        return _Error(0.0, left, 0, 0.0)
     errors = errors_of(values, reference)
     if mask is not None:
         errors = errors[~mask]
     count = straddling(errors, dtype_name(values))
     ordinary = np.sort(errors, axis=None)[: errors.size - count] if count else errors
-    return _Error(float(ordinary.max(initial=0.0)), left, count)
+    spread = float(np.sqrt(np.mean(np.minimum(ordinary, 1.0) ** 2))) if ordinary.size else 0.0
+    return _Error(float(ordinary.max(initial=0.0)), left, count, spread)

@@ -33,8 +33,11 @@ the element must still lie between the two sides of it, and of many such element
 the source took, or float64. A comparison in which less than `LEAST` of the elements were left shows nothing
 (`Comparison.checked`).
 
-Where float64 is not at hand (a whole model after many steps) the reference is the source's answer alone, and the bound
-`compound_bound` of the source's own error.
+Where float64 is not at hand (a whole model after many steps) the reference is the source's answer alone. Errors that went through
+many operators have long tails: a few elements hang on differences of large numbers, and are off by any amount in a right
+implementation too. So there the root mean square of all errors, each at most 1, is held to `COMPOUND_FACTOR` times the source's
+own (`spread`), and single elements to `compound_bound`; with `FEW`, one in a thousand may be beyond that. Where all zeros would
+pass, nothing is shown (`Comparison.vacuous`).
 
 This module needs numpy only.
 """
@@ -56,9 +59,13 @@ from tapml.tensors import EPSILON, FLOATS, HostArray, dtype_name
 # is for another order of summation and for the few elements on which the source was measured.
 FACTOR = 8.0
 
-# The same where many operators ran before in half precision: there the error is made of many roundings, of which the source's own
-# run and the one with roundings added are two fair samples, and a right target is off from the source by about as much.
+# The same for a root mean square where many operators ran before, and for single elements in half precision: there the error is
+# made of many roundings, of which the source's own run and the one with roundings added are two fair samples, and a right target
+# is off from the source by about as much.
 COMPOUND_FACTOR = 4.0
+
+# The share of elements whose compound error may be any, where the whole is judged by its root mean square.
+FEW = 0.001
 
 # How many standard errors a statistic over many elements may be off by chance.
 CHANCE = 6.0
@@ -134,7 +141,9 @@ class Reference:
     """What an output is judged by. `values` is what the source gave, `exact` the same computation in float64 (None where only the
     source's answer is known), `excluded` marks elements on which the source is no judge (None: none). `either` marks those that
     straddle a jump, with the least and the greatest value that is right for each of them. `straddling` says, where `exact` is
-    None, how many elements of the source itself were pushed over a jump: so many may be off in a target too."""
+    None, how many elements of the source itself were pushed over a jump: so many may be off in a target too. `spread` is, where
+    `exact` is None and it is known, the root mean square of the source's own errors, and `few` the share of elements that may be
+    beyond the bound."""
 
     values: HostArray
     accuracy: Accuracy = Accuracy()
@@ -142,6 +151,8 @@ class Reference:
     excluded: NDArray[np.bool_] | None = None
     either: Either | None = None
     straddling: int = 0
+    spread: float | None = None
+    few: float = 0.0
 
     @property
     def dtype(self) -> str:
@@ -164,7 +175,7 @@ class Comparison:
     """The outcome for one output. `index` is the worst element, `actual` and `expected` its values; None where all agree
     exactly. `over` counts the elements beyond the bound, `excluded` those on which the source is no judge, `straddling` those of
     them that lie at a jump and were held to its two sides. `measure` says what `error` and `bound` are of: the worst element, or
-    one of the statistics over all of them where that is what failed."""
+    one of the statistics over all of them where that is what failed. `vacuous`: all zeros would be within the bound too."""
 
     error: float
     bound: float
@@ -177,6 +188,7 @@ class Comparison:
     excluded: int
     measure: Measure = "element"
     straddling: int = 0
+    vacuous: bool = False
 
     @property
     def passed(self) -> bool:
@@ -186,7 +198,7 @@ class Comparison:
     @property
     def checked(self) -> bool:
         """Whether enough elements were compared, and within a bound that all zeros would not pass as well."""
-        return self.bound < 1.0 and enough(self.elements - self.excluded + self.straddling, self.elements)
+        return not self.vacuous and enough(self.elements - self.excluded + self.straddling, self.elements)
 
     @property
     def ratio(self) -> float:
@@ -246,9 +258,16 @@ def compound_bound(source_error: float, dtype: str) -> float:
     return max(FACTOR * source_error, FLOOR * EPSILON[dtype])
 
 
-def of_source(values: HostArray, source_error: float, straddling: int = 0) -> Reference:
+def of_source(
+    values: HostArray, source_error: float, straddling: int = 0, spread: float | None = None, few: float = 0.0
+) -> Reference:
     """The source's answer alone as a reference, where many operators ran before."""
-    return Reference(values, Accuracy(error=source_error), straddling=straddling)
+    return Reference(values, Accuracy(error=source_error), straddling=straddling, spread=spread, few=few)
+
+
+def spread_bound(spread: float, dtype: str) -> float:
+    """The largest root mean square of compound errors that passes, for a source whose own is `spread`."""
+    return max(COMPOUND_FACTOR * spread, FLOOR * working_epsilon(dtype) + (EPSILON[dtype] if dtype in HALF else 0.0))
 
 
 def compare(actual: HostArray, reference: Reference) -> Comparison:
@@ -269,9 +288,10 @@ def compare(actual: HostArray, reference: Reference) -> Comparison:
         over=scan.over,
         excluded=int(reference.values.size) - reference.compared + straddling,
         straddling=straddling,
+        vacuous=limit >= 1.0,
     )
     if reference.exact is None:
-        return _but_for_straddling(found, reference, scan)
+        return _with_spread(_but_for_straddling(found, reference, scan), reference, scan)
     return _with_statistics(_with_relative(_with_sides(found, scan), reference, scan), reference, scan)
 
 
@@ -311,6 +331,21 @@ def _but_for_straddling(found: Comparison, reference: Reference, scan: Scan) -> 
     if found.passed or not reference.straddling or not 0 < found.over <= 2 * reference.straddling:
         return found
     return replace(found, error=scan.within, excluded=found.excluded + found.over, over=0)
+
+
+def _with_spread(found: Comparison, reference: Reference, scan: Scan) -> Comparison:
+    """Compound errors as a whole. Where few elements may be off, the whole is what is reported unless more of them are."""
+    if reference.spread is None or reference.dtype not in FLOATS or not found.elements:
+        return found
+    limit = spread_bound(reference.spread, reference.dtype)
+    whole = replace(
+        found, error=scan.root_mean_square, bound=limit, source_error=reference.spread, measure="spread", vacuous=limit >= 1.0,
+    )  # fmt: skip
+    if math.isinf(found.error) or not whole.passed:
+        return found if math.isinf(found.error) else whole
+    if found.over <= reference.few * found.elements:
+        return replace(whole, over=0)
+    return replace(found, vacuous=whole.vacuous)
 
 
 def _with_sides(found: Comparison, scan: Scan) -> Comparison:

@@ -61,12 +61,13 @@ class Reference:
 
     def __init__(
         self, calls: Sequence[Call], outputs: Sequence[dict[str, HostArray]], errors: Sequence[dict[str, float]],
-        straddling: Mapping[str, int] | None = None, logits: bool = False,
+        straddling: Mapping[str, int] | None = None, logits: bool = False, spread: Mapping[str, float] | None = None,
     ) -> None:
         self.calls = calls
         self.outputs = outputs
         self.errors = errors
         self.straddling = straddling or {}
+        self.spread = spread or {}
         self.hollow = hollow((values for answer in outputs for values in answer.values()), logits)
 
     @staticmethod
@@ -79,7 +80,7 @@ class Reference:
         oracle = Oracle(run)
         errors = [oracle.of_call(0, step) if own else oracle.of_prompt(prompt) for step in range(len(calls))]
         straddling = {key: oracle.straddling(prompt, key) for answer in outputs for key in answer}
-        return Reference(calls, outputs, errors, straddling, run.decoder is not None)
+        return Reference(calls, outputs, errors, straddling, run.decoder is not None, oracle.spread(prompt))
 
     def check(self, target: Stepper) -> Answer:
         """Stops at the first call beyond its bound, or with a WrongValue. Other DeviceErrors and DeviceLost pass through; an
@@ -96,7 +97,9 @@ class Reference:
                     raise
                 return Answer("error", None, None, None, None, f"{call.graph} (call {step}): {unexpected(error)}")
             for key, reference in expected.items():
-                found = compare(actual[key], of_source(reference, errors.get(key, 0.0), self.straddling.get(key, 0)))
+                found = compare(actual[key], of_source(
+                    reference, errors.get(key, 0.0), self.straddling.get(key, 0), self.spread.get(key),
+                ))  # fmt: skip
                 where = f"output {key} of {call.graph} (call {step}): {found.describe()}"
                 if not found.passed:
                     return Answer("fail", "numeric", found.error, found.bound, found.source_error, where)
@@ -124,6 +127,15 @@ class Oracle:
         """How many elements of one output the source itself had on the other side of a jump, at most, at any call of a prompt."""
         mine = [line for line in self._lines if line["prompt"] == prompt] or self._lines
         return max((line["straddling"].get(key, 0) for line in mine), default=0)
+
+    def spread(self, prompt: int) -> dict[str, float]:
+        """The root mean square of the source's errors on each output, the largest of a prompt's calls."""
+        mine = [line for line in self._lines if line["prompt"] == prompt] or self._lines
+        found: dict[str, float] = {}
+        for line in mine:
+            for key, value in line["spread"].items():
+                found[key] = max(found.get(key, 0.0), value)
+        return found
 
     def of_prompt(self, prompt: int) -> dict[str, float]:
         mine = [line for line in self._lines if line["prompt"] == prompt] or self._lines
@@ -205,7 +217,8 @@ def compare_prompt(
         target_rows = _rows(target, prompt.tokens, tokens_source, shape)
     source_error = max(oracle.of_prompt(prompt.index).values(), default=0.0)
     jumped = oracle.straddling(prompt.index)
-    found = [compare(y, of_source(r, source_error, jumped)) for y, r in zip(target_rows, rows, strict=True)]
+    spread = max(oracle.spread(prompt.index).values(), default=None)
+    found = [compare(y, of_source(r, source_error, jumped, spread)) for y, r in zip(target_rows, rows, strict=True)]
     worst = max(found, key=lambda c: c.ratio)
     result = PromptResult(
         prompt.index, tokens_source, tokens_target, worst.error, worst.bound, source_error,
@@ -227,7 +240,10 @@ def compare_example(run: RunFolder, source: Stepper, target: Stepper, index: int
         stepper.reset()
     expected, actual = (stepper.step(graph, run.examples[index]) for stepper in (source, target))
     errors = oracle.of_prompt(index)
-    judges = {key: of_source(r, errors.get(key, 0.0), oracle.straddling(index, key)) for key, r in expected.items()}
+    spread = oracle.spread(index)
+    judges = {
+        key: of_source(r, errors.get(key, 0.0), oracle.straddling(index, key), spread.get(key)) for key, r in expected.items()
+    }
     found = {key: compare(actual[key], judge) for key, judge in judges.items()}
     choices = [k for k in expected if _chooses(k, expected[k])]
     agree = [actual[k].argmax(-1) == expected[k].argmax(-1) for k in choices]
@@ -327,7 +343,7 @@ def _explain_difference(result: PromptResult, rows: Sequence[HostArray]) -> Prom
 
 def _too_far(found: Iterable[Comparison]) -> str:
     """Why comparisons show nothing although all agree: the bound that follows from the source's error lets all zeros pass."""
-    worst = max((c for c in found if c.bound >= 1.0), key=lambda c: c.bound, default=None)
+    worst = max((c for c in found if c.vacuous), key=lambda c: c.bound, default=None)
     if worst is None:
         return ""
     off = f"the source's own answer is {worst.source_error:.2g} away from float64"

@@ -45,7 +45,7 @@ import numpy as np
 
 from tapml.carve.case import Case
 from tapml.carve.folder import RunFolder
-from tapml.carve.tolerance import LEAST, Comparison, Reference, compare, enough, of_source
+from tapml.carve.tolerance import FEW, LEAST, Comparison, Reference, compare, enough, of_source
 from tapml.errors import DeviceError, DeviceLost, UsageError, WrongValue, first_line, is_confined, nearest, unexpected
 from tapml.kernels import Program
 from tapml.migrate.end_to_end import check_calls
@@ -57,6 +57,9 @@ from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Body, Operator
 from tapml.tensors import NUMPY, HostArray, TensorSpec, dtype_name, out_of_range, spec_of
 from tapml.verdicts import Measure, Stage, Status, Verdict
+
+# A number an output, by the step of the first prompt.
+_ByStep = dict[int, tuple[float, ...]]
 
 # How often a failing case is run again before it counts as failing for good.
 REPEATS = 3
@@ -218,7 +221,7 @@ class OperatorTester:
         named = self.model.named
         for name, refused in self.bench.refusals(programs).items():
             verdicts[name] = self._refused(named[name], programs.pop(name), refused, time.monotonic())
-        compounds = {name: self.run.compound_error(name) for name in programs}
+        compounds = {name: (self.run.compound_error(name), self.run.compound_spread(name)) for name in programs}
         source = Hybrid(self.model)
         tell = self.bench.telling(progress)
         while True:
@@ -249,8 +252,8 @@ class OperatorTester:
             yield verdicts.get(operator.name) or self._skipped(operator, programs[operator.name])
 
     def _side_by_side(
-        self, source: Hybrid, programs: Mapping[str, Program], compounds: Mapping[str, dict[int, tuple[float, ...]]],
-        tell: Progress, course: _Course,
+        self, source: Hybrid, programs: Mapping[str, Program], compounds: Mapping[str, tuple[_ByStep, _ByStep]], tell: Progress,
+        course: _Course,
     ) -> None:
         """The worst verdict of each operator that ran on the target, from the initial states on, goes into `course`. Where an
         operator on the source refuses what the target computed, the source's own outputs take the place of its outputs."""
@@ -269,8 +272,9 @@ class OperatorTester:
             )  # fmt: skip
             for (operator, expected), (_, actual) in pairs:
                 if operator.name in programs:
-                    errors = _compound(compounds[operator.name], step, len(expected))
-                    found = _judged(actual, [of_source(r, e) for r, e in zip(expected, errors, strict=True)])
+                    errors, spreads = (_at_step(known, step, len(expected)) for known in compounds[operator.name])
+                    judges = [of_source(r, e, 0, s, FEW) for r, e, s in zip(expected, errors, spreads, strict=True)]
+                    found = _judged(actual, judges)
                     verdict = self._verdict(
                         operator, programs[operator.name], found, f"cumulative, call {step}", course.started, actual, expected
                     )
@@ -280,9 +284,7 @@ class OperatorTester:
                     self._measured(verdict, None, 0, step, call.graph)
                     before = verdicts.get(operator.name)
                     cases = 1 if before is None else before.cases + 1
-                    if before is None or verdict.badness > before.badness:
-                        before = verdict
-                    verdicts[operator.name] = replace(before, cases=cases)
+                    verdicts[operator.name] = replace(_worse(before, verdict), cases=cases)
         target.close()
 
     def _program(self, operator: Operator) -> Program | Verdict:
@@ -537,7 +539,16 @@ def _picture(found: Sequence[Comparison], actual: Sequence[HostArray], trial: Tr
     return {"trial": trial.name, "output": worst, **drawn}
 
 
-def _compound(errors: dict[int, tuple[float, ...]], step: int, outputs: int) -> tuple[float, ...]:
+def _worse(before: Verdict | None, now: Verdict) -> Verdict:
+    """Of the verdicts on two calls. One that shows nothing says less than one that does."""
+    if before is None:
+        return now
+    if "unchecked" in (before.status, now.status) and before.status != now.status:
+        return now if before.status == "unchecked" else before
+    return now if now.badness > before.badness else before
+
+
+def _at_step(errors: _ByStep, step: int, outputs: int) -> tuple[float, ...]:
     """The source's compound error at a call; where none was measured, the largest that was."""
     if step in errors:
         return errors[step]

@@ -235,6 +235,31 @@ def test_errors_far_above_all_others_straddle_a_jump() -> None:
     assert not compare(two, of_source(x, 1e-7, straddling=1)).passed
 
 
+def test_many_operators_on_the_whole_is_judged_and_few_elements_may_be_off() -> None:
+    generator = np.random.default_rng(3)
+    r = generator.standard_normal(10_000).astype(np.float32)
+
+    def off(by: float) -> HostArray:
+        return np.asarray(r * (1 + by * generator.standard_normal(r.shape)), np.float32)
+
+    judge = of_source(r, 2e-4, spread=2e-5, few=0.001)
+    right = off(4e-5)
+    assert compare(right, judge).passed and compare(right, judge).measure == "spread"
+    right[:5] = 9.0
+    assert not compare(right, judge).passed  # five of ten thousand make the whole too wrong in float32
+    half = of_source(r.astype(np.float16), 0.5, spread=0.02, few=0.001)
+    some = off(0.02).astype(np.float16)
+    some[:9] = 9.0
+    found = compare(some, half)
+    assert found.passed and found.checked and found.bound == 4 * 0.02
+    assert not compare(off(0.4).astype(np.float16), half).passed
+    some[:100] = np.float16(r[:100] * 5)
+    assert not compare(some, of_source(r.astype(np.float16), 0.1, spread=0.1, few=0.001)).passed
+    hopeless = compare(some, of_source(r.astype(np.float16), 0.5, spread=0.3, few=0.001))
+    assert hopeless.vacuous and not hopeless.checked
+    assert not compare(np.full(10_000, np.nan, np.float16), half).passed
+
+
 def test_where_source_and_oracle_agree_nothing_is_excluded() -> None:
     source = np.array([1.0, math.inf, -math.inf, math.nan], np.float32)
     assert undecided(source, source.astype(np.float64)) is None

@@ -197,7 +197,8 @@ class FakeRun:
         (graph,) = self.graphs
         x = np.arange(graph.inputs[0].spec.elements, dtype=np.int64) + 3
         self.examples = ({"x": x},)
-        self.oracle = ({"prompt": 0, "step": 0, "graph": graph.name, "source_error": {}, "excluded": {}, "straddling": {}},)
+        line = {"prompt": 0, "step": 0, "graph": graph.name, "source_error": {}, "excluded": {}, "straddling": {}, "spread": {}}
+        self.oracle = (line,)
         self.weights = SimpleNamespace(entries={p.key: SimpleNamespace(digest=p.key) for p in graph.weights})
         self._calls: dict[str, tuple[list[HostArray], list[HostArray]]] = {}
         values = {p.name: self.model.weight(p.key) for p in graph.weights} | {p.name: x for p in graph.inputs}
@@ -229,6 +230,8 @@ class FakeRun:
 
     def compound_error(self, name: str) -> dict[int, tuple[float, ...]]:
         return {}
+
+    compound_spread = compound_error
 
 
 class FakeCompiler:
