@@ -35,8 +35,8 @@ the source took, or float64. A comparison in which less than `LEAST` of the elem
 
 Where float64 is not at hand (a whole model after many steps) the reference is the source's answer alone. Errors that went through
 many operators have long tails: a few elements hang on differences of large numbers, and are off by any amount in a right
-implementation too. So there the root mean square of all errors, each at most 1, is held to `COMPOUND_FACTOR` times the source's
-own (`spread`), and single elements to `compound_bound`; with `FEW`, one in a thousand may be beyond that. Where all zeros would
+implementation too. So there the root mean square of all errors, each at most 1, is held to `FACTOR` times the source's own (in half
+precision `COMPOUND_FACTOR` times; `spread`), and single elements to `compound_bound`; with `FEW`, one in a thousand may be beyond that. Where all zeros would
 pass, nothing is shown (`Comparison.vacuous`).
 
 This module needs numpy only.
@@ -59,9 +59,8 @@ from tapml.tensors import EPSILON, FLOATS, HostArray, dtype_name
 # is for another order of summation and for the few elements on which the source was measured.
 FACTOR = 8.0
 
-# The same for a root mean square where many operators ran before, and for single elements in half precision: there the error is
-# made of many roundings, of which the source's own run and the one with roundings added are two fair samples, and a right target
-# is off from the source by about as much.
+# The same in half precision where many operators ran before: there the error is made of many roundings, of which the source's own
+# run and the one with roundings added are two fair samples, and a right target is off from the source by about as much.
 COMPOUND_FACTOR = 4.0
 
 # The share of elements whose compound error may be any, where the whole is judged by its root mean square.
@@ -267,7 +266,9 @@ def of_source(
 
 def spread_bound(spread: float, dtype: str) -> float:
     """The largest root mean square of compound errors that passes, for a source whose own is `spread`."""
-    return max(COMPOUND_FACTOR * spread, FLOOR * working_epsilon(dtype) + (EPSILON[dtype] if dtype in HALF else 0.0))
+    if dtype in HALF:
+        return max(COMPOUND_FACTOR * spread, FLOOR * working_epsilon(dtype) + EPSILON[dtype])
+    return max(FACTOR * spread, FLOOR * EPSILON[dtype])
 
 
 def compare(actual: HostArray, reference: Reference) -> Comparison:
