@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tapml.carve import layout, oracle
+from tapml.carve import faithful, layout, oracle
 from tapml.carve.arrays import unpack
 from tapml.carve.case import Case
 from tapml.carve.folder import Prompt, State, reference_arrays
@@ -51,7 +51,7 @@ class CarveResult:
     """What a carve did. `bytes` is what the run's recorded tensors take, `naive_bytes` what the activations of all calls (weights
     not counted) would have; `seconds` is all of it, `stages` each part, `recording_seconds` the recorded run alone and
     `source_seconds` the same calls without recording (see `tapml.carve.record`). `positions`: see `tapml.carve.late`; None
-    for a module that is no decoder."""
+    for a module that is no decoder. `compared`: the graphs against the module itself, see `tapml.carve.faithful`."""
 
     run: str
     model: str
@@ -71,6 +71,7 @@ class CarveResult:
     source_seconds: float
     stages: dict[str, float]
     prompts: list[dict[str, Any]]
+    compared: dict[str, Any]
     positions: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -107,6 +108,8 @@ def carve(
         executor = GraphExecutor(job.exported.graphs, operators, bodies, job.exported.tensors, states)
         with clock.stage("record"):
             recording = job.record(executor, selection, decode_steps, clock.progress)
+        with clock.stage("compare"):
+            compared = job.compare(model, recording)
         with clock.stage("oracle"):
             kept = _judge(run, selection, operators, bodies, job.exported, clock.progress)
             calls = job.followed(recording)
@@ -129,7 +132,7 @@ def carve(
             if tokenizer is not None:
                 run.text(layout.TOKENIZER, tokenizer.to_str())
             write_suite(run, operators, bodies, kept, model.name, sorted({str(w.file.path) for w in table.entries.values()}))
-        result = _result(model, run, job, operators, bodies, selection, kept, recording, clock)
+        result = _result(model, run, job, operators, bodies, selection, kept, recording, compared, clock)
         run.finish(_manifest(model, job.exported, selection, result))
     return result
 
@@ -165,6 +168,9 @@ class _DecoderJob:
         tokens = [p.tokens for p in self._prompts]
         return record_decoder(executor, self._shape, tokens, decode_steps, selection, progress, self._windows)
 
+    def compare(self, model: LoadedModel, recording: Recording) -> faithful.Compared:
+        return faithful.compare_decoder(model, self.exported, [p.tokens for p in self._prompts], recording.generated)
+
     def followed(self, recording: Recording) -> list[list[Call]]:
         """The calls that the oracle runs end to end: of the first prompt as far as the cache goes."""
         pairs = zip(self._prompts, recording.generated, strict=True)
@@ -192,6 +198,9 @@ class _ModuleJob:
 
     def record(self, executor: GraphExecutor, selection: Selection, decode_steps: int, progress: Progress) -> Recording:
         return record_module(executor, self._graph, self._examples, selection, progress)
+
+    def compare(self, model: LoadedModel, recording: Recording) -> faithful.Compared:
+        return faithful.compare_module(model, self.exported, self._examples)
 
     def followed(self, recording: Recording) -> list[list[Call]]:
         return [[Call(self._graph, example, 0, 0)] for example in self._examples]
@@ -322,6 +331,7 @@ def _result(
     selection: Selection,
     cases: Sequence[Case],
     recording: Recording,
+    compared: faithful.Compared,
     clock: _Clock,
 ) -> CarveResult:
     tallies = selection.tallies.values()
@@ -344,6 +354,7 @@ def _result(
         source_seconds=recording.source_seconds,
         stages=clock.stages,
         prompts=[{k: v for k, v in line.items() if k != "file"} for line in job.prompt_lines(run, recording)],
+        compared=compared.to_json(),
         positions=job.positions(recording),
     )
 

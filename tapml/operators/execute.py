@@ -125,7 +125,7 @@ class GraphExecutor:
     `operators` hold those of all graphs, each graph's in execution order; `bodies` are by signature. `states` gives for each
     state its spec (it starts as zeros) or its first content. Weights decide the device. `hook(operator, inputs, outputs)` is
     called after each operator. States advance after the last operator, so all operators of a call see the old content.
-    Values are freed after their last use.
+    Values are freed after their last use. `dtype` is as for `body_function`: None is the source's own.
     """
 
     def __init__(
@@ -136,13 +136,14 @@ class GraphExecutor:
         weights: Mapping[str, torch.Tensor],
         states: Mapping[str, TensorSpec | torch.Tensor],
         hook: Hook | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.hook = hook
         self.graphs, self.operators = tuple(graphs), tuple(operators)
         self.device = next((t.device for t in weights.values()), torch.device("cpu"))
         self._first = {key: first_content(value, self.device) for key, value in states.items()}
         self.states = dict(self._first)
-        functions = {s: body_function(bodies[s], device=self.device) for s in {o.signature for o in operators}}
+        functions = {s: body_function(bodies[s], dtype, self.device) for s in {o.signature for o in operators}}
         self._plans = {
             graph.name: _Plan(graph, [o for o in operators if o.graph == graph.name], functions, weights) for graph in graphs
         }
@@ -152,10 +153,11 @@ class GraphExecutor:
         graphs: Sequence[Graph],
         weights: Mapping[str, torch.Tensor],
         states: Mapping[str, TensorSpec | torch.Tensor],
+        dtype: torch.dtype | None = None,
     ) -> GraphExecutor:
         """The model with each graph as one operator: what cutting must reproduce."""
         wholes = [_whole(graph) for graph in graphs]
-        return GraphExecutor(graphs, [o for o, _ in wholes], {o.signature: b for o, b in wholes}, weights, states)
+        return GraphExecutor(graphs, [o for o, _ in wholes], {o.signature: b for o, b in wholes}, weights, states, dtype=dtype)
 
     def reset(self) -> None:
         self.states = dict(self._first)

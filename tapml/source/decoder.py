@@ -12,6 +12,8 @@ sliding window keeps all positions too; its attention mask hides those outside o
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +93,32 @@ class StepLayer(StaticLayer):  # type: ignore[misc]
         return self.keys, self.values
 
 
+class _RowsByPosition:
+    """Stands for a mask [1, 1, positions, positions] that is read as `mask[:, :, first : last, :last]`, the rows being those of
+    the newest tokens: they are taken by position instead, since a cache of fixed length is not filled up to its end."""
+
+    def __init__(self, mask: torch.Tensor, positions: torch.Tensor) -> None:
+        self._mask, self._positions = mask, positions
+
+    def __getitem__(self, index: tuple[slice, ...]) -> torch.Tensor:
+        return self._mask[..., index[-1]].index_select(-2, self._positions)
+
+
+@contextmanager
+def masks_by_position(module: torch.nn.Module, positions: torch.Tensor) -> Iterator[None]:
+    """While it lasts, GPT-Neo's attention layers, which keep a mask of their own for their local window and take its last rows,
+    take the rows of `positions` [n]."""
+    patched = [m for m in module.modules() if type(m).__name__ == "GPTNeoSelfAttention"]
+    for layer in patched:
+        # In front of the buffer of that name, which stays where it is.
+        layer.__dict__["bias"] = _RowsByPosition(layer.get_buffer("bias"), positions)
+    try:
+        yield
+    finally:
+        for layer in patched:
+            del layer.__dict__["bias"]
+
+
 class DecoderStep(torch.nn.Module):  # type: ignore[misc]
     """See the module's docstring."""
 
@@ -122,5 +150,6 @@ class DecoderStep(torch.nn.Module):  # type: ignore[misc]
         if last is not None and self.keeps_logits:
             wanted["logits_to_keep"] = last
         model = getattr(self, MODEL)
-        logits: torch.Tensor = model(input_ids=input_ids, **wanted).logits
+        with masks_by_position(model, positions):
+            logits: torch.Tensor = model(input_ids=input_ids, **wanted).logits
         return logits if last is None or self.keeps_logits else logits.index_select(1, last)

@@ -1,0 +1,157 @@
+"""The module itself, run plainly: what the graphs that were exported from it must agree with.
+
+    own = Itself(model)                     in the dtype that it has
+    exact = wide_copy(model)                in float64; None where that cannot be had
+    exact.logits(tokens, rows)              one forward over a whole text, without a cache
+    exact.outputs(inputs)                   what a module that is no decoder returns, as named tensors
+
+In float64 two right ways to compute the same differ by far less than any mistake changes, whatever the source's own dtype is.
+Memory that PyTorch leaves undefined (`torch.empty` and its kin) reads as zero here, as it does in graphs.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tapml.source.export import flat_outputs
+from tapml.source.model import LoadedModel
+
+WIDE = torch.float64
+
+# What a copy in float64 may take of the memory that is free.
+_SHARE = 0.4
+
+_UNDEFINED = ("empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided")
+
+Seen = Callable[[str, torch.Tensor | None, torch.Tensor], None]
+
+
+class Itself:
+    """A module to be called as it is. With `dtype` every floating point dtype that its code names becomes that one."""
+
+    def __init__(self, module: Any, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        self.module = module
+        self.device = device
+        self.dtype = dtype
+
+    def logits(self, tokens: Sequence[int], rows: Sequence[int], seen: Seen | None = None, **more: Any) -> torch.Tensor:
+        """Logits [rows, vocabulary] after the tokens at these places of a text. `seen` is told each submodule's path, first input
+        and output, in the order in which they end. `more` goes to the module."""
+        wanted: dict[str, Any] = {"use_cache": False, "return_dict": True, **more}
+        places = torch.tensor(list(rows), device=self.device)
+        accepted = inspect.signature(self.module.forward).parameters
+        keeps = "logits_to_keep" in accepted
+        if keeps:
+            wanted["logits_to_keep"] = places
+        ids = torch.tensor([list(tokens)], device=self.device)
+        with self._plainly(seen):
+            found: torch.Tensor = self.module(input_ids=ids, **wanted).logits
+            return (found if keeps else found.index_select(1, places))[0].to("cpu", WIDE)
+
+    def outputs(self, inputs: Mapping[str, Any], seen: Seen | None = None) -> dict[str, torch.Tensor]:
+        """The tensors that the module returns, named. Its buffers are afterwards what they were."""
+
+        def placed(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            value = value.to(self.device).clone()
+            return value.to(self.dtype) if self.dtype is not None and value.is_floating_point() else value
+
+        given = pytree.tree_map(placed, dict(inputs))
+        before = {key: buffer.detach().clone() for key, buffer in self.module.named_buffers()}
+        try:
+            with self._plainly(seen):
+                return {key: value.detach().cpu().clone() for key, value in flat_outputs(self.module(**given)).items()}
+        finally:
+            with torch.no_grad():
+                for key, buffer in self.module.named_buffers():
+                    if key in before and buffer.shape == before[key].shape:
+                        buffer.copy_(before[key])
+
+    @contextmanager
+    def _plainly(self, seen: Seen | None) -> Iterator[None]:
+        default = torch.get_default_dtype()
+        handles = [] if seen is None else [
+            part.register_forward_hook(_hook(path, seen)) for path, part in self.module.named_modules()
+        ]
+        if self.dtype is not None:
+            torch.set_default_dtype(self.dtype)
+        try:
+            with torch.no_grad(), _Plain(self.dtype):
+                yield
+        finally:
+            torch.set_default_dtype(default)
+            for handle in handles:
+                handle.remove()
+
+
+def wide_copy(model: LoadedModel) -> Itself | None:
+    """The module in float64; None where there is no room for it, or it cannot be copied."""
+    tensors = [*model.module.parameters(), *model.module.buffers()]
+    if 8 * sum(t.numel() for t in tensors) > _SHARE * _free_bytes():
+        return None
+    try:
+        return Itself(copy.deepcopy(model.module).to(WIDE), model.device, WIDE)
+    except Exception:
+        # A module's own code decides how it is copied, and can raise anything.
+        return None
+
+
+def _free_bytes() -> float:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 4.0 * 2**30
+
+
+def _hook(path: str, seen: Seen) -> Callable[[Any, Any, Any], None]:
+    def hook(_: Any, inputs: Any, output: Any) -> None:
+        made = next((leaf for leaf in pytree.tree_leaves(_plain_tree(output)) if isinstance(leaf, torch.Tensor)), None)
+        given = next((leaf for leaf in inputs if isinstance(leaf, torch.Tensor)), None)
+        if made is not None:
+            seen(path, None if given is None else given.detach().clone(), made.detach().clone())
+
+    return hook
+
+
+def _plain_tree(output: Any) -> Any:
+    return dict(output) if isinstance(output, Mapping) else output
+
+
+class _Plain(TorchDispatchMode):  # type: ignore[misc]
+    """Undefined memory reads as zero, and dtypes are widened."""
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        args, kwargs = pytree.tree_map(self._widened, (args, kwargs or {})) if self.dtype is not None else (args, kwargs or {})
+        if name in ("resize_", "resize"):
+            return _resized(func, args, kwargs)
+        result = func(*args, **kwargs)
+        if name in _UNDEFINED:
+            result.zero_()
+        return result
+
+    def _widened(self, value: Any) -> Any:
+        return self.dtype if isinstance(value, torch.dtype) and value.is_floating_point else value
+
+
+def _resized(func: Any, args: Any, kwargs: Any) -> Any:
+    before = args[0].numel()
+    result = func(*args, **kwargs)
+    if result.numel() > before:
+        result.as_strided((result.numel(),), (1,))[before:].zero_()
+    return result
