@@ -108,7 +108,7 @@ class _Decoder:
         for k, text in enumerate(texts):
             near = self._quick(text)
             if near is None or (half and k == last):
-                near, dtype = self._settle(text), "float64"
+                near, dtype = self._settle(text)
             worst = max(worst, near)
         return Compared(len(texts), max(len(text.tokens) for text in texts), worst, dtype)
 
@@ -142,8 +142,8 @@ class _Decoder:
                 return None
         return far if far <= limit else None
 
-    def _settle(self, text: _Text) -> float:
-        """How far they are apart in float64 (in the source's dtype where there is no room for that). Raises ModelError."""
+    def _settle(self, text: _Text) -> tuple[float, str]:
+        """How far they are apart in float64, or in the source's dtype where that cannot be had; and which. Raises ModelError."""
         every = len(text.tokens)
         rows = text.rows(self.shape, every)
         graph = self._graph_logits(self.graphs, text, every)
@@ -164,10 +164,9 @@ class _Decoder:
         else:
             limit = LIMIT
         far = _farthest(got, wanted)
-        if far <= limit:
-            return far
-        if exact is not None and self._only_constants(text, rows, far, graph, got):
-            return far
+        dtype = self.model.dtype if exact is None else "float64"
+        if far <= limit or (exact is not None and self._only_constants(text, rows, far, graph, got)):
+            return far, dtype
         raise self._refusal(text, rows, got, wanted, limit, exact)
 
     def _only_constants(

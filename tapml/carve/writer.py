@@ -31,6 +31,7 @@ from tapml.carve import layout
 from tapml.carve.arrays import pack
 from tapml.errors import RunError
 from tapml.tensors import HostArray
+from tapml.verdicts import finite
 from tapml.whole_file import why_not
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "a file may not be that large"}
@@ -124,10 +125,10 @@ class RunWriter:
         self._lock.close()
 
     def lines(self, name: str, records: Iterable[Any]) -> None:
-        """Writes a table: one JSON value a line."""
+        """Writes a table: one JSON value a line, infinities and NaN as `tapml.verdicts.finite` has them."""
         with clear_disk_errors(self.path), (self.partial / name).open("w", encoding="utf-8") as file:
             for record in records:
-                file.write(json.dumps(record, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n")
+                file.write(json.dumps(finite(record), separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n")
 
     def arrays(self, name: str, arrays: dict[str, HostArray]) -> int:
         """Writes a safetensors file and says how many bytes it has."""

@@ -172,6 +172,9 @@ class _Reader:
             self.values[fx.name] = self.values[fx.args[0].name]
             return
         self._refuse_random(fx, word)
+        if word == "resize":
+            self._read_resize(fx)
+            return
         specs = tuple(self._spec(fx, v) for v in val) if isinstance(val, list | tuple) else (self._spec(fx, val),)
         if isinstance(val, list | tuple) and len(val) == 1:
             self._read_single(fx, word, specs[0])
@@ -190,6 +193,28 @@ class _Reader:
             self.values[fx.name] = self.values[fx.args[0].name]
         else:
             raise ModelError(_message(fx, "returns a list of one tensor"))
+
+    def _read_resize(self, fx: Any) -> None:
+        """A tensor in another size: its first elements, and zeros where PyTorch leaves the new ones undefined."""
+        before, after = fx.args[0].meta["val"], self._spec(fx, fx.meta["val"])
+        if not before.is_contiguous():
+            raise ModelError(_message(fx, "resizes a tensor that is not contiguous. Call contiguous() first"))
+        count, wanted = before.numel(), after.elements
+
+        def part(number: int, target: str, args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> dict[str, str]:
+            name = f"{fx.name}_part{number}"
+            specs = (TensorSpec((size,), after.dtype),)
+            self.nodes.append(Node(name, target, args, kwargs, specs, self._module(fx), _line(fx)))
+            return {"ref": name}
+
+        value = part(0, "aten.view.default", ({"ref": self.values[fx.args[0].name]}, [count]), {}, count)
+        if wanted < count:
+            value = part(1, "aten.slice.Tensor", (value, 0, 0, wanted), {}, wanted)
+        elif wanted > count:
+            dtype = {"dtype": {"dtype": after.dtype}}
+            zeros = part(1, "aten.full.default", ([wanted - count], 0), dtype, wanted - count)
+            value = part(2, "aten.cat.default", ([value, zeros],), {}, wanted)
+        self._append(fx, "aten.view.default", (value, list(after.shape)), {}, (after,))
 
     def _read_getitem(self, fx: Any) -> None:
         whole, index = fx.args

@@ -24,6 +24,9 @@ _PARTS = {"split": 2, "split_with_sizes": 2, "chunk": 2, "tensor_split": 2, "unb
 _FILLED: dict[str, tuple[int | None, int]] = {
     "zeros": (None, 0), "ones": (None, 1), "zeros_like": (None, 0), "ones_like": (None, 1), "full_like": (1, 0),
     "new_zeros": (None, 0), "new_ones": (None, 1), "new_full": (2, 0),
+    # Memory that PyTorch leaves undefined: zeros, so that two runs see the same.
+    "empty": (None, 0), "empty_like": (None, 0), "empty_strided": (None, 0), "empty_permuted": (None, 0), "new_empty": (None, 0),
+    "new_empty_strided": (None, 0),
 }
 _PYTHON_NAMES = {
     "aten.__and__.Tensor": "aten.bitwise_and.Tensor", "aten.__or__.Tensor": "aten.bitwise_or.Tensor",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -100,7 +101,11 @@ def wide_copy(model: LoadedModel) -> Itself | None:
     if 8 * sum(t.numel() for t in tensors) > _SHARE * _free_bytes():
         return None
     try:
-        return Itself(copy.deepcopy(model.module).to(WIDE), model.device, WIDE)
+        module: Any = copy.deepcopy(model.module).to(WIDE)
+        if isinstance(module, transformers.PreTrainedModel) and module._can_set_experts_implementation():
+            # The default way of running experts has no float64.
+            module.set_experts_implementation("batched_mm")
+        return Itself(module, model.device, WIDE)
     except Exception:
         # A module's own code decides how it is copied, and can raise anything.
         return None

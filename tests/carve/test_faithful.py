@@ -148,6 +148,28 @@ def test_a_constant_rounded_to_half_precision_is_no_fault(dtype: str) -> None:
     assert found.dtype == "float64"
 
 
+def test_experts_are_compared_in_float64_too() -> None:
+    model = load(models.causal_lm("mixtral"), dtype="bfloat16")
+    exported = export(model, chunk=8, max_len=16)
+    found = faithful.compare_decoder(model, exported, [[5, 9, 70, 33]], [[]])
+    assert found.dtype == "float64" and found.error < 1e-10
+
+
+def test_latent_attention_reads_no_undefined_memory() -> None:
+    """DeepSeek-V3's cache is made of a part of each head, and torch makes room for the rest that nothing writes."""
+    torch.manual_seed(0)
+    config = transformers.DeepseekV3Config(
+        vocab_size=128, hidden_size=64, intermediate_size=96, moe_intermediate_size=32, num_hidden_layers=2, n_group=2,
+        num_attention_heads=4, num_key_value_heads=4, n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2, topk_group=1,
+        kv_lora_rank=16, q_lora_rank=24, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16, first_k_dense_replace=1,
+        max_position_embeddings=128,
+    )  # fmt: skip
+    model = load(transformers.DeepseekV3ForCausalLM(config).eval())
+    exported = export(model, chunk=8, max_len=16)
+    assert not [node for graph in exported.graphs for node in graph.nodes if "empty" in node.target]
+    assert faithful.compare_decoder(model, exported, [[5, 9, 70, 33]], [[]]).error < 1e-4
+
+
 def test_the_module_is_afterwards_what_it_was(tmp_path: Path) -> None:
     module = models.causal_lm("llama")
     before = {key: value.clone() for key, value in module.state_dict().items()}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tapml.errors import ModelError
+from tapml.operators.execute import run_graph
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.graph import Graph
 from tapml.operators.patterns import word_of
@@ -166,3 +167,52 @@ def test_what_cannot_be_moved_is_refused_with_its_line(module: torch.nn.Module, 
     with pytest.raises(ModelError, match=says) as error:
         graph_from_exported("forward", exported, module, ("x",), ("output",))
     assert "test_from_fx.py:" in str(error.value)
+
+
+def _grown(x: torch.Tensor) -> torch.Tensor:
+    return x.clone().resize_(3, 4) + 1
+
+
+def _partly_written(x: torch.Tensor) -> torch.Tensor:
+    made = torch.empty_strided((3, 4), (1, 3))
+    made[0] = x[0]
+    return made
+
+
+UNDEFINED = {
+    "empty": lambda x: torch.cat([x, torch.empty(2, 4)]),
+    "empty_bool": lambda x: torch.where(torch.empty(4, dtype=torch.bool), x, 2 * x),
+    "empty_like": lambda x: x + torch.empty_like(x),
+    "empty_strided": _partly_written,
+    "empty_permuted": lambda x: x + torch.empty_permuted((2, 4), (1, 0)),
+    "new_empty": lambda x: torch.cat([x, x.new_empty((2, 4))]),
+    "new_empty_strided": lambda x: x + x.new_empty_strided((2, 4), (1, 2)),
+    "resize": _grown,
+    "resize_smaller": lambda x: (x + 1).resize_(5) * 2,
+}
+
+
+class Undefined(torch.nn.Module):
+    """Reads memory that nobody has written."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return UNDEFINED[self.kind](x)
+
+
+@pytest.mark.parametrize("kind", UNDEFINED)
+def test_undefined_memory_is_zeros(kind: str) -> None:
+    found = program(Undefined(kind), {"x": torch.arange(8.0).reshape(2, 4)})
+    assert not [word for word in words(found.graph) if "empty" in word or word == "resize"]
+    x = torch.arange(8.0).reshape(2, 4)
+    wanted = {
+        "empty": torch.cat([x, torch.zeros(2, 4)]), "empty_bool": 2 * x, "new_empty": torch.cat([x, torch.zeros(2, 4)]),
+        "empty_strided": torch.cat([x[:1], torch.zeros(2, 4)]), "resize": torch.cat([x, torch.zeros(1, 4)]) + 1,
+        "resize_smaller": 2 * (torch.arange(5.0) + 1),
+    }.get(kind, x)  # fmt: skip
+    outputs, _ = run_graph(found.graph, found.weights, {}, {"x": x})
+    (got,) = outputs.values()
+    assert torch.equal(got, wanted)
