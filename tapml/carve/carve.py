@@ -8,6 +8,7 @@ and why: docs/carving.md.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tapml.carve import faithful, layout, oracle
+from tapml.carve import cautions, faithful, layout, oracle
 from tapml.carve.arrays import unpack
 from tapml.carve.case import Case
 from tapml.carve.folder import Prompt, State, reference_arrays
@@ -51,7 +52,8 @@ class CarveResult:
     """What a carve did. `bytes` is what the run's recorded tensors take, `naive_bytes` what the activations of all calls (weights
     not counted) would have; `seconds` is all of it, `stages` each part, `recording_seconds` the recorded run alone and
     `source_seconds` the same calls without recording (see `tapml.carve.record`). `positions`: see `tapml.carve.late`; None
-    for a module that is no decoder. `compared`: the graphs against the module itself, see `tapml.carve.faithful`."""
+    for a module that is no decoder. `compared`: the graphs against the module itself, see `tapml.carve.faithful`. `warnings`: what
+    its owner should know, a line each. `weights`: how the model's file holds them where that is not `dtype` ("Q4_1"), else ""."""
 
     run: str
     model: str
@@ -72,6 +74,8 @@ class CarveResult:
     stages: dict[str, float]
     prompts: list[dict[str, Any]]
     compared: dict[str, Any]
+    warnings: list[str]
+    weights: str
     positions: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -105,11 +109,15 @@ def carve(
             operators, bodies = _cut(job.exported.graphs)
         states = {**job.exported.states, **job.exported.initial}
         selection = Selection(operators, bodies, cases, run.arrays, run.remove)
-        executor = GraphExecutor(job.exported.graphs, operators, bodies, job.exported.tensors, states)
+        executor = cautions.WatchedExecutor(job.exported.graphs, operators, bodies, job.exported.tensors, states)
         with clock.stage("record"):
             recording = job.record(executor, selection, decode_steps, clock.progress)
         with clock.stage("compare"):
             compared = job.compare(model, recording)
+            warnings = [
+                *model.notes, *cautions.weight_cautions(model, job.exported), *cautions.nothing_to_move(operators),
+                *cautions.answer_cautions(executor, job.exported.graphs, operators, bodies, model.dtype),
+            ]
         with clock.stage("oracle"):
             kept = _judge(run, selection, operators, bodies, job.exported, clock.progress)
             calls = job.followed(recording)
@@ -132,7 +140,7 @@ def carve(
             if tokenizer is not None:
                 run.text(layout.TOKENIZER, tokenizer.to_str())
             write_suite(run, operators, bodies, kept, model.name, sorted({str(w.file.path) for w in table.entries.values()}))
-        result = _result(model, run, job, operators, bodies, selection, kept, recording, compared, clock)
+        result = _result(model, run, job, operators, bodies, selection, kept, recording, compared, warnings, clock)
         run.finish(_manifest(model, job.exported, selection, result))
     return result
 
@@ -226,12 +234,7 @@ def _prepare(
         longest = max(len(p.tokens) for p in prompts)
         if longest == 0:
             raise PromptError("The prompt has no tokens. Give at least one word with --prompt.")
-        positions = _round_up(longest + decode_steps, chunk) if max_len is None else _round_up(max_len, chunk)
-        if longest > positions:
-            raise PromptError(
-                f"A prompt has {longest} tokens; the key-value cache holds {positions}. Carve with "
-                f"--max-len {_round_up(longest + decode_steps, chunk)} or more, or shorten the prompt."
-            )
+        positions = _positions(model, longest, decode_steps, max_len, chunk)
         with clock.stage("export"):
             return _DecoderJob(export(model, chunk=chunk, max_len=positions), prompts, attention_windows(model.module))
     if not texts:
@@ -243,6 +246,32 @@ def _prepare(
         exported = export(replace(model, example_inputs=inputs[0]))
     keys = exported.graphs[0].inputs
     return _ModuleJob(exported, [{p.key: host_from_tensor(example[p.key]) for p in keys} for example in inputs], texts)
+
+
+def _positions(model: LoadedModel, longest: int, decode_steps: int, max_len: int | None, chunk: int) -> int:
+    """How many positions the cache gets. Raises PromptError for a prompt that does not fit it, or the model; UsageError for one
+    that leaves no room for the tokens that were asked for."""
+    positions = _round_up(longest + decode_steps, chunk) if max_len is None else _round_up(max_len, chunk)
+    limit = source_prompts.positions(model.module)
+    most = positions if limit is None else limit // chunk * chunk
+    if limit is not None and longest > most:
+        if longest <= limit:
+            raise PromptError(
+                f"A prompt has {longest} tokens; of the {limit} positions that {model.name} knows, {most} are whole chunks of "
+                f"{chunk} tokens. Carve with a smaller --chunk, such as {math.gcd(limit, 16)}, or shorten the prompt."
+            )
+        raise PromptError(
+            f"A prompt has {longest} tokens; {model.name} knows {limit} positions, and no --max-len changes that. Shorten the "
+            f"prompt to fewer than {limit} tokens."
+        )
+    if longest > positions:
+        needed = min(_round_up(longest + decode_steps, chunk), most if limit is not None else 1 << 62)
+        raise PromptError(
+            f"A prompt has {longest} tokens; the key-value cache holds {positions}. Carve with --max-len {needed} or more, or "
+            "shorten the prompt."
+        )
+    # Fewer tokens than asked for are generated where the model's positions end.
+    return min(positions, most) if max_len is None else positions
 
 
 def _round_up(count: int, multiple: int) -> int:
@@ -332,6 +361,7 @@ def _result(
     cases: Sequence[Case],
     recording: Recording,
     compared: faithful.Compared,
+    warnings: list[str],
     clock: _Clock,
 ) -> CarveResult:
     tallies = selection.tallies.values()
@@ -355,6 +385,8 @@ def _result(
         stages=clock.stages,
         prompts=[{k: v for k, v in line.items() if k != "file"} for line in job.prompt_lines(run, recording)],
         compared=compared.to_json(),
+        warnings=warnings,
+        weights=model.weights,
         positions=job.positions(recording),
     )
 
@@ -365,6 +397,7 @@ def _manifest(model: LoadedModel, exported: Exported, selection: Selection, resu
         "model": {"name": model.name, "spec": model.spec, "digest": model.digest},
         "kind": result.kind,
         "dtype": model.dtype,
+        "weights": model.weights,
         "decoder": None if exported.decoder is None else exported.decoder.to_json(),
         "result": {k: v for k, v in result.to_json().items() if k != "prompts"},
         "signatures": counts,

@@ -53,7 +53,8 @@ INTEGERS = 0.01
 
 @dataclass(frozen=True)
 class Compared:
-    """`texts` (or examples) were compared, up to `positions` tokens long; the farthest were `error` apart, in `dtype`."""
+    """`texts` (or examples) were compared, up to `positions` tokens long; the farthest were `error` apart, in `dtype`: float64
+    if that was needed for any of them."""
 
     texts: int
     positions: int
@@ -90,7 +91,7 @@ def compare_decoder(
 class _Decoder:
     def __init__(self, model: LoadedModel, exported: Exported, shape: DecoderShape) -> None:
         self.model, self.exported, self.shape = model, exported, shape
-        self.own = Itself(model.module, model.device)
+        self.own = Itself(model)
         self.states = {**exported.states, **exported.initial}
         self.graphs = GraphExecutor.uncut(exported.graphs, exported.tensors, self.states)
 
@@ -104,13 +105,14 @@ class _Decoder:
         texts = [*prompts, *([] if beyond is None else [beyond])]
         half = self.model.dtype != "float32"
         last = max(range(len(texts)), key=lambda k: len(texts[k].tokens))
-        worst, dtype = 0.0, self.model.dtype
+        found: dict[str, float] = {}
         for k, text in enumerate(texts):
-            near = self._quick(text)
+            near, dtype = self._quick(text), self.model.dtype
             if near is None or (half and k == last):
                 near, dtype = self._settle(text)
-            worst = max(worst, near)
-        return Compared(len(texts), max(len(text.tokens) for text in texts), worst, dtype)
+            found[dtype] = max(found.get(dtype, 0.0), near)
+        decided = "float64" if "float64" in found else self.model.dtype
+        return Compared(len(texts), max(len(text.tokens) for text in texts), found[decided], decided)
 
     def _long_text(self, longest: int) -> _Text | None:
         """A text beyond one chunk and beyond a sliding window, as far as the cache allows; None where the prompts are."""
@@ -255,7 +257,7 @@ def compare_module(model: LoadedModel, exported: Exported, examples: Sequence[Ma
     """`examples` are inputs by the keys of the graph's inputs. Raises ModelError where the graph is not the module."""
     (graph,) = exported.graphs
     states = {**exported.states, **exported.initial}
-    own = Itself(model.module, model.device)
+    own = Itself(model)
     graphs = GraphExecutor.uncut(exported.graphs, exported.tensors, states)
     limit = QUICK[model.dtype] * EPSILON[model.dtype]
     worst, dtype = 0.0, model.dtype
@@ -298,7 +300,7 @@ def _settle_module(
             # The module's code may insist on its own dtype, in its own way.
             module = None
     if module is None:
-        module, limit, allowed, dtype = Itself(model.module, model.device), LOOSE[model.dtype], INTEGERS, model.dtype
+        module, limit, allowed, dtype = Itself(model), LOOSE[model.dtype], INTEGERS, model.dtype
     far = _outputs_apart(got, wanted, allowed)
     if far <= limit:
         return far, dtype

@@ -83,14 +83,21 @@ def view(made: Run, out: str) -> tuple[RenderableType, ...]:
         beyond = ", ".join(map(str, positions["late_steps"]))
         words = positions_words(positions).removeprefix("positions ")
         rows.insert(2, ("positions", f"{words}; the prompts reach {positions['prompts']}, then decode steps at {beyond}"))
+    if not found["operators"]:
+        rows = [rows[0], rows[-1]]
     for prompt in made.folder.prompts[:PROMPTS_SHOWN]:
         text = excerpt(prompt.text, len(prompt.tokens)) or f"({plural(len(prompt.tokens), 'token id')})"
         rows += [("prompt", text), ("answer", answer(made, prompt.generated))]
     more = len(made.folder.prompts) - PROMPTS_SHOWN
     if more > 0:
         rows.append(("", f"… and {more} more"))
-    title = Text.assemble((found["model"], "bold"), (f" · {found['dtype']} · {found['kind']} · {out}", "dim"))
-    return (title, facts(rows), "", command(quoted(["tapml", "migrate", out, "--target", "opencl"])))
+    held = found.get("weights", "")
+    numbers = f"{held} weights, computed in {found['dtype']}" if held else found["dtype"]
+    title = Text.assemble((found["model"], "bold"), (f" · {numbers} · {found['kind']} · {out}", "dim"))
+    warnings = [Text(line, style="yellow") for line in found.get("warnings", ())]
+    if not found["operators"]:
+        return (title, facts(rows), *warnings)
+    return (title, facts(rows), *warnings, "", command(quoted(["tapml", "migrate", out, "--target", "opencl"])))
 
 
 def resume_hint(args: argparse.Namespace) -> str:

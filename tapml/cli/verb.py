@@ -73,6 +73,10 @@ def prompts_of(prompts: list[str], file: str | None) -> list[str]:
     for text in prompts:
         if not text.strip():
             raise PromptError('--prompt is empty. Give it at least one word, as in --prompt "What is the capital of France?"')
+        if any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
+            # How Python hands on bytes of an argument that are not of the terminal's encoding.
+            shown = text.encode("utf-8", "surrogateescape" if _escaped(text) else "replace").decode("utf-8", "replace")
+            raise PromptError(f"--prompt {shown[:40]!r} is not UTF-8 text. Type it again, or put it in a UTF-8 --prompt-file.")
     if file is None:
         return prompts
     try:
@@ -99,6 +103,10 @@ def check_file(flag: str, destination: str | None) -> None:
     refused = "" if path.exists() and not path.is_file() else why_not(path.resolve().parent)
     if refused:
         raise UsageError(f"{flag} {destination} cannot be written: {refused} in {path.resolve().parent}. Give another place.")
+
+
+def _escaped(text: str) -> bool:
+    return all(0xDC80 <= ord(letter) <= 0xDCFF for letter in text if 0xD800 <= ord(letter) <= 0xDFFF)
 
 
 def device_words(device: str) -> list[str]:

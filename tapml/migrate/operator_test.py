@@ -124,6 +124,8 @@ class OperatorTester:
         found = [o for o in self.model.operators if fnmatch.fnmatchcase(o.name, glob)]
         if not found:
             parts = {_last_part(name) for name in self.model.named}
+            if not self.model.operators:
+                return []
             example = self.model.operators[0].name
             raise UsageError(
                 f"No operator matches {glob!r}. Names are such as {example}; give the whole, or a pattern such as '*q_proj'. "

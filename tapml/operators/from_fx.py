@@ -141,6 +141,7 @@ class _Reader:
         self.values[fx.name] = known.name
 
     def _constant(self, fx: Any, tensor: torch.Tensor) -> None:
+        self._spec(fx, tensor)
         data = tensor.detach().cpu().contiguous()
         text = f"{data.dtype}{tuple(data.shape)}".encode() + data.reshape(-1).view(torch.uint8).numpy().tobytes()
         key = "constant." + hashlib.blake2b(text, digest_size=8).hexdigest()
@@ -269,6 +270,9 @@ class _Reader:
             return TensorSpec((0,), "uint8")  # an optional result that the call does not give
         if not isinstance(value, torch.Tensor):
             raise ModelError(_message(fx, f"gives a {type(value).__name__}, not a tensor"))
+        if value.layout != torch.strided:
+            dense = f"is a sparse tensor ({value.layout}), which TapML does not carry. Make it dense with to_dense()"
+            raise ModelError(_message(fx, dense))
         if any(not isinstance(n, int) for n in value.shape):
             raise ModelError(_message(fx, f"has a shape that depends on the data or the input: {tuple(value.shape)}"))
         dtype = str(value.dtype).removeprefix("torch.")
@@ -288,6 +292,8 @@ class _Reader:
         raise ModelError(_message(fx, "draws random numbers, so no two runs agree. Take it out of what is carved"))
 
     def _strip(self, path: str) -> str:
+        # torch.compile keeps the module that it wraps under this name.
+        path = path.replace("._orig_mod", "")
         return path.removeprefix(self.prefix) if self.prefix else path
 
     def _module(self, fx: Any) -> str:
@@ -315,7 +321,8 @@ def _first_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     first: dict[tuple[Any, ...], str] = {}
     names: dict[str, str] = {}
     for name, tensor in tensors.items():
-        real = tensor.device.type != "meta" and type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.numel()
+        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+        real = plain and tensor.device.type != "meta" and tensor.numel()
         place = tensor.data_ptr() if real else 0
         identity = (place, tensor.dtype, tuple(tensor.shape), tensor.stride()) if place else (name,)
         names[name] = first.setdefault(identity, name)

@@ -8,7 +8,7 @@ Reading a traced program into a `Graph` is `tapml.operators.from_fx`'s; the step
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +21,11 @@ from tapml.errors import ModelError, UsageError
 from tapml.generation import DecoderShape
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.graph import Graph
+from tapml.source.checked import eagerly
 from tapml.source.decoder import MODEL, CacheShape, DecoderStep, cache_shapes
 from tapml.source.messages import first_line
-from tapml.source.model import LoadedModel
+from tapml.source.model import LoadedModel, called
+from tapml.source.prompts import positions
 from tapml.source.trace import trace
 from tapml.tensors import TensorSpec
 
@@ -50,17 +52,22 @@ def export(model: LoadedModel, *, chunk: int = 64, max_len: int = 256) -> Export
         return _with_attention(model, lambda: _export_module(model))
     if chunk < 1 or max_len < chunk or max_len % chunk:
         raise UsageError(f"The cache length must be a multiple of the prefill chunk; given were {max_len} and {chunk}.")
-    limit = getattr(model.module.config, "max_position_embeddings", None)
-    if isinstance(limit, int) and max_len > limit:
+    limit = positions(model.module)
+    if limit is not None and max_len > limit:
         fits = limit // chunk * chunk
-        raise UsageError(f"{model.name} knows {limit} positions: no cache of {max_len}. Carve with --max-len {fits} or less.")
+        advice = f"Carve with --max-len {fits} or less" if fits else f"Carve with --chunk {limit} or less"
+        raise UsageError(f"{model.name} knows {limit} positions: no cache of {max_len}. {advice}.")
     return _with_attention(model, lambda: _export_decoder(model, chunk, max_len))
 
 
 def _with_attention(model: LoadedModel, attempt: Callable[[], Exported]) -> Exported:
     """The attempt with the attention that the model came with, and if that does not export with the eager one. What is
     set in a transformers model is set back afterwards."""
-    module: Any = model.module
+    with eagerly(model.module):
+        return _attempted(model.module, attempt)
+
+
+def _attempted(module: Any, attempt: Callable[[], Exported]) -> Exported:
     if not isinstance(module, transformers.PreTrainedModel):
         return attempt()
     attention, experts = module.config._attn_implementation, module.config._experts_implementation
@@ -113,12 +120,13 @@ def _states(shapes: tuple[CacheShape, ...], max_len: int) -> dict[str, TensorSpe
 class _Flat(torch.nn.Module):  # type: ignore[misc]
     """A module whose output is a dict of named tensors, whatever structure it has by itself."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, positional: Sequence[str]) -> None:
         super().__init__()
         self.add_module(MODEL, module)
+        self.positional = tuple(positional)
 
     def forward(self, **inputs: Any) -> dict[str, torch.Tensor]:
-        return flat_outputs(getattr(self, MODEL)(**inputs))
+        return flat_outputs(called(getattr(self, MODEL), inputs, self.positional))
 
 
 def flat_outputs(result: Any) -> dict[str, torch.Tensor]:
@@ -144,7 +152,7 @@ def _path_name(path: tuple[Any, ...]) -> str:
 def _export_module(model: LoadedModel) -> Exported:
     if not model.example_inputs:
         raise ModelError(f"{model.name} needs example inputs to be exported. Give example_inputs=…, or FILE.py:FUNCTION.")
-    wrapper = _Flat(model.module).eval()
+    wrapper = _Flat(model.module, model.positional).eval()
     inputs = dict(model.example_inputs)
     examples = _named(inputs)
     before = {key: buffer.detach().clone() for key, buffer in model.module.named_buffers()}

@@ -23,8 +23,9 @@ import transformers
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tapml.source.checked import eagerly
 from tapml.source.export import flat_outputs
-from tapml.source.model import LoadedModel
+from tapml.source.model import LoadedModel, called
 
 WIDE = torch.float64
 
@@ -39,9 +40,10 @@ Seen = Callable[[str, torch.Tensor | None, torch.Tensor], None]
 class Itself:
     """A module to be called as it is. With `dtype` every floating point dtype that its code names becomes that one."""
 
-    def __init__(self, module: Any, device: torch.device, dtype: torch.dtype | None = None) -> None:
-        self.module = module
-        self.device = device
+    def __init__(self, model: LoadedModel, module: Any = None, dtype: torch.dtype | None = None) -> None:
+        self.module = model.module if module is None else module
+        self.device = model.device
+        self.positional = model.positional
         self.dtype = dtype
 
     def logits(self, tokens: Sequence[int], rows: Sequence[int], seen: Seen | None = None, **more: Any) -> torch.Tensor:
@@ -71,7 +73,8 @@ class Itself:
         before = {key: buffer.detach().clone() for key, buffer in self.module.named_buffers()}
         try:
             with self._plainly(seen):
-                return {key: value.detach().cpu().clone() for key, value in flat_outputs(self.module(**given)).items()}
+                result = called(self.module, given, self.positional)
+                return {key: value.detach().cpu().clone() for key, value in flat_outputs(result).items()}
         finally:
             with torch.no_grad():
                 for key, buffer in self.module.named_buffers():
@@ -87,7 +90,7 @@ class Itself:
         if self.dtype is not None:
             torch.set_default_dtype(self.dtype)
         try:
-            with torch.no_grad(), _Plain(self.dtype):
+            with torch.no_grad(), eagerly(self.module), _Plain(self.dtype):
                 yield
         finally:
             torch.set_default_dtype(default)
@@ -105,7 +108,7 @@ def wide_copy(model: LoadedModel) -> Itself | None:
         if isinstance(module, transformers.PreTrainedModel) and module._can_set_experts_implementation():
             # The default way of running experts has no float64.
             module.set_experts_implementation("batched_mm")
-        return Itself(module, model.device, WIDE)
+        return Itself(model, module, WIDE)
     except Exception:
         # A module's own code decides how it is copied, and can raise anything.
         return None

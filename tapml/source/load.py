@@ -24,7 +24,9 @@ from typing import Any
 import torch
 
 from tapml.errors import ModelError, nearest
+from tapml.source.checked import evaluated, plain_module
 from tapml.source.from_gguf import converted
+from tapml.source.gguf_types import weight_type
 from tapml.source.messages import first_line
 from tapml.source.model import DTYPES, Kind, LoadedModel, is_causal_lm, stop_tokens
 from tapml.source.prompts import default_inputs
@@ -34,6 +36,8 @@ from tapml.source.safetensors_file import read_header
 __all__ = ["LoadedModel", "load"]
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+# What GGUF calls weights that are as they are computed with.
+_AS_COMPUTED = {"float32": ("f32",), "float16": ("f16",), "bfloat16": ("bf16",)}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -51,23 +55,30 @@ def load(
         raise ModelError(f"dtype {dtype!r} is not supported. {nearest(dtype, DTYPES)}")
     _check_device(device)
     with _quiet():
+        notes: list[str] = []
         if isinstance(spec, torch.nn.Module):
-            model = _from_module(spec, type(spec).__name__, type(spec).__name__, (), dtype)
+            plain, notes = plain_module(spec)
+            model = _from_module(plain, type(plain).__name__, type(plain).__name__, example_inputs or (), dtype)
         elif re.search(r"\.py:\w+$", str(spec)):
             module, own = call_function(str(spec))
-            model = _from_module(module, _file_and_function(str(spec)), str(spec), own, dtype)
+            module, notes = plain_module(module)
+            inputs = own if example_inputs is None else example_inputs
+            model = _from_module(module, _file_and_function(str(spec)), str(spec), inputs, dtype)
         else:
             model = _from_files(str(spec), dtype)
-    model.module.to(device).eval()
+    model.module.to(device)
+    notes += evaluated(model.module)
     if tokenizer is not None:
         model = replace(model, tokenizer=tokenizer)
     if example_inputs is not None:
-        model = replace(model, example_inputs=_bind(model.module, example_inputs))
+        bound, positional = _bind(model.module, example_inputs)
+        model = replace(model, example_inputs=bound, positional=positional)
     elif not model.example_inputs and model.kind == "module":
         model = replace(model, example_inputs=default_inputs(model))
     if dtype is None and model.dtype == "float32":
         model = replace(model, dtype=_integers_only(model) or model.dtype)
-    return replace(model, example_inputs=_placed(model.example_inputs, model))
+    placed, cast = _placed(model.example_inputs, model)
+    return replace(model, example_inputs=placed, notes=tuple(notes + cast))
 
 
 def _file_and_function(spec: str) -> str:
@@ -81,15 +92,18 @@ def _from_module(module: torch.nn.Module, name: str, spec: str, inputs: Any, dty
         module = module.to(getattr(torch, dtype))
     kind: Kind = "causal_lm" if is_causal_lm(module) else "module"
     stop = stop_tokens(module) if kind == "causal_lm" else ()
+    bound, positional = _bind(module, inputs)
     return LoadedModel(
-        module, kind, name, spec, dtype or _dtype_of(module), example_inputs=_bind(module, inputs), stop=stop,
+        module, kind, name, spec, dtype or _dtype_of(module, bound), example_inputs=bound, stop=stop, positional=positional,
     )
 
 
 def _from_files(spec: str, dtype: str | None) -> LoadedModel:
     path = Path(spec).expanduser()
     if path.is_file() and path.suffix == ".gguf":
-        return _from_folder(converted(path, dtype or "float32"), path.stem, spec, dtype or "float32")
+        model = _from_folder(converted(path, dtype or "float32"), path.stem, spec, dtype or "float32")
+        held = weight_type(path)
+        return replace(model, weights="" if held.lower() in _AS_COMPUTED[model.dtype] else held)
     if path.is_dir():
         return _from_folder(path, path.resolve().name, spec, dtype)
     if path.exists():
@@ -196,43 +210,67 @@ def _tokenizer(folder: Path) -> Any | None:
         raise ModelError(f"The tokenizer in {folder} cannot be loaded: {first_line(error)}.") from error
 
 
-def _bind(module: torch.nn.Module, inputs: Any) -> dict[str, Any]:
-    """Example inputs as keyword arguments of `forward`."""
+def _bind(module: torch.nn.Module, inputs: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Example inputs by the names of `forward`'s arguments, and the names of those that go in by position: all up to the last
+    that has no other way. What `*args` takes is named by its place, "args_0"."""
     if isinstance(inputs, Mapping):
-        return dict(inputs)
+        return dict(inputs), ()
     if not isinstance(inputs, tuple | list):
         inputs = (inputs,)
     parameters = inspect.signature(module.forward).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if len(inputs) > len(names) or any(p.kind == p.POSITIONAL_ONLY for p in parameters):
+    nameless = sum(p.kind == p.POSITIONAL_ONLY for p in parameters)
+    star = next((p.name for p in parameters if p.kind == p.VAR_POSITIONAL), None)
+    if star is not None and len(inputs) > len(names):
+        names += [f"{star}_{k}" for k in range(len(inputs) - len(names))]
+        nameless = len(names)
+    if len(inputs) > len(names):
         raise ModelError(
             f"{type(module).__name__}.forward takes {names or 'no named arguments'}; {len(inputs)} example inputs do not fit. "
             "Give them as a dict of keyword arguments."
         )
-    return dict(zip(names, inputs, strict=False))
+    return dict(zip(names, inputs, strict=False)), tuple(names[: min(nameless, len(inputs))])
 
 
-def _placed(inputs: Mapping[str, Any], model: LoadedModel) -> dict[str, Any]:
-    """Inputs on the model's device, floating point ones in its dtype."""
+def _placed(inputs: Mapping[str, Any], model: LoadedModel) -> tuple[dict[str, Any], list[str]]:
+    """Inputs on the model's device, floating point ones in its dtype, and a line if that changed them."""
     from torch.utils import _pytree as pytree
+
+    cast: dict[str, None] = {}
 
     def place(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
+        if value.layout != torch.strided:
+            raise ModelError(
+                f"An example input is sparse ({value.layout}), which TapML does not carry. Make it dense with to_dense()."
+            )
         value = value.to(model.device)
-        return value.to(getattr(torch, model.dtype)) if value.is_floating_point() else value
+        if not value.is_floating_point():
+            return value
+        if value.dtype != getattr(torch, model.dtype):
+            cast[str(value.dtype).removeprefix("torch.")] = None
+        return value.to(getattr(torch, model.dtype))
 
     placed: dict[str, Any] = pytree.tree_map(place, dict(inputs))
-    return placed
+    line = f"the example inputs were cast from {' and '.join(cast)} to {model.dtype}, which the model computes in"
+    return placed, [line] if cast else []
 
 
-def _dtype_of(module: torch.nn.Module) -> str:
+def _dtype_of(module: torch.nn.Module, inputs: Mapping[str, Any] | None = None) -> str:
+    """That of the first floating point weight; without any, that of the first such input."""
     for tensor in [*module.parameters(), *module.buffers()]:
         if tensor.is_floating_point():
             name = str(tensor.dtype).removeprefix("torch.")
             if name not in DTYPES:
                 raise ModelError(f"The model's weights are {name}. Give --dtype with one of {', '.join(DTYPES)}.")
             return name
+    from torch.utils import _pytree as pytree
+
+    for value in pytree.tree_leaves(dict(inputs or {})):
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            name = str(value.dtype).removeprefix("torch.")
+            return name if name in DTYPES else "float32"
     return "float32"
 
 

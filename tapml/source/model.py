@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +23,10 @@ class LoadedModel:
     `kind`: "causal_lm" (a transformers causal language model: prefill, decode, key-value cache, greedy tokens) or "module"
     (anything else: one forward pass). `name` is for people, `spec` is how it was asked for. `dtype` is that of its floating
     point weights. `tokenizer` is transformers' or None. `example_inputs` are keyword arguments of one call, tensors on the
-    module's device ({} where none are needed or known). `stop` holds the token ids that end generation. `weight_files` are the
-    safetensors files that hold the weights as the module has them, if there are any."""
+    module's device ({} where none are needed or known); those that `positional` names go in without their names, in that order.
+    `stop` holds the token ids that end generation. `weight_files` are the
+    safetensors files that hold the weights as the module has them, if there are any. `weights` says how a file holds them where
+    that is not `dtype` ("Q4_1"). `notes` are what was done to the module that its owner should know."""
 
     module: torch.nn.Module
     kind: Kind
@@ -34,6 +37,13 @@ class LoadedModel:
     example_inputs: dict[str, Any] = field(default_factory=dict)
     stop: tuple[int, ...] = ()
     weight_files: tuple[Path, ...] = ()
+    positional: tuple[str, ...] = ()
+    weights: str = ""
+    notes: tuple[str, ...] = ()
+
+    def call(self, inputs: Mapping[str, Any]) -> Any:
+        """What the module returns for keyword arguments like `example_inputs`."""
+        return called(self.module, inputs, self.positional)
 
     @cached_property
     def digest(self) -> str:
@@ -58,6 +68,12 @@ class LoadedModel:
     def device(self) -> torch.device:
         tensor = next(self.module.parameters(), None)
         return torch.device("cpu") if tensor is None else tensor.device
+
+
+def called(module: torch.nn.Module, inputs: Mapping[str, Any], positional: Sequence[str]) -> Any:
+    """The module's result, with the inputs that `positional` names handed in without their names."""
+    named = {key: value for key, value in inputs.items() if key not in positional}
+    return module(*[inputs[key] for key in positional], **named)
 
 
 def is_causal_lm(module: torch.nn.Module) -> bool:

@@ -45,6 +45,7 @@ def encode(model: LoadedModel, texts: Sequence[str]) -> tuple[Prompt, ...]:
 def _tokens(model: LoadedModel, text: str) -> tuple[int, ...]:
     if not text.strip():
         raise PromptError("A prompt is empty. Give at least one word with --prompt.")
+    _refuse_surrogates(text)
     if model.tokenizer is None:
         if not re.fullmatch(r"\s*\d+(?:[\s,]+\d+)*\s*", text):
             raise PromptError(f"{model.name} has no tokenizer: give token ids, such as --prompt '5 9 70', not {text[:40]!r}.")
@@ -58,6 +59,21 @@ def _tokens(model: LoadedModel, text: str) -> tuple[int, ...]:
     if not ids:
         raise PromptError(f"The prompt {text[:40]!r} has no tokens. Give at least one word with --prompt.")
     return _in_vocabulary(model, tuple(int(n) for n in ids))
+
+
+def _refuse_surrogates(text: str) -> None:
+    """Raises PromptError for a text with halves of characters in it (bytes that were no UTF-8), which no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = text[max(error.start - 20, 0) : error.start + 20].encode("utf-8", "replace").decode()
+        raise PromptError(f"A prompt is no text: character {error.start} of it is half a character, after {shown!r}.") from error
+
+
+def positions(module: Any) -> int | None:
+    """How many positions a transformers model knows; None for one without a limit."""
+    found = getattr(getattr(module, "config", None), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
 
 
 def _in_vocabulary(model: LoadedModel, tokens: tuple[int, ...]) -> tuple[int, ...]:
@@ -82,11 +98,13 @@ def encoder_inputs(model: LoadedModel, texts: Sequence[str]) -> tuple[dict[str, 
         raise PromptError(f"{model.name} has no tokenizer and takes no text. Leave --prompt out: its example inputs are used.")
     if any(not text.strip() for text in texts):
         raise PromptError("A prompt is empty. Give at least one word with --prompt.")
+    for text in texts:
+        _refuse_surrogates(text)
     if len(texts) > 1 and getattr(model.tokenizer, "pad_token", None) is None:
         raise PromptError(f"The tokenizer of {model.name} has no padding token, so it takes one --prompt only.")
     wanted = {"padding": True} if len(texts) > 1 else {}
     batch = model.tokenizer(list(texts), return_tensors="pt", **wanted)
-    limit = getattr(getattr(model.module, "config", None), "max_position_embeddings", None)
+    limit = positions(model.module)
     length = int(batch["input_ids"].shape[1])
     if limit is not None and length > limit:
         raise PromptError(f"A prompt has {length} tokens; {model.name} takes {limit}. Shorten it.")

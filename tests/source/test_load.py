@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from tapml.errors import ModelError
+from tapml.source.export import export
 from tapml.source.load import load
 from tests import models
 
@@ -28,8 +30,8 @@ def folder(tmp_path: Path) -> Path:
     return models.save(models.causal_lm("llama"), tmp_path / "tiny-llama")
 
 
-def tiny_gguf(path: Path) -> Path:
-    """A llama of 1 layer with a tokenizer of 300 tokens: 256 bytes and a few words."""
+def tiny_gguf(path: Path, kind: str = "F32") -> Path:
+    """A llama of 1 layer with a tokenizer of 300 tokens: 256 bytes and a few words; its matrices are held as `kind`."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(32)
@@ -58,7 +60,12 @@ def tiny_gguf(path: Path) -> Path:
         "blk.0.ffn_down.weight": (32, 48),
     }
     for name, shape in shapes.items():
-        writer.add_tensor(name, rng.standard_normal(shape).astype(np.float32))
+        values = rng.standard_normal(shape).astype(np.float32)
+        if kind == "F32" or len(shape) == 1 or "ffn_down" in name:  # its rows are no whole blocks
+            writer.add_tensor(name, values)
+        else:
+            held = gguf.GGMLQuantizationType[kind]
+            writer.add_tensor(name, gguf.quantize(values, held), raw_dtype=held)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -259,3 +266,83 @@ def test_a_model_of_integers_has_their_dtype() -> None:
     assert load(Ids(), example_inputs=(torch.arange(4, dtype=torch.int32),)).dtype == "int32"
     assert load(Ids(), example_inputs=(torch.ones(4),)).dtype == "float32"
     assert load(torch.nn.Embedding(4, 2), example_inputs=(torch.arange(4),)).dtype == "float32"
+
+
+class Star(torch.nn.Module):
+    def forward(self, *parts: torch.Tensor) -> torch.Tensor:
+        return torch.cat(parts, -1)
+
+
+class ByPlace(torch.nn.Module):
+    def forward(self, x: torch.Tensor, /, times: float = 2.0) -> torch.Tensor:
+        return x * times
+
+
+def test_arguments_that_have_no_names() -> None:
+    model = load(Star(), example_inputs=(torch.ones(2, 3), torch.zeros(2, 4)))
+    assert (list(model.example_inputs), model.positional) == (["parts_0", "parts_1"], ("parts_0", "parts_1"))
+    assert model.call(model.example_inputs).shape == (2, 7)
+    assert [p.key for p in export(model).graphs[0].inputs] == ["parts_0", "parts_1"]
+    again = load(ByPlace(), example_inputs=(torch.ones(2), 3.0))
+    assert again.positional == ("x",) and again.call(again.example_inputs).tolist() == [3.0, 3.0]
+
+
+def test_a_module_without_weights_computes_in_its_inputs_dtype() -> None:
+    half = load(ByPlace(), example_inputs=(torch.ones(2).half(),))
+    assert (half.dtype, half.notes) == ("float16", ())
+    double = load(ByPlace(), example_inputs=(torch.ones(2).double(),))
+    assert double.dtype == "float32" and "cast from float64 to float32" in double.notes[0]
+    assert "cast from float16 to float32" in load(torch.nn.Linear(2, 2), example_inputs=(torch.ones(2).half(),)).notes[0]
+
+
+def layers() -> torch.nn.Sequential:
+    return torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+
+
+def test_a_compiled_module_is_unwrapped_and_so_are_its_parts() -> None:
+    whole, part = torch.compile(layers()), layers()
+    part[0] = torch.compile(part[0])
+    for module, says in ((whole, "came from torch.compile"), (part, "parts of the module")):
+        model = load(module, example_inputs=(torch.ones(2, 4),))
+        assert says in model.notes[0]
+        assert set(export(model).tensors) == {"0.weight", "0.bias"}
+    assert type(part[0]).__name__ == "OptimizedModule", "the owner's module stays as it is"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: torch.jit.script(layers()), "it is TorchScript.*torch.jit.script"),
+        (lambda: torch.jit.trace(layers(), torch.ones(2, 4)), "it is TorchScript"),
+        (lambda: torch.nn.Sequential(torch.jit.script(layers())), "its part 0 is TorchScript"),
+        (
+            lambda: torch.ao.quantization.quantize_dynamic(layers(), {torch.nn.Linear}, torch.qint8),
+            "its part 0 is a layer that quantize_dynamic quantized.*before it was quantized",
+        ),
+    ],
+)
+def test_modules_that_cannot_be_exported_have_their_own_reasons(make: Any, says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        load(make(), example_inputs=(torch.ones(2, 4),))
+
+
+class Sparse(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.eye(4).to_sparse()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sparse.mm(self.table, x)
+
+
+def test_sparse_tensors_are_one_line() -> None:
+    with pytest.raises(ModelError, match=r"sparse tensor \(torch.sparse_coo\).*to_dense") as caught:
+        export(load(Sparse(), example_inputs=(torch.ones(4, 4),)))
+    assert len(str(caught.value)) < 250 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "says"), [("Q4_1", "Q4_1"), ("Q8_0", "Q8_0"), ("F32", "")])
+def test_a_gguf_file_says_how_it_holds_its_weights(kind: str, says: str, tmp_path: Path, cache: Path) -> None:
+    model = load(tiny_gguf(tmp_path / "tiny.gguf", kind))
+    assert (model.weights, model.dtype) == (says, "float32")
