@@ -288,7 +288,8 @@ class _Reader:
             if not (fx.args[position] if len(fx.args) > position else fx.kwargs.get(key, 0.0)):
                 return
         if word in _RECURRENT:
-            raise ModelError(_message(fx, "is a recurrent layer in one call, which TapML does not take yet"))
+            taken = "TapML takes nn.LSTM, nn.GRU, nn.RNN and their cells"
+            raise ModelError(_message(fx, f"is a recurrent layer in one call; {taken}"))
         raise ModelError(_message(fx, "draws random numbers, so no two runs agree. Take it out of what is carved"))
 
     def _strip(self, path: str) -> str:

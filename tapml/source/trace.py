@@ -24,6 +24,7 @@ import torch
 
 from tapml.errors import ModelError
 from tapml.source.messages import first_line
+from tapml.source.recurrent import unrolled
 
 _OPERATOR = re.compile(r"\baten[.:]+(\w+)(?:\.(\w+))?")
 _ADVICE = "Replace it with something whose shape and course do not depend on the data."
@@ -40,10 +41,13 @@ def trace(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> torch.export.Ex
     try:
         with (
             warnings.catch_warnings(), _no_gradients(module), _no_collection(), _no_records(), _use_lazy_graph_module(True),
+            unrolled(module),
             _override_composite_implicit_decomp(keep_whole),
         ):
             warnings.simplefilter("ignore")
             return _export(module, (), dict(kwargs), strict=False, pre_dispatch=False)
+    except ModelError:
+        raise
     except Exception as error:
         # A model's own code can raise anything, and torch wraps it in many ways.
         raise ModelError(_explain(error)) from error

@@ -1,0 +1,138 @@
+"""Recurrent layers written out step by step while a model is traced: `nn.LSTM`, `nn.GRU`, `nn.RNN` and their cells.
+
+    with unrolled(module):
+        trace(module, …)
+
+PyTorch calls such a layer as one operator, which no target has. Written out it is linear, sigmoid, tanh and sums, step after
+step, so a graph grows with the length of its input: `MOST_STEPS` bounds it. The equations are those of PyTorch's documentation of each
+layer; dropout between layers is that of evaluation, none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+
+from tapml.errors import ModelError
+
+# Steps of all layers and directions together that are written out: about eight nodes each.
+MOST_STEPS = 1024
+
+State = tuple[torch.Tensor, ...]
+Step = Callable[[torch.Tensor, State], State]
+
+
+@contextmanager
+def unrolled(module: torch.nn.Module) -> Iterator[None]:
+    """While it lasts, the recurrent layers in the module run step by step. Calling one raises ModelError for packed sequences and
+    for inputs that are too long."""
+    patched = []
+    for part in module.modules():
+        forward = next((ours for kind, ours in _FORWARDS.items() if type(part) is kind), None)
+        if forward is not None and "forward" not in part.__dict__:
+            part.__dict__["forward"] = partial(forward, part)
+            patched.append(part)
+    try:
+        yield
+    finally:
+        for part in patched:
+            del part.__dict__["forward"]
+
+
+def _layer(part: Any, input: Any, hx: Any = None) -> Any:
+    kind = type(part).__name__
+    if not isinstance(input, torch.Tensor):
+        raise ModelError(
+            f"{kind} is given a packed sequence, whose steps depend on the data. Give it the padded tensor, with all sequences "
+            "of one length."
+        )
+    batched = input.dim() == 3
+    x = input if batched else input.unsqueeze(1)
+    if batched and part.batch_first:
+        x = x.transpose(0, 1)
+    directions = 2 if part.bidirectional else 1
+    steps = x.shape[0] * part.num_layers * directions
+    if steps > MOST_STEPS:
+        raise ModelError(
+            f"{kind} over {x.shape[0]} steps ({part.num_layers * directions} times, for its layers and directions) is written "
+            f"out as {steps} steps; TapML takes {MOST_STEPS}. Give a shorter example input."
+        )
+    given = None if hx is None else hx if isinstance(hx, tuple) else (hx,)
+    if given is not None and not batched:
+        given = tuple(state.unsqueeze(1) for state in given)
+    last: list[State] = []
+    for layer in range(part.num_layers):
+        outputs = []
+        for direction in range(directions):
+            number = layer * directions + direction
+            start = _zeros(part, x) if given is None else tuple(state[number] for state in given)
+            made, end = _run(part, f"_l{layer}" + ("_reverse" if direction else ""), x, start, bool(direction))
+            outputs.append(made)
+            last.append(end)
+        x = torch.cat(outputs, -1) if directions == 2 else outputs[0]
+    ends = tuple(torch.stack(states) for states in zip(*last, strict=True))
+    if not batched:
+        x, ends = x.squeeze(1), tuple(state.squeeze(1) for state in ends)
+    elif part.batch_first:
+        x = x.transpose(0, 1)
+    return x, ends if len(ends) == 2 else ends[0]
+
+
+def _zeros(part: Any, x: torch.Tensor) -> State:
+    sizes = [part.proj_size or part.hidden_size] + ([part.hidden_size] if part.mode == "LSTM" else [])
+    return tuple(x.new_zeros((x.shape[1], size)) for size in sizes)
+
+
+def _run(part: Any, name: str, x: torch.Tensor, state: State, backwards: bool) -> tuple[torch.Tensor, State]:
+    """One layer in one direction: x [steps, batch, features] → outputs [steps, batch, hidden], last state."""
+    bias = (getattr(part, f"bias_ih{name}"), getattr(part, f"bias_hh{name}")) if part.bias else (None, None)
+    into = linear(x, getattr(part, f"weight_ih{name}"), bias[0])
+    project = getattr(part, f"weight_hr{name}") if part.proj_size else None
+    hidden = getattr(part, f"weight_hh{name}")
+    made: list[torch.Tensor] = []
+    places: Sequence[int] = range(x.shape[0])
+    for place in reversed(places) if backwards else places:
+        state = _step(part.mode, into[place], linear(state[0], hidden, bias[1]), state, project)
+        made.append(state[0])
+    return torch.stack(made[::-1] if backwards else made), state
+
+
+def _step(mode: str, into: torch.Tensor, around: torch.Tensor, state: State, project: torch.Tensor | None = None) -> State:
+    """The next state from what the input and the last state were multiplied to."""
+    if mode == "LSTM":
+        i, f, g, o = (into + around).chunk(4, -1)
+        cell = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
+        made = torch.sigmoid(o) * torch.tanh(cell)
+        return (made if project is None else linear(made, project)), cell
+    if mode == "GRU":
+        r, z, n = into.chunk(3, -1)
+        hr, hz, hn = around.chunk(3, -1)
+        update = torch.sigmoid(z + hz)
+        fresh = torch.tanh(n + torch.sigmoid(r + hr) * hn)
+        return ((1 - update) * fresh + update * state[0],)
+    return (torch.relu(into + around) if mode == "RNN_RELU" else torch.tanh(into + around),)
+
+
+def _cell(mode: str, part: Any, input: torch.Tensor, hx: Any = None) -> Any:
+    zeros = input.new_zeros((*input.shape[:-1], part.hidden_size))
+    state = ((zeros, zeros) if mode == "LSTM" else (zeros,)) if hx is None else hx if isinstance(hx, tuple) else (hx,)
+    if mode == "RNN" and part.nonlinearity == "relu":
+        mode = "RNN_RELU"
+    into = linear(input, part.weight_ih, part.bias_ih)
+    made = _step(mode, into, linear(state[0], part.weight_hh, part.bias_hh), state)
+    return made if mode == "LSTM" else made[0]
+
+
+_FORWARDS: dict[type, Callable[..., Any]] = {
+    torch.nn.LSTM: _layer,
+    torch.nn.GRU: _layer,
+    torch.nn.RNN: _layer,
+    torch.nn.LSTMCell: partial(_cell, "LSTM"),
+    torch.nn.GRUCell: partial(_cell, "GRU"),
+    torch.nn.RNNCell: partial(_cell, "RNN"),
+}

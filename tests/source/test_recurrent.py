@@ -1,0 +1,102 @@
+"""Recurrent layers, written out step by step, give what PyTorch gives in one call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tapml.api import Run
+from tapml.carve.carve import carve
+from tapml.errors import ModelError
+from tapml.source.export import export, flat_outputs
+from tapml.source.load import load
+from tapml.source.recurrent import MOST_STEPS, unrolled
+
+LAYERS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "two_layers": {"num_layers": 2, "dropout": 0.5},
+    "bidirectional": {"bidirectional": True, "num_layers": 2, "batch_first": True},
+    "no_bias": {"bias": False},
+}
+
+
+def both(module: torch.nn.Module, *inputs: Any) -> None:
+    """The same in one call and step by step, to the last few roundings."""
+    with torch.no_grad():
+        wanted = flat_outputs(module(*inputs))
+        with unrolled(module):
+            got = flat_outputs(module(*inputs))
+    assert list(got) == list(wanted)
+    for key, value in wanted.items():
+        assert got[key].shape == value.shape
+        torch.testing.assert_close(got[key], value, rtol=1e-5, atol=1e-6)
+    assert "forward" not in module.__dict__
+
+
+@pytest.mark.parametrize("settings", LAYERS)
+@pytest.mark.parametrize("kind", [torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN])
+def test_layers(kind: Any, settings: str) -> None:
+    torch.manual_seed(0)
+    module = kind(5, 7, **LAYERS[settings]).eval()
+    both(module, torch.randn(3, 4, 5))
+    count = module.num_layers * (2 if module.bidirectional else 1)
+    batch = 3 if module.batch_first else 4
+    start = [torch.randn(count, batch, 7) for _ in range(2)]
+    both(module, torch.randn(3, 4, 5), tuple(start) if kind is torch.nn.LSTM else start[0])
+    both(module, torch.randn(6, 5))
+
+
+def test_projections_and_relu() -> None:
+    torch.manual_seed(0)
+    both(torch.nn.LSTM(5, 7, proj_size=3, num_layers=2, bidirectional=True).eval(), torch.randn(4, 2, 5))
+    both(torch.nn.RNN(5, 7, nonlinearity="relu").eval(), torch.randn(4, 2, 5))
+
+
+@pytest.mark.parametrize("kind", [torch.nn.LSTMCell, torch.nn.GRUCell, torch.nn.RNNCell])
+def test_cells(kind: Any) -> None:
+    torch.manual_seed(0)
+    both(kind(5, 7), torch.randn(3, 5))
+    both(kind(5, 7), torch.randn(5))
+
+
+class Reads(torch.nn.Module):
+    """A bidirectional LSTM, a GRU behind it, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = torch.nn.LSTM(5, 6, batch_first=True, bidirectional=True)
+        self.gru = torch.nn.GRU(12, 4, batch_first=True)
+        self.head = torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.gru(self.rnn(x)[0])[1][0])
+
+
+def test_a_model_with_them_moves(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    result = carve(load(Reads().eval(), example_inputs=(torch.randn(2, 4, 5),)), [], tmp_path / "run")
+    assert result.compared["error"] < 1e-4
+    run = Run.open(tmp_path / "run")
+    assert {o.module.split(".")[0] for o in run.operators} >= {"rnn", "gru", "head"}
+    tested = run.test("opencl")
+    assert tested.passed and len(tested.verdicts) == result.operators
+    assert run.migrate("opencl").passed
+
+
+class Packed(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = torch.nn.LSTM(5, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rnn(torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 2])))[1][0]
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(ModelError, match="packed sequence"):
+        export(load(Packed().eval(), example_inputs=(torch.randn(3, 2, 5),)))
+    with pytest.raises(ModelError, match=f"TapML takes {MOST_STEPS}. Give a shorter"):
+        export(load(torch.nn.GRU(2, 2, num_layers=2).eval(), example_inputs=(torch.randn(MOST_STEPS, 1, 2),)))
