@@ -4,8 +4,10 @@
         trace(module, …)
 
 PyTorch calls such a layer as one operator, which no target has. Written out it is linear, sigmoid, tanh and sums, step after
-step, so a graph grows with the length of its input: `MOST_STEPS` bounds it. The equations are those of PyTorch's documentation of each
-layer; dropout between layers is that of evaluation, none.
+step, so a graph grows with the length of its input: `MOST_STEPS` bounds it. A step takes its input by an index that is a tensor,
+so that all steps are the same operators and share kernels, and writes its result into the whole by the same index: a kernel that
+joined all steps would need a buffer for each. The equations are those of PyTorch's documentation of each layer; dropout between
+layers is that of evaluation, none.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch.nn.functional import linear
 from tapml.errors import ModelError
 
 # Steps of all layers and directions together that are written out: about eight nodes each.
-MOST_STEPS = 1024
+MOST_STEPS = 512
 
 State = tuple[torch.Tensor, ...]
 Step = Callable[[torch.Tensor, State], State]
@@ -94,12 +96,14 @@ def _run(part: Any, name: str, x: torch.Tensor, state: State, backwards: bool) -
     into = linear(x, getattr(part, f"weight_ih{name}"), bias[0])
     project = getattr(part, f"weight_hr{name}") if part.proj_size else None
     hidden = getattr(part, f"weight_hh{name}")
-    made: list[torch.Tensor] = []
+    made = x.new_zeros((*x.shape[:2], state[0].shape[-1]))
     places: Sequence[int] = range(x.shape[0])
     for place in reversed(places) if backwards else places:
-        state = _step(part.mode, into[place], linear(state[0], hidden, bias[1]), state, project)
-        made.append(state[0])
-    return torch.stack(made[::-1] if backwards else made), state
+        index = torch.tensor([place], device=x.device)
+        step = into.index_select(0, index).squeeze(0)
+        state = _step(part.mode, step, linear(state[0], hidden, bias[1]), state, project)
+        made = made.index_copy(0, index, state[0].unsqueeze(0))
+    return made, state
 
 
 def _step(mode: str, into: torch.Tensor, around: torch.Tensor, state: State, project: torch.Tensor | None = None) -> State:

@@ -11,6 +11,7 @@ import torch
 from tapml.api import Run
 from tapml.carve.carve import carve
 from tapml.errors import ModelError
+from tapml.operators.cut import cut
 from tapml.source.export import export, flat_outputs
 from tapml.source.load import load
 from tapml.source.recurrent import MOST_STEPS, unrolled
@@ -93,6 +94,18 @@ class Packed(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.rnn(torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 2])))[1][0]
+
+
+def test_steps_share_their_kernels(tmp_path: Path) -> None:
+    found = []
+    for steps in (6, 12):
+        model = load(torch.nn.LSTM(3, 3, batch_first=True).eval(), example_inputs=(torch.randn(1, steps, 3),))
+        (graph,) = export(model).graphs
+        operators, bodies = cut(graph, "")
+        assert len(operators) > 3 * steps - 3
+        found.append(len(bodies))
+        assert all(len(body.inputs) <= 6 for body in bodies.values()), "WebGPU has 8 buffers a kernel"
+    assert found[0] == found[1] <= 14
 
 
 def test_what_is_refused() -> None:
