@@ -37,10 +37,12 @@ from tapml.tensors import EPSILON, HostArray
 LIMIT = 1e-4
 
 # So many roundings apart nobody asks again: in float32 what a long sum gives, in half precision what an operator gives.
-QUICK = {"float32": 256, "float16": 16, "bfloat16": 16}
+QUICK = {"float16": 16 * EPSILON["float16"], "bfloat16": 16 * EPSILON["bfloat16"]}
+QUICK_OTHER = 256 * EPSILON["float32"]
 
 # Where no copy in float64 can be had: what is taken for rounding in the source's own dtype.
-LOOSE = {"float32": 0.02, "float16": 0.25, "bfloat16": 0.5}
+LOOSE = {"float16": 0.25, "bfloat16": 0.5}
+LOOSE_OTHER = 0.02
 
 # Decode steps of each text that are compared; the rest of its tokens are compared with those that the module would choose.
 DECODES = 4
@@ -132,7 +134,7 @@ class _Decoder:
     def _quick(self, text: _Text) -> float | None:
         """How far graphs and module are apart in the source's dtype; None where that is more than a few roundings, or the tokens
         would be others."""
-        limit = QUICK[self.model.dtype] * EPSILON[self.model.dtype]
+        limit = QUICK.get(self.model.dtype, QUICK_OTHER)
         rows = text.rows(self.shape, DECODES)
         first = text.prefilled - 1
         chosen = list(range(first, first + len(text.chosen)))
@@ -162,7 +164,7 @@ class _Decoder:
                 # The module's code may insist on its own dtype, in its own way.
                 exact = None
         if exact is None:
-            wanted, got, limit = self._module_logits(self.own, text, rows), graph, LOOSE[self.model.dtype]
+            wanted, got, limit = self._module_logits(self.own, text, rows), graph, LOOSE.get(self.model.dtype, LOOSE_OTHER)
         else:
             limit = LIMIT
         far = _farthest(got, wanted)
@@ -259,7 +261,7 @@ def compare_module(model: LoadedModel, exported: Exported, examples: Sequence[Ma
     states = {**exported.states, **exported.initial}
     own = Itself(model)
     graphs = GraphExecutor.uncut(exported.graphs, exported.tensors, states)
-    limit = QUICK[model.dtype] * EPSILON[model.dtype]
+    limit = QUICK.get(model.dtype, QUICK_OTHER)
     worst, dtype = 0.0, model.dtype
     for example in examples:
         given = _tensors(example, graphs.device)
@@ -300,7 +302,7 @@ def _settle_module(
             # The module's code may insist on its own dtype, in its own way.
             module = None
     if module is None:
-        module, limit, allowed, dtype = Itself(model), LOOSE[model.dtype], INTEGERS, model.dtype
+        module, limit, allowed, dtype = Itself(model), LOOSE.get(model.dtype, LOOSE_OTHER), INTEGERS, model.dtype
     far = _outputs_apart(got, wanted, allowed)
     if far <= limit:
         return far, dtype

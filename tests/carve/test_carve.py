@@ -288,4 +288,4 @@ def test_the_result_is_json_with_the_promised_keys() -> None:
     data = json.loads(json.dumps(result.to_json()))
     assert {"operators", "signatures", "cases", "bytes", "naive_bytes", "seconds", "source_seconds"} <= data.keys()
     assert re.fullmatch(r"[\d.]+", str(data["seconds"])) and data["source_seconds"] > 0
-    assert set(data["stages"]) == {"load", "export", "cut", "record", "oracle", "write"}
+    assert set(data["stages"]) == {"load", "export", "cut", "record", "compare", "oracle", "write"}

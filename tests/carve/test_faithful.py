@@ -177,3 +177,11 @@ def test_the_module_is_afterwards_what_it_was(tmp_path: Path) -> None:
     assert result.compared["error"] < 1e-4
     assert not any(m._forward_hooks for m in module.modules())
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+def test_a_model_of_integers(tmp_path: Path) -> None:
+    class Ids(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.abs() * 2
+
+    assert carve(load(Ids(), example_inputs=(torch.arange(4),)), [], tmp_path / "run").compared["error"] == 0.0
