@@ -52,8 +52,9 @@ class CarveResult:
     """What a carve did. `bytes` is what the run's recorded tensors take, `naive_bytes` what the activations of all calls (weights
     not counted) would have; `seconds` is all of it, `stages` each part, `recording_seconds` the recorded run alone and
     `source_seconds` the same calls without recording (see `tapml.carve.record`). `positions`: see `tapml.carve.late`; None
-    for a module that is no decoder. `compared`: the graphs against the module itself, see `tapml.carve.faithful`. `warnings`: what
-    its owner should know, a line each. `weights`: how the model's file holds them where that is not `dtype` ("Q4_1"), else ""."""
+    for a module that is no decoder. `compared`: the graphs against the module itself, see `tapml.carve.faithful`. `warnings`:
+    what its owner should know, a line each. `weights`: how the model's file holds them where that is not `dtype` ("Q4_1"), else
+    ""."""
 
     run: str
     model: str

@@ -28,6 +28,7 @@ from tapml.errors import ModelError
 from tapml.generation import DecoderShape, decode_call, prefill_calls
 from tapml.operators.execute import GraphExecutor, tensor_from_host
 from tapml.operators.graph import Graph
+from tapml.source.decoder import attention_windows
 from tapml.source.export import Exported
 from tapml.source.itself import WIDE, Itself, wide_copy
 from tapml.source.model import LoadedModel
@@ -119,8 +120,7 @@ class _Decoder:
     def _long_text(self, longest: int) -> _Text | None:
         """A text beyond one chunk and beyond a sliding window, as far as the cache allows; None where the prompts are."""
         config = getattr(self.model.module, "config", None)
-        windows = [getattr(config, name, None) for name in ("sliding_window", "window_size", "attention_window")]
-        window = max([w for w in windows if isinstance(w, int)], default=0)
+        window = max(attention_windows(self.model.module), default=0)
         chunk = self.shape.chunk
         wanted = min(max(2 * chunk + chunk // 2 + 1, window + chunk + 1) + DECODES, self.shape.max_len)
         if wanted <= longest or wanted <= DECODES:
