@@ -35,9 +35,9 @@ the source took, or float64. A comparison in which less than `LEAST` of the elem
 
 Where float64 is not at hand (a whole model after many steps) the reference is the source's answer alone. Errors that went through
 many operators have long tails: a few elements hang on differences of large numbers, and are off by any amount in a right
-implementation too. So there the root mean square of all errors, each at most 1, is held to `FACTOR` times the source's own, in half
-precision to `COMPOUND_FACTOR` times (`spread`), and single elements to `compound_bound`; with `FEW`, one in a thousand may be
-beyond that. Where all zeros would pass, nothing is shown (`Comparison.vacuous`).
+implementation too. So there the root mean square of all errors, each at most 1, is held to `FACTOR` times the source's own, in
+half precision to `COMPOUND_FACTOR` times (`spread`), and single elements to `compound_bound`; with `FEW`, one in a thousand may
+be beyond that. Where all zeros would pass, nothing is shown (`Comparison.vacuous`).
 
 This module needs numpy only.
 """
