@@ -30,7 +30,6 @@ is a failure. No trouble with one operator ends the work on the others: an error
 from __future__ import annotations
 
 import fnmatch
-import math
 import os
 import time
 import traceback
@@ -45,21 +44,19 @@ import numpy as np
 
 from tapml.carve.case import Case
 from tapml.carve.folder import RunFolder
-from tapml.carve.tolerance import FEW, LEAST, Comparison, Reference, compare, enough, of_source
+from tapml.carve.tolerance import FEW, Comparison, Reference, of_source
 from tapml.errors import DeviceError, DeviceLost, UsageError, WrongValue, first_line, is_confined, nearest, unexpected
 from tapml.kernels import Program
 from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject
+from tapml.migrate.judging import ByStep, Coverage, at_step, judged, why_out_of_range, worse
 from tapml.migrate.model import Model
 from tapml.migrate.picture import picture
 from tapml.migrate.workbench import Progress, Workbench
-from tapml.operators.graph import Body, Operator
-from tapml.tensors import NUMPY, HostArray, TensorSpec, dtype_name, out_of_range, spec_of
+from tapml.operators.graph import Operator
+from tapml.tensors import HostArray, spec_of
 from tapml.verdicts import Measure, Stage, Status, Verdict
-
-# A number an output, by the step of the first prompt.
-_ByStep = dict[int, tuple[float, ...]]
 
 # How often a failing case is run again before it counts as failing for good.
 REPEATS = 3
@@ -254,7 +251,7 @@ class OperatorTester:
             yield verdicts.get(operator.name) or self._skipped(operator, programs[operator.name])
 
     def _side_by_side(
-        self, source: Hybrid, programs: Mapping[str, Program], compounds: Mapping[str, tuple[_ByStep, _ByStep]], tell: Progress,
+        self, source: Hybrid, programs: Mapping[str, Program], compounds: Mapping[str, tuple[ByStep, ByStep]], tell: Progress,
         course: _Course,
     ) -> None:
         """The worst verdict of each operator that ran on the target, from the initial states on, goes into `course`. Where an
@@ -274,9 +271,9 @@ class OperatorTester:
             )  # fmt: skip
             for (operator, expected), (_, actual) in pairs:
                 if operator.name in programs:
-                    errors, spreads = (_at_step(known, step, len(expected)) for known in compounds[operator.name])
+                    errors, spreads = (at_step(known, step, len(expected)) for known in compounds[operator.name])
                     judges = [of_source(r, e, 0, s, FEW) for r, e, s in zip(expected, errors, spreads, strict=True)]
-                    found = _judged(actual, judges)
+                    found = judged(actual, judges)
                     verdict = self._verdict(
                         operator, programs[operator.name], found, f"cumulative, call {step}", course.started, actual, expected
                     )
@@ -286,7 +283,7 @@ class OperatorTester:
                     self._measured(verdict, None, 0, step, call.graph)
                     before = verdicts.get(operator.name)
                     cases = 1 if before is None else before.cases + 1
-                    verdicts[operator.name] = replace(_worse(before, verdict), cases=cases)
+                    verdicts[operator.name] = replace(worse(before, verdict), cases=cases)
         target.close()
 
     def _program(self, operator: Operator) -> Program | Verdict:
@@ -313,7 +310,7 @@ class OperatorTester:
         """Runs trials until one fails; the verdict carries the numbers of the failed or else the worst one."""
         worst: Verdict | None = None
         count = 0
-        coverage = _Coverage()
+        coverage = Coverage()
         for trial in trials:
             try:
                 for attempt in self.bench.attempts():
@@ -322,7 +319,7 @@ class OperatorTester:
                         found = _compare(actual, trial)
                         what = f"{trial.name}{how}"
                         verdict = self._verdict(operator, program, found, what, started, actual, trial.expected)
-                        coverage.add(found, trial, self.model.bodies[operator.signature])
+                        coverage.add(found, trial.inputs, trial.references, self.model.bodies[operator.signature])
                         if verdict.status != "pass":
                             self._pictures[operator.name] = _picture(found, actual, trial)
                             verdict = replace(self._again(operator, program, trial, verdict, actual), cases=count + 1)
@@ -404,7 +401,7 @@ class OperatorTester:
             raise ValueError(f"{operator.name} has no outputs")
         worst = found[index]
         output = f", output {index}" if len(found) > 1 else ""
-        range_ = "" if worst.passed else _out_of_range(actual[index], expected[index], program.outputs[index])
+        range_ = "" if worst.passed else why_out_of_range(actual[index], expected[index], program.outputs[index])
         return self._made(
             operator, program, "pass" if worst.passed else "fail", None if worst.passed else "numeric",
             f"{what}{output}: {range_}{worst.describe()}", started, worst, sum(c.elements for c in found),
@@ -438,43 +435,6 @@ def late_beside(run: RunFolder, operator: Operator, cases: Sequence[Case]) -> li
     return [case for case in run.cases_of_signature(operator.signature) if case.late and case not in cases]
 
 
-class _Coverage:
-    """How much of each output was compared, over the calls of one operator. What counts, and what not: an element that is NaN
-    because a whole input is NaN is no evidence, since whatever a kernel computes from it is NaN too."""
-
-    def __init__(self) -> None:
-        self._calls: dict[int, int] = {}
-        self._compared: dict[int, int] = {}
-        self.elements = 0
-        self.excluded = 0
-
-    def add(self, found: Sequence[Comparison], trial: Trial, body: Body) -> None:
-        starved = any(
-            role != "weight" and array.size and array.dtype.kind not in "iub" and bool(np.isnan(array.astype(np.float64)).all())
-            for array, role in zip(trial.inputs, body.roles, strict=True)
-        )
-        for k, (comparison, reference) in enumerate(zip(found, trial.references, strict=True)):
-            self._calls[k] = self._calls.get(k, 0) + comparison.elements
-            compared = comparison.elements - comparison.excluded + comparison.straddling if comparison.bound < 1.0 else 0
-            if starved and reference.exact is not None and bool(np.isnan(reference.exact).all()):
-                compared = 0
-            self._compared[k] = self._compared.get(k, 0) + compared
-            self.elements += comparison.elements
-            self.excluded += comparison.excluded
-
-    def hollow(self) -> str:
-        """Why this shows nothing; "" where enough was compared of every output."""
-        for k, total in self._calls.items():
-            if not enough(self._compared[k], total):
-                output = f" of output {k}" if len(self._calls) > 1 else ""
-                return (
-                    f"only {self._compared[k]:,} of {total:,} elements{output} could be compared, less than {LEAST:.0%}: on the "
-                    "others the source is no judge (it overflows, holds NaN, is too far from float64, or stands at a jump), so "
-                    "this shows nothing. Record other inputs, or carve in float32"
-                )
-        return ""
-
-
 class _Course:
     """One run of the model on both sides: the verdicts so far, the operator that is under way and since when, and what operators
     on the source said of what the target computed for them."""
@@ -503,35 +463,7 @@ class _Course:
 
 
 def _compare(actual: Sequence[HostArray], trial: Trial) -> list[Comparison]:
-    return _judged(actual, trial.references)
-
-
-def _judged(actual: Sequence[HostArray], references: Sequence[Reference]) -> list[Comparison]:
-    """The comparison of each output. An integer out of its range fails also where the source is no judge of the element."""
-    found: list[Comparison] = []
-    for y, reference in zip(actual, references, strict=True):
-        compared = compare(y, reference)
-        if compared.passed and out_of_range(y, reference.dtype):
-            compared = replace(compared, error=math.inf, over=1)
-        found.append(compared)
-    return found
-
-
-def _out_of_range(actual: HostArray, expected: HostArray, stored: TensorSpec) -> str:
-    """What to say of a failed output whose integers do not fit where they are, or where they should be."""
-    dtype = dtype_name(expected)
-    words = out_of_range(actual, dtype)
-    if words:
-        return f"{words}; "
-    have, want = NUMPY[stored.dtype], NUMPY[dtype]
-    if have.kind != "i" or want.kind != "i" or have.itemsize >= want.itemsize or not expected.size:
-        return ""
-    low, high = int(expected.min()), int(expected.max())
-    limits = np.iinfo(have)
-    if limits.min <= low and high <= limits.max:
-        return ""
-    beyond = high if high > limits.max else low
-    return f"the right answer holds {beyond}, and this target stores {dtype} as {stored.dtype}; "
+    return judged(actual, trial.references)
 
 
 def _picture(found: Sequence[Comparison], actual: Sequence[HostArray], trial: Trial) -> dict[str, Any]:
@@ -539,22 +471,6 @@ def _picture(found: Sequence[Comparison], actual: Sequence[HostArray], trial: Tr
     worst = max(range(len(found)), key=lambda k: (not found[k].passed, found[k].ratio))
     drawn = picture(actual[worst], trial.references[worst], found[worst].index)
     return {"trial": trial.name, "output": worst, **drawn}
-
-
-def _worse(before: Verdict | None, now: Verdict) -> Verdict:
-    """Of the verdicts on two calls. One that shows nothing says less than one that does."""
-    if before is None:
-        return now
-    if "unchecked" in (before.status, now.status) and before.status != now.status:
-        return now if before.status == "unchecked" else before
-    return now if now.badness > before.badness else before
-
-
-def _at_step(errors: _ByStep, step: int, outputs: int) -> tuple[float, ...]:
-    """The source's compound error at a call; where none was measured, the largest that was."""
-    if step in errors:
-        return errors[step]
-    return tuple(max(e[k] for e in errors.values()) for k in range(outputs)) if errors else (0.0,) * outputs
 
 
 def _bits(outputs: Sequence[HostArray]) -> bytes:

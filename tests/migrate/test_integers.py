@@ -127,7 +127,7 @@ def trouble(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """The comparison of the table's outputs raises."""
     from tapml.migrate import operator_test
 
-    judged: Callable[..., Any] = operator_test._judged
+    judged: Callable[..., Any] = operator_test.judged
 
     def raising(actual: Any, references: Any) -> Any:
         if np.array_equal(references[0].values, table):
@@ -138,7 +138,7 @@ def trouble(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     (case,) = run.cases_of("table")
     table = run.case_arrays(case)[1][0]
     assert Model.of(run).named["table"].outputs
-    monkeypatch.setattr(operator_test, "_judged", raising)
+    monkeypatch.setattr(operator_test, "judged", raising)
 
 
 def test_narrowing_repairs_nothing() -> None:
