@@ -30,7 +30,7 @@ class Context:
     """What advice needs besides the triage. `run` and `target` are as typed; `values` are the inputs that are no weights.
     `cases` is how many recorded calls were checked. `wide` is what the same target with f16=0 gave, None where float16 plays no
     part. `stage` is that of the whole model where it was asked, `model_wrong` whether the model is wrong with everything on the
-    target."""
+    target. `own` is the `--inject` that put in the text of this operator's kernels; empty where none of them was changed."""
 
     run: str
     target: str
@@ -41,6 +41,7 @@ class Context:
     wide: Evidence | None = None
     stage: Stage | None = None
     model_wrong: bool = False
+    own: str = ""
 
 
 def advise(triage: Triage, context: Context) -> tuple[str, ...]:
@@ -139,6 +140,8 @@ def _by_stage(triage: Triage, context: Context) -> list[str]:
     if stage == "lower":
         return ["Every target gets this fault: look at the conversion of the operator's nodes and at the passes before "
             "scheduling. The reproducer for `cpu` is plain C, which a debugger can step through."]
+    if stage in ("codegen", "driver", "schedule") and context.own:
+        return [f"Look at the text that {context.own} put in: without it the generated text runs."]
     if stage in ("codegen", "driver", "schedule"):
         who = {"codegen": "the compiler's code generator", "driver": "the driver", "schedule": "the compiler's schedule"}[stage]
         return [f"Report it to the makers of {who}, with the reproducer: it needs neither TapML nor the model."]

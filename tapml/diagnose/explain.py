@@ -35,7 +35,7 @@ from tapml.errors import UsageError, nearest
 from tapml.kernels import Program
 from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.hybrid import Hybrid
-from tapml.migrate.inject import Inject
+from tapml.migrate.inject import Inject, Injection
 from tapml.migrate.migrate import folder_name
 from tapml.migrate.operator_test import Trial
 from tapml.migrate.picture import keep_picture, picture
@@ -43,6 +43,7 @@ from tapml.migrate.records import target_folder
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
 from tapml.verdicts import finite
+from tapml.words import place
 
 ENDINGS = {"opencl-c": "cl", "wgsl": "wgsl", "c": "c", "cuda": "cu", "hip": "hip", "msl": "metal", "null": "txt"}
 
@@ -176,9 +177,16 @@ class _Explaining:
         keys = self.bench.model.weight_keys(self.operator)
         values = [a for a, key in zip(trial.inputs, keys, strict=True) if key is None]
         return Context(
-            str(self.run.path), str(self.bench.choice), self.operator.name, program, values, cases,
+            place(self.run.path), str(self.bench.choice), self.operator.name, program, values, cases,
             self._wide(found, trial, program), None if model is None else model.stage, model is not None and model.wrong,
+            self._own(),
         )  # fmt: skip
+
+    def _own(self) -> str:
+        """The function that rewrote this operator's kernels, as it was asked for; "" where none did."""
+        alteration = self.bench.alteration
+        changed = alteration.changed.get(self.operator.name, (0, 0)) if isinstance(alteration, Injection) else (0, 0)
+        return alteration.text if alteration is not None and changed[0] else ""
 
     def _wide(self, found: Triage, trial: Trial, program: Program | None) -> Evidence | None:
         """The same target with float16 computed in float32, where the operator is wrong and float16 plays a part."""

@@ -23,7 +23,7 @@ from tapml.report.console import STYLE, command, facts
 from tapml.report.evidence import chain, times_of
 from tapml.report.kernel_text import kernels_view
 from tapml.report.progress import seconds
-from tapml.words import plural
+from tapml.words import place, plural
 
 if TYPE_CHECKING:
     from tapml.diagnose.explanation import Explanation
@@ -169,7 +169,7 @@ def _kernels(found: Explanation) -> Iterator[RenderableType]:
     whose = "" if found.minimised is None else " for the smallest input"
     yield Text(f"\nThe {'kernel' if len(program.kernels) == 1 else 'kernels'}{whose}", style="bold")
     yield from kernels_view(program.kernels, program.schedule)
-    yield Text.assemble(("whole text: ", "dim"), ", ".join(str(p) for p in found.kernels_at))
+    yield Text.assemble(("whole text: ", "dim"), ", ".join(place(p) for p in found.kernels_at))
 
 
 def _hanging(mark: str, text: Text) -> RenderableType:
@@ -180,13 +180,16 @@ def _hanging(mark: str, text: Text) -> RenderableType:
     return grid
 
 
+def _whole_line(name: str, value: str) -> Text:
+    """A fact in one line, however long, so that it can be copied."""
+    return Text.assemble((f"{name:<12}", "dim"), value, no_wrap=True, overflow="ignore")
+
+
 def _end(found: Explanation) -> Iterator[RenderableType]:
-    rows: list[tuple[str, str]] = []
     if found.reproducer is not None:
-        rows.append(("reproducer", f"python {found.reproducer / 'run.py'}"))
-    rows.append(("all of it", str(found.folder / "evidence.json")))
-    yield facts(rows)
+        yield _whole_line("reproducer", f"python {place(found.reproducer / 'run.py')}")
+    yield _whole_line("all of it", place(found.folder / "evidence.json"))
     calls = plural(found.cases, "recorded call")
     yield Text(f"{calls} · {seconds(found.seconds)}", style="dim")
     if found.passed:
-        yield command(f"tapml bisect {found.folder.parents[3]} --target {found.target}")
+        yield command(f"tapml bisect {place(found.folder.parents[3])} --target {found.target}")
