@@ -22,7 +22,8 @@ ELSEWHERE = {"Install"}
 def stepped(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """As GitHub's runner does it: bash that stops at the first error, with the workflow's environment."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    env = {**os.environ, **WORKFLOW["env"], "PATH": path, "PYTHONPATH": str(ROOT), "GITHUB_STEP_SUMMARY": "shown.md", **environment}
+    ours = {"PATH": path, "PYTHONPATH": str(ROOT), "GITHUB_STEP_SUMMARY": "shown.md"}
+    env = {**os.environ, **WORKFLOW["env"], **ours, **environment}
     return subprocess.run(
         ["bash", "-e", "-o", "pipefail", "-c", command], cwd=folder, env=env, capture_output=True, text=True, check=False
     )
