@@ -38,7 +38,7 @@ def commands() -> list[tuple[str, str]]:
         for line in code_lines(document.read_text()):
             match = re.match(r"(?:\$ )?(?:\.venv/bin/)?tapml (?P<rest>.*)", line)
             if match:
-                command = re.split(r"\s{2,}|\s#", match["rest"])[0]
+                command = re.split(r"\s{2,}|\s#|;", match["rest"])[0]
                 found.append((document.name, command))
     return sorted(set(found))
 
@@ -68,7 +68,7 @@ def test_named_files_exist(document: Path) -> None:
     """A path of the tree in backticks, such as `carve/case.py`, is there. What a run or a user has is not a path of the tree."""
     inside = [ROOT, ROOT / "tapml", document.parent]
     for name in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|md|toml|lock|mjs|js|html|sh))`", document.read_text()):
-        if not name.startswith("/") and "RUN" not in name and not name.startswith("run/"):
+        if not name.startswith(("/", "run/")) and "RUN" not in name and "NAME" not in name:
             assert any((folder / name).exists() for folder in inside), f"{document.name} names {name}"
 
 
@@ -82,7 +82,7 @@ def test_every_stage_is_told(name: str) -> None:
 def test_make_goals_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for document in DOCUMENTS:
-        for goal in re.findall(r"\bmake ([a-z]+)\b", "\n".join(code_lines(document.read_text()))):
+        for goal in re.findall(r"^(?:\$ )?make ([a-z]+)\b", "\n".join(code_lines(document.read_text())), re.M):
             assert re.search(rf"^{goal}:", makefile, re.M), f"{document.name} says make {goal}"
 
 
