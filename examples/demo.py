@@ -29,7 +29,7 @@ def smollm2() -> Path:
     for folder in (found.submodule_search_locations or ()) if found else ():
         for file in sorted(Path(folder).glob("*.gguf")):
             return Path(os.path.relpath(file))
-    sys.exit("The demo's model is not installed. Run: make setup")
+    sys.exit("The demo's model is not installed. Run: make demo")
 
 
 def command(*words: str) -> int:
@@ -39,6 +39,7 @@ def command(*words: str) -> int:
 
 
 def demo(target: str) -> int:
+    print(f"The demo carves SmolLM2-135M into ./{RUN}, then moves it to {target}: 2 to 8 minutes on two cores.", flush=True)
     code = command("carve", str(smollm2()), "-o", RUN, "--fresh", "--prompt", QUESTION, "--decode-steps", "16")
     return code or command("migrate", RUN, "--target", target, "--fresh", "--tokens", "32")
 
