@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 NAME = "carve"
 HELP = "record what every operator of a model does on real prompts"
 
+MODEL = "a Hugging Face directory or id, a .gguf file, or FILE.py:FUNCTION, which returns a torch.nn.Module and example inputs"
 DTYPES = ("float32", "float16", "bfloat16")
 PROMPTS_SHOWN = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a Hugging Face directory or id, a .gguf file, or FILE.py:FUNCTION")
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("-o", "--out", metavar="RUN", required=True, help="the folder to make")
     parser.add_argument("--prompt", metavar="TEXT", action="append", default=[], help="a prompt; may be given several times")
     parser.add_argument("--prompt-file", metavar="F", help="a file with one prompt a line")

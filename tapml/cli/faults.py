@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tapml.cli.verb import ALL_PASSED, DEVICE, SOMETHING_FAILED, Outcome, count
+from tapml.cli.verb import ALL_PASSED, DEVICE, NAMES, SOMETHING_FAILED, Outcome, count
 from tapml.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "put faults into the operators of a run, one at a time, and see which are found"
     benching = actions.add_parser(BENCH, help=what, description=what, allow_abbrev=False)
     benching.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
-    benching.add_argument("--target", metavar="T", required=True, help="where to: name or name:option=value,…")
+    benching.add_argument("--target", metavar="T", required=True, help=f"where to: {NAMES}")
     benching.add_argument("--device", metavar="D", default="local", help=DEVICE)
     benching.add_argument("--faults", metavar="F,F,…", help="numbers or names of the faults (default: all)")
     benching.add_argument("--operators", metavar="N", type=count, default=3, help="operators to put each into (default: 3)")

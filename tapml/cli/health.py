@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, SOMETHING_FAILED, Outcome
+from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, NAMES, SOMETHING_FAILED, Outcome
 from tapml.errors import UsageError
 
 NAME = "health"
@@ -13,7 +13,7 @@ HELP = "find the first operator that makes an overflow, NaN or Inf, and the room
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
-    parser.add_argument("--target", metavar="T", help="watch this target too: name or name:option=value,…")
+    parser.add_argument("--target", metavar="T", help=f"watch this target too: {NAMES}")
     parser.add_argument("--device", metavar="D", default="local", help=DEVICE)
     parser.add_argument("--inject", metavar="FILE.py:FUNCTION", help=INJECT)
     parser.add_argument("--prompt-index", metavar="K", type=_index, default=0, help="which prompt of the run (default: 0)")

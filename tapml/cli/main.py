@@ -57,7 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Carve operator tests out of a working PyTorch model and migrate it, operator by operator, "
         "to young platforms.",
-        epilog="Exit codes: 0 everything passed, 1 something failed its check, 2 wrong use, "
+        epilog="Start with: tapml carve MODEL -o RUN, then tapml migrate RUN --target opencl. "
+        "Exit codes: 0 everything passed, 1 something failed its check, 2 wrong use, "
         "3 a target or device is not available, 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"tapml {tapml.__version__}")

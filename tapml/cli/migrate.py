@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, SOMETHING_FAILED, Outcome, count, device_words, follow_up, quoted
+from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, NAMES, SOMETHING_FAILED, Outcome, count, device_words, follow_up, quoted
 from tapml.verdicts import worth_explaining
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ HELP = "move a model to a target, operator by operator, and compare the answers"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
-    parser.add_argument("--target", metavar="T", required=True, help="where to: name or name:option=value,…")
+    parser.add_argument("--target", metavar="T", required=True, help=f"where to: {NAMES}")
     parser.add_argument("--device", metavar="D", default="local", help=f"{DEVICE}; A,B@URL or all@URL: several share the testing")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on where an earlier migration of this run was stopped")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, SOMETHING_FAILED, Outcome, check_file, follow_up
+from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, NAMES, SOMETHING_FAILED, Outcome, check_file, follow_up
 from tapml.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ HELP = "check every operator of a run on a target, against the recording"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
-    parser.add_argument("--target", metavar="T", required=True, help="what to compile for: name or name:option=value,…")
+    parser.add_argument("--target", metavar="T", required=True, help=f"what to compile for: {NAMES}")
     parser.add_argument("--device", metavar="D", default="local", help=f"{DEVICE}; A,B@URL or all@URL: several share the testing")
     parser.add_argument("--operator", metavar="GLOB", default="*", help="only operators whose name matches: 'decode/*q_proj'")
     parser.add_argument(

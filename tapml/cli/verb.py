@@ -35,7 +35,11 @@ UNAVAILABLE = 3
 INTERRUPTED = 130
 
 DEVICE = "where to run it: local, or NAME@URL for one at a tapml hub (any@URL: the first that is free; default: local)"
-INJECT = "rewrite kernels' source with a function, to see a fault caught"
+INJECT = (
+    "run what FUNCTION(operator, target, source) returns in place of each kernel's source: a fault, to see it caught, or a "
+    "kernel of your own"
+)
+NAMES = "opencl, vulkan, webgpu or cpu, as in opencl or opencl:device=1,f16=0 (tapml doctor says what runs here)"
 
 
 @dataclass(frozen=True)
