@@ -178,4 +178,5 @@ def test_carve_says_how_far_the_evidence_reaches(tmp_path: Path, capsys: pytest.
     run, result, _ = runs.decoder()
     assert result.positions == run.positions is not None
     stdout().print(*verb.view(tapml.Run(run), "run"))
-    assert "0 to 15 of 16 were exercised; the prompts reach 15, then decode steps at 15" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "0 to 15 of 16 were exercised; the prompts reach 15, then decode steps at 15" in shown

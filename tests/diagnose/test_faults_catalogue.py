@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -152,11 +153,12 @@ def test_the_verb_hands_on_what_was_asked_and_writes_what_was_found(
         return result((False, False))
 
     monkeypatch.setattr("tapml.diagnose.bench.bench", bench)
-    monkeypatch.setattr(RunFolder, "open", lambda path: f"the run at {path}")
+    monkeypatch.setattr(RunFolder, "open", lambda path: SimpleNamespace(path=path, digest="d"))
     words = ["run", "--faults", "3,rotary-pairing", "--operators", "2", "--seed", "5"]
     outcome = verb.run(typed(*words, "-o", str(tmp_path / "out")))
     assert asked["faults"] == (find("3"), find("16")) and (asked["operators"], asked["seed"]) == (2, 5)
-    assert (asked["run"], asked["target"], asked["device"]) == ("the run at run", "cpu", "local")
+    assert (str(asked["run"].path), asked["target"], asked["device"]) == ("run", "cpu", "local")
+    assert outcome.data["run_digest"] == "d"
     assert outcome.code == 1
     assert outcome.data["files"] and all(Path(file).is_file() for file in outcome.data["files"])
     assert str(tmp_path / "out") in shown(outcome, 300)

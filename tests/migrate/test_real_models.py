@@ -16,6 +16,7 @@ import tapml
 from tapml.carve.folder import RunFolder
 from tapml.devices.child import ChildDevice
 from tapml.generation import greedy
+from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.migrate import migrate
 from tapml.migrate.operator_test import OperatorTester
 from tests.conftest import MakeRun
@@ -34,7 +35,7 @@ def test_everything_moves_and_answers_as_the_source(model: str, target: str, mak
     assert result.passed and result.checks == 1
     assert result.offloaded == tuple(o.name for o in run.operators)
     data = result.to_json()["end_to_end"]
-    assert data["top1_agreement"] == 1.0 and 0 < data["logit_error"] <= data["logit_bound"]
+    assert data["top1_agreement"] == (None if model == "encoder" else 1.0) and 0 < data["logit_error"] <= data["logit_bound"]
     if model == "llama":
         assert data["tokens_match"] is True
         recorded = [list(p.generated) for p in run.prompts]
@@ -79,7 +80,9 @@ def test_cumulative_passes_on_a_sound_target(make_run: MakeRun, need: Need) -> N
         verdicts = list(tester.test_cumulative())
     assert [v.operator for v in verdicts] == [o.name for o in run.operators]
     assert all(v.status == "pass" and "cumulative" in v.reason for v in verdicts)
-    assert {v.cases for v in verdicts if v.operator.startswith("prefill/")} == {2}, "two prefill calls for 11 tokens"
+    prefills = sum(call.graph == "prefill" for call in check_calls(run))
+    assert prefills > 2
+    assert {v.cases for v in verdicts if v.operator.startswith("prefill/")} == {prefills}, "late ones among them"
 
 
 # An edit of the kernel's source for each of five kinds: the sort of mistake that backends really had.

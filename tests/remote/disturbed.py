@@ -109,7 +109,7 @@ class Bench:
         result = migrate(run, target, self.device, **{"fresh": True, "max_tokens": TOKENS, "progress": moments, **settings})
         if moments is not None:
             moments.over()
-        assert_nothing_doubled(run, target)
+        assert_nothing_doubled(run, target, "inject" in settings)
         return result
 
 
@@ -178,13 +178,13 @@ def facts(result: MigrationResult) -> dict[str, Any]:
     }
 
 
-def journal(run: RunFolder, target: str) -> list[dict[str, Any]]:
-    return read(run.path / "targets" / folder_name(target) / "migrate.jsonl")[0]
+def journal(run: RunFolder, target: str, injected: bool = False) -> list[dict[str, Any]]:
+    return read(run.path / "targets" / folder_name(target) / ("migrate.injected.jsonl" if injected else "migrate.jsonl"))[0]
 
 
-def assert_nothing_doubled(run: RunFolder, target: str) -> None:
+def assert_nothing_doubled(run: RunFolder, target: str, injected: bool = False) -> None:
     """Each operator's verdict, each check and each prompt is in the journal once."""
-    records = journal(run, target)
+    records = journal(run, target, injected)
     verdicts = [r["verdict"]["operator"] for r in records if r["record"] == "verdict"]
     assert sorted(verdicts) == sorted(operator.name for operator in run.operators)
     for kind, key in (("check", lambda r: r["set"]), ("prompt", lambda r: r["result"]["index"])):

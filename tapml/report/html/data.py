@@ -72,7 +72,7 @@ def _facts(run: RunFolder) -> dict[str, Any]:
         "path": str(run.path), "name": model["name"], "digest": run.digest, "version": run.manifest["version"], "kind": run.kind,
         "dtype": run.manifest["dtype"], "decoder": run.manifest["decoder"], "operators": len(run.operators),
         "signatures": len(run.bodies), "cases": len(run.cases), "nodes": result.get("nodes"), "calls": result.get("calls", {}),
-        "weights": result.get("weights") or run.manifest.get("weights"), "calls_seen": result.get("calls_seen"),
+        "weights": result.get("weights") or run.manifest.get("weights") or None, "calls_seen": result.get("calls_seen"),
         "prompts": [p.text for p in run.prompts],
     }  # fmt: skip
 
