@@ -12,8 +12,10 @@ one without copying it. All of it runs on CPU and CUDA.
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -33,14 +35,29 @@ Hook = Callable[[Operator, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]], 
 # A view that was legal for the strides at export may not be for those of another device or dtype; reshape gives the same values.
 _AS_RESHAPE = ("aten.view.default", "aten._unsafe_view.default")
 
+_turn = threading.RLock()
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    """PyTorch's default dtype inside of it; None leaves it as it is. There is one for all threads, so whoever computes with it,
+    with None as well, has it alone."""
+    with _turn:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype or before)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
 
 def body_function(body: Body, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> BodyFunction:
     """The body as a function of its inputs in order, giving its outputs in order.
 
     With `dtype` (a floating point one) every floating point number in it has that dtype instead: inputs are cast, dtypes named in
-    the body are replaced, and PyTorch's default dtype is `dtype` during a call (so not for several threads at once). `device`
-    is where tensors that the body makes from nothing are put; inputs are expected there. Raises ModelError for an operator
-    that this PyTorch does not have, and for a body that reinterprets bits when `dtype` is given.
+    the body are replaced, and PyTorch's default dtype is `dtype` during a call. Threads may call at once; they take turns.
+    `device` is where tensors that the body makes from nothing are put; inputs are expected there. Raises ModelError for an
+    operator that this PyTorch does not have, and for a body that reinterprets bits when `dtype` is given.
     """
     slots = {f"i{k}": k for k in range(len(body.inputs))}
     for node in body.nodes:
@@ -51,23 +68,17 @@ def body_function(body: Body, dtype: torch.dtype | None = None, device: str | to
     spare: list[Any] = [None] * len(body.nodes)
 
     def run(inputs: Tensors) -> tuple[torch.Tensor, ...]:
-        values = [*inputs, *spare]
-        for step in plan:
-            step.run(values)
+        values = [*_cast(inputs, dtype), *spare]
+        with default_dtype(dtype):
+            for step in plan:
+                step.run(values)
         return tuple([values[k] for k in outputs])
 
-    if dtype is None:
-        return run
+    return run
 
-    def run_in_dtype(inputs: Tensors) -> tuple[torch.Tensor, ...]:
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        try:
-            return run([t.to(dtype) if t.is_floating_point() else t for t in inputs])
-        finally:
-            torch.set_default_dtype(before)
 
-    return run_in_dtype
+def _cast(inputs: Tensors, dtype: torch.dtype | None) -> Tensors:
+    return inputs if dtype is None else [t.to(dtype) if t.is_floating_point() else t for t in inputs]
 
 
 class NodeByNode:
@@ -89,18 +100,12 @@ class NodeByNode:
         self._plan = [_Instruction(node, self.slots, (), dtype, torch.device(device)) for node in body.nodes]
 
     def begin(self, inputs: Tensors) -> list[Any]:
-        dtype = self._dtype
-        given = inputs if dtype is None else [t.to(dtype) if t.is_floating_point() else t for t in inputs]
-        return [*given, *[None] * len(self.body.nodes)]
+        return [*_cast(inputs, self._dtype), *[None] * len(self.body.nodes)]
 
     def run(self, index: int, values: list[Any]) -> Any:
         """Runs a node, and gives what it gave: a tensor, or a tuple of them."""
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(self._dtype or before)
-        try:
+        with default_dtype(self._dtype):
             self._plan[index].run(values)
-        finally:
-            torch.set_default_dtype(before)
         return values[self.slots[self.body.nodes[index].name]]
 
     def outputs(self, values: list[Any]) -> tuple[torch.Tensor, ...]:

@@ -23,6 +23,7 @@ import transformers
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tapml.operators.execute import default_dtype
 from tapml.source.checked import eagerly
 from tapml.source.export import flat_outputs
 from tapml.source.model import LoadedModel, called
@@ -83,17 +84,13 @@ class Itself:
 
     @contextmanager
     def _plainly(self, seen: Seen | None) -> Iterator[None]:
-        default = torch.get_default_dtype()
         handles = [] if seen is None else [
             part.register_forward_hook(_hook(path, seen)) for path, part in self.module.named_modules()
         ]
-        if self.dtype is not None:
-            torch.set_default_dtype(self.dtype)
         try:
-            with torch.no_grad(), eagerly(self.module), _Plain(self.dtype):
+            with default_dtype(self.dtype), torch.no_grad(), eagerly(self.module), _Plain(self.dtype):
                 yield
         finally:
-            torch.set_default_dtype(default)
             for handle in handles:
                 handle.remove()
 

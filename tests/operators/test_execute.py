@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +14,15 @@ import torch
 from tapml.errors import ModelError
 from tapml.generation import DecoderShape, greedy
 from tapml.operators.cut import cut
-from tapml.operators.execute import GraphExecutor, body_function, host_from_tensor, host_function, run_graph, tensor_from_host
+from tapml.operators.execute import (
+    GraphExecutor,
+    NodeByNode,
+    body_function,
+    host_from_tensor,
+    host_function,
+    run_graph,
+    tensor_from_host,
+)
 from tapml.operators.graph import Body, Node, Operator
 from tapml.tensors import FLOATS, TensorSpec
 from tests.models import causal_lm
@@ -60,6 +69,30 @@ def test_float64_reaches_what_integers_make() -> None:
     with pytest.raises(RuntimeError):
         body_function(body, torch.float64)([torch.zeros(7)])
     assert torch.get_default_dtype() == torch.float32, "put back after an error too"
+
+
+def test_threads_do_not_see_each_others_dtype() -> None:
+    """Several devices are tested from a thread each: one computes in float64 while another asks for the source's own values."""
+    nodes = (
+        Node("n0", "aten.matmul.default", ({"ref": "i0"}, {"ref": "i0"}), {}, (TensorSpec((128, 128), "float32"),)),
+        Node("n1", "aten.full.default", ([2], 0.1), {}, (TensorSpec((2,), "float32"),)),
+    )
+    body = Body("matmul", (TensorSpec((128, 128), "float32"),), ("value",), nodes, ("n0", "n1"))
+    steps = NodeByNode(body, torch.float64)
+    plain, exact = body_function(body), body_function(body, torch.float64)
+    given = [torch.ones(128, 128)]
+
+    def dtypes(k: int) -> tuple[torch.dtype, ...]:
+        if k % 3 == 0:
+            values = steps.begin(given)
+            steps.run(0, values)
+            return (values[steps.slots["n0"]].dtype, steps.run(1, values).dtype)
+        return tuple(value.dtype for value in (plain if k % 3 == 1 else exact)(given))
+
+    with ThreadPoolExecutor(6) as pool:
+        for k, found in enumerate(pool.map(dtypes, range(600))):
+            assert found == ((torch.float32 if k % 3 == 1 else torch.float64),) * 2
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_host_function_takes_and_gives_numpy() -> None:
