@@ -60,14 +60,20 @@ def run(args: argparse.Namespace) -> Outcome:
 
 async def _run(args: argparse.Namespace) -> Outcome:
     import asyncio
+    import gc
+    import logging
     import signal
 
+    # What the event loop has to say of sockets goes through the hub's own log, so many lines a minute.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     hub, listening = _make(args)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     await hub.start(args.host, args.port)
+    gc.collect()
+    gc.freeze()  # what is there now stays: later collections look at connections only
     try:
         told = _show(hub, args, **listening)
         args.tell(told)

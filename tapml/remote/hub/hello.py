@@ -111,8 +111,9 @@ def _info(info: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def line(text: str, longest: int = LONGEST_LINE) -> str:
     """On one line, without characters that steer a terminal or turn the direction of writing, and not too long."""
-    printable = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in text)
-    short = " ".join(printable.split())
+    if not text.isprintable():
+        text = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in text)
+    short = " ".join(text.split())
     return short if len(short) <= longest else short[: longest - 1] + "…"
 
 

@@ -7,8 +7,9 @@ on.
     hub.pairing()                            a code, and an address with it, for a phone
     await hub.close()
 
-It runs in one event loop, and only here do the pieces meet: `leases` decides who gets what, `tokens` who may come in, `pages`
-what a browser is shown, `hello` what an end said of itself, `listing` what watchers see, `peer` how a connection is written to.
+It runs in one event loop, and only here do the pieces meet: `door` and `gate` say which connections there are, `tokens` who may
+come in and `room` how many, `leases` who gets what, `pages` what a browser is shown, `hello` what an
+end said of itself, `listing` what watchers see, `peer` how a connection is written to, `logbook` what is said about all that.
 The hub keeps nothing that the ends could not bring again: when it is killed and started anew, all of them connect again and go
 on. What a packet between client and device says is not looked at. An end that reads slowly holds up only the one it talks to.
 """
@@ -19,6 +20,7 @@ import asyncio
 import functools
 import http
 import logging
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,7 +32,8 @@ from websockets.http11 import Request, Response
 
 from tapml.remote.address import HubAddress
 from tapml.remote.hub.certificate import Certificate
-from tapml.remote.hub.gate import MOST, Gate
+from tapml.remote.hub.door import Door, descriptors
+from tapml.remote.hub.gate import MOST_LEAVING, MOST_NEW, MOST_NEW_OF_ONE, Gate
 from tapml.remote.hub.hello import (
     ClientHello,
     DeviceHello,
@@ -42,11 +45,13 @@ from tapml.remote.hub.hello import (
     parse_offers,
 )
 from tapml.remote.hub.hosting import Names, listen
-from tapml.remote.hub.leases import Leases, Said
+from tapml.remote.hub.leases import Joining, Leases, Said
 from tapml.remote.hub.listing import Shown, listing, pack
+from tapml.remote.hub.logbook import Logbook
 from tapml.remote.hub.pages import Pages, same_origin
 from tapml.remote.hub.peer import READ_QUEUE, WRITE_LIMIT, Peer
 from tapml.remote.hub.qr import qr_svg
+from tapml.remote.hub.room import MOST, Room
 from tapml.remote.hub.tokens import PairingRefused, Tokens
 from tapml.remote.wire import MESSAGE_LIMIT, VERSION, is_session
 
@@ -62,9 +67,6 @@ STUCK_HEARTBEATS = 12
 
 # How long a device has to show that it is still there when another comes with its name.
 PROOF_SECONDS = 2.0
-
-# Lines about refused connections in one minute. More are only counted.
-MOST_REFUSED_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,10 @@ class Hub:
     ) -> None:
         self.heartbeat = heartbeat
         self.port = 0
-        self._tokens, self._names, self._pages, self._certificate, self._log = tokens, names, pages, certificate, log
+        self._tokens, self._names, self._pages, self._certificate = tokens, names, pages, certificate
+        self._book = Logbook(log)
         self._leases = Leases()
-        self._gate = Gate()
+        self._gate, self._room = Gate(), Room(MOST)
         self._clients: dict[bytes, Peer] = {}
         self._devices: dict[str, Peer] = {}
         self._watchers: dict[Peer, asyncio.Event] = {}
@@ -100,21 +103,23 @@ class Hub:
         self._background: set[asyncio.Task[None]] = set()
         self._server: Server | None = None
         self._stood_still = 0.0
-        self._refused = [0, 0.0]
 
     async def start(self, host: str, port: int) -> None:
         """Listens. Raises UsageError for a port that is taken and a host that is not this machine's."""
+        most = self._plan()
         listening = listen(host, port)
         self.port = listening.getsockname()[1]
+        door = Door(listening, self._gate, most, lambda text: self._log("refused", text))
+        asyncio.get_running_loop().set_exception_handler(self._note_trouble)
         # The library reports broken handshakes of port scanners and the like as errors; what matters is in our own log.
         quiet = logging.getLogger("tapml.remote.hub.websockets")
         quiet.setLevel(logging.CRITICAL)
         self._server = await serve(
             self._serve,
-            sock=listening,
+            sock=door,
             ssl=self._certificate.context() if self._certificate else None,
             process_request=self._answer,
-            create_connection=functools.partial(Peer, self._gate),  # type: ignore[arg-type]
+            create_connection=functools.partial(Peer, door),  # type: ignore[arg-type]
             compression=None,
             server_header="TapML",
             ping_interval=None,
@@ -127,6 +132,18 @@ class Hub:
         )
         self._spawn(self._beat())
 
+    def _plan(self) -> int:
+        """How many connections there may be, and which of them: fewer where this process may not open as many files. Raises
+        UsageError when it may open next to none."""
+        wanted = MOST + MOST_NEW + MOST_LEAVING
+        most = descriptors(wanted)
+        strangers = min(MOST_NEW, most * MOST_NEW // wanted)
+        self._gate = Gate(strangers, min(MOST_NEW_OF_ONE, strangers // 2), strangers)
+        self._room = Room(min(MOST, most - 2 * strangers))
+        if most < wanted:
+            self._log("owner", f"this process may open few files: the hub takes {self._room.most} connections (see ulimit -n)")
+        return most
+
     async def close(self) -> None:
         """Says goodbye to all; they will look for the hub again."""
         for task in list(self._background):
@@ -135,6 +152,7 @@ class Hub:
             self._server.close()
             self._gate.clear()
             await self._server.wait_closed()
+        self._book.close()
 
     @property
     def address(self) -> HubAddress:
@@ -160,15 +178,14 @@ class Hub:
 
     def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
         try:
-            return self._pages.answer(request, lambda token: self._opens("device", token))
+            return self._pages.answer(request, lambda token: self._tokens.opens("device", self._plain(token)))
         except ValueError:
             return connection.respond(http.HTTPStatus.BAD_REQUEST, "This request cannot be read.\n")
 
-    def _opens(self, role: str, token: str) -> bool:
-        """With or without the certificate's fingerprint, which belongs to the address rather than the token."""
-        if self._certificate is not None and self._certificate.fingerprint:
-            token = token.removesuffix(f".{self._certificate.fingerprint}")
-        return self._tokens.opens(role, token)
+    def _plain(self, token: str) -> str:
+        """Without the certificate's fingerprint, which belongs to the address rather than the token."""
+        fingerprint = self.address.fingerprint
+        return token.removesuffix(f".{fingerprint}") if fingerprint else token
 
     async def _serve(self, connection: ServerConnection) -> None:
         assert isinstance(connection, Peer)
@@ -179,15 +196,15 @@ class Hub:
                 await self._refuse(connection, refusal)
         except ConnectionClosed as closed:
             if closed.sent is not None and closed.sent.code == 1009:
-                self._log_refused(connection, f"a message of more than {MESSAGE_LIMIT} bytes")
+                self._log("refused", f"ended a connection from {connection.place}: it sent a message that is too large")
         except Exception:
-            self._log(f"a bug of the hub ended a connection from {connection.place}: {traceback.format_exc()}")
+            self._log("bug", f"a bug of the hub ended a connection from {connection.place}: {traceback.format_exc()}")
             raise
+        finally:
+            self._room.leave(connection)
 
     async def _meet(self, peer: Peer) -> None:
         """From the first message to the end of the connection."""
-        if peer.crowded:
-            raise Refusal("full", "Too many connections wait to be let in. Try again in a few seconds.")
         assert peer.request is not None
         if not same_origin(peer.request, self.address.scheme):
             raise Refusal("origin", "The page that connects is not this hub's own. Open the address that tapml hub prints.")
@@ -197,31 +214,39 @@ class Hub:
         except TimeoutError:
             raise Refusal("protocol", f"No hello came within {HELLO_SECONDS:.0f} s.") from None
         hello = parse_hello(data)
-        welcome = {"version": VERSION, "name": "", "heartbeat": self.heartbeat, **self._let_in(hello, peer.place)}
+        added, holder = self._let_in(hello, peer)
+        welcome = {"version": VERSION, "name": "", "heartbeat": self.heartbeat, **added}
         peer.let_in()
         if isinstance(hello, ClientHello):
             await self._client(peer, hello, welcome)
         elif isinstance(hello, DeviceHello):
-            await self._device(peer, hello, welcome)
+            await self._device(peer, hello, welcome, holder)
         else:
             await self._watcher(peer, welcome)
 
-    def _let_in(self, hello: Hello, place: str) -> dict[str, str]:
-        """What to add to the welcome: for a device that paired, its token. Raises Refusal."""
-        if len(self._clients) + len(self._devices) + len(self._watchers) >= MOST:
-            raise Refusal("full", f"The hub has {MOST} connections, and takes no more. Try again later.")
-        if isinstance(hello, DeviceHello) and hello.pair and not hello.token:
+    def _let_in(self, hello: Hello, peer: Peer) -> tuple[dict[str, str], str]:
+        """What to add to the welcome (for a device that paired, its token), and whose token it is. Raises Refusal."""
+        added = {}
+        token = self._plain(hello.token)
+        if isinstance(hello, DeviceHello) and hello.pair and not token:
+            if why := self._room.why_not("a new one", peer.place):
+                raise Refusal("full", why)
             try:
-                return {"token": self._tokens.redeem(hello.pair, self._now(), place)}
+                token = added["token"] = self._tokens.redeem(hello.pair, self._now(), peer.place)
             except PairingRefused as error:
                 raise Refusal("pairing", str(error)) from error
         role = "client" if isinstance(hello, ClientHello) else "device" if isinstance(hello, DeviceHello) else "watch"
-        if not self._opens(role, hello.token):
+        if not self._tokens.opens(role, token):
             raise Refusal("token", "The token is wrong for this hub. Copy the whole address that tapml hub prints.")
-        return {}
+        holder = self._tokens.holder(token)
+        if why := self._room.why_not(holder, peer.place):
+            raise Refusal("full", why)
+        self._room.enter(peer, holder, peer.place)
+        return added, holder
 
     async def _refuse(self, peer: Peer, refusal: Refusal) -> None:
-        self._log_refused(peer, str(refusal))
+        self._log("refused", f"refused a connection from {peer.place}: {refusal}")
+        peer.refused()
         peer.tell("refused", refusal.code, str(refusal))
         await peer.close(1008, refusal.code)
 
@@ -262,9 +287,10 @@ class Hub:
                 del self._clients[session]
                 self._say(self._leases.client_left(session, self._now()))
 
-    async def _device(self, peer: Peer, hello: DeviceHello, welcome: dict[str, Any]) -> None:
-        await self._prove(hello)
-        name, said = self._leases.device_joined(hello.joining, self._now())
+    async def _device(self, peer: Peer, hello: DeviceHello, welcome: dict[str, Any], holder: str) -> None:
+        joining = replace(hello.joining, holder=holder)
+        await self._prove(joining)
+        name, said = self._leases.device_joined(joining, self._now())
         old = self._devices.get(name)
         self._devices[name] = peer
         shown = self._shown[name] = Shown(hello.kind, hello.system)
@@ -272,7 +298,7 @@ class Hub:
         if old is not None:
             self._replace(old)
         ready = ", ".join(target for target, offer in hello.joining.offers.items() if offer.ready)
-        self._log(f"{name} joined ({hello.kind}, {hello.system}), offers {ready or 'nothing yet'}")
+        self._log(self._kind(name), f"{name} joined ({hello.kind}, {hello.system}), offers {ready or 'nothing yet'}")
 
         def take(kind: str, arguments: tuple[Any, ...]) -> bool:
             now = self._now()
@@ -281,7 +307,7 @@ class Hub:
             if kind == "offers":
                 before, offers = self._leases.offers_of(name), parse_offers(arguments[0])
                 if new := [t for t, o in offers.items() if o.ready and not (t in before and before[t].ready)]:
-                    self._log(f"{name} offers {', '.join(new)}")
+                    self._log(self._kind(name), f"{name} offers {', '.join(new)}")
                 self._say(self._leases.offers(name, offers, now))
             elif kind == "status":
                 shown.status(arguments[0], now)
@@ -387,6 +413,7 @@ class Hub:
                     if not peer.paused:  # else it has something to hear anyway
                         peer.tell("ping", number)
             self._say(self._leases.tick(self._now()))
+            self._book.tick(time.monotonic())
             for name in self._shown.keys() - set(self._leases.names()):
                 del self._shown[name]
 
@@ -394,11 +421,12 @@ class Hub:
         """Seconds that the hub has lived through."""
         return asyncio.get_running_loop().time() - self._stood_still
 
-    async def _prove(self, hello: DeviceHello) -> None:
+    async def _prove(self, joining: Joining) -> None:
         """When a device comes under the name of one that is connected, that one has to show that it is there: a phone whose page
-        was loaded again should get its old name, though its old connection has not been found dead yet."""
-        holder = self._devices.get(hello.joining.name)
-        if holder is None or self._leases.boot_of(hello.joining.name) == hello.joining.boot:
+        was loaded again should get its old name, though its old connection has not been found dead yet. A device with another
+        token gets another name anyway."""
+        holder = self._devices.get(joining.name)
+        if holder is None or not self._leases.may_take_over(joining):
             return
         asked = holder.heard
         holder.tell("ping", 0)
@@ -406,14 +434,14 @@ class Hub:
         while holder.heard <= asked and not holder.held_up and holder.loop.time() < until:
             await asyncio.sleep(0.02)
         if holder.heard <= asked and not holder.held_up:
-            self._lose(hello.joining.name, holder)
+            self._lose(joining.name, holder)
             holder.cut()
 
     def _lose(self, name: str, peer: Peer) -> None:
         """A device's connection is gone, unless a newer one took its place."""
         if self._devices.get(name) is peer:
             del self._devices[name]
-            self._log(f"{name} left")
+            self._log(self._kind(name), f"{name} left")
             self._say(self._leases.device_left(name, self._now()))
 
     def _replace(self, old: Peer) -> None:
@@ -429,22 +457,27 @@ class Hub:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._log(f"a bug of the hub: {''.join(traceback.format_exception(error))}")
+            self._log("bug", f"a bug of the hub: {''.join(traceback.format_exception(error))}")
+
+    def _log(self, kind: str, text: str) -> None:
+        self._book.line(kind, text, time.monotonic())
+
+    def _kind(self, name: str) -> str:
+        """Of log lines about this device."""
+        return "paired" if self._leases.holder_of(name) else "owner"
 
     def _log_lease(self, name: str, said: Said) -> None:
         if said.message == "lease":
             lease = said.arguments[0]
-            self._log(f"{name} works on {lease['target']} for {lease['label'] or 'a client'}")
+            self._log(self._kind(name), f"{name} works on {lease['target']} for {lease['label'] or 'a client'}")
         elif said.message == "release":
-            self._log(f"{name} is free again")
+            self._log(self._kind(name), f"{name} is free again")
 
-    def _log_refused(self, peer: Peer, why: str) -> None:
-        count, since = self._refused
-        now = self._now()
-        if now - since > 60.0:
-            if count > MOST_REFUSED_LINES:
-                self._log(f"refused {count - MOST_REFUSED_LINES:.0f} more connections in a minute")
-            count, since = 0, now
-        self._refused = [count + 1, since]
-        if count < MOST_REFUSED_LINES:
-            self._log(f"refused a connection from {peer.place}: {why}")
+    def _note_trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What the event loop would write with its traceback: of sockets and TLS a line, of what is our bug all of it."""
+        error = context.get("exception")
+        if error is None or isinstance(error, OSError):
+            self._log("trouble", line(f"{context.get('message')} ({error})" if error else str(context.get("message"))))
+        else:
+            told = "".join(traceback.format_exception(error))
+            self._log("bug", f"a bug of the hub: {context.get('message')}: {told}")

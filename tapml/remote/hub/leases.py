@@ -19,7 +19,8 @@ Invariants, which hold after every call:
    did not come back waits again, at its old place.
 5. A device that comes with a session that the hub does not know (the hub was restarted) is kept for that session's client
    for the grace time.
-6. A connected device was told exactly the lease that it has; a connected client exactly whether it has one, and why not.
+6. A device has the place of another, with its name and its lease, only if it came with the same token.
+7. A connected device was told exactly the lease that it has; a connected client exactly whether it has one, and why not.
 
 Times are seconds of one monotonic clock.
 """
@@ -27,8 +28,10 @@ Times are seconds of one monotonic clock.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from tapml.remote.hub.naming import Naming
 
 GRACE_SECONDS = 20.0
 ANY = "any"
@@ -38,6 +41,11 @@ NO_NAMES = frozenset({ANY, "all", "local", ""})
 
 # How many sessions that are over are remembered, to tell a device so that comes back with one.
 MOST_ENDED = 1024
+
+# Devices that are away and remembered for the grace time, of one paired token and in all. Of more, those that left first are
+# forgotten.
+MOST_AWAY_OF_TOKEN = 16
+MOST_AWAY = 256
 
 # Characters of why a client waits: with hundreds of devices it would be a long list.
 LONGEST_WHY = 2000
@@ -64,12 +72,14 @@ Offers = Mapping[str, Offer]
 
 @dataclass(frozen=True)
 class Joining:
-    """A device that connects: the name that it wishes for, its boot, what it offers, and the session that it still holds."""
+    """A device that connects: the name that it wishes for, its boot, what it offers, the session that it still holds, and which
+    token it came with ("": the hub's own)."""
 
     name: str
     boot: bytes
     offers: Offers
     session: bytes | None
+    holder: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,7 @@ class _Client:
 @dataclass
 class _Device:
     name: str
+    holder: str
     boot: bytes
     offers: Offers
     order: int
@@ -148,21 +159,22 @@ class Leases:
     _clients: dict[bytes, _Client] = field(default_factory=dict)
     _devices: dict[str, _Device] = field(default_factory=dict)
     _ended: dict[bytes, None] = field(default_factory=dict)
+    _naming: Naming = field(default_factory=Naming)
     _count: int = 0
 
     # What happens.
 
     def device_joined(self, joining: Joining, now: float) -> tuple[str, list[Said]]:
         """What the device is called, and what is to be said. A device with the boot of one that is here takes its place, on a
-        newer connection; so does one with the name of one that is away."""
-        known = next((d for d in self._devices.values() if d.boot == joining.boot), None)
+        newer connection; so does one with the name of one that is away. Both must have come with the same token."""
+        mine = [device for device in self._devices.values() if device.holder == joining.holder]
+        known = next((device for device in mine if device.boot == joining.boot), None)
         if known is None:
-            known = self._devices.get(joining.name)
-            if known is not None and known.connected:
-                known = None
+            known = next((device for device in mine if device.name == joining.name and not device.connected), None)
         if known is None:
-            known = _Device(self._free_name(joining.name), joining.boot, joining.offers, self._next())
-            self._devices[known.name] = known
+            name = self._free_name(joining.name, joining.holder)
+            known = self._devices[name] = _Device(name, joining.holder, joining.boot, joining.offers, self._next())
+        self._naming.note(known.name, known.holder)
         known.boot, known.offers, known.retired, known.connected = joining.boot, joining.offers, False, True
         known.connection = self._next()
         known.told = joining.session
@@ -174,7 +186,16 @@ class Leases:
 
     def device_left(self, name: str, now: float) -> list[Said]:
         """Its connection broke."""
-        self._devices[name].connected, self._devices[name].gone = False, now
+        device = self._devices[name]
+        device.connected, device.gone = False, now
+        # It says anew what it offers when it comes back, and describing itself can take a quarter of a megabyte.
+        device.offers = {target: _short(offer) for target, offer in device.offers.items()}
+        away = sorted((other for other in self._devices.values() if not other.connected), key=lambda other: other.gone)
+        same = [other for other in away if other.holder == device.holder]
+        if device.holder and len(same) > MOST_AWAY_OF_TOKEN:
+            self._forget_device(same[0])
+        elif len(away) > MOST_AWAY:
+            self._forget_device(away[0])
         return self._settle(now)
 
     def offers(self, name: str, offers: Offers, now: float) -> list[Said]:
@@ -238,8 +259,14 @@ class Leases:
     def is_retired(self, name: str) -> bool:
         return self._devices[name].retired
 
-    def boot_of(self, name: str) -> bytes | None:
-        return self._devices[name].boot if name in self._devices else None
+    def holder_of(self, name: str) -> str:
+        """Which token it came with; "" for the hub's own, and for a device that is not known."""
+        return self._devices[name].holder if name in self._devices else ""
+
+    def may_take_over(self, joining: Joining) -> bool:
+        """Whether a device of the wished name is known that is another one, which this one would follow if it is gone."""
+        known = self._devices.get(joining.name)
+        return known is not None and known.boot != joining.boot and known.holder == joining.holder
 
     def offers_of(self, name: str) -> Offers:
         return self._devices[name].offers
@@ -262,13 +289,17 @@ class Leases:
         self._count += 1
         return self._count
 
-    def _free_name(self, wished: str) -> str:
-        if wished not in self._devices and wished not in NO_NAMES:
+    def _free_name(self, wished: str, holder: str) -> str:
+        """Not one of a device that is known, nor one of a device that is gone and had another token."""
+        if wished not in NO_NAMES and self._is_free(wished, holder):
             return wished
         base, number = wished or "device", 2
-        while f"{base}-{number}" in self._devices:
+        while not self._is_free(f"{base}-{number}", holder):
             number += 1
         return f"{base}-{number}"
+
+    def _is_free(self, name: str, holder: str) -> bool:
+        return name not in self._devices and self._naming.may_have(name, holder)
 
     def _may_return(self, session: bytes) -> bool:
         """Whether the client of a session that a device holds may still come for it."""
@@ -288,8 +319,7 @@ class Leases:
                 self._forget(client)
         for device in list(self._devices.values()):
             if not device.connected and now >= device.gone + self.grace:
-                self._end(device)
-                del self._devices[device.name]
+                self._forget_device(device)
             elif device.session is not None and self._withdrawn(device):
                 self._end(device)
             if device.kept_for is not None and now >= device.kept_until:
@@ -311,6 +341,10 @@ class Leases:
             self._end(self._devices[client.device])
         del self._clients[client.session]
         self._remember_ended(client.session)
+
+    def _forget_device(self, device: _Device) -> None:
+        self._end(device)
+        del self._devices[device.name]
 
     def _remember_ended(self, session: bytes) -> None:
         self._ended[session] = None
@@ -423,6 +457,10 @@ class Leases:
             lasting = f" for {_span(spent)}" if spent else ""
             return f"{device.name} is busy with {client.wish.label or 'another client'}{lasting}"
         return f"{device.name} is kept for a client whose connection broke"
+
+
+def _short(offer: Offer) -> Offer:
+    return offer if offer.info is None else replace(offer, info={**offer.info, "limits": {}, "features": []})
 
 
 def _rivals(one: Wish, other: Wish) -> bool:

@@ -20,14 +20,18 @@ from websockets.frames import BINARY, Frame
 from websockets.protocol import OPEN, Event
 from websockets.typing import BytesLike
 
-from tapml.remote.hub.gate import Gate
-from tapml.remote.wire import control, is_session
+from tapml.remote.hub.door import Door, Guest
+from tapml.remote.wire import CONTROL_LIMIT, MESSAGE_LIMIT, control, is_session
 
 # Bytes kept for an end that reads slowly before those that send to it are held up.
 WRITE_LIMIT = 2**20
 
 # More than that is held only for an end that asks and asks, and reads no answer: it is cut off.
 MOST_UNREAD = 8 * 2**20
+
+# The same for one that was not let in, and what it may send in one message: a stranger has a hello to say, or a page to load.
+MOST_UNREAD_OF_STRANGER = 2**20
+LONGEST_OF_STRANGER = CONTROL_LIMIT + 1024
 
 # Messages that arrived and were not looked at yet, before no more are read.
 READ_QUEUE = 2
@@ -40,31 +44,43 @@ _BINARY = 0x82
 
 class Peer(ServerConnection):
     """See the module's docstring. `heard` is when any byte came from it last, on the event loop's clock; `held_up`: it waits
-    until its partner takes what it sent, so that it cannot be heard; `crowded`: it came when there were too many. `partner`
-    gives the connection at the other end of its lease, None while there is none."""
+    until its partner takes what it sent, so that it cannot be heard; `place`: the address that it came from, as it is counted.
+    `partner` gives the connection at the other end of its lease, None while there is none."""
 
-    def __init__(self, gate: Gate, *arguments: Any, **keywords: Any) -> None:
+    def __init__(self, door: Door, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.heard = self.loop.time()
         self.held_up = False
-        self.crowded = False
         self.partner: Callable[[], Peer | None] | None = None
         self.place = "an unknown address"
         self._unread, self._taken = 0, self.heard
-        self._gate = gate
+        self._most_unread = MOST_UNREAD_OF_STRANGER
+        self.protocol.max_message_size = LONGEST_OF_STRANGER
+        self._door = door
+        self._guest: Guest | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.place = str((self.remote_address or [self.place])[0])
-        self.crowded = not self._gate.enter(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.let_in()
-        super().connection_lost(exc)
+        self._guest = self._door.guest(transport)
+        self._guest.end = self.make_room
+        self.place = self._guest.place
 
     def let_in(self) -> None:
         """It said who it is, and is no longer counted among the strangers."""
-        self._gate.leave(self)
+        if self._guest is not None:
+            self._door.gate.leave(self._guest)
+        self._most_unread = MOST_UNREAD
+        self.protocol.max_message_size = MESSAGE_LIMIT
+
+    def refused(self) -> None:
+        """It will be closed, and has a moment to read why."""
+        if self._guest is not None:
+            self._door.gate.refuse(self._guest)
+
+    def make_room(self) -> None:
+        """It is cut off for those who came later."""
+        self.tell("refused", "full", "Too many connections wait to be let in, and this one said no hello. Try again.")
+        self.cut()
 
     def data_received(self, data: bytes) -> None:
         self.heard = self.loop.time()
@@ -133,7 +149,7 @@ class Peer(ServerConnection):
         self._check_unread()
 
     def _check_unread(self) -> None:
-        if self.transport.get_write_buffer_size() > MOST_UNREAD:
+        if self.transport.get_write_buffer_size() > self._most_unread:
             self.cut()
 
 

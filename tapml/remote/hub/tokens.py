@@ -2,6 +2,7 @@
 
     tokens = Tokens.kept(folder)             the same secret at each start, made at the first
     tokens.opens("client", text)             whether this token opens that role
+    tokens.holder(text)                      which token that is, for names and limits: "" for the secret
     pairing = tokens.pairing(now)            a code that one device may use once, within five minutes
     tokens.redeem(pairing.code, now, place)  its own token, or a PairingRefused; `place`: the address it came from
 
@@ -91,6 +92,10 @@ class Tokens:
         """In a time that does not depend on how much of the token is right."""
         whole = hmac.compare_digest(token.encode(), self.secret.encode())
         return whole or (role == "device" and self._of_device(token))
+
+    def holder(self, token: str) -> str:
+        """A name for a good token, which does not give it away: "" for the secret."""
+        return token.rpartition("-")[0] if self._of_device(token) else ""
 
     def device_token(self) -> str:
         """A new token for one device."""
