@@ -1,6 +1,6 @@
 // A WebSocket to the hub that is made anew whenever it breaks, for ever: what the page and its worker stand on.
 //
-//     const connection = new Connection(() => hello, { welcome, message, changed })
+//     const connection = new Connection(() => hello, { welcome, message, changed }, "/wire")
 //     connection.start()                 `hello()` is the map of docs/wire.md, asked for at each attempt
 //     connection.send(data)              to the connection of the moment; without one it is dropped
 //     connection.nudge()                 the network is back, or the page is: try at once
@@ -30,6 +30,7 @@ export class Connection {
   sent = 0;
   #hello;
   #handlers;
+  #path;
   #socket = null;
   #welcomed = false;
   #heard = 0;
@@ -38,9 +39,10 @@ export class Connection {
   #timer = null;
   #watch = null;
 
-  constructor(hello, handlers) {
+  constructor(hello, handlers, path = "/wire") {
     this.#hello = hello;
     this.#handlers = handlers;
+    this.#path = path;
   }
 
   start() {
@@ -72,7 +74,7 @@ export class Connection {
     this.#drop();
     this.#become("connecting", this.why);
     const scheme = location.protocol === "https:" ? "wss" : "ws";
-    const socket = new WebSocket(`${scheme}://${location.host}/wire`);
+    const socket = new WebSocket(`${scheme}://${location.host}${this.#path}`);
     socket.binaryType = "arraybuffer";
     this.#socket = socket;
     this.#heard = performance.now();

@@ -1,7 +1,7 @@
 // The hub's page: makes this browser a device at once, and shows it; who has the hub's own token sees all devices besides.
 //
-// It is opened as /?token=… or /?pair=CODE. After pairing the address is replaced by one with this device's own token, so that a
-// reload goes on. The name that the user gave is kept in localStorage; the one that the hub made of it for this tab, one of several perhaps, in
+// It is opened as "/", where a cookie says that this is the owner's browser (address.js), or as /?pair=CODE. After pairing the hub is asked for a cookie for
+// this device, and the address becomes "/?device". The name that the user gave is kept in localStorage; the one that the hub made of it for this tab, one of several perhaps, in
 // sessionStorage, so that a tab that is loaded again is the same device.
 
 import { reasonAgainst } from "./adapter.js";
@@ -15,11 +15,13 @@ import { VERSION, control } from "./wire.js";
 import { browser, cleanName, firstName } from "./words.js";
 
 const NAME_KEY = "tapml-name";
-const OF_DEVICE = /^d-[0-9a-f]+-[0-9a-f]{64}$/;
+const COOKIE_MILLISECONDS = 2000;
 
 const query = new URLSearchParams(location.search);
+const pair = query.get("pair") ?? "";
+const paired = pair !== "" || query.has("device");
 const what = browser(navigator);
-const keeper = new Keeper(settings(), drawMine, token => history.replaceState(null, "", `/?token=${encodeURIComponent(token)}`));
+const keeper = new Keeper(settings(), drawMine, stayPaired);
 const panel = new Panel(byId("mine"), {
   start: () => keeper.start(),
   stop: () => {
@@ -42,10 +44,20 @@ function settings() {
   const memory = navigator.deviceMemory ? `, ${navigator.deviceMemory} GB or more` : "";
   const text = `${what.product} on ${what.system}`;
   return {
-    token: query.get("token") ?? "", pair: query.get("token") ? "" : query.get("pair") ?? "",
+    token: "", pair, path: paired ? "/wire?device" : "/wire",
     name: remembered("sessionStorage") || remembered("localStorage") || firstName(what),
     system: `${text}${cores}${memory}`, browser: text,
   };
+}
+
+// The worker got a token for the code, which is void now. Until the hub is reached once more, loading the page again would cost the pairing.
+async function stayPaired(token) {
+  try {
+    const { ok } = await fetch("/session", { headers: { Authorization: `Bearer ${token}` } });
+    if (ok) history.replaceState(null, "", "/?device");
+  } catch {
+    setTimeout(() => stayPaired(token), COOKIE_MILLISECONDS);
+  }
 }
 
 function remembered(where) {
@@ -83,11 +95,11 @@ function drawLink() {
 
 let list = null;
 
-// A device's own token, or a pairing code, opens no list.
-function watch(token) {
+// A paired device sees no list.
+function watch() {
   const pairing = new Pairing(byId("pairing"), () => watching.send(control("pair")));
   list = new DeviceList(byId("all"), { addPhone: () => pairing.open() });
-  watching = new Connection(() => ({ version: VERSION, role: "watch", token }), {
+  watching = new Connection(() => ({ version: VERSION, role: "watch", token: "" }), {
     welcome: () => {
       byId("all").hidden = false;
       pairing.again();
@@ -111,6 +123,6 @@ function watch(token) {
 
 // Weights that were remembered need not be sent again. Firefox would ask its user; the others decide by themselves.
 if (!/Firefox\//.test(navigator.userAgent)) navigator.storage?.persist?.().catch(() => null);
-if (query.get("token") && !OF_DEVICE.test(query.get("token"))) watch(query.get("token"));
+if (!paired) watch();
 keeper.start();
 drawMine(null);

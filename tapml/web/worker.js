@@ -1,7 +1,7 @@
 // The device itself, in a worker, so that neither a page that draws nor one that is scrolled holds it up: the WebSocket to the hub, the session of the
 // moment, and the GPU.
 //
-//     from the page:  {kind: "start", token, pair, name, system, browser}     {kind: "nudge"}     {kind: "ping"}
+//     from the page:  {kind: "start", token, pair, path, name, system, browser}     {kind: "nudge"}     {kind: "ping"}
 //     to the page:    {kind: "state", …}, each second and when something changed; {kind: "paired", token}; {kind: "pong"};
 //                     {kind: "failed", text} before it is given up
 //
@@ -53,7 +53,7 @@ async function start(given) {
     connection?.send(control("offers", platform.offers));
     changed();
   });
-  connection = new Connection(hello, { welcome, message, changed });
+  connection = new Connection(hello, { welcome, message, changed }, given.path);
   platform.look();
   store = await Store.open();
   connection.start();

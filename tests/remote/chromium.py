@@ -118,6 +118,23 @@ class Chromium:
             send("Page.reload")
         self.wait(tab, "!window.old && document.readyState === 'complete'")
 
+    def history(self, tab: str) -> list[dict[str, Any]]:
+        """What "back" and "forward" know of this tab."""
+        with self._attached(tab) as send:
+            return list(send("Page.getNavigationHistory")["entries"])
+
+    def loading(self, tab: str, url: str) -> list[dict[str, Any]]:
+        """Opens this address in the tab; the requests of its pages, up to that for the worker: address and headers each."""
+        asked: list[dict[str, Any]] = []
+        with self._connected(tab) as socket:
+            for method, parameters in (("Network.enable", {}), ("Page.navigate", {"url": url})):
+                socket.send(json.dumps({"id": 1, "method": method, "params": parameters}))
+            while not (asked and asked[-1]["url"].endswith("/worker.js")):
+                event = json.loads(socket.recv(timeout=START_SECONDS))
+                if event.get("method") == "Network.requestWillBeSent":
+                    asked.append(event["params"]["request"])
+        return asked
+
     def reload_watched(self, tab: str, sockets: int) -> tuple[list[str], list[str]]:
         """Loads the page again; the addresses that it asked for, and those that its worker did, until there are so many
         WebSockets."""

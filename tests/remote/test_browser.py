@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tapml.errors import DeviceError, DeviceLost, OutOfMemory
 from tapml.kernels import Kernel
 from tapml.remote.address import RemoteName
 from tapml.remote.client.client import RemoteDevice
+from tapml.remote.wire import control
 from tapml.targets.parse import parse
 from tests.conftest import MakeRun
 from tests.devices import kernels
@@ -270,13 +273,77 @@ def test_a_phone_pairs_and_stays_paired(hub: Hub, browser: Chromium, tab: str) -
     browser.wait(tab, f"document.querySelector('#pairing').textContent.includes('{name} is here')")
     assert text_of(browser, tab, "#code") == code  # beside it, since another browser may have come
     for _ in range(2):
-        assert browser.evaluate(phone, "location.search").startswith("?token=d-")
+        assert browser.wait(phone, "location.search === '?device'")
+        assert browser.evaluate(phone, "document.cookie") == ""
         assert browser.evaluate(phone, "document.querySelector('#all').hidden")
         browser.reload(phone)
         browser.wait_ready(phone)
     used = browser.open(f"{hub.url.partition('?')[0]}?pair={code}")
     browser.wait(used, "document.querySelector('#word').textContent === 'Refused'")
     assert "was used already" in text_of(browser, used, "#what")
+
+
+# All that a script of the page could find its token in, were there one.
+KNOWN = """[location.href, document.cookie, document.referrer, document.documentElement.outerHTML, ...Object.values(localStorage),
+  ...Object.values(sessionStorage), ...performance.getEntries().map(({ name }) => name)].join(" ")"""
+
+
+def test_the_token_is_in_no_address_no_history_and_no_reach_of_a_script(hub: Hub, browser: Chromium) -> None:
+    base, token = hub.url.partition("?")[0], hub.address.token
+    tab = browser.open(hub.url)
+    browser.wait_ready(tab)
+    for _ in range(2):
+        assert browser.evaluate(tab, "[location.href, history.length, document.cookie]") == [base, 1, ""]
+        assert token not in browser.evaluate(tab, KNOWN)
+        assert [entry["url"] for entry in browser.history(tab)] == [base]
+        assert all(token not in str(entry) for entry in browser.history(tab))
+        browser.wait(tab, "!document.querySelector('#all').hidden")
+        browser.reload(tab)  # by the cookie
+        browser.wait_ready(tab)
+    for asked in browser.loading(tab, hub.url):
+        assert not asked["headers"].get("Referer"), asked["url"]
+        assert (token in asked["url"]) == (asked["url"] == hub.url)
+    second = browser.open(base)  # the same browser, without any token
+    browser.wait_ready(second)
+    hub.restart()
+    browser.wait_ready(tab)
+    browser.wait(second, "document.querySelector('#link').textContent === 'Connected'")
+    browser.close_tabs()
+
+
+# A page of another site that tries to be taken for the hub's own; what the hub answers to it.
+OTHER_SITE = """new Promise(resolve => {
+  const socket = new WebSocket("ws://127.0.0.1:%d/wire");
+  socket.binaryType = "arraybuffer";
+  socket.onopen = () => socket.send(new Uint8Array([0, ...%s]));
+  socket.onmessage = ({ data }) => resolve(new TextDecoder().decode(data));
+  socket.onerror = () => resolve("nothing");
+})"""
+
+
+def test_a_page_of_another_port_cannot_use_the_browsers_cookie(hub: Hub, browser: Chromium, tab: str) -> None:
+    """It is of the same site, since sites have no ports, so the browser sends the cookie along: its origin gives it away."""
+    hello = list(control("hello", {"version": 1, "role": "watch", "token": ""})[1:])
+    assert browser.evaluate(tab, OTHER_SITE % (hub.port, hello)).startswith("\0\ufffd\ufffdwelcome")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Empty) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        other = browser.open(f"http://127.0.0.1:{server.server_port}/")
+        browser.wait(other, "document.readyState === 'complete'")
+        assert "origin" in browser.evaluate(other, OTHER_SITE % (hub.port, hello))
+        server.shutdown()
+
+
+class Empty(BaseHTTPRequestHandler):
+    """Another site: an empty page."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Nothing."""
 
 
 def test_the_dialog_outlives_the_hub(hub: Hub, browser: Chromium, tab: str) -> None:

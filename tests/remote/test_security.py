@@ -12,7 +12,7 @@ import ssl
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[processes.Hub]:
         assert "Traceback" not in running.said() and running.address.token not in running.said()
 
 
-def asked(hub: processes.Hub, path: str, host: str | None = None, method: str = "GET") -> tuple[int, dict[str, str], str]:
-    """Status, headers and body of a request as it stands here; `path` goes out unchanged."""
+def asked(
+    hub: processes.Hub, path: str, host: str | None = None, method: str = "GET", more: str = ""
+) -> tuple[int, dict[str, str], str]:
+    """Status, headers and body of a request as it stands here; `path` goes out unchanged. `more`: another line of its head."""
     with socket.create_connection(("127.0.0.1", hub.port), 10) as raw:
         host = f"127.0.0.1:{hub.port}" if host is None else host
-        raw.sendall(f"{method} {path} HTTP/1.1\r\n{f'Host: {host}' if host else 'X: y'}\r\n\r\n".encode("latin-1"))
+        raw.sendall(f"{method} {path} HTTP/1.1\r\n{f'Host: {host}' if host else 'X: y'}\r\n{more}\r\n".encode("latin-1"))
         response = http.client.HTTPResponse(raw, method=method)
         response.begin()
         return response.status, dict(response.getheaders()), response.read().decode()
@@ -83,8 +85,12 @@ def test_the_page_needs_the_token_and_its_parts_are_public(tmp_path: Path, hub: 
     pages = Pages.load(Names.of("127.0.0.1"), tmp_path)
     assert sorted(pages.files) == ["/web/index.html", "/web/part.js"]
     assert "<p>" not in pages.files["/web/part.js"][1].decode()
-    for query in (f"?token={hub.address.token}", "?pair=ABCDE-FGHJK"):
-        assert asked(hub, f"/{query}")[0] == 200
+    assert asked(hub, "/?pair=ABCDE-FGHJK")[0] == 200
+    status, headers, body = asked(hub, f"/?token={hub.address.token}")
+    assert status == 200 and headers["Cache-Control"] == "no-store" and "/web/address.js" in body and "/web/page.js" not in body
+    cookie = headers["Set-Cookie"]
+    assert cookie.startswith(f"tapml-{hub.port}=p-") and cookie.endswith("; Path=/; HttpOnly; SameSite=Strict")
+    assert hub.address.token not in cookie
     status, headers, _ = asked(hub, "/web/wire.js")
     assert status == 200 and headers["Content-Type"].startswith("text/javascript")
     assert headers["Cache-Control"] == "no-store" and headers["X-Content-Type-Options"] == "nosniff"
@@ -147,6 +153,59 @@ def test_the_hubs_own_page_is_let_in(hub: processes.Hub) -> None:
         connection.send(control("hello", {"version": 1, "role": "watch", "token": hub.address.token}))
         welcome = decode(bytes(connection.recv()))  # type: ignore[arg-type]
         assert isinstance(welcome, Control) and welcome.name == "welcome"
+
+
+def of_page(hub: processes.Hub, role: str, cookie: str, path: str = "/wire", origin: str | None = None) -> str:
+    """What the hub says to a page with this cookie: "welcome", or the code with which it refuses."""
+    hellos: dict[str, dict[str, Any]] = {"watch": {"role": "watch"}, "client": client_hello(), "device": device_hello("page")}
+    headers = {"Cookie": cookie} if cookie else {}
+    with connect(f"ws://127.0.0.1:{hub.port}{path}", additional_headers=headers, origin=origin) as connection:  # type: ignore[arg-type]
+        with suppress(ConnectionClosed):  # of another origin it hears nothing
+            connection.send(control("hello", {"version": 1, "token": "", **hellos[role]}))
+        message = decode(bytes(connection.recv(timeout=15)))  # type: ignore[arg-type]
+        assert isinstance(message, Control)
+        if message.name == "refused":
+            answer(connection)  # until the end
+            return str(message.arguments[0])
+        return message.name
+
+
+def test_a_cookie_is_for_the_hubs_own_pages_and_opens_no_clients_role(hub: processes.Hub) -> None:
+    own = f"http://127.0.0.1:{hub.port}"
+    mine = asked(hub, f"/?token={hub.address.token}")[1]["Set-Cookie"].partition(";")[0]
+    for role, answer in (("watch", "welcome"), ("device", "welcome"), ("client", "token")):
+        assert of_page(hub, role, mine, origin=own) == answer
+        assert of_page(hub, role, f"a=b; {mine}x; {mine}; c", origin=own) == answer, "beside others"
+        assert of_page(hub, role, mine) == "token", "a program has the token"
+        assert of_page(hub, role, mine, origin="http://evil.example") == "origin"
+        assert of_page(hub, role, mine, "/wire?device", own) == "token", "it is not the cookie of a paired device"
+        for cookie in ("", mine[:-1], mine + "x", mine.replace("=p-", "="), mine.replace("=", "\u00e9="), f"{mine[:-2]}\u00e9"):
+            assert of_page(hub, role, cookie, origin=own) == "token", cookie
+    assert asked(hub, "/", more=f"Cookie: {mine}\r\n")[0] == 200
+    assert asked(hub, "/?device", more=f"Cookie: {mine}\r\n")[0] == asked(hub, "/", more=f"Cookie: {mine}x\r\n")[0] == 403
+    assert asked(hub, "/?token=wrong", more=f"Cookie: {mine}\r\n")[0] == 403
+
+
+def test_a_paired_device_gets_a_cookie_of_its_own(hub: processes.Hub) -> None:
+    own = f"http://127.0.0.1:{hub.port}"
+    with watcher(hub.url) as watching:
+        watching.tell("pair")
+        with device(watching.wait("pairing")["url"], "phone") as phone:
+            token = phone.connection.welcome["token"]
+    status, headers, _ = asked(hub, "/session", more=f"Authorization: Bearer {token}\r\n")
+    assert status == 200 and "; HttpOnly; SameSite=Strict" in headers["Set-Cookie"] and "Max-Age" in headers["Set-Cookie"]
+    cookie = headers["Set-Cookie"].partition(";")[0]
+    assert cookie == asked(hub, f"/?token={token}")[1]["Set-Cookie"].partition(";")[0] == f"tapml-{hub.port}-device={token}"
+    answers = [of_page(hub, role, cookie, "/wire?device", own) for role in ("device", "watch", "client")]
+    assert answers == ["welcome", "token", "token"]
+    assert of_page(hub, "device", cookie, origin=own) == of_page(hub, "device", cookie, "/wire?device") == "token"
+    assert [asked(hub, path, more=f"Cookie: {cookie}\r\n")[0] for path in ("/?device", "/")] == [200, 403]
+    _, headers, body = asked(hub, "/?device", more=f"Cookie: {cookie}\r\n")
+    assert headers["Set-Cookie"].startswith(f"{cookie}; ") and "/web/page.js" in body, "for another month"
+    for more in ("", f"Authorization: Basic {token}\r\n", "Authorization: Bearer x\r\n", f"Cookie: {cookie}\r\n"):
+        status, headers, _ = asked(hub, "/session", more=more)
+        assert status == 403 and "Set-Cookie" not in headers
+    assert asked(hub, f"/session?token={token}")[0] == 403, "an address is no place for a token"
 
 
 def test_tokens_open_their_role_only(hub: processes.Hub) -> None:
@@ -410,6 +469,9 @@ def test_https_is_pinned_to_the_hubs_own_certificate(tmp_path: Path) -> None:
         browser = http.client.HTTPSConnection("127.0.0.1", hub.port, context=trusting, timeout=10)
         browser.request("GET", "/web/wire.js")
         assert browser.getresponse().status == 200
+        browser.request("GET", f"/?token={hub.address.token}.{hub.address.fingerprint}")
+        cookie = str(browser.getresponse().getheader("Set-Cookie"))
+        assert cookie.startswith(f"__Host-tapml-{hub.port}=") and cookie.endswith("; Path=/; HttpOnly; SameSite=Strict; Secure")
         before = hub.url
         hub.restart()
         assert hub.url == before, "the same certificate"

@@ -8,7 +8,7 @@ on.
     await hub.close()
 
 It runs in one event loop, and only here do the pieces meet: `door` and `gate` say which connections there are, `tokens` who may
-come in and `room` how many, `leases` who gets what, `pages` what a browser is shown, `hello` what an
+come in and `room` how many, `leases` who gets what, `pages` and `visitors` what a browser is shown and known by, `hello` what an
 end said of itself, `listing` what watchers see, `peer` how a connection is written to, `logbook` what is said about all that.
 The hub keeps nothing that the ends could not bring again: when it is killed and started anew, all of them connect again and go
 on. What a packet between client and device says is not looked at. An end that reads slowly holds up only the one it talks to.
@@ -48,11 +48,12 @@ from tapml.remote.hub.hosting import Names, listen
 from tapml.remote.hub.leases import Joining, Leases, Said
 from tapml.remote.hub.listing import Shown, listing, pack
 from tapml.remote.hub.logbook import Logbook
-from tapml.remote.hub.pages import Pages, same_origin
+from tapml.remote.hub.pages import Pages, as_device, same_origin
 from tapml.remote.hub.peer import READ_QUEUE, WRITE_LIMIT, Peer
 from tapml.remote.hub.qr import qr_svg
 from tapml.remote.hub.room import MOST, Room
 from tapml.remote.hub.tokens import PairingRefused, Tokens
+from tapml.remote.hub.visitors import Visitors
 from tapml.remote.wire import MESSAGE_LIMIT, VERSION, is_session
 
 HELLO_SECONDS = 10.0
@@ -109,6 +110,8 @@ class Hub:
         most = self._plan()
         listening = listen(host, port)
         self.port = listening.getsockname()[1]
+        address = self.address
+        self._visitors = Visitors(self._tokens, address.scheme, address.port, address.fingerprint)
         door = Door(listening, self._gate, most, lambda text: self._log("refused", text))
         asyncio.get_running_loop().set_exception_handler(self._note_trouble)
         # The library reports broken handshakes of port scanners and the like as errors; what matters is in our own log.
@@ -178,14 +181,9 @@ class Hub:
 
     def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
         try:
-            return self._pages.answer(request, lambda token: self._tokens.opens("device", self._plain(token)))
+            return self._pages.answer(request, self._visitors)
         except ValueError:
             return connection.respond(http.HTTPStatus.BAD_REQUEST, "This request cannot be read.\n")
-
-    def _plain(self, token: str) -> str:
-        """Without the certificate's fingerprint, which belongs to the address rather than the token."""
-        fingerprint = self.address.fingerprint
-        return token.removesuffix(f".{fingerprint}") if fingerprint else token
 
     async def _serve(self, connection: ServerConnection) -> None:
         assert isinstance(connection, Peer)
@@ -227,7 +225,7 @@ class Hub:
     def _let_in(self, hello: Hello, peer: Peer) -> tuple[dict[str, str], str]:
         """What to add to the welcome (for a device that paired, its token), and whose token it is. Raises Refusal."""
         added = {}
-        token = self._plain(hello.token)
+        token = self._visitors.plain(hello.token)
         if isinstance(hello, DeviceHello) and hello.pair and not token:
             if why := self._room.why_not("a new one", peer.place):
                 raise Refusal("full", why)
@@ -236,8 +234,14 @@ class Hub:
             except PairingRefused as error:
                 raise Refusal("pairing", str(error)) from error
         role = "client" if isinstance(hello, ClientHello) else "device" if isinstance(hello, DeviceHello) else "watch"
-        if not self._tokens.opens(role, token):
-            raise Refusal("token", "The token is wrong for this hub. Copy the whole address that tapml hub prints.")
+        if token:
+            if not self._tokens.opens(role, token):
+                raise Refusal("token", "The token is wrong for this hub. Copy the whole address that tapml hub prints.")
+        else:
+            assert peer.request is not None
+            token = self._visitors.credential(peer.request, as_device(peer.request))
+            if not self._tokens.opens_page(role, token):
+                raise Refusal("token", "The hub does not know this browser. Open the whole address that tapml hub prints.")
         holder = self._tokens.holder(token)
         if why := self._room.why_not(holder, peer.place):
             raise Refusal("full", why)

@@ -1,17 +1,19 @@
 """What the hub answers to a browser that asks for a page, and which requests it answers at all.
 
     pages = Pages.load(names)                       tapml/web, read once
-    pages.answer(request, token_opens) -> Response | None           None: it is for the WebSocket
+    pages.answer(request, visitors) -> Response | None              None: it is for the WebSocket
 
 Every file that can be had is in memory under its exact address, so no path of a request ever reaches a file system. The page
-itself needs the token, or a pairing code, which is not looked at here: it is worth something on the WebSocket only. What the
-page may load and talk to is this hub and nothing else (Content-Security-Policy).
+itself needs the token, or a pairing code, which is not looked at here: it is worth something on the WebSocket only. For a token
+the answer brings a cookie (`visitors`), and a script that takes the token out of the address; with the cookie the page itself is
+loaded, as "/" by the owner and as "/?device" by a paired device. At `/session` a page that paired gets the cookie for its new
+token, which it sends in a header that no other site's page could add. What the page may load and talk to is this hub and nothing
+else (Content-Security-Policy).
 """
 
 from __future__ import annotations
 
 import http
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -20,10 +22,14 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from tapml.remote.hub.hosting import Names
+from tapml.remote.hub.visitors import Visitors
 
 WIRE = "/wire"
+SESSION = "/session"
+DEVICE = "device"
 WEB = Path(__file__).parents[2] / "web"
 PAGE = "index.html"
+ENTRY = "enter.html"
 
 # A web folder holds dozens of files of some KiB.
 MOST_BYTES = 8 * 2**20
@@ -57,7 +63,7 @@ class Pages:
                 files[f"/web/{path.name}"] = (TYPES[path.suffix], path.read_bytes())
         return Pages(names, files)
 
-    def answer(self, request: Request, token_opens: Callable[[str], bool]) -> Response | None:
+    def answer(self, request: Request, visitors: Visitors) -> Response | None:
         """The response, or None for a request of the WebSocket, which the library looks at further."""
         host = request.headers.get_all("Host")
         if len(host) != 1 or not self.names.include(host_name(host[0])):
@@ -68,26 +74,42 @@ class Pages:
         if path == WIRE:
             return None
         if path == "/":
-            return self._page(query, host[0], token_opens)
+            return self._page(request, query, host[0], visitors)
+        if path == SESSION:
+            return self._session(request, visitors)
         if path in self.files:
             return _response(http.HTTPStatus.OK, *self.files[path], host[0])
         return text_response(http.HTTPStatus.NOT_FOUND, "There is no such page here.")
 
-    def _page(self, query: str, host: str, token_opens: Callable[[str], bool]) -> Response:
+    def _page(self, request: Request, query: str, host: str, visitors: Visitors) -> Response:
         try:
-            given = parse_qs(query, max_num_fields=8)
+            given = parse_qs(query, keep_blank_values=True, max_num_fields=8)
         except ValueError:
             given = {}
-        token = given.get("token", [""])[-1]
-        if not token_opens(token) and not given.get("pair"):
+        if "token" in given:
+            cookie = visitors.cookie_for(given["token"][-1])
+            name = ENTRY if cookie else ""
+        else:
+            known = visitors.known(request, DEVICE in given)
+            cookie = visitors.cookie_for(known) if DEVICE in given else ""
+            name = PAGE if known or any(given.get("pair", [])) else ""
+        if not name:
             return text_response(
                 http.HTTPStatus.FORBIDDEN,
-                "The token in this address is missing or wrong. Open the whole address that tapml hub prints, or scan its code.",
+                "The token is missing or wrong, or this browser keeps no cookies. Open the whole address that tapml hub prints.",
             )
-        page = self.files.get(f"/web/{PAGE}")
+        page = self.files.get(f"/web/{name}")
         if page is None:
             return text_response(http.HTTPStatus.NOT_FOUND, "This installation of TapML has no page. Install it anew.")
-        return _response(http.HTTPStatus.OK, *page, host)
+        return _response(http.HTTPStatus.OK, *page, host, cookie)
+
+    def _session(self, request: Request, visitors: Visitors) -> Response:
+        given = request.headers.get_all("Authorization")
+        kind, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        cookie = visitors.cookie_for(token) if kind == "Bearer" else ""
+        if not cookie:
+            return text_response(http.HTTPStatus.FORBIDDEN, "The token is missing or wrong.")
+        return _response(http.HTTPStatus.OK, "text/plain; charset=utf-8", b"", "", cookie)
 
 
 def host_name(host: str) -> str:
@@ -96,6 +118,11 @@ def host_name(host: str) -> str:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
+
+
+def as_device(request: Request) -> bool:
+    """Whether a WebSocket is that of a paired device's page."""
+    return request.path.partition("?")[2] == DEVICE
 
 
 def same_origin(request: Request, scheme: str) -> bool:
@@ -108,7 +135,7 @@ def text_response(status: http.HTTPStatus, text: str) -> Response:
     return _response(status, "text/plain; charset=utf-8", text.encode() + b"\n", "")
 
 
-def _response(status: http.HTTPStatus, kind: str, body: bytes, host: str) -> Response:
+def _response(status: http.HTTPStatus, kind: str, body: bytes, host: str, cookie: str = "") -> Response:
     """`host` has been found to be a name or an address of ours, and goes into the policy: not every browser takes 'self' for a
     WebSocket's address too."""
     sockets = f" ws://{host} wss://{host}" if host else ""
@@ -128,4 +155,6 @@ def _response(status: http.HTTPStatus, kind: str, body: bytes, host: str) -> Res
         "Referrer-Policy": "no-referrer",
         "X-Content-Type-Options": "nosniff",
     })
+    if cookie:
+        headers["Set-Cookie"] = cookie
     return Response(status.value, status.phrase, headers, body)

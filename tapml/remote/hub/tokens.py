@@ -2,6 +2,7 @@
 
     tokens = Tokens.kept(folder)             the same secret at each start, made at the first
     tokens.opens("client", text)             whether this token opens that role
+    tokens.opens_page("watch", cookie)       the same for what the hub's page is known by
     tokens.holder(text)                      which token that is, for names and limits: "" for the secret
     pairing = tokens.pairing(now)            a code that one device may use once, within five minutes
     tokens.redeem(pairing.code, now, place)  its own token, or a PairingRefused; `place`: the address it came from
@@ -93,8 +94,18 @@ class Tokens:
         whole = hmac.compare_digest(token.encode(), self.secret.encode())
         return whole or (role == "device" and self._of_device(token))
 
+    def opens_page(self, role: str, cookie: str) -> bool:
+        """For a browser that opened the page with a token: what it has of that opens no client's role."""
+        owner = hmac.compare_digest(cookie.encode(), self.page_key.encode())
+        return role in ("device", "watch") and (owner or (role == "device" and self._of_device(cookie)))
+
+    @property
+    def page_key(self) -> str:
+        """What the owner's browser is given in the place of the secret."""
+        return f"p-{hmac.digest(self.secret.encode(), b'page', 'sha256').hex()}"
+
     def holder(self, token: str) -> str:
-        """A name for a good token, which does not give it away: "" for the secret."""
+        """A name for a good token, which does not give it away: "" for the secret and the page's key."""
         return token.rpartition("-")[0] if self._of_device(token) else ""
 
     def device_token(self) -> str:
