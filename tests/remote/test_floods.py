@@ -100,6 +100,7 @@ def test_silent_connections_of_many_addresses_make_room(plain: Hub) -> None:
             stack.enter_context(connected(plain, f"127.0.1.{k % 5 + 1}"))
         assert probes(plain) == PROBES
         assert is_let_in(plain, "127.0.1.1"), "and who comes from a crowded address, and speaks"
+        plain.wait_said("without a hello, to make room")
 
 
 def test_refused_ones_that_linger_do_not_count(plain: Hub) -> None:
@@ -288,6 +289,7 @@ def test_the_oldest_of_the_most_crowded_address_makes_room() -> None:
     for one in few:
         gate.enter(one)
     assert sum(one.is_cut for one in few) == 1, "one, when all addresses have as few"
+    assert (gate.take_made_room(), gate.take_made_room()) == (100, 0)
     assert sum(not one.is_cut for one in crowd) == 1
     gone = [Coming("b") for _ in range(100)]
     for one in gone:

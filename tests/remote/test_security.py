@@ -326,10 +326,10 @@ def test_a_flood_of_strangers_locks_nobody_out_who_is_in(hub: processes.Hub) -> 
 
 
 @contextmanager
-def hub_here(tokens: Tokens) -> Iterator[str]:
+def hub_here(tokens: Tokens, certificate: Certificate | None = None) -> Iterator[str]:
     """A hub in a thread; gives its URL."""
     names = Names.of("127.0.0.1")
-    made = Hub(tokens, names, Pages.load(names))
+    made = Hub(tokens, names, Pages.load(names), certificate)
     loop = asyncio.new_event_loop()
     running = threading.Thread(target=loop.run_forever)
     running.start()
@@ -352,6 +352,17 @@ def test_who_says_no_hello_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None
         with socket.create_connection((address.host, address.port), 10) as slow:
             slow.sendall(b"GET /wire HTTP/1.1\r\nHost: ")
             assert slow.recv(100) == b""
+
+
+def test_who_never_begins_or_ends_tls_is_sent_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "HELLO_SECONDS", 1.0)
+    certificate = Certificate.own_in(tmp_path, Names.of("127.0.0.1"))
+    with hub_here(Tokens("secret"), certificate) as url:
+        address = processes.HubAddress.parse(url)
+        for begun in (b"", b"\x16\x03\x01\x02\x00\x01"):
+            with socket.create_connection((address.host, address.port), 10) as slow:
+                slow.sendall(begun)
+                assert slow.recv(100) == b""
 
 
 def test_a_stranger_does_not_keep_it_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:

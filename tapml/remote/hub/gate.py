@@ -39,12 +39,12 @@ class Stranger(Protocol):
 
 @dataclass
 class Gate:
-    """The connections that were not let in yet. `made_room` counts those that were cut off for others."""
+    """The connections that were not let in yet."""
 
     most: int = MOST_NEW
     most_of_one: int = MOST_NEW_OF_ONE
     most_leaving: int = MOST_LEAVING
-    made_room: int = 0
+    _made_room: int = 0
     _waiting: dict[Stranger, None] = field(default_factory=dict)
     _leaving: dict[Stranger, None] = field(default_factory=dict)
 
@@ -69,6 +69,11 @@ class Gate:
         self._waiting.pop(stranger, None)
         self._leaving.pop(stranger, None)
 
+    def take_made_room(self) -> int:
+        """How many were cut off for others since this was asked last."""
+        count, self._made_room = self._made_room, 0
+        return count
+
     def clear(self) -> None:
         for stranger in [*self._waiting, *self._leaving]:
             self.leave(stranger)
@@ -77,7 +82,7 @@ class Gate:
     def _cut_oldest_of(self, place: str) -> None:
         oldest = next(other for other in self._waiting if other.place == place)
         self.leave(oldest)
-        self.made_room += 1
+        self._made_room += 1
         oldest.cut()
 
 

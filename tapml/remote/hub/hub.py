@@ -417,6 +417,8 @@ class Hub:
                     if not peer.paused:  # else it has something to hear anyway
                         peer.tell("ping", number)
             self._say(self._leases.tick(self._now()))
+            if cut := self._gate.take_made_room():
+                self._log("refused", f"connections cut off without a hello, to make room for newer ones: {cut}")
             self._book.tick(time.monotonic())
             for name in self._shown.keys() - set(self._leases.names()):
                 del self._shown[name]
