@@ -311,6 +311,20 @@ def test_the_token_is_in_no_address_no_history_and_no_reach_of_a_script(hub: Hub
     browser.close_tabs()
 
 
+def test_with_https_and_the_hubs_own_certificate_it_is_the_same(tmp_path: Path) -> None:
+    with running_hub(tmp_path, "--host", "0.0.0.0") as hub, Chromium(flags=("--ignore-certificate-errors",)) as browser:
+        base = f"https://127.0.0.1:{hub.port}/"
+        mine, phone = (str(url).replace(hub.address.host, "127.0.0.1") for url in (hub.told["page"], hub.told["pairing"]["url"]))
+        for url, place in ((mine, base), (phone, f"{base}?device")):
+            tab = browser.open(url)
+            browser.wait(tab, f"location.href === '{place}'")
+            browser.reload(tab)
+            browser.wait_ready(tab)
+            assert browser.evaluate(tab, "[location.href, document.cookie, document.querySelector('#all').hidden]") == [
+                place, "", place != base,
+            ]  # fmt: skip
+
+
 # A page of another site that tries to be taken for the hub's own; what the hub answers to it.
 OTHER_SITE = """new Promise(resolve => {
   const socket = new WebSocket("ws://127.0.0.1:%d/wire");
