@@ -82,5 +82,6 @@ def need() -> Callable[[str], str]:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Agent]]:
     """A hub and an agent called "bench", each in a process of its own. For tests that break neither."""
     folder = tmp_path_factory.mktemp("served")
-    with running_hub(folder) as hub, running_agent(hub.url, "bench") as agent:
+    targets = [word for target in ("opencl", "vulkan", "webgpu", "cpu") for word in ("--target", target)]
+    with running_hub(folder) as hub, running_agent(hub.url, "bench", *targets) as agent:
         yield hub, agent

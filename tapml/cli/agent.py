@@ -1,8 +1,8 @@
 """`tapml agent`: offers this machine's devices at a hub, until it is stopped.
 
-It says on stderr what it offers and who uses it. It needs neither PyTorch nor the compiler: `pip install 'tapml[agent]'` and the
-packages of the platform's drivers are enough. Exit code 0 when it was stopped, 2 when it and the hub are of different versions, 3
-when the hub does not let it in.
+It says on stderr what it offers, what that means for this machine, and who uses it. It needs neither PyTorch nor the compiler:
+`pip install 'tapml[agent]'` and the packages of the platform's drivers are enough. Exit code 0 when it was stopped, 2 when it and
+the hub are of different versions, 3 when the hub does not let it in.
 """
 
 from __future__ import annotations
@@ -34,12 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", metavar="NAME", help="what it is called at the hub; the machine's name if not given")
     parser.add_argument(
         "--target", metavar="TARGET", action="append", default=[],
-        help="offer this target only, for example opencl:device=1; may be given several times. Without it: all that work",
+        help="offer this target only, for example opencl:device=1; may be given several times. Without it: all that work, "
+        "but not cpu and no OpenCL on the processor, whose kernels are native code",
     )
     parser.add_argument("--memory", metavar="SIZE", type=size, help="the most that a client may allocate, for example 500M")
     parser.add_argument(
         "--store", metavar="SIZE", type=size,
         help="memory for weights and kernels that are not to be sent twice; an eighth of the machine's, at most 2G, if not given",
+    )
+
+
+    parser.add_argument(
+        "--unconfined", action="store_true", help="for a driver that works only so: kernels may do on this machine what you may"
     )
 
 
@@ -52,7 +58,10 @@ def run(args: argparse.Namespace) -> Outcome:
     from tapml.words import plural
 
     address = HubAddress.parse(args.url)
-    agent = Agent(address, checked_name(args.name), parse_offered(args.target), args.memory, args.store)
+    offered = parse_offered(args.target)
+    agent = Agent(address, checked_name(args.name), offered, args.memory, args.store, not args.unconfined)
+    for line in notices([choice.name for choice in offered.choices] if offered.named else [], args.unconfined):
+        say(line)
     before = {number: signal.signal(number, lambda *_: agent.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         agent.run()
@@ -66,6 +75,25 @@ def run(args: argparse.Namespace) -> Outcome:
     work = f"{plural(agent.sessions, 'session')}, {plural(agent.launches, 'launch')}"
     say(f"Stopped after {work}, {agent.received:,} bytes in and {agent.sent:,} out.")
     return Outcome(ALL_PASSED, data)
+
+
+def notices(named: list[str], unconfined: bool) -> list[str]:
+    """What it means to offer the devices of this machine, a line each."""
+    from tapml.devices.sandbox import measures
+    from tapml.remote.agent.offers import NATIVE
+
+    lines = ["Kernels are programs: whoever may use this hub can run them on this machine."]
+    native = [name for name in named if name in NATIVE]
+    if native:
+        lines.append(
+            f"Offered by name: {' and '.join(native)}. Where they run on the processor, kernels are native code, as your user."
+        )
+    if unconfined:
+        return [*lines, "Not confined, as asked for: kernels may do what your user may, with its files and its network."]
+    held = [measure.name for measure in measures() if not measure.missing]
+    if held:
+        lines.append(f"Their process is confined in: {', '.join(held)} (tapml doctor says how).")
+    return lines + [f"Not confined in {measure.name}: {measure.missing}." for measure in measures() if measure.missing]
 
 
 def checked_name(name: str | None) -> str:

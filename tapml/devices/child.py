@@ -25,6 +25,7 @@ from tapml.devices.frames import PIECE, FrameReader, FrameWriter, PeerGone, TooL
 from tapml.devices.handles import Handles, check_binding, check_range, cut_reads, padded
 from tapml.devices.interface import DeviceInfo, Launch, Part
 from tapml.devices.replies import error_of
+from tapml.devices.sandbox import Sandbox
 from tapml.errors import DeviceLost, UnavailableError
 from tapml.kernels import Kernel
 
@@ -32,38 +33,54 @@ from tapml.kernels import Kernel
 AHEAD = 4
 OPEN_SECONDS = 120.0
 CLOSE_SECONDS = 5.0
+# A reply is a handle, numbers and an error's text; kernels of strangers can write on the pipe too.
+REPLY_LIMIT = 16 * 2**20
 PACKAGE_PARENT = str(Path(__file__).parents[2])
 
 
 class ChildDevice:
     """Implements `tapml.devices.interface.Device`. `deadline` is in seconds for one call that waits; None waits for as long as
-    the child lives. Raises UnavailableError or TargetError as the platform's own device does, and UnavailableError when the
-    driver crashes or hangs while it is opened (for `open_seconds`)."""
+    the child lives. With a `sandbox` the child is confined, and the sandbox ends with it. Raises UnavailableError or TargetError
+    as the platform's own device does, and UnavailableError when the driver crashes or hangs while it is opened (for
+    `open_seconds`)."""
 
     def __init__(
-        self, platform: str, device: str | None = None, deadline: float | None = None, open_seconds: float = OPEN_SECONDS
+        self, platform: str, device: str | None = None, deadline: float | None = None, open_seconds: float = OPEN_SECONDS,
+        sandbox: Sandbox | None = None,
     ) -> None:
         self._platform = platform
+        self._sandbox = sandbox
         self._deadline = deadline
         self._lost = ""
         self._closed = False
         self._buffers: Handles[int] = Handles("buffer")
         self._kernels: Handles[Kernel] = Handles("kernel")
         self._errors = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (lives as long as the child)
-        command = [sys.executable, "-P", "-m", "tapml.devices.server", platform]
+        words = ["tapml.devices.server", platform, *(["--device", device] if device is not None else [])]
         path = os.pathsep.join(p for p in (PACKAGE_PARENT, os.environ.get("PYTHONPATH", "")) if p)
-        self._process = subprocess.Popen(
-            command + (["--device", device] if device is not None else []),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=os.environ | {"PYTHONPATH": path},
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", *words] if sandbox is None else sandbox.command(*words),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=os.environ | {"PYTHONPATH": path} if sandbox is None else sandbox.environment(path),
+                start_new_session=sandbox is not None,
+                pass_fds=() if sandbox is None else sandbox.descriptors,
+            )
+        except OSError as error:
+            if sandbox is not None:
+                sandbox.end()
+            raise UnavailableError(
+                f"{platform} is not available: no process can be started for it ({error.strerror})."
+            ) from error
+        if sandbox is not None:
+            sandbox.started()
         assert self._process.stdin is not None and self._process.stdout is not None
         for pipe in (self._process.stdin, self._process.stdout):
             widen(pipe.fileno())
         self._writer = FrameWriter(self._process.stdin.fileno())
-        self._reader = FrameReader(self._process.stdout.fileno())
+        self._reader = FrameReader(self._process.stdout.fileno(), REPLY_LIMIT, self._process.pid)
         try:
             reply, _ = self._reply(time.monotonic() + open_seconds)
         except DeviceLost as error:
@@ -215,6 +232,8 @@ class ChildDevice:
             raise
         if reply[0] == "ok":
             return reply, payload
+        if len(reply) != 4 or not all(isinstance(part, str) for part in reply):
+            self._lose(PeerGone("what came is no reply of ours"))
         _, kind, stage, text = reply
         if kind == "lost":
             self._lost = text
@@ -255,10 +274,16 @@ class ChildDevice:
         return "\n".join(text.splitlines()[-lines:])[-limit:]
 
     def _end(self) -> None:
-        """No child, no pipes. May be called twice."""
+        """No child, nothing that it started, no pipes. May be called twice."""
+        if self._sandbox is not None:
+            self._sandbox.kill(self._process.pid)
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+        if self._sandbox is not None:
+            self._sandbox.end()
+            self._sandbox = None
+        self._reader.close()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None and not pipe.closed:
                 os.set_blocking(pipe.fileno(), False)

@@ -8,6 +8,7 @@ that is `PeerGone`. Nothing is evaluated, and a list longer than LIST_LIMIT is r
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import struct
@@ -57,16 +58,32 @@ class FrameWriter:
 
 
 class FrameReader:
-    def __init__(self, descriptor: int) -> None:
+    """`limit` is how many bytes a list may have. `peer` is the process at the other end, where it is known: when it has ended it
+    is gone, although something that it started may hold its end of the pipe."""
+
+    def __init__(self, descriptor: int, limit: int = LIST_LIMIT, peer: int | None = None) -> None:
         self._descriptor = descriptor
+        self._limit = limit
+        self._peer = -1
         os.set_blocking(descriptor, False)
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLIN)
+        if peer is not None and hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):
+                self._peer = os.pidfd_open(peer)
+                self._poll.register(self._peer, select.POLLIN)
+
+    def close(self) -> None:
+        """The pipe itself stays open. May be called twice."""
+        if self._peer >= 0:
+            self._poll.unregister(self._peer)
+            os.close(self._peer)
+            self._peer = -1
 
     def receive(self, until: float | None = None) -> tuple[list[Any], bytearray]:
         header = self._exactly(HEADER.size, until)
         length, raw = HEADER.unpack(header)
-        if length > LIST_LIMIT or raw > PIECE:
+        if length > self._limit or raw > PIECE:
             raise PeerGone(f"a frame of {length} + {raw} bytes is not one of ours")
         data = self._exactly(length, until)
         payload = self._exactly(raw, until)
@@ -81,11 +98,14 @@ class FrameReader:
     def _exactly(self, nbytes: int, until: float | None) -> bytearray:
         data = bytearray(nbytes)
         view = memoryview(data)
+        ended = False
         while view.nbytes:
             try:
                 got = os.readv(self._descriptor, [view])
             except BlockingIOError:
-                _wait(self._poll, until)
+                if ended:
+                    raise PeerGone("its process has ended") from None
+                ended = self._peer in _wait(self._poll, until)
                 continue
             except OSError as error:
                 raise PeerGone(f"cannot read: {error.strerror}") from error
@@ -95,13 +115,15 @@ class FrameReader:
         return data
 
 
-def _wait(poll: select.poll, until: float | None) -> None:
+def _wait(poll: select.poll, until: float | None) -> set[int]:
+    """The descriptors at which something is to be had."""
     if until is None:
-        poll.poll()
-        return
+        return {descriptor for descriptor, _ in poll.poll()}
     left = until - time.monotonic()
-    if left <= 0 or not poll.poll(left * 1000):
+    ready = poll.poll(left * 1000) if left > 0 else []
+    if not ready:
         raise TooLate
+    return {descriptor for descriptor, _ in ready}
 
 
 def widen(descriptor: int) -> None:

@@ -15,6 +15,7 @@ from tapml.devices.buffers import as_bytes
 from tapml.devices.child import ChildDevice
 from tapml.devices.interface import Device, DeviceInfo, Launch
 from tapml.devices.open import open_device
+from tapml.devices.sandbox import Sandbox
 from tapml.errors import UnavailableError
 from tapml.kernels import Kernel, Language
 from tapml.targets.known import TARGETS, WITHOUT_RUNTIME
@@ -72,9 +73,9 @@ class Trial:
     seconds: float
 
 
-def try_target(target: str | TargetChoice, seconds: float = SECONDS) -> Trial:
-    """Opens the target's device in a child process and tries it, each step within `seconds`. Raises TargetError for a name that
-    does not exist, nothing else."""
+def try_target(target: str | TargetChoice, seconds: float = SECONDS, sandbox: Sandbox | None = None) -> Trial:
+    """Opens the target's device in a child process, confined where a `sandbox` is given, and tries it, each step within
+    `seconds`. Raises TargetError for a name that does not exist, nothing else."""
     choice = parse(target) if isinstance(target, str) else target
     start = time.monotonic()
 
@@ -84,7 +85,7 @@ def try_target(target: str | TargetChoice, seconds: float = SECONDS) -> Trial:
     try:
         if choice.name in WITHOUT_RUNTIME:
             open_device(choice)  # raises, with the reason
-        device = ChildDevice(choice.name, choice.device, deadline=seconds, open_seconds=seconds)
+        device = ChildDevice(choice.name, choice.device, deadline=seconds, open_seconds=seconds, sandbox=sandbox)
     except UnavailableError as error:
         return outcome(False, None, str(error))
     try:

@@ -20,19 +20,18 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tapml.errors import UnavailableError, UsageError
 from tapml.remote.address import HubAddress
-from tapml.remote.agent.offers import Offers
+from tapml.remote.agent.offers import Offered, Offers
 from tapml.remote.agent.store import Store, default_budget
 from tapml.remote.channel import Channel
 from tapml.remote.connection import PASSING, Broken, Connection, Refused, Unreachable
 from tapml.remote.wire import VERSION, Control, Packet, WireError, control, decode
-from tapml.targets.parse import TargetChoice
 
 if TYPE_CHECKING:
+    from tapml.devices.sandbox import Sandbox
     from tapml.remote.agent.serving import Serving
 
 AWAY_SECONDS = 120.0
@@ -44,11 +43,12 @@ LONG_SECONDS = 5.0
 
 
 class Agent:
-    """See the module's docstring. `memory` limits what one session may allocate, `store_bytes` what is remembered, in bytes."""
+    """See the module's docstring. `memory` limits what one session may allocate, `store_bytes` what is remembered, in bytes.
+    `confined`: the process of a session has as few rights as this system takes from it."""
 
     def __init__(
-        self, address: HubAddress, name: str, choices: Sequence[TargetChoice], memory: int | None = None,
-        store_bytes: int | None = None,
+        self, address: HubAddress, name: str, offered: Offered, memory: int | None = None, store_bytes: int | None = None,
+        confined: bool = True,
     ) -> None:
         self.name = name
         self.sessions = 0
@@ -58,7 +58,8 @@ class Agent:
         self._boot = os.urandom(16)
         self._memory = memory
         self._store = Store(default_budget() if store_bytes is None else store_bytes)
-        self._offers = Offers(choices, memory, self._offers_changed)
+        self._confined = confined
+        self._offers = Offers(offered, memory, self._offers_changed, self._sandbox)
         self._launches_before = 0
         self._stopping = threading.Event()
         self._listed = threading.Event()
@@ -216,12 +217,20 @@ class Agent:
         from tapml.remote.agent.session import Session
 
         self._free()
-        opening = Opening(self._offers)
+        opening = Opening(self._offers, self._sandbox)
         session = Session(opening.open, self._store, self._memory)
         with self._lock:
             self._serving = Serving(name, session, opening.kill, self._send, self._last)
             self.sessions += 1
             return self._serving
+
+    def _sandbox(self, platform: str) -> Sandbox | None:
+        """What the process is confined by in which a platform's kernels run. Raises UnavailableError."""
+        if not self._confined:
+            return None
+        from tapml.remote.agent.opening import sandbox_for
+
+        return sandbox_for(platform)
 
     def _free(self, but: bytes | None = None) -> Serving | None:
         """Ends the session, unless it is this one."""

@@ -6,15 +6,19 @@
     offers.settled("cpu", 0.5)           False while it is not known
     offers.choice("cpu", None)           what to open for a client's wish, or an error that says why not
 
-"ready" means that a kernel ran in a child process just now and every number was right (`tapml.devices.trial`). Until then it
-is "looking", so that an agent is listed at once, whatever its drivers take to load.
+"ready" means that a kernel ran in a child process just now, confined as those of sessions are, and every number was right
+(`tapml.devices.trial`). Until then it is "looking", so that an agent is listed at once, whatever its drivers take to load.
+
+Kernels for the processor, C for `cpu` and OpenCL C for a software driver, are native code with inline assembly: they are offered
+only when `--target` names them.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from tapml.errors import TargetError, UnavailableError, UsageError
 from tapml.targets.known import RUNNABLE, WITHOUT_RUNTIME
@@ -23,13 +27,33 @@ from tapml.targets.parse import TargetChoice, parse
 # Those that kernels can run on, the processor last, since it is for diagnosis.
 PLATFORMS = tuple(sorted(RUNNABLE, key=lambda name: name == "cpu"))
 
+# Their kernels are native code where they run on the processor.
+NATIVE = ("cpu", "opencl")
+
+ONLY_BY_NAME = (
+    "Its kernels would be native code on the processor of the agent's machine. That is offered only when the agent is started "
+    "with --target"
+)
+
+if TYPE_CHECKING:
+    from tapml.devices.interface import DeviceInfo
+    from tapml.devices.sandbox import Sandbox
+
 MOST_REASON = 2000
 
 
-def parse_offered(texts: Sequence[str]) -> list[TargetChoice]:
-    """The values of `--target`, or all platforms where there is none. Raises TargetError, UsageError for an option that is the
-    client's to choose, UnavailableError for a target that cannot run anywhere yet."""
-    choices = [parse(text) for text in texts] or [TargetChoice(name) for name in PLATFORMS]
+@dataclass(frozen=True)
+class Offered:
+    """What an agent is to offer. `named`: by `--target`, so that kernels may be native code."""
+
+    choices: tuple[TargetChoice, ...]
+    named: bool
+
+
+def parse_offered(texts: Sequence[str]) -> Offered:
+    """The values of `--target`, or all platforms but `cpu` where there is none. Raises TargetError, UsageError for an option that
+    is the client's to choose, UnavailableError for a target that cannot run anywhere yet."""
+    choices = [parse(text) for text in texts] or [TargetChoice(name) for name in PLATFORMS if name != "cpu"]
     for choice in choices:
         if choice.name in WITHOUT_RUNTIME:
             raise UnavailableError(f"Target {choice.name}: {WITHOUT_RUNTIME[choice.name]}. Can run: {', '.join(PLATFORMS)}.")
@@ -38,14 +62,20 @@ def parse_offered(texts: Sequence[str]) -> list[TargetChoice]:
     names = [choice.name for choice in choices]
     if len(set(names)) < len(names):
         raise UsageError("An agent offers one device of each target. Start a second agent, with another --name, for the second.")
-    return choices
+    return Offered(tuple(choices), bool(texts))
 
 
 class Offers:
-    """Thread-safe. `changed` is called, from the thread that looks, whenever `listed` has changed."""
+    """Thread-safe. `changed` is called, from the thread that looks, whenever `listed` has changed. `sandbox` makes what a
+    platform's child process is confined by; None for nothing."""
 
-    def __init__(self, choices: Sequence[TargetChoice], memory: int | None, changed: Callable[[], None]) -> None:
-        self._choices = {choice.name: choice for choice in choices}
+    def __init__(
+        self, offered: Offered, memory: int | None, changed: Callable[[], None],
+        sandbox: Callable[[str], Sandbox | None] = lambda platform: None,
+    ) -> None:
+        self._choices = {choice.name: choice for choice in offered.choices}
+        self._named = offered.named
+        self._sandbox = sandbox
         self._memory = memory
         self._changed = changed
         self._known: dict[str, dict[str, Any]] = {}
@@ -64,9 +94,10 @@ class Offers:
 
         for name, choice in self._choices.items():
             try:
-                trial = try_target(choice)
-                info = described(trial.info, self._memory) if trial.ready and trial.info is not None else None
-                reason = trial.reason[:MOST_REASON]
+                trial = try_target(choice, sandbox=self._sandbox(name))
+                refused = self.refused(trial.info) if trial.info is not None else ""
+                info = described(trial.info, self._memory) if trial.ready and trial.info is not None and not refused else None
+                reason = (trial.reason or refused)[:MOST_REASON]
             except Exception as error:
                 info, reason = None, f"{type(error).__name__}: {error}"[:MOST_REASON]
             offer = {"state": "absent" if info is None else "ready", "info": info, "reason": reason}
@@ -75,6 +106,12 @@ class Offers:
                 self._news.notify_all()
             self._changed()
             yield name, offer
+
+    def refused(self, info: DeviceInfo) -> str:
+        """Why a device is not offered although it is there; "" for one that is."""
+        if self._named or info.platform not in NATIVE or not (info.software or info.platform == "cpu"):
+            return ""
+        return f"{info.name} is there. {ONLY_BY_NAME} {info.platform}."
 
     def settled(self, target: str, seconds: float) -> bool:
         """Waits until it is known whether the target is there."""
@@ -86,7 +123,8 @@ class Offers:
         UnavailableError when it is absent."""
         own = self._choices.get(target)
         if own is None:
-            raise TargetError(f"This agent does not offer {target!r}. It offers: {', '.join(self._choices)}.")
+            why = f" {ONLY_BY_NAME} {target}." if target in NATIVE else ""
+            raise TargetError(f"This agent does not offer {target!r}. It offers: {', '.join(self._choices)}.{why}")
         if own.device is not None and device is not None and device != own.device:
             raise TargetError(f"This agent offers device {own.device} of {target} only. Leave device={device} away.")
         known = self._known.get(target)
