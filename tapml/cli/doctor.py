@@ -52,6 +52,7 @@ def examine(targets: list[str]) -> dict[str, Any]:
     from dataclasses import asdict
 
     from tapml.devices.cpu import find_compiler
+    from tapml.devices.sandbox import measures
     from tapml.devices.trial import try_target
     from tapml.targets import parse
 
@@ -68,6 +69,7 @@ def examine(targets: list[str]) -> dict[str, Any]:
         "cache": cache_state(),
         "machine": machine(),
         "warnings": warnings_for(versions, compiler["c"]),
+        "confinement": [asdict(measure) for measure in measures()],
     }
 
 

@@ -5,7 +5,9 @@
     cache.put(body, result)             only what compiling again would give again
 
 The name's hash covers the body, the target, the versions of the compiler and the sources of this package, so nothing is ever
-outdated. Files are written beside their place and renamed, so several processes can share the folder. Imports no tvm.
+outdated. Files are written beside their place and renamed, so several processes can share the folder. Each begins with a seal
+(`tapml.source.seals`): what this installation did not make itself is compiled again. What was used longest ago makes room
+(`tapml.source.bounded`). Imports no tvm.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from pathlib import Path
 
 from tapml.compile.result import Result
 from tapml.operators.graph import Body
+from tapml.source.bounded import bounded, limit_of_environment
+from tapml.source.seals import seal, sound
 from tapml.targets.target import Target
 from tapml.whole_file import write_whole
 
@@ -52,6 +56,7 @@ class KernelCache:
 
     def __init__(self, folder: Path, target: Target, mutation: str | None = None) -> None:
         self.folder = folder
+        self._bound = bounded(folder, limit_of_environment())
         self._prefix = f"{toolchain()}\n{target.key}\n"
         if mutation is not None:
             self._prefix += f"{mutation} {_digest((_PACKAGE / _MUTATIONS).read_text())}\n"
@@ -64,15 +69,17 @@ class KernelCache:
     def get(self, body: Body) -> Result | None:
         path = self.path(body)
         try:
-            digest, _, payload = path.read_text().partition("\n")
+            found, _, payload = path.read_text().partition("\n")
+            right = sound(path.name, payload.encode(), bytes.fromhex(found) if _is_hex(found) else b"")
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
             logger.warning("kernel cache: %s cannot be read (%s); compiling again", path, error)
             return None
-        if digest != _digest(payload):
-            logger.warning("kernel cache: %s is damaged; compiling again", path)
+        if not right:
+            logger.warning("kernel cache: %s is damaged, or was not made here; compiling again", path)
             return None
+        self._bound.used(path)
         return Result.from_json(json.loads(payload)).from_cache(body.signature)
 
     def put(self, body: Body, result: Result) -> None:
@@ -81,11 +88,19 @@ class KernelCache:
             return
         payload = json.dumps(result.to_json(), separators=(",", ":"))
         path = self.path(body)
+        if not self._bound.fits(len(payload)):
+            return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, f"{_digest(payload)}\n{payload}")
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            write_whole(path, f"{seal(path.name, payload.encode()).hex()}\n{payload}")
+            self._bound.added(len(payload))
         except OSError as error:
             logger.warning("kernel cache: %s cannot be written (%s); its result is not kept", path, error)
+
+
+def _is_hex(text: str) -> bool:
+    return len(text) == 64 and not set(text) - set("0123456789abcdef")
 
 
 def _digest(payload: str) -> str:

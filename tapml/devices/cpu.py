@@ -1,14 +1,19 @@
 """The processor: kernels in C, compiled by the system's C compiler and called by ctypes.
 
-A kernel's entry takes one pointer a buffer and does all of its work in one call (grid and block are 1). Compiled
-objects are kept in the cache folder under a digest of the source, the flags and the compiler's version, so that a kernel is
-compiled once. A kernel that reads outside of its buffers can take the process down: use it through `child` for
-code that is not trusted to be right.
+A kernel's entry takes one pointer a buffer and does all of its work in one call (grid and block are 1). Compiled objects are
+kept in the cache folder under a digest of the source, the flags and the compiler's version, so that a kernel is compiled once;
+what is found there is loaded only with this installation's seal (`tapml.source.seals`). A kernel that reads outside of its
+buffers can take the process down: use it through `child` for code that is not trusted to be right.
+
+What the machine lacks while a kernel is compiled (disk, memory, processes) is an UnavailableError, since it says nothing about
+the kernel; what the compiler says about the kernel is a DeviceError.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import functools
 import hashlib
 import os
@@ -27,9 +32,12 @@ from numpy.typing import NDArray
 from tapml.devices.handles import Handles, check_binding, check_range, padded
 from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.devices.pick import pick
-from tapml.errors import DeviceError, OutOfMemory, UnavailableError
+from tapml.errors import DeviceError, OutOfMemory, UnavailableError, UsageError
 from tapml.kernels import Kernel
+from tapml.private import private_folder
+from tapml.source.bounded import bounded, limit_of_environment
 from tapml.source.cache import cache_folder
+from tapml.source.seals import BYTES, seal, sound
 
 COMPILERS = ("cc", "gcc", "clang")
 # No value-changing liberties (-ffast-math, contraction to fused multiply-add): this device is for diagnosis.
@@ -113,41 +121,60 @@ class CpuDevice(ReadsInTurn):
             raise DeviceError("driver", f"cpu takes c, and kernel {kernel.entry} is {kernel.language}")
         if kernel.grid != (1, 1, 1) or kernel.block != (1, 1, 1):
             raise DeviceError("driver", f"kernel {kernel.entry} has grid {kernel.grid}, block {kernel.block}; cpu makes one call")
-        library = self._compile(kernel)
         try:
-            function = getattr(ctypes.CDLL(str(library)), kernel.entry)
-        except (OSError, AttributeError) as error:
+            function = getattr(self._library(kernel), kernel.entry)
+        except AttributeError as error:
             raise DeviceError("driver", f"the compiled kernel {kernel.entry} cannot be loaded: {error}") from error
+        except OSError as error:
+            raise _unable(kernel, error.strerror or str(error)) from error
+        except UsageError as error:  # the cache folder
+            raise UnavailableError(str(error)) from error
         function.argtypes = [ctypes.c_void_p] * len(kernel.access)
         function.restype = None
         return self._kernels.add(_Loaded(kernel.entry, kernel.access, function))
 
-    def _compile(self, kernel: Kernel) -> Path:
-        """The shared object of a kernel, from the cache or made now."""
+    def _library(self, kernel: Kernel) -> ctypes.CDLL:
+        """The shared object of a kernel, from the cache or made now. Raises OSError for what this machine lacks."""
         text = "\0".join((kernel.source, *FLAGS, self._compiler, self._version, platform.machine()))
-        name = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-        folder = cache_folder() / "cpu"
-        library = folder / f"{name}.so"
-        if library.exists():
-            return library
-        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.so"
+        folder = private_folder(cache_folder() / "cpu", "the cache folder")
+        bound = bounded(folder, limit_of_environment())
+        library = folder / name
+        with contextlib.suppress(FileNotFoundError):
+            made = library.read_bytes()
+            if sound(name, made[:-BYTES], made[-BYTES:]):  # what follows the object in its file is not looked at by a loader
+                bound.used(library)
+                return _loaded(kernel, library)
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            source, made = Path(work, "kernel.c"), Path(work, "kernel.so")
-            source.write_text(kernel.source)
-            try:
-                done = subprocess.run(
-                    [self._compiler, *FLAGS, str(source), "-o", str(made), "-lm"],
-                    capture_output=True, text=True, errors="replace", timeout=COMPILE_SECONDS, check=False,
-                )
-            except subprocess.TimeoutExpired:
-                raise DeviceError(
-                    "driver", f"{self._compiler} did not compile kernel {kernel.entry} within {COMPILE_SECONDS:g} s"
-                ) from None
-            if done.returncode != 0:
-                log = done.stderr.replace(str(source), "kernel.c").strip()
-                raise DeviceError("driver", f"{self._compiler} refused kernel {kernel.entry}: {log}")
-            made.replace(library)
-        return library
+            compiled = self._compile(kernel, Path(work))
+            made = compiled.read_bytes()
+            with compiled.open("ab") as file:
+                file.write(seal(name, made))
+            if not bound.fits(len(made)):
+                return _loaded(kernel, compiled)
+            compiled.replace(library)
+        bound.added(len(made))
+        return _loaded(kernel, library)
+
+    def _compile(self, kernel: Kernel, work: Path) -> Path:
+        source, made = work / "kernel.c", work / "kernel.so"
+        source.write_text(kernel.source)
+        try:
+            done = subprocess.run(
+                [self._compiler, *FLAGS, str(source), "-o", str(made), "-lm"], env=os.environ | {"LC_ALL": "C"},
+                capture_output=True, text=True, errors="replace", timeout=COMPILE_SECONDS, check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise DeviceError(
+                "driver", f"{self._compiler} did not compile kernel {kernel.entry} within {COMPILE_SECONDS:g} s"
+            ) from None
+        if done.returncode != 0:
+            log = done.stderr.replace(str(source), "kernel.c").strip()
+            lacking = _lacking(log)
+            if lacking:
+                raise _unable(kernel, lacking)
+            raise DeviceError("driver", f"{self._compiler} refused kernel {kernel.entry}: {log}")
+        return made
 
     def unload(self, kernel: int) -> None:
         self._kernels.pop(kernel)
@@ -170,6 +197,40 @@ class CpuDevice(ReadsInTurn):
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError("the device is closed")
+
+
+def _loaded(kernel: Kernel, library: Path) -> ctypes.CDLL:
+    """DeviceError for what the loader refuses, OSError for what this machine lacks."""
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        if _lacking(str(error)):
+            raise
+        raise DeviceError("driver", f"the compiled kernel {kernel.entry} cannot be loaded: {error}") from error
+
+
+# What a compiler, assembler, linker or loader says at the end of a line when the machine is at fault, in the locale C.
+_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS)
+LACKING = tuple(os.strerror(number) for number in _NUMBERS)
+# The same of a process that a limit or the system ended: no kernel's text makes a compiler die of these.
+ENDED = ("File size limit exceeded", "out of memory", "Resource temporarily unavailable", "virtual memory exhausted")
+
+
+def _lacking(log: str) -> str:
+    """The line of a tool's output that says that the machine, not the kernel, is at fault; "" where there is none. Lines that
+    quote the kernel (`#error`) do not count."""
+    for line in log.splitlines():
+        text = line.strip().rstrip(".")
+        if "#" not in text and (text.endswith(LACKING) or any(sign in text for sign in ENDED)):
+            return line.strip()
+    return ""
+
+
+def _unable(kernel: Kernel, why: str) -> UnavailableError:
+    return UnavailableError(
+        f"The machine of the device cpu could not compile kernel {kernel.entry}: {why}. That says nothing about the kernel. Make "
+        "room there (tapml doctor says where the cache lies), then go on with --resume."
+    )
 
 
 @functools.cache

@@ -25,6 +25,11 @@ def draw(data: dict[str, Any]) -> tuple[str, ...]:
         "cache": f"{cache['folder']}: {amount(cache['bytes'])} in {plural(cache['files'], 'file')}, "
         f"{amount(cache['free_bytes'])} free",
     })]
+    lines += ["", "Confinement (of the process in which tapml agent runs kernels of others; nothing else is confined)"]
+    lines += _pairs({
+        measure["name"]: f"NOT CONFINED: {measure['missing']}" if measure["missing"] else measure["what"]
+        for measure in data["confinement"]
+    })
     if data["warnings"]:
         lines += ["", "Warnings", *(f"  ! {text}" for text in data["warnings"])]
     return ("\n".join(lines),)

@@ -1,7 +1,8 @@
 """The cache folder: where converted models, and weights that no file of a model holds, are kept between commands.
 
-It is `$TAPML_CACHE`, or `~/.cache/tapml`. Everything in it can be made again: deleting it costs time, nothing else (runs that
-refer to weights in it then say that the model must be carved again).
+It is `$TAPML_CACHE`, or `~/.cache/tapml`, and the user's own: mode 0700, and refused where others can write. Everything in it can
+be made again: deleting it costs time, nothing else (runs that refer to weights in it then say that the model must be carved
+again).
 
     folder = keep("gguf", key, fill)        the folder filled by an earlier call, or by fill(folder) now; never half of it
     file_digest(path)                       hash of a file's bytes
@@ -21,20 +22,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tapml.errors import UsageError
+from tapml.private import private_folder
 from tapml.source.messages import first_line
 
 SEAL = "sealed.json"
 
 
 def cache_folder() -> Path:
-    """The folder, created if it is not there. Raises UsageError when that is impossible."""
+    """The folder, created for its owner only if it is not there. Raises UsageError when that is impossible, and for a folder that
+    another user owns or can write in."""
     folder = Path(os.environ.get("TAPML_CACHE") or Path.home() / ".cache" / "tapml").expanduser()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        return private_folder(folder, "the cache folder")
     except OSError as error:
         why = error.strerror or first_line(error)
         raise UsageError(f"The cache folder {folder} cannot be made: {why}. Set TAPML_CACHE to a writable one.") from error
-    return folder
 
 
 def file_digest(path: Path) -> str:

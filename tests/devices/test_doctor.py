@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tapml.cli import doctor
-from tapml.devices import trial
+from tapml.devices import landlock, seccomp, trial
 from tapml.devices.faulty import Fault, FaultyDevice
 from tapml.devices.null import NullDevice
 from tapml.devices.open import open_here
@@ -72,6 +72,15 @@ def test_everything_is_examined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert not target["info"] or target["info"]["driver"] in text
         assert target["reason"] in text
     assert "Versions" in text and platform.python_version() in text
+    assert [part["name"] for part in data["confinement"]][:2] == ["files", "network"]
+
+
+def test_what_does_not_confine_is_not_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(landlock, "version", lambda: 0)
+    monkeypatch.setattr(seccomp, "why_not", lambda: "no seccomp in this kernel")
+    (text,) = draw(doctor.examine(["metal"]))
+    assert "files       NOT CONFINED: no Landlock in this kernel" in text
+    assert "network     NOT CONFINED: no seccomp in this kernel" in text and "cannot open a socket" not in text
 
 
 def test_one_target_and_its_exit_code() -> None:
@@ -99,6 +108,7 @@ def test_reasons_of_several_lines_stay_in_the_block() -> None:
         "cache": {"folder": "here", "files": 0, "bytes": 0, "free_bytes": 0},
         "machine": {"system": "s", "processor": "p", "cores": 1, "memory_bytes": 1},
         "warnings": ["mind the step"],
+        "confinement": [{"name": "files", "what": "w", "missing": ""}],
     }
     (text,) = draw(data)
     assert "      first\n      second\n" in text and "tapml   not installed" in text and "! mind the step" in text

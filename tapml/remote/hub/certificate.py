@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tapml.errors import UnavailableError, UsageError
+from tapml.private import private_folder
 from tapml.remote.hub.hosting import Names, address_of
-from tapml.remote.hub.tokens import private_folder, write_private
+from tapml.remote.hub.tokens import write_private
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -64,7 +65,7 @@ class Certificate:
             ) from error
         path = folder / OWN_FILE
         try:
-            private_folder(folder)
+            private_folder(folder, "the hub's folder")
             data = path.read_bytes() if path.exists() else b""
             try:
                 found = x509.load_pem_x509_certificate(data)

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tapml.errors import UsageError
+from tapml.private import not_private, private_folder
 
 SECRET_BYTES = 32
 ID_BYTES = 8
@@ -75,11 +76,18 @@ class Tokens:
     @staticmethod
     def kept(folder: Path, new: bool = False) -> Tokens:
         """With the secret that `folder` keeps, readable for its owner only. It is made if it is not there, or `new` is asked for.
-        Raises UsageError when the folder cannot be used."""
+        Raises UsageError when the folder cannot be used, and for a file that others can read or write."""
         path = folder / SECRET_FILE
         try:
-            private_folder(folder)
-            secret = "" if new or not path.exists() else path.read_text("ascii", errors="replace").strip()
+            private_folder(folder, "the hub's folder")
+            kept = path.exists() and not new
+            wrong = not_private(path) if kept else ""
+            if wrong:
+                raise UsageError(
+                    f"The hub's token file {path} {wrong}: who has read it can use your devices. Mend it with chmod 600 {path}, "
+                    "and make another token with --new-token if you do not trust them."
+                )
+            secret = path.read_text("ascii", errors="replace").strip() if kept else ""
             if len(secret) < SECRET_BYTES or not set(secret) <= _URLSAFE:
                 secret = secrets.token_urlsafe(SECRET_BYTES)
                 write_private(path, secret.encode() + b"\n")
@@ -165,11 +173,6 @@ class Tokens:
 
 
 _URLSAFE = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
-
-
-def private_folder(folder: Path) -> None:
-    """The folder, made for its owner only if it is not there."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def write_private(path: Path, data: bytes) -> None:
