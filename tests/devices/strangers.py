@@ -45,20 +45,25 @@ def probe(call: str) -> Kernel:
     return Kernel("c", "probe", source, ("read_write",), ONE, ONE)
 
 
-# One child that stays in its group, and one that tries to leave it by every way there is.
-DAEMON = Kernel("c", "leave", HEAD + """
+# One child that stays in its group, and one that tries to leave it by every way there is. It declares what it calls, since an
+# agent lets no header through.
+DAEMON = Kernel("c", "leave", """
+int fork(void); int pause(void); int pipe(int*); int setsid(void); int setpgid(int, int); int getpid(void); int close(int);
+void* signal(int, void*); int prctl(int, ...); long read(int, void*, unsigned long); long write(int, const void*, unsigned long);
+void _exit(int); int waitpid(int, int*, int);
+
 void leave(float* x) {
   x[0] = fork();
   if (x[0] == 0) for (;;) pause();
   int pipes[2];
   if (pipe(pipes)) return;
-  pid_t first = fork();
+  int first = fork();
   if (first == 0) {
-    setsid(); setpgid(0, 0); signal(SIGHUP, SIG_IGN); prctl(PR_SET_PDEATHSIG, 0);
-    pid_t second = fork();
+    setsid(); setpgid(0, 0); signal(1, (void*)1); prctl(1, 0);
+    int second = fork();
     if (second == 0) {
       setsid();
-      pid_t own = getpid();
+      int own = getpid();
       if (write(pipes[1], &own, sizeof own) < 0) _exit(1);
       for (int i = 0; i < 3; ++i) close(i);
       for (;;) pause();
@@ -66,7 +71,7 @@ void leave(float* x) {
     _exit(0);
   }
   waitpid(first, 0, 0);
-  pid_t left = -1;
+  int left = -1;
   if (read(pipes[0], &left, sizeof left) < 0) left = -1;
   x[1] = left;
 }

@@ -47,7 +47,7 @@ ONE = (1, 1, 1)
 
 def nap(seconds: float) -> Kernel:
     """Computes nothing for a while, then writes 1."""
-    source = f"#include <unistd.h>\nvoid nap(float* x) {{ usleep({seconds * 1e6:.0f}); x[0] = 1; }}"
+    source = f"int usleep(unsigned);\nvoid nap(float* x) {{ usleep({seconds * 1e6:.0f}); x[0] = 1; }}"
     return Kernel("c", "nap", source, ("read_write",), ONE, ONE)
 
 

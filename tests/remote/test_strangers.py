@@ -13,13 +13,16 @@ import pytest
 from tapml.cli.agent import notices
 from tapml.devices import trial as trials
 from tapml.devices.interface import DeviceInfo
+from tapml.devices.null import NullDevice
 from tapml.devices.sandbox import Measure
-from tapml.devices.trial import Trial
+from tapml.devices.trial import Trial, trial_kernel
 from tapml.errors import TargetError, UnavailableError
+from tapml.kernels import Kernel
 from tapml.remote.agent.offers import Offers, parse_offered
 from tapml.remote.agent.opening import Opening
 from tests.devices.strangers import DAEMON
 from tests.remote.by_hand import SECONDS, Client
+from tests.remote.driver import Driver
 from tests.remote.processes import Agent, Hub, running_agent, running_hub
 
 Need = Callable[[str], str]
@@ -101,6 +104,20 @@ def test_nothing_of_a_session_outlives_it(hub: Hub, bench: Agent) -> None:
     while time.monotonic() < until and (scratch.exists() or any(map(running, left))):
         time.sleep(0.02)
     assert not scratch.exists() and not any(map(running, left))
+
+
+@pytest.mark.parametrize("source", ['#include "NAME"', "#inc\\\nlude <NAME>", 'asm(".incbin \\"NAME\\"");'])
+def test_a_text_that_reaches_out_meets_no_compiler(source: str) -> None:
+    device = NullDevice()
+    driver = Driver(device)
+    driver.open()
+    driver.load(1, Kernel("c", "f", f"void f(float* x) {{}}\n{source}", ("read_write",), (1, 1, 1), (1, 1, 1)))
+    driver.post("allocate", 1, 16)
+    driver.post("launch", [[1, [1]]])
+    kind, stage, text = driver.fails("synchronize")
+    assert (kind, stage) == ("device", "driver") and "did not hand kernel f to a compiler" in text
+    driver.load(2, trial_kernel("c"))  # and the session goes on
+    driver.ask("synchronize")
 
 
 def running(pid: int) -> bool:

@@ -15,8 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tapml.devices.directives import reaches_out
 from tapml.devices.handles import check_binding, check_range, padded
 from tapml.devices.interface import Device, Launch
+from tapml.errors import DeviceError
 from tapml.remote.agent.descriptions import described, parse_kernel
 from tapml.remote.agent.failures import CANCELLED, Failed, Failure, failure_of
 from tapml.remote.agent.store import Shelf, Store
@@ -198,6 +200,13 @@ class Session:
             if sum(map(len, pieces)) > MOST_KERNEL_BYTES:
                 raise ValueError(f"a kernel of more than {MOST_KERNEL_BYTES} bytes")
             parsed = parse_kernel(b"".join(pieces))
+            reach = reaches_out(parsed)
+            if reach:
+                raise DeviceError(
+                    "driver",
+                    f"The agent did not hand kernel {parsed.entry} to a compiler: its text {reach}. Kernels of others keep to "
+                    "themselves there; a kernel of your own that needs it can be tried on the machine itself.",
+                )
             handle = device.load(parsed)
         except Exception as error:
             self._kernels[kernel] = self._failure(error)
