@@ -30,7 +30,7 @@ def size(text: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", metavar="URL", help="the hub's address, as tapml hub prints it (in quotes)")
+    parser.add_argument("url", metavar="URL", help="the hub's address; its token by TAPML_HUB_TOKEN or when asked")
     parser.add_argument("--name", metavar="NAME", help="what it is called at the hub; the machine's name if not given")
     parser.add_argument(
         "--target", metavar="TARGET", action="append", default=[],
@@ -55,9 +55,11 @@ def run(args: argparse.Namespace) -> Outcome:
     from tapml.remote.address import HubAddress
     from tapml.remote.agent.agent import Agent, say
     from tapml.remote.agent.offers import parse_offered
+    from tapml.remote.credentials import guard
     from tapml.words import plural
 
     address = HubAddress.parse(args.url)
+    guard()
     offered = parse_offered(args.target)
     agent = Agent(address, checked_name(args.name), offered, args.memory, args.store, not args.unconfined)
     for line in notices([choice.name for choice in offered.choices] if offered.named else [], args.unconfined):

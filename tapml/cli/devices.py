@@ -14,7 +14,7 @@ HELP = "list the devices that are connected to a hub"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", metavar="URL", help="the hub's address, as tapml hub prints it (in quotes)")
+    parser.add_argument("url", metavar="URL", help="the hub's address; its token by TAPML_HUB_TOKEN or when asked")
 
 
 def run(args: argparse.Namespace) -> Outcome:

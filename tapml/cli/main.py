@@ -31,6 +31,7 @@ import tapml
 from tapml.cli import agent, bisect, carve, devices, doctor, explain, faults, health, hub, migrate, report, test
 from tapml.cli.verb import ALL_PASSED, INTERRUPTED, WRONG_USE, Outcome, Verb, check_file
 from tapml.errors import TapmlError, UsageError, nearest
+from tapml.remote.credentials import WARNING, conceal
 from tapml.verdicts import finite
 from tapml.whole_file import write_whole
 
@@ -86,6 +87,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. `argv` is what follows `tapml`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and conceal(arguments):
+        print(f"tapml: {WARNING}", file=sys.stderr, flush=True)
     _yielding_threads()
     _quiet_libraries()
     destination: str | None = None

@@ -118,7 +118,7 @@ def device_words(device: str) -> list[str]:
     if device == "local":
         return []
     name, at, url = device.partition("@")
-    return ["--device", f"{name}{at}{url.partition('?')[0]}?token=…" if at else device]
+    return ["--device", f"{name}{at}{url.partition('?')[0]}?token=…" if at and "?" in url else device]
 
 
 def follow_up(args: argparse.Namespace, verb: str, *names: str) -> str:

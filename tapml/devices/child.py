@@ -28,6 +28,7 @@ from tapml.devices.replies import error_of
 from tapml.devices.sandbox import Sandbox
 from tapml.errors import DeviceLost, UnavailableError
 from tapml.kernels import Kernel
+from tapml.remote.credentials import VARIABLE
 
 # How many reads are asked for before the first reply is taken: their requests fit into a pipe that nobody empties.
 AHEAD = 4
@@ -64,7 +65,7 @@ class ChildDevice:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                env=os.environ | {"PYTHONPATH": path} if sandbox is None else sandbox.environment(path),
+                env=_inherited() | {"PYTHONPATH": path} if sandbox is None else sandbox.environment(path),
                 start_new_session=sandbox is not None,
                 pass_fds=() if sandbox is None else sandbox.descriptors,
             )
@@ -291,3 +292,8 @@ class ChildDevice:
                     pipe.close()
                 except OSError:
                     continue  # nothing is buffered, and the child is gone
+
+
+def _inherited() -> dict[str, str]:
+    """The environment, but for what opens a hub: kernels may be of others."""
+    return {name: value for name, value in os.environ.items() if name != VARIABLE}

@@ -1,5 +1,6 @@
 """Where a hub is, and which devices at it are meant: the texts that people paste, parsed once.
 
+    HubAddress.parse("http://127.0.0.1:8765")      its token is where `tapml.remote.credentials` finds it
     HubAddress.parse("http://127.0.0.1:8765/?token=SECRET")
     HubAddress.parse("https://192.168.1.5:8765/?token=SECRET.FINGERPRINT")     a certificate that the hub made itself
     RemoteName.parse("phone@http://127.0.0.1:8765/?token=SECRET")              also "a,b@…", "any@…", "all@…"
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qs, quote, urlsplit
 
 from tapml.errors import UnavailableError, UsageError
+from tapml.remote.credentials import FILE, VARIABLE, token_for
 
 FORM = "http://HOST:PORT/?token=TOKEN, as tapml hub prints it"
 PORTS = {"http": 80, "https": 443}
@@ -35,7 +37,8 @@ class HubAddress:
 
     @staticmethod
     def parse(text: str) -> HubAddress:
-        """Raises UsageError for what is no address of a hub, or holds no token."""
+        """An address without a token gets that of `tapml.remote.credentials`. Raises UsageError for what is no address of a hub,
+        or where there is no token."""
         try:
             parts = urlsplit(text.strip())
             port = parts.port
@@ -47,7 +50,12 @@ class HubAddress:
         query = parse_qs(parts.query)
         token, pair = (query.get(name, [""])[-1].strip() for name in ("token", "pair"))
         if not token and not pair:
-            raise UsageError(f"The address {_shown(text)} has no token. Give {FORM}, in quotes for the shell.")
+            token = token_for(parts.netloc.rpartition("@")[2])
+        if not token and not pair:
+            raise UsageError(
+                f"The address {_shown(text)} has no token. Give it by {VARIABLE}, in a file that {FILE} names, or with the "
+                f"address: {FORM}, in quotes for the shell."
+            )
         token, _, fingerprint = token.partition(".")
         if fingerprint and (len(fingerprint) != 64 or set(fingerprint.lower()) - set("0123456789abcdef")):
             raise UsageError(
