@@ -99,7 +99,8 @@ def main() -> int:
     parser.add_argument("--device")
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # Mesa complains on stderr without it
+    if "XDG_RUNTIME_DIR" not in os.environ:  # Mesa complains on stderr without it
+        os.environ["XDG_RUNTIME_DIR"] = tempfile.gettempdir()
     writer = FrameWriter(os.dup(1))
     os.dup2(2, 1)
     reader = FrameReader(os.dup(0))
