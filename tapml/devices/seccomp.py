@@ -4,9 +4,11 @@
     restrict()         for all threads of this process and all that it starts, for good
 
 It is a list of what is refused, since drivers use much and each another part: the network, leaving the process group (so that
-whoever ends the group ends everything), looking into other processes, changing their limits, namespaces, mounts, keys, BPF,
-io_uring (which would go around the filter) and System V shared memory (which outlives its maker). Calls that are newer than
-`NEWEST` are unknown, so they are refused as well. The filter is classic BPF over `struct seccomp_data`, see the kernel's
+whoever ends the group ends everything), changing files that could not be opened, looking into other processes, changing their
+limits, namespaces, mounts, keys, BPF, io_uring (which would go around the filter) and System V shared memory (which outlives its
+maker). Calls that are newer than `NEWEST` are unknown, so they are refused as well.
+
+The filter is classic BPF over `struct seccomp_data`, see the kernel's
 Documentation/userspace-api/seccomp_filter.rst.
 """
 
@@ -40,6 +42,11 @@ REFUSED: dict[str, tuple[int, int | None]] = {
     "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433), "mount_setattr": (442, 442),
     "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265), "fanotify_init": (300, 262), "quotactl": (179, 60),
     "quotactl_fd": (443, 443),
+    # what Landlock lets through: modes, owners, times and attributes of files by their names, and watching folders
+    "chmod": (90, None), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None), "lchown": (94, None),
+    "fchownat": (260, 54), "setxattr": (188, 5), "lsetxattr": (189, 6), "setxattrat": (463, 463), "removexattr": (197, 14),
+    "lremovexattr": (198, 15), "removexattrat": (466, 466), "utime": (132, None), "utimes": (235, None), "futimesat": (261, None),
+    "utimensat": (280, 88), "truncate": (76, 45), "inotify_init": (253, None), "inotify_init1": (294, 26),
     # what outlives its maker
     "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
     # the machine
