@@ -25,6 +25,7 @@ import torch
 
 from tapml.errors import ModelError
 from tapml.operators.graph import Body, Graph, Node, Operator, rename
+from tapml.operators.overload import literal, named_dtype, overload, values_of
 from tapml.tensors import HostArray, TensorSpec
 
 Tensors = Sequence[torch.Tensor]
@@ -247,7 +248,7 @@ class _Instruction:
     def __init__(
         self, node: Node, slots: Mapping[str, int], free: Sequence[int], dtype: torch.dtype | None, device: torch.device
     ) -> None:
-        self.function = _resolve(node, dtype)
+        self.function = _function_of(node, dtype)
         self.args: list[Any] = []
         self.places: list[tuple[int, int]] = []
         self.nested: list[tuple[int, Any]] = []
@@ -295,39 +296,22 @@ def _decode(argument: Any, slots: Mapping[str, int], dtype: torch.dtype | None) 
         return [_decode(item, slots, dtype) for item in argument]
     if not isinstance(argument, dict):
         return argument
+    if len(argument) != 1:
+        raise ModelError(f"An argument of the graph is written as {argument!r:.200}, which this version of TapML does not know.")
     ((what, word),) = argument.items()
     if what == "ref":
         return _Slot(slots[word])
-    if what == "dtype":
-        named = torch_dtype(word)
-        return dtype if dtype is not None and named.is_floating_point else named
-    if what == "float":
-        return float(word)
-    if what in ("memory_format", "layout"):
-        return getattr(torch, word)
-    if what == "device":
-        return torch.device(word)
-    raise ModelError(f"An argument of the graph is written as {argument}, which this version of TapML does not know.")
+    found = literal(what, word)
+    return dtype if what == "dtype" and dtype is not None and found.is_floating_point else found
 
 
-def _resolve(node: Node, dtype: torch.dtype | None) -> Callable[..., Any]:
+def _function_of(node: Node, dtype: torch.dtype | None) -> Callable[..., Any]:
     if node.target == "getitem":
-        return lambda values, index: values[index]
-    if node.target in _AS_RESHAPE:
-        found: Callable[..., Any] = torch.ops.aten.reshape.default
-        return found
+        return values_of
     if dtype is not None and node.target == "aten.view.dtype":
         raise ModelError(f"{node.target} reinterprets bits, so the operator has no counterpart in {dtype}.")
-    found_any: Any = torch.ops
-    for part in node.target.split("."):
-        try:
-            found_any = getattr(found_any, part)
-        except (AttributeError, RuntimeError):
-            raise ModelError(
-                f"PyTorch {torch.__version__} has no operator {node.target}. If it is a custom operator, import the package "
-                "that registers it first; otherwise carve the model again with this version of PyTorch."
-            ) from None
-    return found_any  # type: ignore[no-any-return]
+    found: Callable[..., Any] = overload("aten.reshape.default" if node.target in _AS_RESHAPE else node.target)
+    return found
 
 
 def _frees(reads: Sequence[Sequence[int]], keep: set[int]) -> list[list[int]]:
@@ -369,11 +353,8 @@ def first_content(value: TensorSpec | torch.Tensor, device: torch.device) -> tor
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a TapML dtype name."""
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"torch has no dtype {name}")
-    return found
+    """The torch dtype of a TapML dtype name. Raises ModelError when there is none."""
+    return named_dtype(name)
 
 
 def tensor_from_host(array: HostArray, device: str | torch.device = "cpu") -> torch.Tensor:

@@ -24,6 +24,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from tapml.errors import ModelError
 from tapml.operators.graph import Graph, Node, Placeholder, Role
 from tapml.operators.normalise import normalise
+from tapml.operators.overload import refused
 from tapml.tensors import NUMPY, TensorSpec
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in ')
@@ -173,6 +174,8 @@ class _Reader:
             self.values[fx.name] = self.values[fx.args[0].name]
             return
         self._refuse_random(fx, word)
+        if why := refused(fx.target):
+            raise ModelError(_message(fx, why))
         if word == "resize":
             self._read_resize(fx)
             return

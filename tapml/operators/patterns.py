@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 import torch
 
+from tapml.errors import ModelError
 from tapml.operators.graph import Graph, Node
+from tapml.operators.overload import overload
 from tapml.tensors import FLOATS, TensorSpec
 
 Sort = Literal["elementwise", "shape", "factory", "anchor", "getitem"]
@@ -92,13 +94,10 @@ def word_of(node: Node) -> str:
 
 @cache
 def _pointwise(target: str) -> bool:
-    found: Any = torch.ops
     try:
-        for part in target.split("."):
-            found = getattr(found, part)
-    except (AttributeError, RuntimeError):
+        return torch.Tag.pointwise in overload(target).tags
+    except ModelError:
         return False  # an operator that is not registered here: it gets an operator of its own
-    return torch.Tag.pointwise in found.tags
 
 
 def sort_of(node: Node) -> Sort:

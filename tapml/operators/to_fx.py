@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 
+from tapml.errors import ModelError
 from tapml.operators.graph import Body
+from tapml.operators.overload import literal, overload
 
 
 def to_fx(body: Body) -> torch.fx.Graph:
     """Placeholders "i0", "i1", …, one call a node, and an output that is the tuple of the body's outputs.
 
-    Raises ValueError for an operator that this PyTorch does not have."""
+    Raises ModelError for an operator that this PyTorch does not have, and for one that a body may not call."""
     graph = torch.fx.Graph()
     nodes: dict[str, torch.fx.Node] = {}
     for k, spec in enumerate(body.inputs):
@@ -38,14 +40,8 @@ def to_fx(body: Body) -> torch.fx.Graph:
 def _function(target: str) -> Callable[..., Any]:
     if target == "getitem":
         return operator.getitem
-    found: Any = torch.ops
-    try:
-        for part in target.split("."):
-            found = getattr(found, part)
-    except AttributeError as error:
-        raise ValueError(f"PyTorch {torch.__version__} has no operator {target}") from error
-    assert callable(found)
-    return found  # type: ignore[no-any-return]
+    found: Callable[..., Any] = overload(target)
+    return found
 
 
 def _argument(value: Any, nodes: dict[str, torch.fx.Node]) -> Any:
@@ -53,13 +49,9 @@ def _argument(value: Any, nodes: dict[str, torch.fx.Node]) -> Any:
         return [_argument(v, nodes) for v in value]
     if not isinstance(value, dict):
         return value
-    (kind, content), = value.items()
-    if kind == "ref":
-        return nodes[content]
-    if kind in ("dtype", "memory_format", "layout"):
-        return getattr(torch, content)
-    if kind == "device":
-        return torch.device(content)
-    if kind == "float":
-        return float(content)
-    raise ValueError(f"an argument of unknown kind {kind!r} in a body: {value!r}")
+    if len(value) == 1 and "ref" in value:
+        return nodes[value["ref"]]
+    if len(value) != 1:
+        raise ModelError(f"An argument of the graph is written as {value!r:.200}, which this version of TapML does not know.")
+    ((kind, content),) = value.items()
+    return literal(kind, content)
