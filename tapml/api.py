@@ -27,6 +27,7 @@ from tapml.carve.case import Case
 from tapml.carve.folder import RunFolder
 from tapml.carve.writer import refuse_taken
 from tapml.devices.interface import DeviceInfo
+from tapml.errors import RunError
 from tapml.migrate.circumstances import Circumstances
 from tapml.operators.graph import Operator
 from tapml.verdicts import Measure, Verdict, summary, worth_explaining
@@ -315,7 +316,13 @@ class Run:
             return None
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_str(self.folder.content(layout.TOKENIZER).decode())
+        try:
+            return Tokenizer.from_str(self.folder.content(layout.TOKENIZER).decode())
+        except RunError:
+            raise
+        except Exception as error:  # the library has no exception of its own
+            file = self.folder.path / layout.TOKENIZER
+            raise RunError(f"{file} is no tokenizer ({str(error)[:200]}). Carve again with --fresh.") from error
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"

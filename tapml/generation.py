@@ -17,8 +17,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tapml import strict
 from tapml.errors import PromptError
 from tapml.tensors import HostArray
+
+# More positions than any cache has.
+LONGEST = 2**24
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,11 @@ class DecoderShape:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> DecoderShape:
-        return DecoderShape(data["chunk"], data["max_len"], data["vocabulary"], tuple(data["stop"]))
+        chunk, max_len = strict.whole(data, "chunk", 1, LONGEST), strict.whole(data, "max_len", 1, LONGEST)
+        if max_len % chunk:
+            raise ValueError(f"a cache of {max_len:,} positions is not filled by chunks of {chunk:,}")
+        vocabulary, stop = strict.whole(data, "vocabulary", 1, 2**31), strict.several(strict.whole, data, "stop")
+        return DecoderShape(chunk, max_len, vocabulary, stop)
 
 
 class Stepper(Protocol):

@@ -13,10 +13,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from tapml import strict
 from tapml.tensors import TensorSpec
 
 Language = Literal["opencl-c", "wgsl", "c", "cuda", "hip", "msl", "null"]
+LANGUAGES: tuple[Language, ...] = ("opencl-c", "wgsl", "c", "cuda", "hip", "msl", "null")
 Extent = tuple[int, int, int]
+
+_ROLES = ("input", "output", "scratch")
+_LONGEST_SOURCE = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,12 @@ class Kernel:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Kernel:
-        gx, gy, gz = data["grid"]
-        bx, by, bz = data["block"]
+        """Raises ValueError, KeyError or TypeError for what is no kernel."""
+        (gx, gy, gz), (bx, by, bz) = (strict.several(strict.whole, data, key) for key in ("grid", "block"))
         return Kernel(
-            data["language"], data["entry"], data["source"], tuple(data["access"]),
-            (gx, gy, gz), (bx, by, bz), tuple(data["uniform"]),
+            strict.one_of(data, "language", LANGUAGES), strict.text(data, "entry", strict.LONGEST_NAME),
+            strict.text(data, "source", _LONGEST_SOURCE), strict.several(strict.text, data, "access"),
+            (gx, gy, gz), (bx, by, bz), strict.several(strict.whole, data, "uniform", -(2**32), 2**32),
         )
 
 
@@ -110,14 +116,18 @@ class Program:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Program:
+        """Raises ValueError, KeyError or TypeError for what is no program."""
+        whole, items = strict.whole, strict.items
+        kernels = tuple(Kernel.from_json(k) for k in items(data, "kernels"))
+        steps = [(whole(step, 0, 0, len(kernels) - 1), items(step, 1)) for step in items(data, "steps")]
         return Program(
-            kernels=tuple(Kernel.from_json(k) for k in data["kernels"]),
-            steps=tuple(Step(k, tuple(Argument(r, i) for r, i in args)) for k, args in data["steps"]),
-            inputs=tuple(TensorSpec.from_json(t) for t in data["inputs"]),
-            outputs=tuple(TensorSpec.from_json(t) for t in data["outputs"]),
-            scratch=tuple(data["scratch"]),
-            schedule=data["schedule"],
-            forwards=tuple((o, i) for o, i in data["forwards"]),
+            kernels=kernels,
+            steps=tuple(Step(k, tuple(Argument(strict.one_of(a, 0, _ROLES), whole(a, 1)) for a in args)) for k, args in steps),
+            inputs=tuple(TensorSpec.from_json(t) for t in items(data, "inputs")),
+            outputs=tuple(TensorSpec.from_json(t) for t in items(data, "outputs")),
+            scratch=strict.several(whole, data, "scratch"),
+            schedule=strict.text(data, "schedule"),
+            forwards=tuple((whole(pair, 0), whole(pair, 1)) for pair in items(data, "forwards")),
         )
 
 

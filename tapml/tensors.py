@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from tapml import strict
 from tapml.errors import DoesNotFit
 
 HostArray: TypeAlias = NDArray[Any]
@@ -23,6 +24,10 @@ NUMPY: dict[str, np.dtype[Any]] = {
     name: np.dtype(name)
     for name in ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 } | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+# What numpy and PyTorch have in axes, and more elements than any memory holds.
+MOST_AXES = 64
+MOST_ELEMENTS = 2**44
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -55,7 +60,12 @@ class TensorSpec:
 
     @staticmethod
     def from_json(data: list[Any]) -> TensorSpec:
-        return TensorSpec(tuple(int(n) for n in data[0]), str(data[1]))
+        """Raises ValueError, TypeError or IndexError for what is no shape and dtype, or no tensor that a machine could hold."""
+        shape = strict.several(strict.whole, data, 0)
+        found = TensorSpec(shape, strict.one_of(data, 1, tuple(NUMPY)))
+        if len(data) != 2 or len(shape) > MOST_AXES or math.prod(n or 1 for n in shape) > MOST_ELEMENTS:
+            raise ValueError(f"{list(shape)!s:.80} is no shape of a tensor")
+        return found
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"

@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from tapml import strict
+
 Status = Literal["pass", "fail", "flaky", "error", "crash", "unchecked", "skipped"]
 Stage = Literal["convert", "lower", "schedule", "codegen", "driver", "launch", "numeric", "precision", "weights", "state"]
 
@@ -53,8 +55,19 @@ class Verdict:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Verdict:
-        known = {f.name for f in fields(Verdict)}
-        return Verdict(**{k: v for k, v in data.items() if k in known})
+        """Raises ValueError, KeyError or TypeError for what is no verdict."""
+        known = {f.name: data[f.name] for f in fields(Verdict) if f.name in data}
+        for key in ("operator", "signature", "op", "reason"):
+            strict.text(data, key)
+        _check_numbers(data)
+        strict.maybe(strict.one_of, data, "stage", STAGES)
+        strict.real(data, "seconds")
+        optional = {"schedule": None, "kernel": None} | known
+        strict.maybe(strict.text, optional, "schedule")
+        strict.maybe(strict.hexadecimal, optional, "kernel")
+        for key in {"cases", "elements", "excluded"} & known.keys():
+            strict.whole(known, key)
+        return Verdict(**known)
 
     @property
     def badness(self) -> float:
@@ -94,8 +107,21 @@ class Measure:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Measure:
-        known = {f.name for f in fields(Measure)}
-        return Measure(**{k: v for k, v in data.items() if k in known})
+        """Raises ValueError, KeyError or TypeError for what is no measure."""
+        known = {f.name: data[f.name] for f in fields(Measure) if f.name in data}
+        for key in ("operator", "graph"):
+            strict.text(data, key)
+        strict.maybe(strict.text, data, "case")
+        for key in ({"prompt", "step"} | ({"elements", "excluded"} & known.keys())):
+            strict.whole(data, key)
+        _check_numbers(data)
+        return Measure(**known)
+
+
+def _check_numbers(data: dict[str, Any]) -> None:
+    strict.one_of(data, "status", STATUSES)
+    for key in ("error", "bound", "source_error"):
+        strict.maybe(strict.real, data, key)
 
 
 def worth_explaining(verdicts: Iterable[Verdict]) -> Verdict | None:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "tapml"
 
 # A module may import its own level and those before it.
 LEVELS = (
-    {"errors", "tensors", "kernels", "verdicts", "generation", "private", "whole_file", "words"},
+    {"errors", "inside", "kernels", "generation", "private", "strict", "tensors", "verdicts", "whole_file", "words"},
     {"source", "operators"},
     {"carve", "compile", "targets", "devices", "remote"},
     {"migrate"},

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from tapml.errors import RunError
+from tapml.strict import UNREADABLE
 from tapml.tensors import NUMPY, HostArray
 
 _NAMES = {
@@ -34,5 +35,5 @@ def unpack(data: bytes, path: Path) -> dict[str, HostArray]:
             name: np.frombuffer(tensor["data"], NUMPY[_NAMES[tensor["dtype"]]]).reshape(tensor["shape"])
             for name, tensor in found
         }
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({error}). Carve again with --fresh.") from error
+    except (SafetensorError, *UNREADABLE) as error:
+        raise RunError(f"{path} is damaged ({str(error)[:200]}). Carve again with --fresh.") from error

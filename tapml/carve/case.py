@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tapml import strict
 from tapml.carve.tolerance import Accuracy
 
 # How the reasons of calls at late positions begin (see `tapml.carve.late`).
@@ -61,6 +62,8 @@ class Case:
     @staticmethod
     def from_json(data: dict[str, Any]) -> Case:
         return Case(
-            data["id"], data["operator"], data["signature"], data["graph"], data["prompt"], data["step"],
-            tuple(data["reasons"]), data["file"], tuple(Accuracy.from_json(a) for a in data["accuracy"]),
+            strict.name(data, "id"), strict.name(data, "operator"), strict.hexadecimal(data, "signature"),
+            strict.name(data, "graph"), strict.whole(data, "prompt"), strict.whole(data, "step"),
+            strict.several(strict.text, data, "reasons"), strict.name(data, "file"),
+            tuple(Accuracy.from_json(a) for a in strict.items(data, "accuracy")),
         )

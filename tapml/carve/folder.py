@@ -12,7 +12,6 @@ the files hold is in ARCHITECTURE.md ("A run on disk").
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,19 +22,25 @@ from typing import Any, TypeVar
 import numpy as np
 
 import tapml
+from tapml import strict
 from tapml.carve import layout
 from tapml.carve.arrays import unpack
 from tapml.carve.case import Case
+from tapml.carve.consistent import check_consistent
 from tapml.carve.late import Late
 from tapml.carve.tolerance import Accuracy, Comparison, Reference, compare
-from tapml.carve.writer import RunWriter, digest, digest_of, seal
+from tapml.carve.writer import RunWriter, digest, seal
 from tapml.errors import RunError, UsageError, nearest
 from tapml.generation import DecoderShape
+from tapml.inside import read_file
 from tapml.operators.graph import Body, Graph, Operator, Placeholder
 from tapml.source.weights import Weight, WeightTable
-from tapml.tensors import FLOATS, NUMPY, HostArray, TensorSpec, dtype_name
+from tapml.tensors import FLOATS, NUMPY, HostArray, TensorSpec, dtype_name, spec_of
 
 T = TypeVar("T")
+
+# Bytes of a table or the manifest that are read at all.
+_LARGEST_TABLE = 2**30
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ class Prompt:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Prompt:
-        return Prompt(data["index"], data["text"], tuple(data["tokens"]), tuple(data["generated"]))
+        tokens, generated = (strict.several(strict.whole, data, key) for key in ("tokens", "generated"))
+        return Prompt(strict.whole(data, "index"), strict.text(data, "text"), tokens, generated)
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class State:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> State:
-        return State(data["key"], TensorSpec.from_json(data["spec"]), data["file"])
+        return State(strict.name(data, "key"), TensorSpec.from_json(data["spec"]), strict.maybe(strict.name, data, "file"))
 
 
 class RunFolder:
@@ -86,11 +92,15 @@ class RunFolder:
     @staticmethod
     def open(path: Path) -> RunFolder:
         """Raises RunError when there is no run, or it is unfinished, damaged, or of another format or version."""
-        path = path.resolve()
-        manifest = _manifest(path)
+        try:
+            path = path.resolve()
+            manifest = _manifest(path)
+        except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, links in a circle
+            raise RunError(f"No run at {str(path)[:300]!a}: {error}.") from error
         run = RunFolder(path, manifest)
         for name, facts in manifest["tables"].items():
             run._verify(name, facts)
+        check_consistent(run)
         return run
 
     @property
@@ -105,8 +115,7 @@ class RunFolder:
 
     @cached_property
     def decoder(self) -> DecoderShape | None:
-        shape = self.manifest["decoder"]
-        return None if shape is None else DecoderShape.from_json(shape)
+        return _decoder(self.manifest)
 
     @cached_property
     def graphs(self) -> tuple[Graph, ...]:
@@ -115,7 +124,7 @@ class RunFolder:
     @cached_property
     def bodies(self) -> dict[str, Body]:
         """By signature."""
-        return dict(self._table(layout.BODIES, lambda d: (str(d["signature"]), Body.from_json(d["body"]))))
+        return dict(self._table(layout.BODIES, _body))
 
     @cached_property
     def operators(self) -> tuple[Operator, ...]:
@@ -153,7 +162,7 @@ class RunFolder:
     def oracle(self) -> tuple[dict[str, Any], ...]:
         """Lines {"prompt", "step", "graph", "source_error": {output key: error}, "excluded"} for the outputs of whole calls, and
         {"operator", "step", "source_error": [an error each output]} for operators at the first prompt."""
-        return tuple(self._table(layout.ORACLE, dict))
+        return tuple(self._table(layout.ORACLE, _oracle_line))
 
     @cached_property
     def _by_name(self) -> dict[str, Operator]:
@@ -230,18 +239,20 @@ class RunFolder:
         """(all inputs in the body's order, weights among them; what each output is judged by). A case's file holds for output k
         "o{k}", what the source gave; "r{k}", float64's answer less that (absent where it is 0); "x{k}", the elements on which the
         source is no judge; "e{k}", "l{k}" and "h{k}", those at a jump, and the least and greatest right value of each."""
-        arrays = self._arrays(case.file)
         operator = self.operator(case.operator)
         body = self.bodies[operator.signature]
         placeholders = self._placeholders[operator.graph]
+        arrays = self._arrays(case.file)
         try:
             inputs = [
-                self.weight(placeholders[name].key) if role == "weight" else arrays[f"i{k}"]
-                for k, (name, role) in enumerate(zip(operator.inputs, body.roles, strict=True))
+                self.weight(placeholders[name].key) if role == "weight" else _fitting(arrays, f"i{k}", spec)
+                for k, (name, role, spec) in enumerate(zip(operator.inputs, body.roles, body.inputs, strict=True))
             ]
-            references = [_reference(k, arrays, case.accuracy[k]) for k in range(len(body.outputs))]
+            references = [_reference(k, arrays, case.accuracy[k], spec) for k, spec in enumerate(body.output_specs)]
         except KeyError as error:
             raise RunError(f"{self.path / case.file} lacks tensor {error}. Carve again with --fresh.") from None
+        except ValueError as error:
+            raise RunError(f"{self.path / case.file} is damaged: {error}. Carve again with --fresh.") from None
         return inputs, references
 
     def compare(self, case: Case, actual: list[HostArray]) -> list[Comparison]:
@@ -252,25 +263,41 @@ class RunFolder:
     @cached_property
     def initial_states(self) -> dict[str, HostArray]:
         """Content of each state before the first call."""
-        return {
-            s.key: np.zeros(s.spec.shape, NUMPY[s.spec.dtype]) if s.file is None else self._arrays(s.file)["state"]
-            for s in self.states
-        }
+        return {s.key: self._first(s) for s in self.states}
+
+    def _first(self, state: State) -> HostArray:
+        try:
+            if state.file is None:
+                return np.zeros(state.spec.shape, NUMPY[state.spec.dtype])
+            return _fitting(self._arrays(state.file), "state", state.spec)
+        except (KeyError, ValueError) as error:
+            raise RunError(f"{self.path / str(state.file)} is damaged: {error}. Carve again with --fresh.") from None
+        except MemoryError:
+            raise RunError(f"There is no room for the state {state.key} of {self.path}: {state.spec}.") from None
 
     @cached_property
     def examples(self) -> tuple[dict[str, HostArray], ...]:
         """Recorded inputs by key, for a module that is no decoder."""
         if self.kind == "decoder":
             return ()
-        return tuple(self._table(layout.PROMPTS, lambda d: self._arrays(d["file"])))
+        specs = {p.key: p.spec for p in self.graphs[0].inputs}
+        return tuple(self._example(file, specs) for file in self._table(layout.PROMPTS, lambda d: strict.name(d, "file")))
+
+    def _example(self, file: str, specs: dict[str, TensorSpec]) -> dict[str, HostArray]:
+        arrays = self._arrays(file)
+        try:
+            return arrays | {key: _fitting(arrays, key, spec) for key, spec in specs.items()}
+        except (KeyError, ValueError) as error:
+            raise RunError(f"{self.path / file} is damaged: {error}. Carve again with --fresh.") from None
 
     def content(self, name: str) -> bytes:
         """A file of the run that is no table, such as "tokenizer.json" or a case's. Raises RunError when it is gone or its bytes
         are not those that were written."""
-        path = self.path / name
         try:
-            data = path.read_bytes()
+            data = read_file(self.path, name)
+            path = self.path / name
         except FileNotFoundError:
+            path = self.path / name
             raise RunError(f"{path} is missing, though the run refers to it. Carve again with --fresh.") from None
         if digest(data) != self.manifest["files"].get(name):
             raise RunError(f"{path} was changed after carving: its content is not what was recorded. Carve again with --fresh.")
@@ -282,27 +309,31 @@ class RunFolder:
     def _table(self, name: str, parse: Callable[[Any], T]) -> list[T]:
         path = self.path / name
         found: list[T] = []
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    found.append(parse(json.loads(line)))
-                except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-                    raise RunError(_damaged(path, number, error)) from error
+        for number, line in enumerate(self._lines(name), 1):
+            try:
+                found.append(parse(strict.fields(strict.parse(line))))
+            except strict.UNREADABLE as error:
+                raise RunError(_damaged(path, number, error)) from error
         return found
+
+    def _lines(self, name: str) -> list[bytes]:
+        try:
+            data = read_file(self.path, name, most=_LARGEST_TABLE)
+        except FileNotFoundError:
+            raise RunError(f"{self.path} is damaged: {name} is missing. Carve again with --fresh.") from None
+        return data[:-1].split(b"\n") if data.endswith(b"\n") else data.split(b"\n") if data else []
 
     def _verify(self, name: str, facts: dict[str, Any]) -> None:
         path = self.path / name
-        if not path.is_file():
-            raise RunError(f"{self.path} is damaged: {name} is missing. Carve again with --fresh.")
-        if digest_of(path) == facts["digest"]:
+        lines = self._lines(name)
+        if digest(b"".join(line + b"\n" for line in lines)) == facts["digest"]:
             return
         count = 0
-        with path.open("rb") as file:
-            for count, line in enumerate(file, 1):
-                try:
-                    json.loads(line)
-                except ValueError as error:
-                    raise RunError(_damaged(path, count, error)) from error
+        for count, line in enumerate(lines, 1):
+            try:
+                strict.parse(line)
+            except ValueError as error:
+                raise RunError(_damaged(path, count, error)) from error
         raise RunError(
             f"{path} was changed after carving: it has {count} lines where {facts['lines']} were written, or other values in "
             "them. Carve again with --fresh."
@@ -320,7 +351,7 @@ def _manifest(path: Path) -> dict[str, Any]:
             raise RunError(f"{path} is a run that was not finished. Carve again, and use the folder without {layout.PARTIAL!r}.")
         raise RunError(f"{path} is no run of TapML: it has no {layout.MANIFEST}. Make one: tapml carve MODEL -o RUN")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = strict.parse(read_file(path, layout.MANIFEST, most=_LARGEST_TABLE).decode("utf-8"))
     except ValueError as error:
         raise RunError(_damaged(file, getattr(error, "lineno", 1), error)) from error
     if not isinstance(manifest, dict) or manifest.get("format") != layout.FORMAT:
@@ -333,9 +364,62 @@ def _manifest(path: Path) -> dict[str, Any]:
     missing = {"digest", "tables", "files", "kind", "decoder", layout.SEAL} - manifest.keys()
     if missing:
         raise RunError(f"{file} is damaged: it lacks {', '.join(sorted(missing))}. Carve again with --fresh.")
-    if seal(manifest) != manifest[layout.SEAL]:
-        raise RunError(f"{file} was changed after carving: its content is not what was written. Carve again with --fresh.")
+    try:
+        if seal(manifest) != manifest[layout.SEAL]:
+            raise RunError(f"{file} was changed after carving: its content is not what was written. Carve again with --fresh.")
+        _check_manifest(manifest)
+    except strict.UNREADABLE as error:
+        raise RunError(f"{file} is damaged ({type(error).__name__}: {error}). Carve again with --fresh.") from error
     return manifest
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    """Raises ValueError and the like for a field that is not what it has to be."""
+    strict.hexadecimal(manifest, "digest")
+    if set(strict.inner(manifest, "tables")) != set(layout.TABLES):
+        raise ValueError("'tables' has other tables than a run")
+    for name in layout.TABLES:
+        strict.hexadecimal(strict.inner(manifest["tables"], name), "digest")
+        strict.whole(manifest["tables"][name], "lines")
+    for name in strict.inner(manifest, "files"):
+        strict.hexadecimal(manifest["files"], name)
+    strict.one_of(manifest, "kind", ("decoder", "module"))
+    if (_decoder(manifest) is None) != (manifest["kind"] == "module"):
+        raise ValueError("'decoder' does not fit 'kind'")
+    for key in {"dtype", "weights"} & manifest.keys():
+        strict.text(manifest, key)
+    for key in {"name", "spec", "digest"} & strict.inner(manifest | {"model": manifest.get("model", {})}, "model").keys():
+        strict.maybe(strict.text, manifest["model"], key)
+    strict.inner(manifest | {"result": manifest.get("result", {})}, "result")
+    strict.refuse_deep(manifest)
+
+
+def _decoder(manifest: dict[str, Any]) -> DecoderShape | None:
+    shape = manifest["decoder"]
+    return None if shape is None else DecoderShape.from_json(shape)
+
+
+def _body(line: dict[str, Any]) -> tuple[str, Body]:
+    signature, body = strict.hexadecimal(line, "signature"), Body.from_json(strict.inner(line, "body"))
+    if body.signature != signature:
+        raise ValueError(f"its signature is {body.signature}, not {signature}")
+    return signature, body
+
+
+def _oracle_line(line: dict[str, Any]) -> dict[str, Any]:
+    if "operator" in line:
+        strict.name(line, "operator")
+        strict.whole(line, "step")
+        for key in ("source_error", "spread"):
+            strict.several(strict.real, line, key)
+    else:
+        strict.whole(line, "prompt")
+        strict.whole(line, "step")
+        strict.name(line, "graph")
+        for key in ("source_error", "spread", "straddling", "excluded"):
+            for name in strict.inner(line, key):
+                strict.real(line[key], name)
+    return line
 
 
 def _damaged(path: Path, line: int, error: Exception) -> str:
@@ -358,8 +442,20 @@ def reference_arrays(k: int, reference: Reference) -> dict[str, HostArray]:
     return found
 
 
-def _reference(k: int, arrays: dict[str, HostArray], accuracy: Accuracy) -> Reference:
-    values = arrays[f"o{k}"]
+def _fitting(arrays: dict[str, HostArray], name: str, spec: TensorSpec) -> HostArray:
+    """The array of this name. Raises KeyError when it is not there, ValueError when it has another shape or dtype."""
+    found = arrays[name]
+    if spec_of(found) != spec:
+        raise ValueError(f"tensor {name!r} is {spec_of(found)}, not {spec}")
+    return found
+
+
+def _reference(k: int, arrays: dict[str, HostArray], accuracy: Accuracy, spec: TensorSpec) -> Reference:
+    values = _fitting(arrays, f"o{k}", spec)
+    for letter, dtypes in (("r", FLOATS), ("x", ("bool",)), ("e", ("bool",)), ("l", tuple(NUMPY)), ("h", tuple(NUMPY))):
+        other = arrays.get(f"{letter}{k}")
+        if other is not None and (other.shape != values.shape or dtype_name(other) not in dtypes):
+            raise ValueError(f"tensor '{letter}{k}' is {spec_of(other)} beside an output that is {spec}")
     exact = None
     if dtype_name(values) in FLOATS:
         exact = values.astype(np.float64)

@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from tapml import strict
 from tapml.carve.case import LATE_POSITION
-from tapml.generation import Call, DecoderShape, decode_call, prefill_calls
+from tapml.generation import LONGEST, Call, DecoderShape, decode_call, prefill_calls
 from tapml.tensors import HostArray
 
 # Decode calls of the check with the first prompt: the second is the first that reads what decoding itself wrote to the cache.
@@ -103,9 +104,12 @@ class Late:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Late:
+        whole = strict.whole
+        steps = [strict.items(strict.items(data, "steps"), k, 2) for k in range(len(strict.items(data, "steps")))]
         return Late(
-            tuple(data["tokens"]), tuple(data["chunks"]), tuple((p, t) for p, t in data["steps"]), tuple(data["windows"]),
-            data["reached"],
+            strict.several(whole, data, "tokens"), strict.several(whole, data, "chunks"),
+            tuple((whole(step, 0), whole(step, 1)) for step in steps), strict.several(whole, data, "windows"),
+            whole(data, "reached", 0, LONGEST),
         )  # fmt: skip
 
 

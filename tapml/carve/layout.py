@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 FORMAT = "tapml-run"
@@ -29,10 +30,21 @@ INPUT_FOLDER = "inputs"
 TEST_FOLDER = "tests"
 TARGET_FOLDER = "targets"
 
+LONGEST_FOLDER = 180  # bytes of a folder's name; file systems take 255
+
 PARTIAL = ".partial"
 LOCK = ".lock"
 
 
 def folder_name(target: str) -> str:
-    """The folder of a target's results in a run: "opencl", "vulkan_f16=0"."""
-    return re.sub(r"[^\w=.-]", "_", target)
+    """The folder of a target's results in a run: "opencl", "vulkan_f16=0". Whatever the name is, a plain name of a folder comes
+    out, never "" or ".."."""
+    found = re.sub(r"[^\w=.-]", "_", target)
+    if found.strip(".") and len(found.encode()) <= LONGEST_FOLDER:
+        return found
+    return f"_{hashlib.blake2b(target.encode(errors='surrogatepass'), digest_size=8).hexdigest()}"
+
+
+def operator_folder(operator: str) -> str:
+    """The folder of what is known of one operator: "prefill__layers.0.input_layernorm"."""
+    return folder_name(operator.replace("/", "__"))

@@ -52,6 +52,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tapml import strict
 from tapml.carve.distance import FLOOR, HALF, Either, Scan, distance, scalar, undecided
 from tapml.tensors import EPSILON, FLOATS, HostArray, dtype_name
 
@@ -132,7 +133,10 @@ class Accuracy:
 
     @staticmethod
     def from_json(data: Sequence[float]) -> Accuracy:
-        return Accuracy(*(float(x) for x in data))
+        found = Accuracy(*(float(strict.real(data, k)) for k in range(len(strict.fixed(data, 8)))))
+        if not all(0.0 <= e < math.inf for e in (found.beyond, found.working)):
+            raise ValueError("a source error is no finite distance")
+        return found
 
 
 @dataclass(frozen=True, eq=False)

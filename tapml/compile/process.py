@@ -28,7 +28,7 @@ from tapml.compile.result import Outcome
 from tapml.kernels import Program
 from tapml.verdicts import Stage
 
-COMMAND: tuple[str, ...] = (sys.executable, "-m", "tapml.compile.worker")
+COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "tapml.compile.worker")
 START_LIMIT = 300.0
 _GLANCE = 0.5
 

@@ -27,7 +27,6 @@ from typing import Any
 
 import tapml
 from tapml.carve.folder import RunFolder
-from tapml.carve.layout import TARGET_FOLDER
 from tapml.compile.cache import toolchain
 from tapml.diagnose.bench_result import METHODS, BenchResult, Clean, Fault, Found, Method, Row
 from tapml.diagnose.faults.catalogue import CATALOGUE, find, sites
@@ -38,9 +37,10 @@ from tapml.diagnose.places import Places
 from tapml.diagnose.rivals import DebugCompare, EndToEndOnly, RandomInputs
 from tapml.diagnose.trials import recorded
 from tapml.errors import DeviceError, DeviceLost, UsageError
+from tapml.inside import is_file, path_in
 from tapml.migrate.alteration import Alteration
 from tapml.migrate.journal import Header, Journal, read
-from tapml.migrate.migrate import folder_name
+from tapml.migrate.records import target_folder
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
 from tapml.tensors import spec_of
@@ -84,12 +84,12 @@ def bench(
 
 def bench_folder(run: RunFolder, target: str) -> Path:
     """Where the bench of a target keeps its journal, and its results unless they are wanted elsewhere."""
-    return run.path / TARGET_FOLDER / folder_name(target) / "faults"
+    return path_in(target_folder(run, target), "faults")
 
 
 def _journal(path: Path, header: Header) -> Journal:
     """The journal of a bench that was interrupted, if it was of the same; a new one otherwise, beside the old one."""
-    if path.exists():
+    if is_file(path.parent, path.name):
         records, _ = read(path)
         if records and records[-1]["record"] != "done" and not header.differences(records[0]):
             return Journal.open(path, header, resume=True)

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tapml.carve.folder import RunFolder
-from tapml.carve.layout import TARGET_FOLDER
+from tapml.carve.layout import operator_folder
 from tapml.diagnose.advice import Context, advise
 from tapml.diagnose.evidence import Evidence, Triage
 from tapml.diagnose.explanation import Explanation
@@ -32,11 +32,11 @@ from tapml.diagnose.smallest import smallest
 from tapml.diagnose.triage import triage
 from tapml.diagnose.trials import met, recorded
 from tapml.errors import UsageError, nearest
+from tapml.inside import path_in
 from tapml.kernels import Program
 from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject, Injection
-from tapml.migrate.migrate import folder_name
 from tapml.migrate.operator_test import Trial
 from tapml.migrate.picture import keep_picture, picture
 from tapml.migrate.records import target_folder
@@ -68,7 +68,7 @@ def explain(
     found = resolve_operator(run, operator)
     with Workbench(run, target, device, inject) as bench, Places(run, bench) as places:
         bench.check_injection([found])
-        folder = out or run.path / TARGET_FOLDER / folder_name(target) / "explain" / found.name.replace("/", "__")
+        folder = out or path_in(target_folder(run, target), f"explain/{operator_folder(found.name)}")
         return _Explaining(run, bench, places, found, folder, progress).carry_out(started)
 
 
@@ -96,6 +96,8 @@ def _claim(folder: Path) -> None:
     """Makes the folder of the results, before any work is done. One that holds other things than an explanation is left alone."""
     if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= {_EVIDENCE, *_RESULTS}):
         raise UsageError(f"{folder} is not empty, and not a folder of `tapml explain`. Give --out a new folder.")
+    for name in (_EVIDENCE, *_RESULTS):
+        path_in(folder, name)  # raises where a link stands, through which something else would be written
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -11,17 +11,20 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+from tapml import strict
 from tapml.carve.folder import RunFolder
 from tapml.carve.layout import TARGET_FOLDER, folder_name
 from tapml.diagnose.anomalies import KINDS, Kind
 from tapml.errors import RunError
+from tapml.inside import is_file, path_in, read_file
 from tapml.migrate.circumstances import Circumstances
 from tapml.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
+
+_LARGEST = 2**26  # bytes of a file that is read
 
 SOURCE = "source"
 
@@ -140,21 +143,22 @@ class Health:
 def keep_health(run: RunFolder, found: Health, target: str | None) -> None:
     """Replaces what was kept. A folder that cannot be written costs a warning."""
     alone = replace(found, target=None, facts=found.facts | _NO_TARGET, circumstances=Circumstances(run.digest))
-    _write(_path(run, None, False), alone.to_json())
+    _write(run, _name(None, False), alone.to_json())
     if target is not None:
-        _write(_path(run, target, found.facts["inject"] is not None), found.to_json())
+        _write(run, _name(target, found.facts["inject"] is not None), found.to_json())
 
 
 def kept_health(run: RunFolder, target: str | None, injected: bool = False) -> dict[str, Any] | None:
     """What was found for a target (None: the source alone), as JSON. None when nothing was, or in a run that lay here before.
     Raises RunError when the file is damaged."""
-    path = _path(run, target, injected)
-    if not path.is_file():
+    name = _name(target, injected)
+    if not is_file(run.path, name):
         return None
+    path = run.path / name
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = strict.fields(strict.parse_small(read_file(run.path, name, most=_LARGEST)))
         belongs = data["facts"]["run"] == run.digest
-    except (ValueError, KeyError, TypeError) as error:
+    except strict.UNREADABLE as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}). Run tapml health again to replace it.") from error
     return data if belongs else None
 
@@ -162,16 +166,18 @@ def kept_health(run: RunFolder, target: str | None, injected: bool = False) -> d
 _NO_TARGET: dict[str, Any] = dict.fromkeys(("target", "device", "device_info", "inject"))
 
 
-def _path(run: RunFolder, target: str | None, injected: bool) -> Path:
+def _name(target: str | None, injected: bool) -> str:
     folder = SOURCE if target is None else folder_name(target)
-    return run.path / TARGET_FOLDER / folder / f"health{'.injected' if injected else ''}.json"
+    return f"{TARGET_FOLDER}/{folder}/health{'.injected' if injected else ''}.json"
 
 
-def _write(path: Path, data: dict[str, Any]) -> None:
+def _write(run: RunFolder, name: str, data: dict[str, Any]) -> None:
+    path = run.path / name
     try:
+        path_in(run.path, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(data, separators=(",", ":")))
-    except OSError as error:
+    except (OSError, RunError) as error:
         logger.warning("numeric health: %s cannot be written (%s); what was found is not kept", path, error)
 
 

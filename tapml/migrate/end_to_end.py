@@ -18,18 +18,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
+from tapml import strict
 from tapml.carve.folder import Prompt, RunFolder
 from tapml.carve.late import check_calls as carve_calls
 from tapml.carve.tolerance import LEAST, Comparison, compare, compound_bound, of_source
 from tapml.errors import WrongValue, is_confined, unexpected
 from tapml.generation import Call, DecoderShape, Stepper, decode_call, greedy, prefill_calls
 from tapml.tensors import FLOATS, HostArray, dtype_name
-from tapml.verdicts import Stage, Status
+from tapml.verdicts import STAGES, STATUSES, Stage, Status
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ class Answer:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Answer:
-        return Answer(**data)
+        """Raises ValueError, KeyError or TypeError for what is no answer."""
+        error, bound, source = (strict.maybe(strict.real, data, key) for key in ("error", "bound", "source_error"))
+        stage: Stage | None = strict.maybe(strict.one_of, data, "stage", STAGES)
+        return Answer(strict.one_of(data, "status", STATUSES), stage, error, bound, source, strict.text(data, "reason"))
 
 
 class Reference:
@@ -196,8 +200,20 @@ class PromptResult:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> PromptResult:
-        known = {k: v for k, v in data.items() if k != "tokens_match"}
-        return PromptResult(**known | {k: tuple(known[k]) for k in ("tokens_source", "tokens_target")})
+        """Raises ValueError, KeyError or TypeError for what is no result."""
+        known = {f.name: data[f.name] for f in fields(PromptResult) if f.name in data}
+        for key in ("tokens_source", "tokens_target"):
+            known[key] = strict.several(strict.whole, data, key, 0, 2**31)
+        for key in ("error", "bound", "source_error"):
+            strict.real(data, key)
+        for key in {"asked", "cache", "differs_at"} & known.keys():
+            strict.maybe(strict.whole, known, key)
+        for key in {"margin", "top1_agreement"} & known.keys():
+            strict.maybe(strict.real, known, key)
+        strict.whole(data, "index")
+        for key in {"reason", "unchecked"} & known.keys():
+            strict.text(known, key)
+        return PromptResult(**known)
 
 
 def compare_prompt(

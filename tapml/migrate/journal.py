@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from tapml.errors import RunError, UnavailableError
+from tapml.inside import is_file, read_file
 
 FORMAT = 1
 
@@ -98,6 +99,8 @@ class Journal:
         that, for a header that differs (with `resume`), for damage before the last line, and when another process has it open.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
+        for name in (path.name, f"{path.name}.lock"):
+            is_file(path.parent, name)  # a link or a pipe in a run that somebody else made is no journal
         lock = _Lock(path.with_name(path.name + ".lock"))
         try:
             return Journal._open(path, lock, header, resume, fresh)
@@ -168,7 +171,7 @@ class Journal:
 def read(path: Path, advice: str = "Start anew with --fresh.") -> tuple[list[dict[str, Any]], int]:
     """All whole records, the header first, and the length in bytes of the part that holds them. A torn last line is left
     out. Raises RunError, with the advice, if a line before the last is damaged, or the first is no header."""
-    data = path.read_bytes()
+    data = read_file(path.parent, path.name)
     records: list[dict[str, Any]] = []
     length = 0
     lines = data.split(b"\n")
@@ -179,7 +182,7 @@ def read(path: Path, advice: str = "Start anew with --fresh.") -> tuple[list[dic
             record = json.loads(line)
             if not isinstance(record, dict) or not isinstance(record.get("record"), str):
                 raise ValueError("not a record")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines) - 1 and not lines[-1]:
                 break  # torn, though its newline arrived
             raise RunError(f"Line {number} of the journal {path} is damaged ({error}). {advice}") from error

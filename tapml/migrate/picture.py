@@ -21,8 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tapml import strict
 from tapml.carve.layout import folder_name
 from tapml.carve.tolerance import Reference, element_errors
+from tapml.errors import RunError
+from tapml.inside import path_in, read_file
 from tapml.tensors import HostArray
 from tapml.whole_file import write_whole
 
@@ -34,6 +37,7 @@ BINS = 48
 LEVELS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _DIGITS = LEVELS[:36]
 _LISTED = 6
+_LARGEST = 2**24  # bytes of a picture's file
 
 
 def picture(actual: HostArray, reference: Reference, index: Sequence[int] | None) -> dict[str, Any]:
@@ -152,7 +156,11 @@ def _values(actual: HostArray, expected: HostArray) -> dict[str, Any] | None:
 
 def keep_picture(folder: Path, operator: str, kernel: str, drawn: dict[str, Any], injected: bool) -> None:
     """Writes a picture into a target's folder, over an older one of the operator. One that cannot be written costs a warning."""
-    path = _path(folder, operator, injected)
+    try:
+        path = path_in(folder, _name(operator, injected))
+    except RunError as error:
+        logger.warning("the report shows no error map of %s: %s", operator, error)
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps({"operator": operator, "kernel": kernel, **drawn}, separators=(",", ":")) + "\n")
@@ -163,12 +171,13 @@ def keep_picture(folder: Path, operator: str, kernel: str, drawn: dict[str, Any]
 def kept_picture(folder: Path, operator: str, kernel: str | None, injected: bool) -> dict[str, Any] | None:
     """The picture of what these kernels gave; None where there is none, or a damaged one: the verdict says what counts."""
     try:
-        data = json.loads(_path(folder, operator, injected).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = strict.fields(strict.parse_small(read_file(folder, _name(operator, injected), most=_LARGEST)))
+        for drawn in strict.items(data, "maps"):
+            strict.text(drawn, "cells")
+    except (OSError, RunError, *strict.UNREADABLE):
         return None
-    fits = isinstance(data, dict) and (data.get("operator"), data.get("kernel")) == (operator, kernel) and "maps" in data
-    return data if fits else None
+    return data if (data.get("operator"), data.get("kernel")) == (operator, kernel) else None
 
 
-def _path(folder: Path, operator: str, injected: bool) -> Path:
-    return folder / FOLDER / f"{folder_name(operator)}{'.injected' if injected else ''}.json"
+def _name(operator: str, injected: bool) -> str:
+    return f"{FOLDER}/{folder_name(operator)}{'.injected' if injected else ''}.json"

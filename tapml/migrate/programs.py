@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tapml import strict
 from tapml.errors import RunError, UnavailableError
+from tapml.inside import is_file, path_in, read_file
 from tapml.kernels import Program
 from tapml.whole_file import write_whole
 
@@ -22,8 +24,8 @@ KERNEL_FOLDER = "kernels"
 
 def keep(folder: Path, program: Program) -> None:
     """Writes a program into a target's folder, unless it is there. Raises UnavailableError when the disk takes no more."""
-    path = _path(folder, program.digest)
-    if path.exists():
+    path = path_in(folder, _name(program.digest))
+    if is_file(folder, _name(program.digest)):
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,17 +37,22 @@ def keep(folder: Path, program: Program) -> None:
 def kept(folder: Path, digest: str) -> Program | None:
     """The program with this digest, as it ran; None when the folder does not have it. Raises RunError when the file is damaged or
     was changed."""
-    path = _path(folder, digest)
-    if not path.is_file():
+    if not there(folder, digest):
         return None
+    path = folder / _name(digest)
     try:
-        program = Program.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        program = Program.from_json(strict.fields(strict.parse(read_file(folder, _name(digest)))))
+    except strict.UNREADABLE as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}). Migrate again with --fresh.") from error
     if program.digest != digest:
         raise RunError(f"{path} was changed: its content is not what ran. Migrate again with --fresh.")
     return program
 
 
-def _path(folder: Path, digest: str) -> Path:
-    return folder / KERNEL_FOLDER / f"{digest}.json"
+def there(folder: Path, digest: str) -> bool:
+    """Whether the folder has the program with this digest. Raises RunError when something else than a file is in its place."""
+    return is_file(folder, _name(digest))
+
+
+def _name(digest: str) -> str:
+    return f"{KERNEL_FOLDER}/{digest}.json"

@@ -31,12 +31,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tapml
+from tapml import strict
 from tapml.carve.folder import RunFolder
 from tapml.carve.layout import TARGET_FOLDER, folder_name
 from tapml.compile.cache import toolchain
 from tapml.devices.open import redacted
 from tapml.errors import RunError, TapmlError
+from tapml.inside import is_file, path_in
 from tapml.migrate.circumstances import Circumstances
+from tapml.migrate.end_to_end import Answer, PromptResult
 from tapml.migrate.journal import FORMAT, Header, read
 from tapml.migrate.picture import keep_picture
 from tapml.migrate.programs import keep
@@ -70,7 +73,8 @@ class Sheet:
         for record in self.records:
             if record["record"] == "measure":
                 found.append(Measure.from_json(record))
-            found += [Measure.from_json(m) for m in record.get("measures", ())]
+            if "measures" in record:
+                found += [Measure.from_json(m) for m in strict.items(record, "measures")]
         return tuple(found)
 
     @cached_property
@@ -120,7 +124,7 @@ class Records:
 
         def sheet(name: str) -> Sheet | None:
             path = folder / name
-            if not path.is_file():
+            if not is_file(folder, name):
                 return None
             records, _ = read(path, _advice(path))
             reason = _unfit(records, run, injected)
@@ -128,7 +132,7 @@ class Records:
                 outdated.append(f"{path.name}: {reason}")
                 return None
             found = Sheet(path, tuple(records))
-            _check(found)
+            _check(found, len(run.prompts))
             return found
 
         test, cumulative, migration = (sheet(file_name(kind, injected)) for kind in FILES)
@@ -142,8 +146,8 @@ class Records:
 
 
 def target_folder(run: RunFolder, target: str) -> Path:
-    """Where the results of a target lie."""
-    return run.path / TARGET_FOLDER / folder_name(target)
+    """Where the results of a target lie. Raises RunError when a link leads there."""
+    return path_in(run.path, f"{TARGET_FOLDER}/{folder_name(target)}")
 
 
 def file_name(kind: str, injected: bool) -> str:
@@ -170,7 +174,11 @@ def keep_test(
     operators, where they are of the same run, target, device, compiler and fault. Warns where the folder cannot be written."""
     run, bench = tester.run, tester.bench
     header = header_of(bench, device, mode)
-    folder = target_folder(run, target)
+    try:
+        folder = target_folder(run, target)
+    except RunError as error:
+        logger.warning("records of the test: %s What was found is not kept", error)
+        return
     path = folder / file_name(mode, bench.alteration is not None)
     results = {v.operator: ([m.to_json() for m in tester.measures_of(v.operator)], v.to_json()) for v in verdicts}
     if merge:
@@ -244,14 +252,45 @@ def _unfit(records: Sequence[dict[str, Any]], run: RunFolder, injected: bool) ->
     return ""
 
 
-def _check(sheet: Sheet) -> None:
-    """Raises RunError where a record is JSON and not what it says to be."""
+def _check(sheet: Sheet, prompts: int) -> None:
+    """Raises RunError where a record is JSON and not what it says to be. `prompts` is how many the run has, 0 for examples."""
     try:
         _ = sheet.measures, sheet.verdicts
-    except (KeyError, TypeError, AttributeError) as error:
+        _check_header(sheet.header)
+        for record in sheet.records:
+            _check_record(record, prompts)
+    except strict.UNREADABLE as error:
         raise RunError(
             f"{sheet.path} is damaged ({type(error).__name__}: {error}). {_advice(sheet.path)}"
         ) from error
+
+
+def _check_header(header: dict[str, Any]) -> None:
+    for key in ("target", "version", "compiler", "device"):
+        strict.text(header, key)
+    for key in {"fault", "inject"} & header.keys():
+        strict.maybe(strict.text, header, key)
+    if "time" in header:
+        strict.maybe(strict.real, header, "time")
+    device = header.get("device_info")
+    if device is not None:
+        for key in ("platform", "name", "driver"):
+            strict.text(device, key)
+        strict.yes(device, "software")
+
+
+def _check_record(record: dict[str, Any], prompts: int) -> None:
+    """Raises ValueError and the like for a record that its readers could not read."""
+    kind = record["record"]
+    if kind == "check":
+        strict.whole(record, "size")
+        Answer.from_json(strict.inner(record, "answer"))
+    elif kind == "moved":
+        strict.several(strict.name, record, "operators")
+    elif kind == "prompt":
+        found = PromptResult.from_json(strict.inner(record, "result"))
+        if prompts and found.index >= prompts:
+            raise ValueError(f"there is no prompt {found.index}")
 
 
 def _advice(path: Path) -> str:

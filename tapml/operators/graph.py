@@ -15,13 +15,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from tapml import strict
 from tapml.tensors import TensorSpec
 
 Role = Literal["input", "weight", "state"]
+ROLES: tuple[Role, ...] = ("input", "weight", "state")
+BODY_ROLES = (*ROLES, "value")
+
+# How constants are written in arguments, and how deep lists are in them.
+_WORDS = ("ref", "dtype", "memory_format", "layout", "device", "float")
+_DEEPEST = 8
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,45 @@ class Node:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Node:
+        kwargs = strict.inner(data, "kwargs")
+        outputs = tuple(TensorSpec.from_json(o) for o in strict.items(data, "outputs"))
+        if not outputs:
+            raise ValueError("a node has no outputs")
         return Node(
-            data["name"], data["target"], tuple(data["args"]), data["kwargs"],
-            tuple(TensorSpec.from_json(o) for o in data["outputs"]), data["module"], data["source"],
+            strict.word(data, "name"), strict.text(data, "target", strict.LONGEST_NAME),
+            tuple(_argument(a) for a in strict.items(data, "args")), {k: _argument(v) for k, v in kwargs.items()}, outputs,
+            strict.text(data, "module"), strict.text(data, "source"),
         )
+
+
+def _argument(value: Any, depth: int = 0) -> Any:
+    """An argument as the module's docstring has them. Raises ValueError for anything else."""
+    if isinstance(value, list | tuple) and depth < _DEEPEST:
+        return [_argument(item, depth + 1) for item in value]
+    if isinstance(value, dict) and len(value) == 1:
+        (what,) = value
+        if what in _WORDS:
+            return {what: strict.name(value, what)}
+    elif isinstance(value, str | int | float | None):
+        short = len(value) <= strict.LONGEST_NAME if isinstance(value, str) else True
+        if short and (type(value) is not int or -(2**63) <= value < 2**64):
+            return value
+    raise ValueError(f"{ascii(value) if isinstance(value, str | int) else type(value).__name__:.60} is no argument of a node")
+
+
+def _ordered(given: Sequence[str], nodes: Sequence[Node], read: Iterable[str]) -> None:
+    """Raises ValueError unless every name is made once, and before it is read."""
+    known = set(given)
+    if len(known) != len(given):
+        raise ValueError("two of its inputs have one name")
+    for node in nodes:
+        if missing := [name for name in node.reads if name not in known]:
+            raise ValueError(f"node {node.name} reads {missing[0]:.80}, which nothing before it makes")
+        if node.name in known:
+            raise ValueError(f"the name {node.name:.80} is made twice")
+        known.add(node.name)
+    if missing := [name for name in read if name not in known]:
+        raise ValueError(f"{missing[0]:.80} is an output, and nothing makes it")
 
 
 def _collect(argument: Any, found: dict[str, None]) -> None:
@@ -102,7 +145,8 @@ class Placeholder:
 
     @staticmethod
     def from_json(data: list[Any]) -> Placeholder:
-        return Placeholder(data[0], data[1], data[2], TensorSpec.from_json(data[3]))
+        role: Role = strict.one_of(data, 1, ROLES)
+        return Placeholder(strict.word(data, 0), role, strict.name(data, 2), TensorSpec.from_json(data[3]))
 
 
 @dataclass(frozen=True)
@@ -149,12 +193,21 @@ class Graph:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Graph:
-        return Graph(
-            data["name"],
-            tuple(Placeholder.from_json(p) for p in data["placeholders"]),
-            tuple(Node.from_json(n) for n in data["nodes"]),
-            tuple(data["outputs"]), tuple(data["output_keys"]), data["mutations"],
+        found = Graph(
+            strict.name(data, "name"),
+            tuple(Placeholder.from_json(p) for p in strict.items(data, "placeholders")),
+            tuple(Node.from_json(n) for n in strict.items(data, "nodes")),
+            strict.several(strict.name, data, "outputs"), strict.several(strict.name, data, "output_keys"),
+            {key: strict.name(data["mutations"], key) for key in strict.inner(data, "mutations")},
         )
+        _ordered([p.name for p in found.placeholders], found.nodes, (*found.outputs, *found.mutations.values()))
+        if len(found.outputs) != len(found.output_keys):
+            raise ValueError(f"{len(found.outputs)} outputs have {len(found.output_keys)} keys")
+        if unknown := set(found.outputs) - set(found.specs):
+            raise ValueError(f"output {min(unknown):.80} is no single tensor")
+        if unknown := found.mutations.keys() - {p.key for p in found.states}:
+            raise ValueError(f"{min(unknown):.80} is written and is no state")
+        return found
 
 
 @dataclass(frozen=True)
@@ -192,10 +245,16 @@ class Body:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Body:
-        return Body(
-            data["kind"], tuple(TensorSpec.from_json(i) for i in data["inputs"]), tuple(data["roles"]),
-            tuple(Node.from_json(n) for n in data["nodes"]), tuple(data["outputs"]),
+        found = Body(
+            strict.text(data, "kind", 100), tuple(TensorSpec.from_json(i) for i in strict.items(data, "inputs")),
+            tuple(strict.one_of(data["roles"], k, BODY_ROLES) for k in range(len(strict.items(data, "roles")))),
+            tuple(Node.from_json(n) for n in strict.items(data, "nodes")), strict.several(strict.name, data, "outputs"),
         )
+        _ordered([f"i{k}" for k in range(len(found.inputs))], found.nodes, found.outputs)
+        if len(found.roles) != len(found.inputs):
+            raise ValueError(f"{len(found.inputs)} inputs have {len(found.roles)} roles")
+        _ = found.output_specs
+        return found
 
 
 @dataclass(frozen=True)
@@ -229,6 +288,7 @@ class Operator:
     @staticmethod
     def from_json(data: dict[str, Any]) -> Operator:
         return Operator(
-            data["name"], data["graph"], data["kind"], data["signature"], tuple(data["inputs"]),
-            tuple(data["outputs"]), tuple(data["nodes"]), data["module"],
+            strict.name(data, "name"), strict.name(data, "graph"), strict.text(data, "kind", 100),
+            strict.hexadecimal(data, "signature"), strict.several(strict.name, data, "inputs"),
+            strict.several(strict.name, data, "outputs"), strict.several(strict.name, data, "nodes"), strict.text(data, "module"),
         )

@@ -4,18 +4,22 @@ no torch.
     entries = read_header(path)         name → Entry(spec, offset, nbytes), offsets from the start of the file
     write_file(path, arrays)            each array goes straight to the file
 
-Raises ModelError when the file is cut off or is no safetensors file. The layout (8 bytes little-endian length, JSON header,
-data) is that of https://github.com/huggingface/safetensors#format.
+Raises ModelError when the file is cut off, is no regular file, or no safetensors file: its header is what somebody else wrote.
+The layout (8 bytes little-endian length, JSON header, data) is that of https://github.com/huggingface/safetensors#format.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+from tapml import strict
 from tapml.errors import ModelError
+from tapml.inside import open_regular
 from tapml.tensors import HostArray, TensorSpec, spec_of
 
 _DTYPES = {
@@ -36,29 +40,41 @@ class Entry:
 
 def read_header(path: Path) -> dict[str, Entry]:
     """See the module's docstring."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
-            raise ModelError(_broken(path, size, f"its header says {length} bytes" if size >= 8 else "that is no header"))
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            entries = {name: _entry(data, 8 + length) for name, data in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(_broken(path, size, f"its header cannot be read ({error})")) from error
-    end = max((e.offset + e.nbytes for e in entries.values()), default=8 + length)
+    with open_regular(path, ModelError) as file:
+        return header_of(file, path)
+
+
+def header_of(file: BinaryIO, path: Path) -> dict[str, Entry]:
+    """The same of a file that is open; the path is for messages."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+        raise ModelError(_broken(path, size, f"its header says {length} bytes" if size >= 8 else "that is no header"))
+    try:
+        header = strict.fields(strict.parse(file.read(length), unique=True))
+        header.pop("__metadata__", None)
+        entries = {name: _entry(data, 8 + length) for name, data in header.items()}
+    except strict.UNREADABLE as error:
+        raise ModelError(_broken(path, size, f"its header cannot be read ({str(error)[:200]})")) from error
+    end = 8 + length
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if entry.offset < end and entry.nbytes:
+            raise ModelError(_broken(path, size, f"tensor {name[:80]!a} lies over another one"))
+        end = max(end, entry.offset + entry.nbytes)
     if end > size:
         raise ModelError(_broken(path, size, f"its tensors need {end} bytes"))
     return entries
 
 
 def _entry(data: dict[str, object], start: int) -> Entry:
-    shape, offsets = data["shape"], data["data_offsets"]
-    assert isinstance(shape, list) and isinstance(offsets, list)
-    dtype = _DTYPES.get(str(data["dtype"]))
-    spec = None if dtype is None else TensorSpec(tuple(int(n) for n in shape), dtype)
-    return Entry(spec, start + int(offsets[0]), int(offsets[1]) - int(offsets[0]))
+    offsets = strict.fixed(data["data_offsets"], 2)
+    first, last = strict.whole(offsets, 0), strict.whole(offsets, 1)
+    name = _DTYPES.get(strict.text(data, "dtype", 40))
+    spec = None if name is None else TensorSpec.from_json([data["shape"], name])
+    if last < first or (spec is not None and spec.nbytes != last - first):
+        raise ValueError(f"offsets {first} and {last} do not fit {'a tensor' if spec is None else spec}")
+    return Entry(spec, start + first, last - first)
 
 
 def _broken(path: Path, size: int, why: str) -> str:

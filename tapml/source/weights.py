@@ -7,7 +7,8 @@
 An array that no file holds as it is (converted, made in code, of a model that was built in Python) goes to a store in the cache
 folder that all runs share: one safetensors file a model, named by its content.
 
-Opening checks that a file is there, has its size, and has its header. Each weight is hashed when it is first read: a disk, or a
+Opening checks that a file is there, is a regular one, has its size, and has its header; a weight is one of the tensors that this
+header names, so a run cannot have other files read. Each weight is hashed when it is first read: a disk, or a
 program that keeps a file's time, can change a number behind everybody's back, and a kernel would get the blame. Imports no
 torch, so that a device can read weights without it.
 """
@@ -16,16 +17,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from tapml.errors import RunError
+from tapml import strict
+from tapml.errors import ModelError, RunError
+from tapml.inside import open_regular
 from tapml.source.cache import keep
-from tapml.source.safetensors_file import Entry, read_header, write_file
+from tapml.source.safetensors_file import Entry, header_of, read_header, write_file
 from tapml.tensors import NUMPY, HostArray, TensorSpec, spec_of
 
 _STORE_FILE = "weights.safetensors"
@@ -66,8 +70,12 @@ class Weight:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Weight:
-        file = WeightFile(Path(data["file"]), int(data["file_size"]), str(data["file_head"]))
-        return Weight(str(data["key"]), TensorSpec.from_json(data["spec"]), str(data["digest"]), file, int(data["offset"]))
+        path = Path(strict.text(data, "file", 4000))
+        if not path.is_absolute():
+            raise ValueError(f"the file {str(path)[:80]!a} is no whole path")
+        file = WeightFile(path, strict.whole(data, "file_size"), strict.hexadecimal(data, "file_head"))
+        spec, digest = TensorSpec.from_json(data["spec"]), strict.hexadecimal(data, "digest")
+        return Weight(strict.name(data, "key"), spec, digest, file, strict.whole(data, "offset"))
 
 
 class WeightTable:
@@ -76,6 +84,7 @@ class WeightTable:
     def __init__(self, entries: Iterable[Weight]) -> None:
         self.entries = {entry.key: entry for entry in entries}
         self._maps: dict[Path, HostArray] = {}
+        self._tensors: dict[Path, set[tuple[int, int]]] = {}
         self._read: dict[str, HostArray] = {}
 
     @staticmethod
@@ -104,7 +113,10 @@ class WeightTable:
         1 GB/s). Raises RunError when the file is gone, or this weight is no longer what it was."""
         if key not in self._read:
             entry = self.entries[key]
-            data = self._open(entry.file)[entry.offset : entry.offset + entry.nbytes]
+            held = self._open(entry.file)
+            if (entry.offset, entry.nbytes) not in self._tensors[entry.file.path]:
+                raise RunError(f"{entry.file.path} has no tensor where {key} is said to be. {_AGAIN}")
+            data = held[entry.offset : entry.offset + entry.nbytes]
             if hashlib.blake2b(data.data, digest_size=16).hexdigest() != entry.digest:
                 raise RunError(f"{entry.file.path} was changed: {key} is no longer the weight that was carved. {_AGAIN}")
             dtype = NUMPY[entry.spec.dtype]
@@ -137,15 +149,18 @@ class WeightTable:
     def _open(self, file: WeightFile) -> HostArray:
         if file.path not in self._maps:
             try:
-                status = file.path.stat()
-                if status.st_size != file.size or _head(file.path) != file.head:
-                    raise RunError(
-                        f"The weights file {file.path} is not the one that was carved (it has {status.st_size} bytes, had "
-                        f"{file.size}). {_AGAIN}"
-                    )
-                self._maps[file.path] = np.memmap(file.path, np.uint8, mode="r").view(np.ndarray)
-            except OSError as error:
-                raise RunError(f"The weights file {file.path} cannot be read: {error.strerror}. {_AGAIN}") from error
+                with open_regular(file.path) as opened:
+                    size = os.fstat(opened.fileno()).st_size
+                    if size != file.size or _head_of(opened) != file.head:
+                        raise RunError(
+                            f"The weights file {file.path} is not the one that was carved (it has {size} bytes, had "
+                            f"{file.size}). {_AGAIN}"
+                        )
+                    self._tensors[file.path] = {(e.offset, e.nbytes) for e in header_of(opened, file.path).values()}
+                    self._maps[file.path] = np.memmap(opened, np.uint8, mode="r").view(np.ndarray)
+            except (OSError, ValueError) as error:
+                why = error.strerror if isinstance(error, OSError) else str(error)
+                raise RunError(f"The weights file {file.path} cannot be read: {why}. {_AGAIN}") from error
         return self._maps[file.path]
 
 
@@ -197,6 +212,11 @@ def _digest(array: HostArray) -> str:
 
 
 def _head(path: Path) -> str:
-    with path.open("rb") as file:
-        length = file.read(8)
-        return hashlib.blake2b(length + file.read(min(int.from_bytes(length, "little"), 2**24)), digest_size=8).hexdigest()
+    with open_regular(path, ModelError) as file:
+        return _head_of(file)
+
+
+def _head_of(file: BinaryIO) -> str:
+    file.seek(0)
+    length = file.read(8)
+    return hashlib.blake2b(length + file.read(min(int.from_bytes(length, "little"), 2**24)), digest_size=8).hexdigest()

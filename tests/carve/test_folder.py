@@ -15,6 +15,7 @@ from tapml.carve import layout
 from tapml.carve.folder import RunFolder, State
 from tapml.carve.writer import RunWriter
 from tapml.errors import RunError, UsageError
+from tapml.operators.graph import Graph, Placeholder
 from tapml.tensors import HostArray, TensorSpec
 from tests.carve import runs
 
@@ -133,6 +134,8 @@ def test_states_inputs_and_the_tokenizer_are_checked(tmp_path: Path) -> None:
     with RunWriter.create(path) as writer:
         for name in layout.TABLES:
             writer.lines(name, ())
+        x = Placeholder("x", "input", "x", TensorSpec((4,), "float32"))
+        writer.lines(layout.GRAPHS, [Graph("forward", (x,), (), ("x",), ("y",), {}).to_json()])
         writer.arrays("states/0.safetensors", {"state": written["x"]})
         writer.lines(layout.STATES, [State("s", TensorSpec((4,), "float32"), "states/0.safetensors").to_json()])
         writer.arrays("inputs/0.safetensors", written)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import shutil
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +15,19 @@ from typing import Any
 import pytest
 
 import tapml
+from tapml.carve import layout
+from tapml.carve.layout import folder_name, operator_folder
+from tapml.carve.writer import digest
 from tapml.devices.cpu import find_compiler
-from tapml.errors import ModelError
+from tapml.errors import ModelError, RunError, UnavailableError
+from tapml.kernels import Program
+from tapml.migrate import programs
+from tapml.migrate.journal import Header, Journal
+from tapml.migrate.picture import keep_picture
+from tapml.migrate.records import target_folder
+from tapml.tensors import TensorSpec
 from tests.carve import runs
-from tests.carve.tampered import node, with_nodes
+from tests.carve.tampered import node, reseal, with_nodes, write_table
 
 LIBRARY = r"""
 #include <stdio.h>
@@ -81,13 +95,153 @@ def test_no_library_of_a_run_is_loaded(library: tuple[Path, Path], tmp_path: Pat
         ("getitem", [["text"], 0], {}, "not applied to the tensors"),
         ("aten.empty.memory_format", [[1]], {"memory_format": {"memory_format": "load"}}, "memory_format of the graph"),
         ("aten.empty.memory_format", [[1]], {"dtype": {"dtype": "hub"}}, "dtype of the graph"),
-        ("aten.empty.memory_format", [[1]], {"dtype": {"device": "cpu", "layout": "x"}}, "does not know"),
+        ("aten.empty.memory_format", [[1]], {"dtype": {"device": "cpu", "layout": "x"}}, "no argument of a node"),
     ],
 )
 def test_what_a_body_may_not_call(tmp_path: Path, target: str, args: list[Any], kwargs: dict[str, Any], why: str) -> None:
     args = [a.format(here=tmp_path) if isinstance(a, str) else a for a in args]
     run = with_nodes(runs.convolution()[0].path, tmp_path / "run", lambda body: [node("x0", target, args, kwargs)])
     before = sorted(p.name for p in tmp_path.iterdir())
-    with pytest.raises(ModelError, match=why):
+    with pytest.raises((ModelError, RunError), match=why):
         tapml.Run.open(run).health()
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def lines_of(run: Path, table: str) -> list[Any]:
+    return [json.loads(line) for line in (run / table).read_text().splitlines()]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(runs.convolution()[0].path, tmp_path / "run"))
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def unix_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize("instead", [pipe, unix_socket, device, folder])
+@pytest.mark.parametrize("name", [layout.CASES, layout.MANIFEST, "cases/case0.safetensors", "inputs/0.safetensors"])
+def test_what_is_no_file_is_neither_read_nor_waited_for(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, name: str, instead: Callable[[Path], None]
+) -> None:
+    (copy / name).unlink()
+    monkeypatch.chdir((copy / name).parent)  # the name of a socket may have 100 characters
+    instead(Path((copy / name).name))
+    with pytest.raises(RunError, match=r"a pipe|a socket|a symbolic link|a folder|no run of TapML|cannot be read"):
+        run = tapml.Run.open(copy)
+        run.folder.case_arrays(run.cases[0])
+        _ = run.folder.examples
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../../dev/zero", "/dev/zero", "cases/../../x", "", ".", "..", "cases//case0.safetensors", "a\0b", "x" * 5000]
+)
+@pytest.mark.parametrize(("table", "key"), [(layout.CASES, "file"), (layout.PROMPTS, "file")])
+def test_a_file_outside_of_the_run_is_refused(copy: Path, table: str, key: str, name: str) -> None:
+    lines = lines_of(copy, table)
+    lines[0][key] = name
+    write_table(copy / table, lines)
+    with pytest.raises(RunError):
+        run = tapml.Run.open(reseal(copy))
+        run.folder.case_arrays(run.cases[0])
+        _ = run.folder.examples
+
+
+def test_a_link_out_of_the_run_is_refused(copy: Path, tmp_path: Path) -> None:
+    run = tapml.Run.open(copy)
+    (copy / "cases").rename(tmp_path / "cases")
+    (copy / "cases").symlink_to(tmp_path / "cases")
+    with pytest.raises(RunError, match="is a symbolic link"):
+        run.folder.case_arrays(run.cases[0])
+
+
+@pytest.mark.parametrize("instead", [pipe, unix_socket, device, folder])
+def test_a_weight_is_a_tensor_of_a_regular_file(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instead: Callable[[Path], None]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    instead(Path("weights"))
+    write_table(copy / layout.WEIGHTS, [line | {"file": str(tmp_path / "weights")} for line in lines_of(copy, layout.WEIGHTS)])
+    run = tapml.Run.open(reseal(copy))
+    with pytest.raises(RunError, match=r"is a pipe|is a device|is a folder|cannot be read"):
+        run.folder.weight(next(iter(run.folder.weights.entries)))
+
+
+def test_other_bytes_than_a_tensors_are_no_weight(copy: Path, tmp_path: Path) -> None:
+    """A run cannot have parts of a file read that are not what the file says to be a tensor: here, what a key is stored in."""
+    lines = lines_of(copy, layout.WEIGHTS)
+    path = Path(lines[0]["file"])
+    data = path.read_bytes()
+    size = TensorSpec.from_json(lines[0]["spec"]).nbytes
+    for line in lines[:1]:
+        line |= {"offset": line["offset"] + 4, "digest": digest(data[line["offset"] + 4 :][:size])}
+    write_table(copy / layout.WEIGHTS, lines)
+    run = tapml.Run.open(reseal(copy))
+    with pytest.raises(RunError, match="has no tensor where"):
+        run.folder.weight(lines[0]["key"])
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../../../x", "/tmp/x", "a\nb", "x" * 900, "\udc80", "…", " "])
+def test_a_folder_of_an_operator_is_beside_the_others(tmp_path: Path, name: str) -> None:
+    for made in (operator_folder(name), folder_name(name)):
+        assert made and made not in (".", "..") and "/" not in made and "\0" not in made
+        (tmp_path / made).mkdir(exist_ok=True)
+    assert all(p.parent == tmp_path for p in tmp_path.iterdir())
+    assert operator_folder("decode/layers.0.norm") == "decode__layers.0.norm"
+
+
+def test_kernels_and_results_are_neither_read_nor_written_through_links(copy: Path, tmp_path: Path) -> None:
+    run = tapml.Run.open(copy)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    target = copy / "targets" / "opencl"
+    target.mkdir(parents=True)
+    (target / "kernels").symlink_to(elsewhere)
+    program = Program((), (), (), (), (), "blocked")
+    with pytest.raises(RunError, match="is a symbolic link"):
+        programs.keep(target, program)
+    with pytest.raises(RunError, match="is a symbolic link"):
+        programs.kept(target, program.digest)
+    (target / "failing").symlink_to(elsewhere)
+    keep_picture(target, "conv", "00", {}, False)
+    (target / "migrate.jsonl").symlink_to(elsewhere / "journal")
+    with pytest.raises(RunError, match="is a symbolic link"):
+        Journal.open(target / "migrate.jsonl", Header("1", "r", "t", "k", "d"))
+    (target / "migrate.jsonl").unlink()
+    shutil.rmtree(copy / "targets")
+    (copy / "targets").symlink_to(elsewhere)
+    with pytest.raises(RunError, match="is a symbolic link"):
+        target_folder(run.folder, "opencl")
+    with pytest.raises(RunError, match="is a symbolic link"):
+        run.report(tmp_path / "report.html")
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_explain_stays_in_its_folder(tmp_path: Path) -> None:
+    """An operator called ".." would have had its results beside those of all operators, and what lies there removed."""
+    first = runs.convolution()[0].operators[0].name
+    copy = Path(shutil.copytree(runs.convolution()[0].path, tmp_path / "run"))
+    for table, key in ((layout.OPERATORS, "name"), (layout.CASES, "operator"), (layout.ORACLE, "operator")):
+        write_table(copy / table, [line | ({key: ".."} if line.get(key) == first else {}) for line in lines_of(copy, table)])
+    run = tapml.Run.open(reseal(copy))
+    kept = copy / "targets" / "cpu" / "kernels" / "kept"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("")
+    with contextlib.suppress(UnavailableError):  # without a C compiler nothing is explained, nor written
+        found = run.explain("..", "cpu")
+        assert found.folder.parent == copy / "targets" / "cpu" / "explain"
+    assert kept.exists() and not (copy / "targets" / "cpu" / "evidence.json").exists()

@@ -25,7 +25,7 @@ def source_lines(nodes: Iterable[Node]) -> list[str]:
     files: dict[str, set[int]] = {}
     for node in nodes:
         file, colon, line = node.source.rpartition(":")
-        if colon and line.isdecimal():
+        if colon and line.isdecimal() and len(line) < 10:
             files.setdefault(file, set()).add(int(line))
     return [f"{file}:{', '.join(_ranges(sorted(found)))}" for file, found in files.items()]
 

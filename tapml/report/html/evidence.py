@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
 
+from tapml import strict
 from tapml.diagnose.evidence import Evidence
 from tapml.errors import RunError
+from tapml.inside import path_in, read_file
 from tapml.kernels import Kernel, Program, Step
 from tapml.report.evidence import more, sentence, tone
 from tapml.report.html.kernels import KernelTable
@@ -26,6 +27,9 @@ EVIDENCE = "evidence.json"
 
 # The largest reproducer that is packed into the page; a larger one is named by its folder.
 MOST_BYTES = 400_000
+# More than this is not even tried to be packed.
+MOST_UNPACKED = 2**25
+MOST_FILES = 200
 
 _KEPT = ("stage", "because", "status", "findings", "advice", "elements_before", "elements_after", "not_minimised")
 _ARRAYS = ("inputs", "expected", "actual")
@@ -36,7 +40,7 @@ def explained(folder: Path, operators: dict[str, int], kernels: KernelTable, inj
     kernels of the minimised case go into `kernels`. Raises RunError when a file is damaged."""
     found: dict[str, Any] = {}
     for path in sorted((folder / EXPLAIN).glob(f"*/{EVIDENCE}")):
-        data = _json(path)
+        data = _json(folder, path)
         place = operators.get(str(data.get("operator")))
         if place is None or ("inject" in data and (data["inject"] is not None) != injected):
             continue
@@ -45,7 +49,7 @@ def explained(folder: Path, operators: dict[str, int], kernels: KernelTable, inj
                 **{key: data[key] for key in _KEPT if key in data}, **_minimised(data, path.parent, kernels),
                 "evidence": [_said(e) for e in data.get("evidence", ()) if e["outcome"] != "not needed"],
             }  # fmt: skip
-        except (KeyError, TypeError, ValueError) as error:
+        except strict.UNREADABLE as error:
             raise RunError(f"{path} is damaged ({type(error).__name__}: {error}). Explain the operator again.") from error
     return found
 
@@ -68,13 +72,16 @@ def _said(written: dict[str, Any]) -> dict[str, Any]:
 
 def _packed(folder: Path) -> dict[str, Any] | None:
     """The folder as a zip archive that the page offers: `name`, `zip` in base64, `bytes`; None for one that is too large."""
+    files = sorted(folder.rglob("*"))
+    if len(files) > MOST_FILES or sum(p.lstat().st_size for p in files) > MOST_UNPACKED:
+        return None
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        for file in (p for p in files if not p.is_dir()):
             # One date for all: the same reproducer is the same archive.
             entry = zipfile.ZipInfo(f"{folder.parent.name}/{file.relative_to(folder).as_posix()}", (1980, 1, 1, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, file.read_bytes())
+            archive.writestr(entry, read_file(folder, file.relative_to(folder).as_posix()))
     data = held.getvalue()
     if len(data) > MOST_BYTES:
         return None
@@ -90,21 +97,19 @@ def _minimised(data: dict[str, Any], folder: Path, kernels: KernelTable) -> dict
     program = kernels.add(Program(loose, steps, (), (), (), "")) if loose else None
     named = data.get("reproducer")
     # By its name beside the evidence: a run may have been moved since.
-    reproducer = folder / Path(named).name if isinstance(named, str) else None
+    reproducer = path_in(folder, Path(named).name) if isinstance(named, str) and Path(named).name else None
     there = reproducer is not None and reproducer.is_dir()
     return {
         "packed": _packed(reproducer) if reproducer is not None and there else None,
         "minimised": {key: small[key] for key in _ARRAYS}, "program": program,
         "reproducer": str(reproducer) if there else None,
-        "files": sorted(p.name for p in reproducer.iterdir() if p.is_file()) if reproducer is not None and there else [],
+        "files": sorted(p.name for p in reproducer.iterdir() if p.is_file())[:MOST_FILES] if reproducer and there else [],
     }  # fmt: skip
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(folder: Path, path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict):
-            raise ValueError("no JSON object")
+        data = strict.fields(strict.parse_small(read_file(folder, path.relative_to(folder).as_posix(), most=MOST_UNPACKED)))
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}). Remove it, or make it anew.") from error
     return data

@@ -24,6 +24,9 @@ from tapml.report.html.numbers import Strings
 # A letter a class: plain, keyword, type, number, string, comment, function of the language, preprocessor.
 CLASSES = "okntscfp"
 
+# Characters of a text that are told apart; a longer one is shown plain.
+MOST_MARKED = 200_000
+
 _GPU_KEYWORDS = frozenset((
     "__kernel", "kernel", "__global", "global", "__local", "local", "__constant", "constant", "__private", "private",
     "__global__", "__shared__", "__device__", "__restrict__", "device", "threadgroup", "thread",
@@ -93,6 +96,8 @@ class KernelTable:
 
 def marks(source: str, language: str) -> list[int | str]:
     """(length, class) one after the other, over the whole text; neighbours of one class are merged."""
+    if len(source) > MOST_MARKED:
+        return [len(source), "o"]
     found: list[int | str] = []
     for letter, text in _tokens(source, language):
         if found and found[-1] == letter:

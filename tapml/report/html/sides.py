@@ -16,6 +16,7 @@ from typing import Any
 from tapml.carve.folder import RunFolder
 from tapml.carve.layout import TARGET_FOLDER
 from tapml.carve.tolerance import Accuracy, compound_bound
+from tapml.inside import path_in
 from tapml.migrate.picture import kept_picture
 from tapml.migrate.programs import kept
 from tapml.migrate.records import Records, Sheet
@@ -65,7 +66,7 @@ class Shared:
 
 def targets_of(run: RunFolder) -> list[str]:
     """Names of the folders with results of testing or migrating."""
-    return sorted({p.parent.name for p in (run.path / TARGET_FOLDER).glob("*/*.jsonl")})
+    return sorted({p.parent.name for p in path_in(run.path, TARGET_FOLDER).glob("*/*.jsonl")})
 
 
 def read_sides(run: RunFolder, targets: Sequence[str], number: int = 0) -> tuple[list[Side], list[str]]:

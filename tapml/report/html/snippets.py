@@ -6,7 +6,8 @@
 
 A run knows a file by its name: the model's own one lies where the model was loaded from, those of transformers and of PyTorch
 where they are installed. A name that fits two files is left out, and so is a line that the file does not have: nothing is
-guessed. What is shown is the file as it is now.
+guessed. What is shown is the file as it is now. Only Python files are read: the names come from the run, which somebody else may
+have made, and a page may be handed on.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from tapml.carve.folder import RunFolder
+from tapml.errors import RunError
+from tapml.inside import open_regular
 from tapml.operators.graph import Node
 
 AROUND = 1
 MOST_LINES = 12
 MOST_WIDTH = 160
+MOST_BYTES = 2**21
 
 # Packages with models' code, and where in them it lies.
 _PACKAGES = (("transformers", "models/*"), ("transformers", "."), ("torch", "nn/modules"))
@@ -42,7 +46,7 @@ class Snippets:
         wanted: dict[str, set[int]] = {}
         for node in nodes:
             name, _, number = node.source.rpartition(":")
-            if number.isdecimal():
+            if number.isdecimal() and len(number) < 10:
                 wanted.setdefault(name, set()).add(int(number))
         return [place for name, own in wanted.items() if (place := self._add(name, sorted(own))) is not None]
 
@@ -67,13 +71,14 @@ def _lines(name: str, spec: str) -> list[str]:
     if path is None:
         return []
     try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
+        with open_regular(path) as file:
+            return file.read(MOST_BYTES).decode("utf-8").splitlines()
+    except (OSError, ValueError, RunError):
         return []
 
 
 def _find(name: str, spec: str) -> Path | None:
-    if not name or Path(name).name != name:
+    if not name.endswith(".py") or Path(name).name != name or "\0" in name or len(name) > 200:
         return None
     own = Path(spec.rpartition(":")[0]) if ".py:" in spec else Path(spec)
     beside = (own.parent if own.suffix == ".py" else own) / name

@@ -13,6 +13,7 @@ from typing import Any
 
 from tapml.carve.folder import RunFolder
 from tapml.carve.late import positions_words
+from tapml.migrate.programs import there
 from tapml.migrate.records import Sheet
 from tapml.report.html.sides import Side
 from tapml.targets.known import TARGETS, WITHOUT_RUNTIME
@@ -86,7 +87,7 @@ def _sheet(side: Side, sheet: Sheet, name: str) -> list[dict[str, Any]]:
             "The reference is no judge of them: it overflows or is NaN where float64 is not, or the element stands at a jump.",
         ))  # fmt: skip
     without = {v.kernel for v in sheet.verdicts.values() if v.kernel is not None}
-    gone = sum(not (side.records.folder / "kernels" / f"{digest}.json").is_file() for digest in without)
+    gone = sum(not there(side.records.folder, digest) for digest in without)
     if gone:
         why = "The verdicts were written without it."
         found.append(_line(f"{name}: the text of {plural(gone, 'program')} is not in the run.", why))
