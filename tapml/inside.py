@@ -29,7 +29,11 @@ LARGEST = 2**34
 def parts_of(name: str) -> tuple[str, ...]:
     """The parts of a file's name in a folder. Raises ValueError for one that leads out of it, or that no file can have."""
     parts = tuple(name.split("/"))
-    if not name or len(name) > LONGEST or "\0" in name or any(part in ("", ".", "..") for part in parts):
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        parts = ()
+    if not parts or len(name) > LONGEST or "\0" in name or any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"{name[:80]!a} is no name of a file in this folder")
     return parts
 

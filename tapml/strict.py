@@ -127,6 +127,14 @@ def real(data: Any, key: str | int) -> float:
     return found  # type: ignore[no-any-return]
 
 
+def distance(data: Any, key: str | int) -> float:
+    """A number that is finite and not negative."""
+    found = real(data, key)
+    if not 0 <= found < math.inf:
+        raise ValueError(_not(key, found, "a distance"))
+    return found
+
+
 def yes(data: Any, key: str | int) -> bool:
     found = data[key]
     if type(found) is not bool:

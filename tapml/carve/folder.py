@@ -411,14 +411,14 @@ def _oracle_line(line: dict[str, Any]) -> dict[str, Any]:
         strict.name(line, "operator")
         strict.whole(line, "step")
         for key in ("source_error", "spread"):
-            strict.several(strict.real, line, key)
+            strict.several(strict.distance, line, key)
     else:
         strict.whole(line, "prompt")
         strict.whole(line, "step")
         strict.name(line, "graph")
         for key in ("source_error", "spread", "straddling", "excluded"):
             for name in strict.inner(line, key):
-                strict.real(line[key], name)
+                strict.distance(line[key], name)
     return line
 
 

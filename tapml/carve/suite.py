@@ -3,6 +3,7 @@
     write_suite(writer, operators, bodies, cases, model="…")
 
     test_operators.py   the operators, grouped by signature with the recorded calls of each, and the one test over them
+    pytest.ini          ends pytest's search for settings here: nothing above this folder, which is data, is read or run
     conftest.py         the options, from `tapml.carve.pytest_plugin`, and the platform that the tests run on
     README.md           how to run it
 
@@ -26,6 +27,9 @@ _HEAD = '''"""Tests of the {operators} operators carved from {model}, on {cases}
 Each test runs one operator on the target, as `tapml test` does, and compares with what the source answered: on its own recorded
 calls where it has some, else on the inputs of a call of an operator with equal kernels and with its own weights. The bound
 follows from the source's own error, measured against float64: see `tapml.carve.tolerance`.
+
+This folder is code: pytest runs it. Of a run that somebody sent you, read it first, or use `tapml test`, which runs no code of
+a run.
 """
 
 import pytest
@@ -42,7 +46,11 @@ def test_operator(check, operator: str) -> None:
     check(operator)
 """
 
-_CONFTEST = '''"""Options --target, --device, --inject and --skip-missing, and what runs an operator."""
+_SETTINGS = """# pytest looks no further than here for settings, plugins and conftest.py: the rest of the run is data.
+[pytest]
+"""
+
+_CONFTEST = '''"""Options --target, --device, --inject and --skip-missing, and what runs an operator. This is code."""
 
 import pytest
 
@@ -67,6 +75,11 @@ _README = """# Operator tests of {model}
 
 The name of a test ends in that of its operator, as `tapml explain` takes it: `test_operator[{example}]`.
 
+`test_operators.py` and `conftest.py` are code that pytest runs. Of a run that somebody sent you, read them first, or use
+`tapml test`, which checks the same operators and runs no code of a run. The rest of the run is data, and pytest loads nothing of
+it: `pytest.ini` ends its search for settings and plugins in this folder. (`python -m pytest` also looks for modules in the
+directory that you are in, so do not call it so from within a run.)
+
 The tests need this run, an installed TapML with its compiler (`pip install "tapml[compile]"`) and the platform's binding. A
 platform that is not there fails the first test, says why, and ends the session with exit code 3; with `--skip-missing` every test
 is skipped instead. `tapml doctor` tells more. Weights are read from where the model is:
@@ -86,22 +99,28 @@ def write_suite(
     model: str,
     weight_files: Sequence[str],
 ) -> None:
-    """Writes the three files into the run. Operators are in execution order within their signature."""
+    """Writes the four files into the run. Operators are in execution order within their signature."""
     signatures = list(dict.fromkeys(operator.signature for operator in operators))
     facts = {
-        "model": model.replace("\\", "/").replace('"""', "'''"), "cases": len(cases), "operators": len(operators),
+        "model": _comment(model).replace("\\", "/").replace('"', "'"), "cases": len(cases), "operators": len(operators),
         "signatures": len(signatures), "folder": run.path / TEST_FOLDER,
         "example": operators[0].name if operators else "OPERATOR", "weights": "\n".join(f"    {file}" for file in weight_files),
     }  # fmt: skip
     lines = [_HEAD.format(**facts)]
     for signature in signatures:
-        lines.append(f"    # {describe(signature, bodies[signature])}\n")
+        lines.append(f"    # {_comment(describe(signature, bodies[signature]))}\n")
         alike = [case for case in cases if case.signature == signature]
-        lines += [f"    #   {_recorded(case)}\n" for case in alike] or ["    #   no call was recorded\n"]
+        lines += [f"    #   {_comment(_recorded(case))}\n" for case in alike] or ["    #   no call was recorded\n"]
         lines += [f"    {json.dumps(o.name)},\n" for o in operators if o.signature == signature]
     run.text(f"{TEST_FOLDER}/test_operators.py", "".join([*lines, _TAIL]))
     run.text(f"{TEST_FOLDER}/conftest.py", _CONFTEST)
+    run.text(f"{TEST_FOLDER}/pytest.ini", _SETTINGS)
     run.text(f"{TEST_FOLDER}/README.md", _README.format(**facts))
+
+
+def _comment(text: str) -> str:
+    """One line, whatever a model's names hold: what follows a line's end would be code."""
+    return " ".join(text.replace("\0", " ").split())
 
 
 def _recorded(case: Case) -> str:

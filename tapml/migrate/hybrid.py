@@ -24,7 +24,7 @@ import numpy as np
 from tapml.devices.buffers import as_bytes
 from tapml.devices.interface import Launch, Part
 from tapml.devices.runner import ProgramRunner
-from tapml.errors import DoesNotFit, WrongValue, first_line, is_confined
+from tapml.errors import DoesNotFit, ModelError, WrongValue, first_line, is_confined
 from tapml.kernels import Program
 from tapml.migrate.model import Model
 from tapml.migrate.schedule import (
@@ -43,6 +43,7 @@ from tapml.migrate.schedule import (
     WeightPlace,
     plan_call,
 )
+from tapml.operators.execute import HostFunction
 from tapml.operators.graph import Operator
 from tapml.tensors import NUMPY, HostArray, TensorSpec, as_read, convert, out_of_range
 
@@ -230,7 +231,7 @@ class Hybrid:
         """One operator in PyTorch. With nothing on the target an error is what it is; else the inputs are to blame."""
         function = self._model.function(operator.signature)
         if not self._programs:
-            return function(inputs)
+            return self._alone(operator, function, inputs)
         try:
             return function(inputs)
         except Exception as error:
@@ -241,6 +242,24 @@ class Hybrid:
                 raise refused from error
             refused.__cause__ = error
             return on_refusal(operator, refused)
+
+    def _alone(self, operator: Operator, function: HostFunction, inputs: list[HostArray]) -> Sequence[HostArray]:
+        """The same where nothing but the run can be to blame."""
+        try:
+            made = function(inputs)
+        except Exception as error:
+            if not is_confined(error) or isinstance(error, ModelError):
+                raise
+            raise ModelError(
+                f"PyTorch refuses the operator {operator.name} as the run has it ({first_line(error)}). Carve again with --fresh."
+            ) from error
+        for array, spec in zip(made, self._model.bodies[operator.signature].output_specs, strict=True):
+            if array.shape != spec.shape:
+                raise ModelError(
+                    f"The operator {operator.name} gives the shape {list(array.shape)}, and the run says {spec}. Carve again "
+                    "with --fresh."
+                )
+        return made
 
     def _stored(self, graph: str, action: _Write, array: HostArray) -> HostArray:
         try:

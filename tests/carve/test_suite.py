@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tapml.carve.folder import RunFolder
+from tapml.carve.suite import write_suite
+from tapml.carve.writer import RunWriter
 from tapml.devices.open import probe
 from tapml.errors import UnavailableError
 from tests.carve import runs
@@ -110,3 +115,33 @@ def test_wrong_use_is_said_in_one_line(tmp_path: Path) -> None:
     done = suite("--target", "opencll", cwd=tmp_path)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert "opencl" in done.stdout + done.stderr and "Traceback" not in done.stdout + done.stderr
+
+
+def test_nothing_of_a_run_but_its_suite_is_loaded(tmp_path: Path) -> None:
+    """Settings, plugins, conftest.py and modules in the run: none of them is read when its tests are."""
+    run = Path(shutil.copytree(runs.convolution()[0].path, tmp_path / "run"))
+    mark = tmp_path / "loaded"
+    evil = f"open({str(mark)!r}, 'a').write(__name__)\n"
+    for name in ("conftest.py", "evil.py", "__init__.py", "numpy.py", "sitecustomize.py", "cases/conftest.py", "cases/numpy.py"):
+        (run / name).write_text(evil)
+    (run / "evil.pth").write_text("import evil\n")
+    for name in ("pytest.ini", "tox.ini"):
+        (run / name).write_text("[pytest]\naddopts = -p evil\npythonpath = . cases\n")
+    (run / "pyproject.toml").write_text('[tool.pytest.ini_options]\naddopts = "-p evil"\n')
+    for where in (tmp_path, run, run / "tests"):
+        command = [sys.executable, "-P", "-m", "pytest", str(run / "tests"), "-p", "no:cacheprovider", "--collect-only", "-q"]
+        done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
+        assert done.returncode == pytest.ExitCode.OK, done.stdout + done.stderr
+        assert "test_operator[" in done.stdout
+    assert not mark.exists()
+
+
+def test_names_of_a_model_are_no_code_in_the_suite(tmp_path: Path) -> None:
+    """A name with a line's end in it, as a model's metadata may have, ends no comment and no docstring."""
+    run = runs.convolution()[0]
+    evil = '"""\nraise SystemExit("ran")\n"""\\'
+    cases = [replace(run.cases[0], reasons=("x\nraise SystemExit('ran')\r# y",))]
+    with RunWriter.create(tmp_path / "run") as writer:
+        write_suite(writer, run.operators, run.bodies, cases, evil, [evil])
+        text = (writer.partial / "tests" / "test_operators.py").read_text()
+    assert not any(isinstance(node, ast.Raise) for node in ast.walk(ast.parse(text)))

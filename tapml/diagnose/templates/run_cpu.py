@@ -1,7 +1,7 @@
 """Runs the kernels of this folder over inputs.safetensors and compares with expected.safetensors.
 
     python run.py [DEVICE]      DEVICE: a part of the device's name. Needs numpy and a C compiler.
-Exit code 1: the fault shows. 0: it does not. 2: it cannot be run here.
+Exit code 1: the fault shows. 0: it does not. 2: it cannot be run here. Code, as the kernels are: know who sent it.
 """
 import ctypes
 import json
