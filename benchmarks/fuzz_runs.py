@@ -108,7 +108,7 @@ def read_all(paths: dict[str, Path], scratch: Path, seed: int, first: int, last:
 
 
 def fuzz(paths: dict[str, Path], scratch: Path, changes: int, seed: int, seconds: float) -> dict[str, Any]:
-    """Watches children until all changes were read, or time is up; one that hangs or dies is named, and the next goes on behind it."""
+    """Watches children until all changes were read, or time is up. One that hangs or dies is named, and the next goes on."""
     outcomes: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     wrong: list[str] = []
@@ -117,7 +117,8 @@ def fuzz(paths: dict[str, Path], scratch: Path, changes: int, seed: int, seconds
     while number < changes and time.monotonic() - start < seconds:
         ours, theirs = multiprocessing.Pipe(duplex=False)
         folder = Path(tempfile.mkdtemp(dir=scratch))
-        child = multiprocessing.get_context("spawn").Process(target=read_all, args=(paths, folder, seed, number, changes, theirs))
+        given = (paths, folder, seed, number, changes, theirs)
+        child = multiprocessing.get_context("spawn").Process(target=read_all, args=given)
         child.start()
         theirs.close()
         what, state, limit = "starting", "", 180.0

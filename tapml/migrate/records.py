@@ -272,6 +272,8 @@ def _check_header(header: dict[str, Any]) -> None:
         strict.maybe(strict.text, header, key)
     if "time" in header:
         strict.maybe(strict.real, header, "time")
+    if "not_checked" in header:
+        strict.several(strict.text, header, "not_checked")
     device = header.get("device_info")
     if device is not None:
         for key in ("platform", "name", "driver"):

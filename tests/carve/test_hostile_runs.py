@@ -17,7 +17,7 @@ import pytest
 import tapml
 from tapml.carve import layout
 from tapml.carve.layout import folder_name, operator_folder
-from tapml.carve.writer import digest
+from tapml.carve.writer import digest, seal
 from tapml.devices.cpu import find_compiler
 from tapml.errors import ModelError, RunError, UnavailableError
 from tapml.kernels import Program
@@ -25,6 +25,8 @@ from tapml.migrate import programs
 from tapml.migrate.journal import Header, Journal
 from tapml.migrate.picture import keep_picture
 from tapml.migrate.records import target_folder
+from tapml.report.html.evidence import explained
+from tapml.report.html.kernels import KernelTable
 from tapml.tensors import TensorSpec
 from tests.carve import runs
 from tests.carve.tampered import node, reseal, with_nodes, write_table
@@ -245,3 +247,80 @@ def test_explain_stays_in_its_folder(tmp_path: Path) -> None:
         found = run.explain("..", "cpu")
         assert found.folder.parent == copy / "targets" / "cpu" / "explain"
     assert kept.exists() and not (copy / "targets" / "cpu" / "evidence.json").exists()
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+def set_at(line: Any, path: tuple[Any, ...], value: Any) -> None:
+    for key in path[:-1]:
+        line = line[key]
+    line[path[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("table", "path", "value"),
+    [
+        (layout.WEIGHTS, ("offset",), -8), (layout.WEIGHTS, ("offset",), 2**70), (layout.WEIGHTS, ("offset",), True),
+        (layout.WEIGHTS, ("spec", 0), [-1]), (layout.WEIGHTS, ("spec", 0), [2**40, 2**40]), (layout.WEIGHTS, ("spec", 0), "44"),
+        (layout.WEIGHTS, ("spec", 1), "float8"), (layout.WEIGHTS, ("file",), "weights"), (layout.WEIGHTS, ("file",), None),
+        (layout.GRAPHS, ("placeholders", 0, 3, 0), [2.0]), (layout.GRAPHS, ("nodes", 0, "args"), "x"),
+        (layout.GRAPHS, ("nodes", 0, "name"), "a b"), (layout.GRAPHS, ("outputs", 0), "nothing"),
+        (layout.GRAPHS, ("output_keys",), []), (layout.GRAPHS, ("mutations",), {"s": "nothing"}),
+        (layout.OPERATORS, ("name",), 7), (layout.OPERATORS, ("graph",), "nothing"), (layout.OPERATORS, ("signature",), "../x"),
+        (layout.OPERATORS, ("inputs", 0), "nothing"), (layout.OPERATORS, ("outputs",), []), (layout.OPERATORS, ("nodes",), {}),
+        (layout.CASES, ("prompt",), -1), (layout.CASES, ("step",), 1.5), (layout.CASES, ("accuracy", 0, 1), -1.0),
+        (layout.CASES, ("accuracy", 0), [0] * 99), (layout.CASES, ("accuracy",), []), (layout.CASES, ("reasons",), [1]),
+        (layout.CASES, ("id",), {}), (layout.CASES, ("operator",), "nothing"), (layout.CASES, ("file",), ["x"]),
+        (layout.ORACLE, ("source_error",), "x"), (layout.ORACLE, ("spread",), -1), (layout.ORACLE, ("step",), None),
+        (layout.PROMPTS, ("file",), 7),
+        *((table, (key,), f"raw {raw}") for raw in ("NaN", "1e999", "1" * 6000, DEEP)
+          for table, key in ((layout.CASES, "step"), (layout.WEIGHTS, "offset"), (layout.ORACLE, "step"))),
+    ],
+)  # fmt: skip
+def test_a_field_that_is_something_else_is_named(copy: Path, table: str, path: tuple[Any, ...], value: Any) -> None:
+    lines = lines_of(copy, table)
+    set_at(lines[0], path, value)
+    write_table(copy / table, lines)
+    if isinstance(value, str) and value.startswith("raw "):
+        (copy / table).write_text((copy / table).read_text().replace(json.dumps(value), value[4:]))
+    with pytest.raises(RunError, match=r"\.jsonl is damaged at line \d+") as caught:
+        _ = tapml.Run.open(reseal(copy)).folder.examples
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tables", []), ("tables", {}), ("files", {"cases/case0.safetensors": 7}), ("kind", "neither"), ("kind", "decoder"),
+        ("decoder", {"chunk": 3, "max_len": 10**18, "vocabulary": 4, "stop": []}), ("digest", None), ("model", "x"),
+        ("result", [[]]), ("dtype", {}),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_says_something_else_is_refused(copy: Path, key: str, value: Any) -> None:
+    manifest = json.loads((copy / layout.MANIFEST).read_text()) | {key: value}
+    manifest[layout.SEAL] = seal(manifest)
+    (copy / layout.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match=r"run\.json is damaged"):
+        tapml.Run.open(copy)
+
+
+@pytest.mark.parametrize("reproducer", ["..", "../..", "/etc", ".", ""])
+def test_a_report_packs_nothing_but_the_reproducer(copy: Path, tmp_path: Path, reproducer: str) -> None:
+    """What a page holds may be handed on: files of the user must not get into it."""
+    secret = tmp_path / "secret"
+    secret.write_text("very secret")
+    run = tapml.Run.open(copy)
+    name = run.operators[0].name
+    target = copy / "targets" / "cpu"
+    folder = target / "explain" / "x"
+    (folder / "reproducer").mkdir(parents=True)
+    (target / "private").write_text("very secret")
+    small = {"inputs": [], "expected": [], "actual": []}
+    (folder / "evidence.json").write_text(json.dumps({"operator": name, "minimised": small, "reproducer": reproducer}))
+    with contextlib.suppress(RunError):
+        assert explained(target, {name: 0}, KernelTable(), False)["0"]["packed"] is None
+    (folder / "evidence.json").write_text(json.dumps({"operator": name, "minimised": small, "reproducer": "reproducer"}))
+    (folder / "reproducer" / "run.py").symlink_to(secret)
+    with pytest.raises(RunError, match="is a symbolic link"):
+        explained(target, {name: 0}, KernelTable(), False)
