@@ -1,6 +1,6 @@
 """A hundred thousand runs made wrong: nothing but RunError and ModelError, no hang, nothing touched beside the run.
 
-    fuzz_runs.py [--changes 100000] [--seed 1] [--seconds 1200]
+    fuzz_runs.py [--changes 100000] [--seed 1] [--seconds 1200] [--runs FOLDER]
 
 Each time one thing in a run is changed: a value in a table, a journal or a result, bytes, the header of a file of arrays, the
 file of the weights, a name; or a pipe, a folder or a link is put in a file's place. All digests are then made right again, as
@@ -30,6 +30,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
 from measure import save
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,14 +42,17 @@ from tests.carve.fuzz import Spoiler, drive  # noqa: E402
 
 SECONDS = 5.0
 # Of the runs that still open, the share that goes on to `health` and `report`, which take a hundred times as long.
-THOROUGH = 0.03
+THOROUGH = 0.01
 # Changes in a row on one run.
 TURN = 50
 MEMORY = 8 * 2**30
 
 
 def made(folder: Path) -> dict[str, Path]:
-    """The two runs, with results in them, and what part of the changes each gets."""
+    """The two runs, with results in them: made in `folder`, or those that lie there from an earlier time."""
+    found = {name: folder / name for name in ("convolution", "decoder")}
+    if all(path.is_dir() for path in found.values()):
+        return found
     convolution = Path(shutil.copytree(runs.convolution()[0].path, folder / "convolution"))
     run = tapml.Run.open(convolution)
     run.test("cpu")
@@ -58,7 +62,7 @@ def made(folder: Path) -> dict[str, Path]:
     tapml.Run.open(decoder).test("cpu", operator="decode/layers.0*")
     for path in (convolution, decoder):
         assert drive(path) == "read", "a run that nobody changed must be read"  # leaves its health in it
-    return {"convolution": convolution, "decoder": decoder}
+    return found
 
 
 def _watch(scratch: Path, wrong: list[str]) -> None:
@@ -81,6 +85,7 @@ def _watch(scratch: Path, wrong: list[str]) -> None:
 def read_all(paths: dict[str, Path], scratch: Path, seed: int, first: int, last: int, pipe: Connection) -> None:
     """In the child: changes `first` to `last`, one message each: (number, what, outcome, what was wrong, seconds)."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    torch.set_num_threads(1)
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - warnings of libraries on what they are given
     wrong: list[str] = []
     spoilers = {}
@@ -143,7 +148,7 @@ def fuzz(paths: dict[str, Path], scratch: Path, changes: int, seed: int, seconds
                 if taken > slowest:
                     slowest, slowest_what = taken, what
                 number += 1
-                if number % 5000 == 0:
+                if number % 2000 == 0:
                     print(f"{number} changes, {dict(outcomes)}, {len(wrong)} wrong, {time.monotonic() - start:.0f} s", flush=True)
         child.kill()
         child.join()
@@ -158,11 +163,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--changes", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--runs", type=Path, help="where the runs are made, and taken from the next time (default: made anew)")
     parser.add_argument("--seconds", type=float, default=3600.0, help="ends earlier, and says how far it came")
     args = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="tapml-fuzz-"))
     try:
-        found = fuzz(made(scratch / "made"), scratch, args.changes, args.seed, args.seconds)
+        found = fuzz(made(args.runs or scratch / "made"), scratch, args.changes, args.seed, args.seconds)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     print(json.dumps(found["wrong"][:20], indent=1))

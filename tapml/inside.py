@@ -50,12 +50,12 @@ def path_in(folder: Path, name: str) -> Path:
         path = path / part
         try:
             status = path.lstat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             break
         except OSError as error:
             raise RunError(f"{path} cannot be read: {error.strerror}.") from None
         if stat.S_ISLNK(status.st_mode):
-            raise RunError(f"{path} is a symbolic link, which a run may not hold. Replace it by what it points to, or remove it.")
+            raise RunError(f"{path} is a symbolic link, and in a run none is followed. Replace it by what it points to.")
     return folder.joinpath(*parts)
 
 

@@ -374,7 +374,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _check_manifest(manifest: dict[str, Any]) -> None:
-    """Raises ValueError and the like for a field that is not what it has to be."""
+    """Raises ValueError and the like for a field that is not what it has to be; puts in what readers want and a run may lack."""
     strict.hexadecimal(manifest, "digest")
     if set(strict.inner(manifest, "tables")) != set(layout.TABLES):
         raise ValueError("'tables' has other tables than a run")
@@ -386,11 +386,15 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     strict.one_of(manifest, "kind", ("decoder", "module"))
     if (_decoder(manifest) is None) != (manifest["kind"] == "module"):
         raise ValueError("'decoder' does not fit 'kind'")
+    for key, nothing in (("dtype", ""), ("model", {}), ("result", {})):
+        manifest.setdefault(key, nothing)
     for key in {"dtype", "weights"} & manifest.keys():
         strict.text(manifest, key)
-    for key in {"name", "spec", "digest"} & strict.inner(manifest | {"model": manifest.get("model", {})}, "model").keys():
-        strict.maybe(strict.text, manifest["model"], key)
-    strict.inner(manifest | {"result": manifest.get("result", {})}, "result")
+    strict.inner(manifest, "result")
+    model = strict.inner(manifest, "model")
+    model.setdefault("name", "")
+    for key in {"name", "spec", "digest"} & model.keys():
+        strict.maybe(strict.text, model, key)
     strict.refuse_deep(manifest)
 
 

@@ -29,6 +29,7 @@ from tapml.diagnose.bench_result import (
     operator_right,
     stage_right,
 )
+from tapml.inside import path_in
 from tapml.report.faults_picture import draw
 from tapml.report.progress import seconds
 from tapml.words import plural
@@ -39,7 +40,7 @@ NOTHING = "–"
 def write_report(result: BenchResult, folder: Path) -> tuple[Path, ...]:
     """Writes the three files into `folder`, which is made if need be; older ones are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    text, data, picture = (folder / f"faults.{ending}" for ending in ("md", "json", "svg"))
+    text, data, picture = (path_in(folder, f"faults.{ending}") for ending in ("md", "json", "svg"))
     data.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
     draw(result.rows, result.totals(), f"{result.model} on {result.target}", picture)
     text.write_text(markdown(result), encoding="utf-8")
