@@ -49,6 +49,11 @@ def library(tmp_path: Path) -> tuple[Path, Path]:
     return made, mark
 
 
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(runs.convolution()[0].path, tmp_path / "run"))
+
+
 def health(run: tapml.Run) -> Any:
     return run.health()
 
@@ -83,6 +88,19 @@ def test_no_library_of_a_run_is_loaded(library: tuple[Path, Path], tmp_path: Pat
     assert not mark.exists()
 
 
+def test_modules_in_a_run_are_not_loaded(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever works in the folder of a run has compilers and devices in processes of their own; they must not look there."""
+    if find_compiler() is None:
+        pytest.skip("no C compiler here, so no kernel runs on the processor")
+    for name in ("tvm", "json", "numpy", "tapml", "sitecustomize"):
+        (copy / f"{name}.py").write_text(f"open({str(tmp_path / 'loaded')!r}, 'a').write({name!r})\n")
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("TAPML_CACHE", str(tmp_path / "cache"))
+    run = tapml.Run.open(copy)
+    run.test("cpu", operator=run.operators[0].name)
+    assert not (tmp_path / "loaded").exists()
+
+
 @pytest.mark.parametrize(
     ("target", "args", "kwargs", "why"),
     [
@@ -111,11 +129,6 @@ def test_what_a_body_may_not_call(tmp_path: Path, target: str, args: list[Any], 
 
 def lines_of(run: Path, table: str) -> list[Any]:
     return [json.loads(line) for line in (run / table).read_text().splitlines()]
-
-
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(runs.convolution()[0].path, tmp_path / "run"))
 
 
 def pipe(path: Path) -> None:
