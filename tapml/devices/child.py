@@ -89,8 +89,12 @@ class ChildDevice:
         except BaseException:
             self._end()
             raise
-        info = reply[1]
-        self._info = DeviceInfo(**(info | {"features": tuple(info["features"])}))
+        try:
+            info = reply[1]
+            self._info = DeviceInfo(**(info | {"features": tuple(info["features"])}))
+        except (TypeError, KeyError, IndexError) as error:
+            self._end()
+            raise UnavailableError(f"{platform} is not available: its process did not say what it is.") from error
 
     @property
     def info(self) -> DeviceInfo:
@@ -212,7 +216,10 @@ class ChildDevice:
                 self._send(messages[index])
             if index >= AHEAD:
                 try:
-                    data.append(bytes(self._reply(self._until())[1]))
+                    payload = self._reply(self._until())[1]
+                    if len(payload) != messages[index - AHEAD][3]:
+                        self._give_up(f"The {self._platform} device's process answered a read with another number of bytes.")
+                    data.append(bytes(payload))
                 except DeviceLost:
                     raise
                 except Exception as error:
@@ -233,8 +240,8 @@ class ChildDevice:
             raise
         if reply[0] == "ok":
             return reply, payload
-        if len(reply) != 4 or not all(isinstance(part, str) for part in reply):
-            self._lose(PeerGone("what came is no reply of ours"))
+        if reply[0] != "error" or len(reply) != 4 or not all(isinstance(part, str) for part in reply):
+            self._give_up(f"The {self._platform} device's process sent what is no answer.")
         _, kind, stage, text = reply
         if kind == "lost":
             self._lost = text

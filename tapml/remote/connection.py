@@ -41,6 +41,7 @@ PASSING = frozenset({"busy", "full", "size", "protocol"})
 
 # A side that has heard nothing for so many heartbeats takes the connection for dead.
 SILENT_HEARTBEATS = 3
+LONGEST_HEARTBEAT = 3600.0
 READ_BYTES = 2**18
 # What the system may hold that it has not sent: more would hide for long that a slow link takes nothing, or a goodbye.
 WRITE_BYTES = 2**16
@@ -139,7 +140,7 @@ class Connection:
             code, text = answer.arguments
             raise Refused(code, text)
         self.welcome = answer.arguments[0]
-        self._silence = SILENT_HEARTBEATS * max(0.1, self.welcome["heartbeat"])
+        self._silence = SILENT_HEARTBEATS * min(max(0.1, self.welcome["heartbeat"]), LONGEST_HEARTBEAT)
 
     def send(self, data: bytes) -> None:
         """Sends one message; waits while the other side takes nothing. Raises Broken."""

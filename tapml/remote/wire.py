@@ -52,6 +52,8 @@ _SESSION = b"\1"
 
 # Items of packets that are never numbered: they are about the channel itself.
 BARE = frozenset({"resume", "resumed", "lost", "resend", "cancel"})
+# Requests that are answered, each by the id that comes first in it.
+ANSWERED = frozenset({"open", "read", "synchronize", "close"})
 
 
 class WireError(Exception):
@@ -284,6 +286,11 @@ def _batch(value: Any) -> bool:
     )
 
 
+def _has(required: Mapping[str, Check]) -> Check:
+    """A map that has all of these fields, and perhaps others."""
+    return lambda value: type(value) is dict and all(name in value and check(value[name]) for name, check in required.items())
+
+
 def _plain(value: Any) -> bool:
     """Anything that MessagePack holds here; `_check_nesting` has seen how deep it is."""
     if type(value) is list:
@@ -300,6 +307,12 @@ INFO = _fields({
 })
 OFFER = _fields({"state": _one_of("ready", "looking", "absent", "retired"), "info": _or_nil(INFO), "reason": _text})
 OFFERS = _map(OFFER)
+# One of `devices`, as whoever reads the list relies on it.
+DEVICE = _has({
+    "name": _line, "kind": _line, "system": _line, "offers": OFFERS, "state": _one_of("idle", "busy", "away", "retired"),
+    "target": _line, "label": _line, "doing": _line, "seconds": _number, "waiting": _natural, "launches_per_s": _number,
+    "bytes_per_s": _number, "note": _text,
+})  # fmt: skip
 
 _HELLO = {"version": _natural, "role": _one_of("client", "device", "watch")}
 _OF_CLIENT = {"session": _session, "device": _line, "target": _line, "label": _line}

@@ -242,3 +242,20 @@ def test_frames_are_waited_for_with_a_limit() -> None:
         reader.receive(time.monotonic() + 0.05)
     with pytest.raises(TooLate):
         writer.send(["x"], bytes(2**22), time.monotonic() + 0.05)
+
+
+@pytest.mark.parametrize(
+    "reply", [(["error"], b""), (["error", "device", "launch", 7], b""), (["yes"], b""), (["ok"], bytes(8)), (["ok"], b"")]
+)
+def test_a_process_that_answers_what_is_no_answer_is_given_up(
+    reply: tuple[list[object], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel can have taken it over."""
+    device = child("null")
+    buffer = device.allocate(NBYTES)
+    monkeypatch.setattr(device._reader, "receive", lambda until: reply)
+    for _ in range(2):
+        with pytest.raises(DeviceLost, match=r"no answer|another number of bytes"):
+            device.read(buffer, 4)
+    assert gone(device.pid)
+    device.close()

@@ -15,11 +15,16 @@ from tapml.errors import UnavailableError
 from tapml.remote.address import HubAddress
 from tapml.remote.channel import Channel
 from tapml.remote.client.link import Link
+from tapml.remote.client.watching import listing
 from tapml.remote.wire import VERSION, Control, control, decode
 from tests.remote.ends import INFO
 from tests.remote.server import server
 
-BUSY = {"name": "phone", "state": "busy", "offers": {"gpu": {"state": "ready", "info": None, "reason": ""}}}
+BUSY = {
+    "name": "phone", "kind": "agent", "system": "a test", "state": "busy", "target": "gpu", "label": "", "doing": "", "note": "",
+    "seconds": 1.0, "waiting": 0, "launches_per_s": 0.0, "bytes_per_s": 0.0,
+    "offers": {"gpu": {"state": "ready", "info": None, "reason": ""}},
+}  # fmt: skip
 
 
 @contextmanager
@@ -116,3 +121,15 @@ def test_who_gives_up_while_it_connects_gives_the_device_back() -> None:
         while not said and time.monotonic() < until:
             time.sleep(0.01)
     assert said == ["end"]
+
+
+@pytest.mark.parametrize("devices", [[7], [{}], [BUSY | {"offers": []}], [BUSY | {"state": "odd"}], [BUSY | {"seconds": None}]])
+def test_a_list_of_devices_that_is_none_is_one_error(devices: list[object]) -> None:
+    def handle(connection: ServerConnection) -> None:
+        connection.recv()
+        connection.send(control("welcome", {"version": VERSION, "name": "me", "heartbeat": 2.0**53 - 1}))
+        connection.send(control("devices", devices))
+        connection.recv()
+
+    with server(handle) as address, pytest.raises(UnavailableError, match="said nothing of its devices"):
+        listing(address)

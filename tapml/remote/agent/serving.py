@@ -20,9 +20,9 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
-from tapml.remote.agent.session import ANSWERED, Session
+from tapml.remote.agent.session import Session
 from tapml.remote.channel import Channel, Gap
-from tapml.remote.wire import MESSAGE_LIMIT, WINDOW, Packet, WireError
+from tapml.remote.wire import ANSWERED, MESSAGE_LIMIT, WINDOW, Packet, WireError
 
 CANCEL_SECONDS = 2.0
 # How long a session waits for the one before it to be freed.

@@ -22,12 +22,10 @@ from tapml.errors import DeviceError
 from tapml.remote.agent.descriptions import described, parse_kernel
 from tapml.remote.agent.failures import CANCELLED, Failed, Failure, failure_of
 from tapml.remote.agent.store import Shelf, Store
-from tapml.remote.wire import LARGEST
+from tapml.remote.wire import ANSWERED, LARGEST
 
 # A target, which of the platform's devices, and the seconds that one call may take.
 OpenDevice = Callable[[str, str | None, float | None], Device]
-
-ANSWERED = frozenset({"open", "read", "synchronize", "close"})
 
 MOST_HANDLES = 2**20
 MOST_BINDINGS = 2**22

@@ -7,8 +7,9 @@ Nothing waits but `read`, `read_many`, `synchronize`, opening, and an `allocate`
 collected and leave with the next one that waits, or when there are many of them; one that fails is told there, with its own
 class. So a decode step is one packet there and one back.
 
-What is sent once only is the matter of `content.py`, batches that are run again of `batches.py`, broken connections of `link.py`.
-The device's own errors come back as they were raised there.
+What is sent once only is the matter of `content.py`, batches that are run again of `batches.py`, broken connections of `link.py`,
+whether an answer can be one of `answers.py`. The device's own errors come back as they were raised there. A device that answers
+what cannot be an answer is dropped: ConnectionLost with its name, `final`, then and for every call after it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tapml.devices.replies import error_of
 from tapml.errors import ConnectionLost, DeviceError, DeviceLost, OutOfMemory, UnavailableError, UsageError
 from tapml.kernels import Kernel
 from tapml.remote.address import RemoteName
+from tapml.remote.client.answers import MOST_LINE, Malformed, dropped, opened, told, value_of
 from tapml.remote.client.batches import LAUNCHES_TOGETHER, Batches, launches
 from tapml.remote.client.content import Content
 from tapml.remote.client.link import Answer, Link, Traffic
@@ -72,7 +74,7 @@ class RemoteDevice:
         self._deadline = deadline
         self._label = (label or _own_label()).encode(errors="replace").decode()[:MOST_LABEL]
         self._patience = patience()
-        self._lost = ""
+        self._ended: UnavailableError | None = None
         self._closed = False
         self._told = 0.0
         self._begin()
@@ -102,13 +104,15 @@ class RemoteDevice:
         try:
             self._link.open()
             wish = {"target": self._target.name, "device": self._target.device, "deadline": self._deadline}
-            (opened,) = self._ask([["open", self._id(), wish]], max(OPEN_SECONDS, self._deadline or 0.0))
+            (answer,) = self._ask([["open", self._id(), wish]], max(OPEN_SECONDS, self._deadline or 0.0))
+            session = opened(answer)
+        except Malformed as error:
+            raise self._drop(error) from None
         except BaseException:
             self._link.close()
             raise
-        info = opened["info"]
-        self._info = DeviceInfo(**(info | {"features": tuple(info["features"])}))
-        self._content.opened(opened["stored"], opened["room"])
+        self._info = session.info
+        self._content.opened(session.stored, session.room)
         limits = [self._info.limits[name] for name in ("max_buffer_bytes", "max_binding_bytes") if name in self._info.limits]
         self._largest = min(limits, default=None)
 
@@ -150,8 +154,8 @@ class RemoteDevice:
         if size < WAITING_ALLOCATE:
             self._post(["allocate", buffer, nbytes])
             return buffer
-        before, own = self._id(), self._id()
-        for request in (["synchronize", before], ["allocate", buffer, nbytes], ["synchronize", own]):
+        before, own = ["synchronize", self._id()], ["synchronize", self._id()]
+        for request in (before, ["allocate", buffer, nbytes], own):
             self._post(request)
         earlier, failed = (self._error(a) if a[0] == "error" else None for a in self._answers([before, own]))
         if isinstance(earlier, DeviceError):
@@ -238,8 +242,8 @@ class RemoteDevice:
     # Requests
 
     def _check(self) -> None:
-        if self._lost:
-            raise DeviceLost(self._lost)
+        if self._ended is not None:
+            raise self._ended.with_traceback(None)
         if self._closed:
             raise ValueError("the device is closed")
         self._link.check()
@@ -275,18 +279,22 @@ class RemoteDevice:
         awaited before the first error is raised."""
         for request in requests:
             self._post(request)
-        answers = self._answers([request[1] for request in requests], seconds)
+        answers = self._answers(requests, seconds)
         for answer in answers:
             if answer[0] == "error":
                 raise self._error(answer)
         return [answer[2] for answer in answers]
 
-    def _answers(self, numbers: Sequence[int], seconds: float | None = None) -> list[Answer]:
-        """Sends what was collected, and waits for the answers to the requests with these numbers."""
+    def _answers(self, requests: Sequence[list[Any]], seconds: float | None = None) -> list[Answer]:
+        """Sends what was collected, and waits for the answers to these requests, each of which can be one."""
         self._flush()
         self.round_trips += 1
         try:
-            answers = self._link.wait(numbers, self._limit(seconds))
+            answers = self._link.wait([request[1] for request in requests], self._limit(seconds))
+            for request, answer in zip(requests, answers, strict=True):
+                value_of(request, answer)
+        except Malformed as error:
+            raise self._drop(error) from None
         except UnavailableError:
             raise
         except BaseException:  # Ctrl-C: the device need not go on
@@ -316,14 +324,24 @@ class RemoteDevice:
 
     def _error(self, answer: Answer) -> Exception:
         _, _, kind, stage, text = answer
+        text = told(text)
         if kind in ("lost", "cancelled"):
-            self._lost = text
+            self._ended = DeviceLost(text or f"Device {self.name} is gone, and did not say why.")
             self._link.close()
-            return DeviceLost(text)
-        return error_of(kind, stage or "launch", text)
+            return self._ended
+        if kind in ("value", "other"):  # a mistake of the device's program, or ours: no reason to end in a traceback here
+            last = told(text.strip().rpartition("\n")[2], MOST_LINE) or "it did not say why"
+            return DeviceError("launch", f"Device {self.name} failed at a request: {last}\n{text}".strip())
+        return error_of(kind, stage or "launch", text or "the device did not say why")
+
+    def _drop(self, error: Malformed) -> ConnectionLost:
+        """The device does not keep to the format, so nothing that it says is worth anything."""
+        self._ended = dropped(self.name, str(error))
+        self._link.close()
+        return self._ended
 
     def _interrupted(self) -> None:
-        self._lost = f"Device {self.name} was given up in the middle of a call."
+        self._ended = DeviceLost(f"Device {self.name} was given up in the middle of a call.")
         self._link.give_up(self._next_id - 1)
 
 

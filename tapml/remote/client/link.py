@@ -12,9 +12,15 @@ anew. What may not last for ever is watched by whichever of the two is not recei
 
 - No connection, or no device at its end, for `patience` seconds: ConnectionLost. So is a device that comes back without the
   session.
-- The device is there, and nothing was answered or acknowledged for `limit` seconds while somebody waits: DeviceLost.
+- The device is there, and nothing that was asked was answered or acknowledged for `limit` seconds while somebody waits:
+  DeviceLost. Seconds for which it is away do not count, and coming back is no answer.
 
-After either, and after `close`, every call fails in the same way. What the requests mean is for `tapml.remote.client.client`.
+A device that answers what it was not asked, says what only a client may say, or goes on saying what leads nowhere (doubles,
+packets out of order, requests to repeat), is dropped: ConnectionLost with its name. So what the link keeps of a device is one
+answer a request at most, and what it only looks at has a bound as well. Nothing of that counts as progress.
+
+After any of these, and after `close`, every call fails in the same way. What the requests mean is for
+`tapml.remote.client.client`.
 """
 
 from __future__ import annotations
@@ -33,8 +39,9 @@ from tapml.errors import ConnectionLost, DeviceLost, UnavailableError
 from tapml.remote.address import HubAddress
 from tapml.remote.channel import Channel, Gap
 from tapml.remote.client.absent import why_absent
+from tapml.remote.client.answers import dropped, told
 from tapml.remote.connection import PASSING, Broken, Connection, Refused, Unreachable
-from tapml.remote.wire import SESSION_BYTES, VERSION, WINDOW, Control, Packet, WireError, control, decode
+from tapml.remote.wire import ANSWERED, SESSION_BYTES, VERSION, WINDOW, Control, Packet, WireError, control, decode, is_session
 
 logger = logging.getLogger("tapml.remote")
 
@@ -56,6 +63,12 @@ IDLE = 0.25
 # How often a waiting client says again what it waits for, where only a number in the text changed.
 SAY_AGAIN = 60.0
 
+# Items, and their bytes, that may come one after the other without anything of use among them: the doubles of two windows, after
+# a connection was mended twice. And how often packets may be asked for again meanwhile, each time of which a window is sent.
+IDLE_ITEMS = 2**14
+IDLE_BYTES = 2 * WINDOW + 2**20
+IDLE_RESENDS = 1024
+
 
 @dataclass
 class Traffic:
@@ -65,6 +78,15 @@ class Traffic:
     received: int = 0
     packets_sent: int = 0
     packets_received: int = 0
+
+
+@dataclass
+class _Idle:
+    """What came since the last thing of use."""
+
+    items: int = 0
+    bytes: int = 0
+    repeats: int = 0
 
 
 class Link:
@@ -82,16 +104,19 @@ class Link:
         self._boot: bytes | None = None
         self._begun = time.monotonic()
         self._look_at = 0.0
-        self._ready = False
+        self._ready = self._resuming = False
         self._gone_since = time.monotonic()
         self._gone_because = ""
         self._waiting = False
         self._pause = FIRST_PAUSE
+        self._asked: set[int] = set()
         self._answers: dict[int, Answer] = {}
+        self._idle = _Idle()
         self._failed: UnavailableError | None = None
         self._closed = threading.Event()
         self._limit: float | None = None
         self._progress = time.monotonic()
+        self._spent = 0.0
         self._callers = 0
         self._called = time.monotonic()
         self._said = ("", 0.0)
@@ -116,6 +141,7 @@ class Link:
             self._wait(lambda: self._channel.in_flight < WINDOW)
         with self._lock:
             self.check()
+            self._asked.update(item[1] for item in items if item[0] in ANSWERED)
             data = self._channel.pack(items)
             self.traffic.packets_sent += 1
             if self._ready:
@@ -157,7 +183,7 @@ class Link:
 
     def _wait(self, done: Callable[[], bool]) -> None:
         """Until `done`, which is asked under the lock. Receives as long as nobody else does."""
-        self._progress = time.monotonic()
+        self._progress, self._spent = time.monotonic(), 0.0
         self._callers += 1
         try:
             while True:
@@ -206,7 +232,10 @@ class Link:
         except Broken as error:
             self._broke(connection, str(error))
         except WireError as error:
-            self._broke(connection, f"something came that is no message ({error})")
+            if self._boot is not None and is_session(data):  # the hub passes on what a device says as it is
+                self._fail(dropped(self.name, f"what it sent is no message ({error})"))
+            else:
+                self._broke(connection, f"something came that is no message ({error})")
         else:
             with self._lock:
                 self.traffic.received += len(data)
@@ -260,6 +289,7 @@ class Link:
         if self._ready:
             self._ready = False
             self._gone_since = time.monotonic()
+            self._spent = self._gone_since - self._progress
             if self._failed is None and not self._closed.is_set():
                 logger.warning("%s Trying again for %.0f s.", why, self._patience)
 
@@ -268,12 +298,12 @@ class Link:
     def _hear(self, message: Control) -> None:
         """A message of the hub."""
         if message.name == "waiting":
-            self._away(f"The hub has no device for us: {message.arguments[0]}.")
+            self._away(f"The hub has no device for us: {told(message.arguments[0])}.")
             self._waiting = True
             if self._boot is None:
                 self._say_waiting(message.arguments[0])
         elif message.name == "away":
-            self._away(f"Device {self.name} is away: {message.arguments[0]}.")
+            self._away(f"Device {self.name} is away: {told(message.arguments[0])}.")
         elif message.name == "granted":
             self._granted(message.arguments[0])
         elif message.name == "refused":
@@ -293,44 +323,78 @@ class Link:
             self._gone_since, self._waiting = time.monotonic(), False
         self._boot = device["boot"]
         self.name = self._wish["device"] = device["name"]
+        self._resuming = True
         self._transmit(self._channel.bare([["resume", self._channel.first]]))
 
     def _take(self, packet: Packet) -> None:
         """A packet of the device."""
         if packet.session != self._session:
+            self._is_idle(packet, 0)
             return
         first = self._channel.first
         try:
             items = self._channel.take(packet)
         except Gap:
-            self._transmit(self._channel.bare([["resend"]]))
+            if not self._is_idle(packet, 1):
+                self._transmit(self._channel.bare([["resend"]]))
             return
         except WireError as error:
-            self._fail(ConnectionLost(f"The session with {self.name} is out of step: {error}."))
+            self._fail(dropped(self.name, f"its session is out of step: {error}"))
             return
         if packet.seq:
             self.traffic.packets_received += 1
+        moved = self._channel.first > first
         for item in items:
-            if item[0] == "resumed":
+            if item[0] in ("ok", "error"):
+                if item[1] not in self._asked:
+                    self._fail(dropped(self.name, f"it answered request {item[1]}, which it was not asked"))
+                    return
+                self._asked.remove(item[1])
+                self._answers[item[1]] = item
+                moved = True
+            elif item[0] == "resumed":
                 self._resumed()
             elif item[0] == "lost":
-                self._fail(ConnectionLost(f"Device {self.name} no longer holds the session: {item[1]}"))
-            elif item[0] == "resend":
-                self._send_again()
-            elif item[0] in ("ok", "error"):
-                self._answers[item[1]] = item
-        if items or self._channel.first > first:
+                self._fail(ConnectionLost(f"Device {self.name} no longer holds the session: {told(item[1])}"))
+                return
+            elif item[0] != "resend":
+                self._fail(dropped(self.name, f"it said {item[0]!r}, which only a client may say"))
+                return
+        if moved:
             self._progress = time.monotonic()
+            self._idle = _Idle()
+        repeats = sum(item[0] == "resend" for item in items)
+        if not moved and self._is_idle(packet, repeats):
+            return
+        if repeats and self._ready:
+            self._send_again()
         self._channel.done(packet)
         due = self._channel.due(idle=False)
         if due is not None:
             self._transmit(due)
 
+    def _is_idle(self, packet: Packet, repeats: int) -> bool:
+        """Counts a packet that leads nowhere. True when there were too many of them, and the device was dropped."""
+        idle = self._idle
+        idle.items += max(1, len(packet.items))
+        idle.bytes += packet.nbytes
+        idle.repeats += repeats
+        if idle.items <= IDLE_ITEMS and idle.bytes <= IDLE_BYTES and idle.repeats <= IDLE_RESENDS:
+            return False
+        self._fail(dropped(
+            self.name, f"it sent {idle.items:,} things of {idle.bytes:,} bytes of which none answers anything, and asked "
+            f"{idle.repeats:,} times for what it was sent",
+        ))  # fmt: skip
+        return True
+
     def _resumed(self) -> None:
-        if not self._ready and self._channel.first > 1:
-            logger.warning("device %s is back", self.name)
-        self._ready = True
-        self._progress = time.monotonic()
+        if not self._resuming:
+            return
+        if not self._ready:
+            self._progress = time.monotonic() - self._spent
+            if self._channel.first > 1:
+                logger.warning("device %s is back", self.name)
+        self._ready, self._resuming = True, False
         self._send_again()
 
     def _send_again(self) -> None:

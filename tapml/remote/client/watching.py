@@ -11,7 +11,7 @@ from typing import Any
 
 from tapml.remote.address import HubAddress
 from tapml.remote.connection import Broken, Connection, Unreachable
-from tapml.remote.wire import VERSION, Control, WireError, decode
+from tapml.remote.wire import DEVICE, VERSION, Control, WireError, decode
 
 
 def listing(address: HubAddress, timeout: float = 10.0) -> list[dict[str, Any]]:
@@ -20,7 +20,10 @@ def listing(address: HubAddress, timeout: float = 10.0) -> list[dict[str, Any]]:
         while True:
             message = decode(connection.receive())
             if isinstance(message, Control) and message.name == "devices":
-                return list(message.arguments[0])
+                devices = list(message.arguments[0])
+                if not all(map(DEVICE, devices)):
+                    raise WireError("a device in its list is not described as docs/wire.md has it")
+                return devices
     except (Broken, WireError) as error:
         raise Unreachable(f"The hub at {address.redacted} said nothing of its devices: {error}. Try again.") from error
     finally:
