@@ -5,12 +5,14 @@ dtype.
 
 transformers knows how to read GGUF, but parses the file anew at each of its steps, and slowly: `_parsed_once` makes it read a
 file once, without a numpy memmap object for each of a tokenizer's 100,000 strings. The conversion is kept under the hash of the
-file's bytes, so that the next load of the same model is that of a directory.
+file's bytes, so that the next load of the same model is that of a directory. So nothing but those bytes goes into it: what lies
+beside the file is not read, and code that a tokenizer beside it names is neither run nor asked about.
 """
 
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -22,18 +24,22 @@ import numpy as np
 from tapml.errors import ModelError, TapmlError
 from tapml.source.cache import file_digest, keep
 from tapml.source.messages import first_line
+from tapml.source.own_code import refused, tokenizer_beside
 from tapml.tensors import HostArray
 
 # Part of the key of a conversion: counts up when the same file would be converted to something else.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def converted(path: Path, dtype: str) -> Path:
-    """The directory with the model in `dtype`. Raises ModelError when the file is no GGUF, is cut off, or holds an architecture
-    that transformers cannot read."""
+    """The directory with the model in `dtype`. Raises ModelError when the file is no GGUF, is cut off, holds an architecture
+    that transformers cannot read, or lies beside a tokenizer that works with code of its own only."""
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ModelError(f"{path} is no GGUF file: it does not begin with 'GGUF'. Give another file, or a directory.")
+    code = tokenizer_beside(path)
+    if code:
+        raise ModelError(f"{refused(path.parent, code)} Or move {path.name} to a folder of its own: it has a tokenizer in it.")
     key = f"{file_digest(path)}-{dtype}-{_FORMAT}-{version('transformers')}"
     return keep("gguf", key, lambda folder: _convert(path, dtype, folder))
 
@@ -43,9 +49,10 @@ def _convert(path: Path, dtype: str, folder: Path) -> None:
     import transformers
     from safetensors import SafetensorError
 
-    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
-        with _parsed_once(path):
+        with tempfile.TemporaryDirectory(prefix="tapml-") as alone, _parsed_once(path):
+            (Path(alone) / "model.gguf").symlink_to(path.resolve())
+            where = {"pretrained_model_name_or_path": alone, "gguf_file": "model.gguf", "trust_remote_code": False}
             model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype))
             tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
     except TapmlError:

@@ -29,6 +29,7 @@ from tapml.source.from_gguf import converted
 from tapml.source.gguf_types import weight_type
 from tapml.source.messages import first_line
 from tapml.source.model import DTYPES, Kind, LoadedModel, is_causal_lm, stop_tokens
+from tapml.source.own_code import own_code, refused
 from tapml.source.prompts import default_inputs
 from tapml.source.python_file import call_function
 from tapml.source.safetensors_file import read_header
@@ -147,6 +148,9 @@ def _from_folder(folder: Path, name: str, spec: str, dtype: str | None) -> Loade
             module, info = build.from_pretrained(folder, config=config, add_pooling_layer=False, **wanted)
     except Exception as error:
         # transformers raises many kinds of errors for a config or weights that it cannot make a model of.
+        code = own_code(folder, ("config.json",))
+        if code:
+            raise refused(folder, code) from error
         raise ModelError(f"{folder} cannot be loaded: {type(error).__name__}: {first_line(error)}.") from error
     missing = sorted(info["missing_keys"])
     if missing:
@@ -192,8 +196,9 @@ def _class_for(config: Any) -> Any:
     import transformers
 
     for name in config.architectures or ():
-        if hasattr(transformers, name):
-            return getattr(transformers, name)
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
     causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not config.architectures
     return transformers.AutoModelForCausalLM if causal else transformers.AutoModel
 
@@ -207,6 +212,9 @@ def _tokenizer(folder: Path) -> Any | None:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         # The tokenizers library has no error types of its own.
+        code = own_code(folder)
+        if code:
+            raise refused(folder, code) from error
         raise ModelError(f"The tokenizer in {folder} cannot be loaded: {first_line(error)}.") from error
 
 

@@ -4,7 +4,8 @@
     encoder_inputs(model, ["one text", "another"])          a dict of tensors for each text, all of the same shape
 
 With a chat template, a text is one user turn and the template asks for an answer; without one it is taken as it is. A model
-without a tokenizer takes token ids: "5 9 70".
+without a tokenizer takes token ids: "5 9 70". A template is a program of whoever made the model: it is rendered in jinja2's
+sandbox, which transformers does, and within bounds of time and memory (`bounded.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 
 from tapml.errors import ModelError, PromptError
 from tapml.source.model import LoadedModel
+from tapml.source.within_limits import Unbounded, bounded
 
 _SAMPLE = "Paris is the capital of France, and Berlin is the capital of Germany."
 
@@ -51,14 +53,27 @@ def _tokens(model: LoadedModel, text: str) -> tuple[int, ...]:
             raise PromptError(f"{model.name} has no tokenizer: give token ids, such as --prompt '5 9 70', not {text[:40]!r}.")
         return _in_vocabulary(model, tuple(int(n) for n in re.findall(r"\d+", text)))
     if getattr(model.tokenizer, "chat_template", None):
-        turn = [{"role": "user", "content": text}]
-        text = model.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        text = _rendered(model, text)
         ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
         ids = model.tokenizer(text)["input_ids"]
     if not ids:
         raise PromptError(f"The prompt {text[:40]!r} has no tokens. Give at least one word with --prompt.")
     return _in_vocabulary(model, tuple(int(n) for n in ids))
+
+
+def _rendered(model: LoadedModel, text: str) -> str:
+    """The text as one user turn of the model's chat template. Raises ModelError when the template cannot be rendered."""
+    turn = [{"role": "user", "content": text}]
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    try:
+        return bounded(lambda: str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)))
+    except Unbounded as error:
+        raise ModelError(
+            f"The chat template of {model.name} cannot be rendered: {error}. Correct chat_template in its tokenizer's files, or "
+            "take it out there; prompts are then taken as they are."
+        ) from error
 
 
 def _refuse_surrogates(text: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import os
 import shutil
@@ -346,3 +348,108 @@ def test_sparse_tensors_are_one_line() -> None:
 def test_a_gguf_file_says_how_it_holds_its_weights(kind: str, says: str, tmp_path: Path, cache: Path) -> None:
     model = load(tiny_gguf(tmp_path / "tiny.gguf", kind))
     assert (model.weights, model.dtype) == (says, "float32")
+
+
+ODD = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was asked on the terminal; every answer is yes."""
+    questions: list[str] = []
+
+    def answer(question: str = "") -> str:
+        questions.append(question)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", answer)
+    return questions
+
+
+def odd(folder: Path, name: str, what: str, **fields: object) -> None:
+    """A config that names code of its own, and the code beside it."""
+    config = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    config |= {"auto_map": {what: ["odd.Odd", None] if what == "AutoTokenizer" else "odd.Odd"}, **fields}
+    (folder / name).write_text(json.dumps(config))
+    (folder / "odd.py").write_text(ODD)
+
+
+def test_code_beside_a_gguf_file_is_not_run_and_nobody_is_asked(tmp_path: Path, cache: Path, asked: list[str]) -> None:
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    odd(tmp_path, "tokenizer_config.json", "AutoTokenizer", tokenizer_class="Odd")
+    with pytest.raises(ModelError, match=r"code of its own \(odd.py\), which TapML does not run.* FILE.py:FUNCTION.* move tiny"):
+        load(path)
+    odd(tmp_path, "tokenizer_config.json", "AutoTokenizer", tokenizer_class="GPT2Tokenizer")
+    odd(tmp_path, "config.json", "AutoModelForCausalLM", model_type="odd")
+    assert load(path).kind == "causal_lm", "transformers has the class itself"
+    assert not asked and not (tmp_path / "ran").exists()
+
+
+def test_what_lies_beside_a_gguf_file_does_not_get_into_its_copy(tmp_path: Path, cache: Path) -> None:
+    """Copies are known by the file's bytes alone."""
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    (tmp_path / "chat_template.jinja").write_text("of somebody else")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "of somebody else"}))
+    assert getattr(load(path).tokenizer, "chat_template", None) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "fields"),
+    [
+        ("config.json", "AutoConfig", {"model_type": "odd"}),
+        ("config.json", "AutoModel", {"model_type": "odd", "architectures": ["Odd"]}),
+        ("tokenizer_config.json", "AutoTokenizer", {"tokenizer_class": "Odd"}),
+    ],
+)
+def test_a_model_that_needs_code_of_its_own_says_so(
+    name: str, what: str, fields: dict[str, object], folder: Path, asked: list[str]
+) -> None:
+    odd(folder, name, what, **fields)
+    with pytest.raises(ModelError, match=r"code of its own \(odd.py\), which TapML does not run.*FILE.py:FUNCTION"):
+        load(folder)
+    assert not asked and not (folder / "ran").exists()
+
+
+def test_code_that_transformers_can_do_without_is_left_alone(folder: Path, asked: list[str]) -> None:
+    odd(folder, "config.json", "AutoModelForCausalLM")
+    assert load(folder).kind == "causal_lm"
+    assert not asked and not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("named", ["Trainer", "pipeline", "AutoTokenizer", "logging", "__dict__"])
+def test_an_architecture_is_a_class_of_models(named: str, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": [named]}))
+    with contextlib.suppress(ModelError):
+        assert load(folder).kind in ("causal_lm", "module")
+
+
+def test_pickled_weights_are_refused_and_not_read(folder: Path, tmp_path: Path) -> None:
+    class Odd:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Odd()}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model.bin, which is pickled: save it again as safetensors"):
+        load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_every_call_of_transformers_forbids_code() -> None:
+    """Each `from_pretrained` of the project says it, or is handed arguments that do."""
+    for path in sorted(Path(__file__).parents[2].joinpath("tapml").rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        if "from_pretrained" not in source:
+            continue
+        tree = ast.parse(source)
+        for call in ast.walk(tree):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "from_pretrained":
+                named = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+                spread = named.get(None)
+                held = any(
+                    isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == spread
+                    and "'trust_remote_code': False" in ast.unparse(one.value) for one in ast.walk(tree)
+                )  # fmt: skip
+                assert named.get("trust_remote_code") == "False" or held, f"{path}: {ast.unparse(call)}"
+        assert "trust_remote_code=True" not in source

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,10 +12,12 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as vocabularies
 from transformers import PreTrainedTokenizerFast
 
-from tapml.errors import PromptError
+from tapml.errors import ModelError, PromptError
+from tapml.source import prompts
 from tapml.source.load import load
 from tapml.source.model import LoadedModel
 from tapml.source.prompts import encode, encoder_inputs
+from tapml.source.within_limits import Unbounded, bounded
 from tests import models
 
 WORDS = {"<unk>": 0, "<s>": 1, "</s>": 2, "user": 3, "answer": 4, "one": 5, "two": 6, "three": 7, "<pad>": 8}
@@ -38,9 +42,46 @@ def test_plain_and_chat(model: LoadedModel) -> None:
         "{% for m in messages %}<s> {{ m['role'] }} {{ m['content'] }} </s> {% endfor %}"
         "{% if add_generation_prompt %}answer{% endif %}"
     )
-    prompts = encode(replace(model, tokenizer=tokenizer), ["one two", "three"])
-    assert prompts[0].text == "one two"
-    assert [p.tokens for p in prompts] == [(1, 3, 5, 6, 2, 4), (1, 3, 7, 2, 4)]
+    made = encode(replace(model, tokenizer=tokenizer), ["one two", "three"])
+    assert made[0].text == "one two"
+    assert [p.tokens for p in made] == [(1, 3, 5, 6, 2, 4), (1, 3, 7, 2, 4)]
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        (ENDLESS, "within 1 s"),
+        ("{{ 'a' * 10000000000 }}", "of memory"),
+        ("{{ 'a' | center(10000000000) }}", "of memory"),
+        ("{% set n = namespace(t='a' * 1000) %}{% for i in range(99) %}{% set n.t = n.t ~ n.t %}{% endfor %}", "of memory"),
+        ("{{ 'a' * 20000000 }}", "20,000,000 bytes"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
+        ("{{ messages.append(1) }}", "SecurityError"),
+        ("{{ raise_exception('no system prompt') }}", "no system prompt"),
+        ("{% for %}", "TemplateSyntaxError"),
+        ("{{" + "(" * 5000 + "1" + ")" * 5000 + "}}", "RecursionError"),
+    ],
+)
+def test_a_chat_template_is_a_program_of_a_stranger(
+    model: LoadedModel, template: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends, and with an error that says what to do."""
+    monkeypatch.setattr(prompts, "bounded", partial(bounded, seconds=1.0) if template == ENDLESS else bounded)
+    tokenizer = words()
+    tokenizer.chat_template = template
+    with pytest.raises(ModelError, match=f"The chat template of .* cannot be rendered: .*{why}"):
+        encode(replace(model, tokenizer=tokenizer), ["one two"])
+
+
+def test_what_ends_within_its_bounds_is_what_it_was() -> None:
+    assert bounded(lambda: "é\n\x1b") == "é\n\x1b"
+    with pytest.raises(Unbounded, match="without an answer"):
+        bounded(lambda: os._exit(0))
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_token_ids_and_example_tokens(model: LoadedModel) -> None:
