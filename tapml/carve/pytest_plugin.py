@@ -28,6 +28,7 @@ import pytest
 
 from tapml.carve.folder import RunFolder
 from tapml.errors import UnavailableError, UsageError
+from tapml.printable import cut, printable
 from tapml.verdicts import Verdict
 
 _PROPERTIES = ("operator", "signature", "op", "status", "stage", "error", "bound", "source_error", "schedule", "cases")
@@ -102,7 +103,7 @@ class Platform:
         except UnavailableError as error:
             return error
         except UsageError as error:
-            pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+            pytest.exit(shown(str(error)), returncode=pytest.ExitCode.USAGE_ERROR)
         return tester
 
 
@@ -122,7 +123,8 @@ def check(request: pytest.FixtureRequest, platform: Platform) -> Check:
         except UsageError as error:
             _stop(request, str(error), error.exit_code)
         found = ((name, getattr(verdict, name)) for name in _PROPERTIES)
-        request.node.user_properties.extend((name, value) for name, value in found if value is not None)
+        properties = ((name, printable(value) if isinstance(value, str) else value) for name, value in found if value is not None)
+        request.node.user_properties.extend(properties)
         if verdict.status != "pass":
             pytest.fail(explain(operator, verdict), pytrace=False)
 
@@ -139,7 +141,7 @@ def _operators(request: pytest.FixtureRequest, suite: Path) -> list[str]:
 
 
 def _missing(request: pytest.FixtureRequest, error: UnavailableError) -> NoReturn:
-    reason = f"not run: {error}"
+    reason = shown(f"not run: {error}")
     if request.config.getoption("--skip-missing"):
         pytest.skip(reason)
     _stop(request, f"{reason}\nWith --skip-missing the tests are skipped where a target is not there.", error.exit_code)
@@ -147,6 +149,7 @@ def _missing(request: pytest.FixtureRequest, error: UnavailableError) -> NoRetur
 
 def _stop(request: pytest.FixtureRequest, reason: str, code: int) -> NoReturn:
     """Fails this test and ends the session after it."""
+    reason = shown(reason)
     request.config.stash[_MISSING] = code
     request.session.shouldfail = reason.partition("\n")[0]
     pytest.fail(reason, pytrace=False)
@@ -160,4 +163,9 @@ def explain(operator: str, verdict: Verdict) -> str:
         lines.append(f"error {verdict.error:.3g}, bound {verdict.bound:.3g}, source's own error {verdict.source_error:.3g}")
     if verdict.schedule is not None:
         lines.append(f"schedule {verdict.schedule}, kernels {verdict.kernel}")
-    return "\n".join(lines)
+    return shown("\n".join(lines))
+
+
+def shown(text: str) -> str:
+    """As pytest may print it, which prints what it is handed."""
+    return cut(printable(text))

@@ -10,6 +10,8 @@ Results go to stdout; progress, warnings and errors go to stderr. With `--json F
 object; with `--json -` stdout holds that object and nothing else. An error is then `{"error": …, "code": …}`. What each
 verb's object holds is written down in `tapml/cli/schemas/`. JSON has no infinity: an infinite error is written as the largest
 double, NaN as null. `TAPML_DEBUG=1` shows tracebacks and what libraries print.
+
+What is printed, by whomever, is text without control characters (`tapml.printable`); JSON is exact.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import tapml
 from tapml.cli import agent, bisect, carve, devices, doctor, explain, faults, health, hub, migrate, report, test
 from tapml.cli.verb import ALL_PASSED, INTERRUPTED, WRONG_USE, Outcome, Verb, check_file
 from tapml.errors import TapmlError, UsageError, nearest
+from tapml.printable import bare, cut, guarded
 from tapml.remote.credentials import WARNING, conceal
 from tapml.verdicts import finite
 from tapml.whole_file import write_whole
@@ -86,6 +89,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. `argv` is what follows `tapml`."""
+    with guarded():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None and conceal(arguments):
         print(f"tapml: {WARNING}", file=sys.stderr, flush=True)
@@ -159,7 +167,7 @@ def _failed(message: str, code: int, destination: str | None) -> int:
 
 
 def _one_line(text: object, limit: int = 2000) -> str:
-    return " ".join(str(text).split())[:limit]
+    return cut(" ".join(str(text).split()), limit)
 
 
 def _interrupted(args: argparse.Namespace | None) -> str:
@@ -219,7 +227,7 @@ def _quiet_libraries() -> None:
 def _stdout_held(hold: bool) -> Iterator[Callable[[str], None]]:
     """While a verb runs under `--json -`, whatever libraries print on stdout, from Python or from C, goes to stderr. Gives what
     writes on the real stdout all the same."""
-    stdout = sys.stdout
+    stdout = bare(sys.stdout)
 
     def write(text: str) -> None:
         stdout.write(text)
@@ -250,7 +258,7 @@ def _write_all(file: int, data: bytes) -> None:
 
 def _tell(data: dict[str, Any], destination: str | None, write: Callable[[str], None]) -> None:
     """The JSON of a verb that goes on running: one line on stdout, or a file that is there all at once."""
-    text = json.dumps(finite(data), allow_nan=False) + "\n"
+    text = _json(data)
     if destination == "-":
         write(text)
     elif destination is not None:
@@ -264,11 +272,16 @@ def _stamped(data: dict[str, Any], code: int) -> dict[str, Any]:
 
 
 def _write_json(data: dict[str, Any], destination: str) -> None:
-    text = json.dumps(finite(data), indent=2, allow_nan=False) + "\n"
+    text = _json(data, indent=2)
     if destination == "-":
-        sys.stdout.write(text)
+        bare(sys.stdout).write(text)
     else:
         write_whole(Path(destination), text)
+
+
+def _json(data: dict[str, Any], indent: int | None = None) -> str:
+    """JSON in ASCII: every other character, and what steers a terminal, is an escape of JSON's own, so nothing is changed."""
+    return json.dumps(finite(data), indent=indent, allow_nan=False).replace("\x7f", "\\u007f") + "\n"
 
 
 def _forget_stdout() -> None:

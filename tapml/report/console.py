@@ -24,7 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tapml.carve.late import positions_words
+from tapml.printable import cut
 from tapml.report.progress import seconds
+from tapml.report.terminal import Terminal
 from tapml.verdicts import STATUSES, Status, Verdict, summary
 from tapml.words import plural
 
@@ -32,6 +34,7 @@ ROWS_FAILED = 40
 ROWS_BESIDE = 8
 ROWS_EXCLUDED = 5
 REASON_LINES = 8
+LONGEST_LINE = 2000
 WIDE = 100
 EXCERPT = 150
 LEGEND = "copies share kernels · err/bound above 1: mismatch · ref: PyTorch's own error"
@@ -48,10 +51,10 @@ STYLE: dict[Status, str] = {
 }
 
 
-def stdout() -> Console:
+def stdout() -> Terminal:
     """The console for results. Where stdout is no terminal, lines may be wider, so that names stay whole for `grep`."""
     fixed = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, width=None if fixed else WIDTH_OF_A_FILE)
+    return Terminal(width=None if fixed else WIDTH_OF_A_FILE)
 
 
 def amount(nbytes: float) -> str:
@@ -224,7 +227,7 @@ def _reasons(shown: Sequence[_Row]) -> Iterator[RenderableType]:
         yield Text("")
         yield Text.assemble((v.operator, "bold"), more, ": ", (v.status, STYLE[v.status]), f" at {v.stage}" if v.stage else "")
         for line in v.reason.strip().splitlines()[:REASON_LINES] or ["(no reason was given)"]:
-            yield Padding(Text(line), (0, 0, 0, 2))
+            yield Padding(Text(cut(line, LONGEST_LINE)), (0, 0, 0, 2))
 
 
 def _left_out(hidden: Sequence[_Row]) -> str:

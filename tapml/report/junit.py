@@ -12,18 +12,22 @@ import re
 import xml.etree.ElementTree as ElementTree
 from typing import TYPE_CHECKING, Any
 
+from tapml.printable import cut, printable
 from tapml.report.circumstances import sentences
 from tapml.verdicts import Status, Verdict
 
 if TYPE_CHECKING:
     from tapml.api import TestResult
 
+# Characters of one text.
+LONGEST = 20_000
+
 _MARKS: dict[Status, str] = {
     "fail": "failure", "flaky": "failure", "unchecked": "failure", "error": "error", "crash": "error", "skipped": "skipped",
 }  # fmt: skip
 
-# What XML 1.0 cannot hold, whatever a driver's message may.
-_NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# What XML 1.0 cannot hold and `printable` leaves.
+_NO_XML = re.compile("[\ufffe\uffff]")
 
 
 def junit(result: TestResult) -> str:
@@ -75,4 +79,5 @@ def _element(parent: ElementTree.Element | None, tag: str, **attributes: Any) ->
 
 
 def _clean(text: str) -> str:
-    return _NO_XML.sub("\ufffd", text)
+    """As `printable`, and not endless: what XML cannot hold, and what hides, is a visible escape."""
+    return _NO_XML.sub("\ufffd", cut(printable(text), LONGEST))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from tapml.printable import cut, printable
 from tapml.report.circumstances import sentences
 from tapml.report.console import number, of_bound, worst_first
 from tapml.verdicts import STATUSES, Verdict, summary
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 ROWS = 50
 REASON = 300
+# Characters of a name.
+LONGEST = 500
 
 
 def markdown(result: TestResult, next_command: str | None = None) -> str:
@@ -65,6 +68,5 @@ def _text(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    """One line that can be encoded, without control characters, whatever a driver's message holds."""
-    plain = "".join(c if c.isprintable() else " " for c in text.encode("utf-8", "replace").decode())
-    return " ".join(plain.split())
+    """One line, not endless, in which every character can be seen, whatever a driver's message holds."""
+    return cut(printable(" ".join(text.split())), LONGEST)

@@ -19,6 +19,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
+from tapml.printable import cut, guard
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
@@ -88,17 +90,18 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line of its own."""
-        line = f"{self._title}: {text}"
+        line = cut(f"{self._title}: {text}")
         if self._bars is not None:
             self._bars.console.print(line, markup=False, soft_wrap=True)
         else:
             print(line, file=self._stream, flush=True)
 
     def _open(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, TextColumn
         from rich.progress import Progress as Bars
         from rich.text import Text
+
+        from tapml.report.terminal import Terminal
 
         pace = self._pace
 
@@ -112,11 +115,13 @@ class Progress:
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20, complete_style="cyan", finished_style="cyan"),
                 Pace(),
-                console=Console(file=self._stream, highlight=False),
+                console=Terminal(self._stream),
                 transient=True,
                 refresh_per_second=6,
             )
             self._bars.start()
+            # While it runs, rich takes what others print, and makes styles of the codes in it: it is to find none.
+            sys.stdout, sys.stderr = guard(sys.stdout), guard(sys.stderr)
         self._task = self._bars.add_task(f"{self._title}: {self._stage}", total=None)
 
     def _learn(self, done: int) -> None:

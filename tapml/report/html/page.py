@@ -24,6 +24,7 @@ from tapml.carve.folder import RunFolder
 from tapml.carve.layout import folder_name
 from tapml.errors import UnavailableError, UsageError
 from tapml.migrate.workbench import Progress
+from tapml.printable import printable
 from tapml.report.html.data import report_data
 from tapml.report.html.fit import smaller
 from tapml.report.html.sides import read_sides, targets_of
@@ -103,14 +104,23 @@ def _folders(run: RunFolder, targets: Sequence[str] | None, may_lack: bool = Fal
 
 def _page(data: dict[str, Any], library: str) -> str:
     parts = {
-        "TITLE": _text(f"{data['run']['name']} · TapML report"),
+        "TITLE": _text(printable(f"{data['run']['name']} · TapML report")),
         "CSS": (_HERE / "page.css").read_text(encoding="utf-8"),
-        "DATA": embedded(data),
+        "DATA": embedded(_shown(data)),
         "LIBRARY": library,
         "SCRIPT": script(),
     }
     template = (_HERE / "page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{([A-Z]+)\}\}", lambda found: parts[found[1]], template)
+
+
+def _shown(data: Any) -> Any:
+    """The data with every text in it as it can be looked at: a browser hides control characters, and lets others turn lines."""
+    if isinstance(data, str):
+        return printable(data)
+    if isinstance(data, dict):
+        return {printable(key): _shown(value) for key, value in data.items()}
+    return [_shown(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def embedded(data: Any) -> str:
