@@ -19,6 +19,7 @@ from tapml.carve.case import Case
 from tapml.carve.layout import TEST_FOLDER
 from tapml.carve.writer import RunWriter
 from tapml.operators.graph import Body, Operator
+from tapml.printable import printable
 
 _HEAD = '''"""Tests of the {operators} operators carved from {model}, on {cases} recorded calls of {signatures} different ones.
 
@@ -102,15 +103,15 @@ def write_suite(
     """Writes the four files into the run. Operators are in execution order within their signature."""
     signatures = list(dict.fromkeys(operator.signature for operator in operators))
     facts = {
-        "model": _comment(model).replace("\\", "/").replace('"', "'"), "cases": len(cases), "operators": len(operators),
-        "signatures": len(signatures), "folder": run.path / TEST_FOLDER,
+        "model": _told(model), "cases": len(cases), "operators": len(operators),
+        "signatures": len(signatures), "folder": _told(str(run.path / TEST_FOLDER)),
         "example": operators[0].name if operators else "OPERATOR", "weights": "\n".join(f"    {file}" for file in weight_files),
     }  # fmt: skip
     lines = [_HEAD.format(**facts)]
     for signature in signatures:
-        lines.append(f"    # {_comment(describe(signature, bodies[signature]))}\n")
+        lines.append(f"    # {_told(describe(signature, bodies[signature]))}\n")
         alike = [case for case in cases if case.signature == signature]
-        lines += [f"    #   {_comment(_recorded(case))}\n" for case in alike] or ["    #   no call was recorded\n"]
+        lines += [f"    #   {_told(_recorded(case))}\n" for case in alike] or ["    #   no call was recorded\n"]
         lines += [f"    {json.dumps(o.name)},\n" for o in operators if o.signature == signature]
     run.text(f"{TEST_FOLDER}/test_operators.py", "".join([*lines, _TAIL]))
     run.text(f"{TEST_FOLDER}/conftest.py", _CONFTEST)
@@ -118,9 +119,9 @@ def write_suite(
     run.text(f"{TEST_FOLDER}/README.md", _README.format(**facts))
 
 
-def _comment(text: str) -> str:
-    """One line, whatever a model's names hold: what follows a line's end would be code."""
-    return " ".join(text.replace("\0", " ").split())
+def _told(text: str) -> str:
+    """Within a comment or a docstring of Python, of which nothing in a name is to be the end: the rest would be code."""
+    return " ".join(printable(text).split()).replace("\\", "/").replace('"""', "'''")
 
 
 def _recorded(case: Case) -> str:
