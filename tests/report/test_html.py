@@ -29,6 +29,7 @@ from tapml.migrate.picture import keep_picture, picture
 from tapml.migrate.programs import keep, kept
 from tapml.migrate.records import Records
 from tapml.operators.graph import Node
+from tapml.printable import printable
 from tapml.report.html import evidence as html_evidence
 from tapml.report.html import page, sides
 from tapml.report.html.bodies import lines, source_lines
@@ -58,7 +59,7 @@ def test_verdicts_and_measures_are_those_of_the_records(results: RunFolder, tmp_
             verdict = records.isolated.verdicts[operator.name]
             assert sheet["status"][k] == LETTERS[verdict.status]
             assert sheet["error"][k] == short(verdict.error) and sheet["bound"][k] == short(verdict.bound)
-            assert data["strings"][sheet["reason"][k]] == verdict.reason
+            assert data["strings"][sheet["reason"][k]] == printable(verdict.reason)
         assert sheet["measures"]["error"] == [short(m.error) for m in records.isolated.measures]
         assert sheet["measures"]["step"] == [m.step for m in records.isolated.measures]
         assert side["device"]["driver"] == "driver 1.2" and sum(side["summary"]["isolated"].values()) == len(results.operators)
@@ -144,8 +145,9 @@ def test_nothing_breaks_out(results: RunFolder, tmp_path: Path) -> None:
     assert text.count("</script") == 3 and "broken out'</script" not in text
     assert "<title>&lt;/script&gt;" in text
     data = data_of(file)
-    assert data["run"]["name"] == HOSTILE and data["sides"][1]["device"]["name"].endswith(HOSTILE)
-    assert data["sides"][1]["story"]["prompts"][0]["reason"] == HOSTILE
+    seen = printable(HOSTILE)  # with escapes that can be seen
+    assert data["run"]["name"] == seen != HOSTILE and data["sides"][1]["device"]["name"].endswith(seen)
+    assert data["sides"][1]["story"]["prompts"][0]["reason"] == seen
 
 
 @settings(max_examples=40)
