@@ -16,7 +16,8 @@ PACKAGE = ROOT / "tapml"
 # A module may import its own level and those before it.
 LEVELS = (
     {
-        "errors", "generation", "inside", "kernels", "printable", "private", "strict", "tensors", "verdicts", "whole_file", "words",
+        "errors", "generation", "inside", "kernels", "printable", "private", "strict", "tensors", "verdicts", "whole_file",
+        "words",
     },
     {"source", "operators"},
     {"carve", "compile", "targets", "devices", "remote"},
