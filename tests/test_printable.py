@@ -94,6 +94,8 @@ def test_what_is_said_beside_a_progress_bar_is_text(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     monkeypatch.setenv("TERM", "xterm")
+    # pytest would keep the record, and the processes that run tests cannot send each other a lone surrogate.
+    monkeypatch.setattr(logging.getLogger("tapml.remote"), "propagate", False)
     with guarded(), Progress(f"test {HOSTILE}") as progress:
         progress("stage", 1, 2)
         logging.getLogger("tapml.remote").warning("%s", HOSTILE)
