@@ -14,7 +14,7 @@ from tapml.carve.folder import reference_arrays
 from tapml.carve.jumps import JumpFinder
 from tapml.carve.reference import ReferenceMaker
 from tapml.carve.tolerance import Reference, compare
-from tapml.tensors import HostArray
+from tapml.tensors import HostArray, spec_of
 from tests.compile.bodies import Made, Result, call, chain
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -192,7 +192,7 @@ def test_what_a_case_keeps_gives_the_same_judgement(dtype: torch.dtype) -> None:
     for made in (floor_of_tenths(torch.arange(64).to(dtype) * 0.1), call("aten.softmax.int", torch.randn(4, 9).to(dtype), -1)):
         (reference,) = references(made)
         kept = {"o0": reference.values, **reference_arrays(0, reference)}
-        again = _reference(0, kept, reference.accuracy)
+        again = _reference(0, kept, reference.accuracy, spec_of(reference.values))
         for change in (0.0, 1e-6, 1e-3, 1.0):
             y = (reference.values.astype(np.float64) * (1 + change)).astype(reference.values.dtype)
             a, b = compare(y, reference), compare(y, again)
