@@ -129,7 +129,7 @@ def _show(hub: Hub, args: argparse.Namespace, local: bool, own: bool) -> dict[st
     console = stdout()
     shown = args.json != "-"
     if shown:
-        show_listening(console, Listening(hub.url, hub.page, hub.address.redacted, hub.address.host, local, own))
+        show_listening(console, Listening(hub.page, hub.address.secret, hub.address.redacted, hub.address.host, local, own))
 
     interactive = shown and sys.stdin is not None and sys.stdin.isatty() and console.is_terminal
 

@@ -76,10 +76,14 @@ class HubAddress:
         return f"{self.scheme}://{self.place}"
 
     @property
+    def secret(self) -> str:
+        """The token, with the fingerprint where there is one."""
+        return f"{self.token}.{self.fingerprint}" if self.fingerprint else self.token
+
+    @property
     def url(self) -> str:
         """With the token: what a client or an agent is given."""
-        token = f"{self.token}.{self.fingerprint}" if self.fingerprint else self.token
-        query = f"token={quote(token)}" if token else f"pair={quote(self.pair)}"
+        query = f"token={quote(self.secret)}" if self.token else f"pair={quote(self.pair)}"
         return f"{self.redacted}/?{query}"
 
     @property

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
+from tapml.remote.credentials import VARIABLE
 from tapml.remote.hub.qr import qr_text
 
 
 @dataclass(frozen=True)
 class Listening:
-    """`url` and `page` have the token, `place` has not. `local`: only this machine can connect; `own`: with a certificate that
-    it made itself."""
+    """`page` has the token, `place` has not. `local`: only this machine can connect; `own`: with a certificate that it made
+    itself."""
 
-    url: str
     page: str
+    token: str
     place: str
     host: str
     local: bool
@@ -31,8 +32,9 @@ def show_listening(console: Console, hub: Listening) -> None:
     _line(console, ("TapML hub", "bold"), f" at {hub.place}, {reach}")
     _line(console)
     _line(console, ("  page     ", "dim"), (hub.page, "cyan"))
-    _line(console, ("  offer    ", "dim"), f"tapml agent '{hub.url}'")
-    _line(console, ("  use      ", "dim"), f"tapml migrate RUN --target webgpu --device 'any@{hub.url}'")
+    _line(console, ("  token    ", "dim"), f"export {VARIABLE}={hub.token}")
+    _line(console, ("  offer    ", "dim"), f"tapml agent {hub.place}")
+    _line(console, ("  use      ", "dim"), f"tapml migrate RUN --target webgpu --device any@{hub.place}")
     _line(console)
     if hub.local:
         _line(console, "Phones and other machines cannot reach it. To let them in: ", ("tapml hub --host 0.0.0.0", "cyan"))
@@ -55,7 +57,7 @@ def show_pairing(console: Console, url: str, seconds: float, more: bool) -> None
 _WARNING = (
     "The phone's browser will warn that the connection is not private. That is expected: browsers give WebGPU to HTTPS pages",
     "only, and nobody vouches for a certificate that a hub makes itself. Tap Advanced, then Proceed to {host} (Chrome), or Show",
-    "Details, then visit this website (Safari). Programs trust it by the fingerprint at the end of the address.",
+    "Details, then visit this website (Safari). Programs trust it by the fingerprint at the end of the token.",
 )
 
 

@@ -119,7 +119,9 @@ def test_its_json_is_there_as_soon_as_it_listens(tmp_path: Path) -> None:
             hub.kill()
     assert hub.returncode == 0
     assert "for this machine only" in out and "tapml hub --host 0.0.0.0" in out
-    assert [line for line in out.splitlines() if f"tapml agent '{told['url']}'" in line], "no address is broken into lines"
+    assert [line for line in out.splitlines() if told["url"] in line], "no address is broken into lines"
+    assert f"export TAPML_HUB_TOKEN={told['url'].partition('token=')[2]}\n" in out, "the token apart, no command holds it"
+    assert f"tapml agent {told['url'].partition('/?')[0]}\n" in out
 
 
 def test_at_a_terminal_it_shows_a_code_to_scan_and_another_after_enter(tmp_path: Path) -> None:
