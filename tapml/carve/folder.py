@@ -456,10 +456,15 @@ def _fitting(arrays: dict[str, HostArray], name: str, spec: TensorSpec) -> HostA
 
 def _reference(k: int, arrays: dict[str, HostArray], accuracy: Accuracy, spec: TensorSpec) -> Reference:
     values = _fitting(arrays, f"o{k}", spec)
-    for letter, dtypes in (("r", FLOATS), ("x", ("bool",)), ("e", ("bool",)), ("l", tuple(NUMPY)), ("h", tuple(NUMPY))):
+    for letter, dtypes in (("r", FLOATS), ("x", ("bool",)), ("e", ("bool",))):
         other = arrays.get(f"{letter}{k}")
         if other is not None and (other.shape != values.shape or dtype_name(other) not in dtypes):
             raise ValueError(f"tensor '{letter}{k}' is {spec_of(other)} beside an output that is {spec}")
+    if f"e{k}" in arrays:
+        count = int(arrays[f"e{k}"].sum())
+        for side in (f"l{k}", f"h{k}"):
+            if arrays[side].shape != (count,):
+                raise ValueError(f"tensor {side!r} is {spec_of(arrays[side])}, for {count} elements at a jump")
     exact = None
     if dtype_name(values) in FLOATS:
         exact = values.astype(np.float64)
