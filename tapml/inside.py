@@ -73,14 +73,12 @@ def is_file(folder: Path, name: str) -> bool:
     return True
 
 
-def read_file(folder: Path, name: str, size: int | None = None, most: int = LARGEST) -> bytes:
-    """A file's content. Raises RunError as `path_in` does, when it is no regular file, has not the `size` that is stated in bytes
-    (None: any), or more than `most`; FileNotFoundError when it is not there."""
+def read_file(folder: Path, name: str, most: int = LARGEST) -> bytes:
+    """A file's content. Raises RunError as `path_in` does, when it is no regular file, or has more than `most` bytes;
+    FileNotFoundError when it is not there."""
     path = path_in(folder, name)
     with open_regular(path) as file:
         found = os.fstat(file.fileno()).st_size
-        if size is not None and found != size:
-            raise RunError(f"{path} was changed: it has {found:,} bytes, and {size:,} were written.")
         if found > most:
             raise RunError(f"{path} has {found:,} bytes, more than it can need ({most:,}).")
         return file.read(found)

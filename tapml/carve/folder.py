@@ -293,11 +293,10 @@ class RunFolder:
     def content(self, name: str) -> bytes:
         """A file of the run that is no table, such as "tokenizer.json" or a case's. Raises RunError when it is gone or its bytes
         are not those that were written."""
+        path = self.path / name
         try:
             data = read_file(self.path, name)
-            path = self.path / name
         except FileNotFoundError:
-            path = self.path / name
             raise RunError(f"{path} is missing, though the run refers to it. Carve again with --fresh.") from None
         if digest(data) != self.manifest["files"].get(name):
             raise RunError(f"{path} was changed after carving: its content is not what was recorded. Carve again with --fresh.")

@@ -105,7 +105,7 @@ class Late:
     @staticmethod
     def from_json(data: dict[str, Any]) -> Late:
         whole = strict.whole
-        steps = [strict.items(strict.items(data, "steps"), k, 2) for k in range(len(strict.items(data, "steps")))]
+        steps = strict.several(strict.items, data, "steps", 2)
         return Late(
             strict.several(whole, data, "tokens"), strict.several(whole, data, "chunks"),
             tuple((whole(step, 0), whole(step, 1)) for step in steps), strict.several(whole, data, "windows"),

@@ -42,8 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--store", metavar="SIZE", type=size,
         help="memory for weights and kernels that are not to be sent twice; an eighth of the machine's, at most 2G, if not given",
     )
-
-
     parser.add_argument(
         "--unconfined", action="store_true", help="for a driver that works only so: kernels may do on this machine what you may"
     )
@@ -92,10 +90,11 @@ def notices(named: list[str], unconfined: bool) -> list[str]:
         )
     if unconfined:
         return [*lines, "Not confined, as asked for: kernels may do what your user may, with its files and its network."]
-    held = [measure.name for measure in measures() if not measure.missing]
+    found = measures()
+    held = [measure.name for measure in found if not measure.missing]
     if held:
         lines.append(f"Their process is confined in: {', '.join(held)} (tapml doctor says how).")
-    return lines + [f"Not confined in {measure.name}: {measure.missing}." for measure in measures() if measure.missing]
+    return lines + [f"Not confined in {measure.name}: {measure.missing}." for measure in found if measure.missing]
 
 
 def checked_name(name: str | None) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tapml import strict
 from tapml.errors import RunError, UnavailableError
-from tapml.inside import is_file, path_in, read_file
+from tapml.inside import is_file, read_file
 from tapml.kernels import Program
 from tapml.whole_file import write_whole
 
@@ -24,9 +24,9 @@ KERNEL_FOLDER = "kernels"
 
 def keep(folder: Path, program: Program) -> None:
     """Writes a program into a target's folder, unless it is there. Raises UnavailableError when the disk takes no more."""
-    path = path_in(folder, _name(program.digest))
-    if is_file(folder, _name(program.digest)):
+    if there(folder, program.digest):
         return
+    path = folder / _name(program.digest)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(program.to_json(), separators=(",", ":")))

@@ -25,7 +25,7 @@ import torch
 
 from tapml.errors import ModelError
 from tapml.operators.graph import Body, Graph, Node, Operator, rename
-from tapml.operators.overload import literal, named_dtype, overload, values_of
+from tapml.operators.overload import literal, marked, named_dtype, overload, values_of
 from tapml.tensors import HostArray, TensorSpec
 
 Tensors = Sequence[torch.Tensor]
@@ -116,7 +116,7 @@ class NodeByNode:
 def host_function(body: Body, dtype: str | None = None, device: str = "cpu") -> HostFunction:
     """`body_function` from numpy arrays to C-contiguous numpy arrays; nothing is copied on the way in. `dtype` is a name
     ("float64"); outputs then have it too. An output may share memory with an input."""
-    function = body_function(body, None if dtype is None else torch_dtype(dtype), device)
+    function = body_function(body, None if dtype is None else named_dtype(dtype), device)
 
     def run(inputs: Sequence[HostArray]) -> tuple[HostArray, ...]:
         with torch.inference_mode():
@@ -296,9 +296,7 @@ def _decode(argument: Any, slots: Mapping[str, int], dtype: torch.dtype | None) 
         return [_decode(item, slots, dtype) for item in argument]
     if not isinstance(argument, dict):
         return argument
-    if len(argument) != 1:
-        raise ModelError(f"An argument of the graph is written as {argument!r:.200}, which this version of TapML does not know.")
-    ((what, word),) = argument.items()
+    what, word = marked(argument)
     if what == "ref":
         return _Slot(slots[word])
     found = literal(what, word)
@@ -348,13 +346,8 @@ def renamed(node: Node, names: dict[str, str]) -> Node:
 def first_content(value: TensorSpec | torch.Tensor, device: torch.device) -> torch.Tensor:
     """What a state holds before the first call: the tensor that is given, or zeros of the spec."""
     if isinstance(value, TensorSpec):
-        return torch.zeros(value.shape, dtype=torch_dtype(value.dtype), device=device)
+        return torch.zeros(value.shape, dtype=named_dtype(value.dtype), device=device)
     return value.to(device)
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a TapML dtype name. Raises ModelError when there is none."""
-    return named_dtype(name)
 
 
 def tensor_from_host(array: HostArray, device: str | torch.device = "cpu") -> torch.Tensor:

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from tapml.errors import ModelError
-from tapml.operators.execute import _Instruction, torch_dtype
+from tapml.operators.execute import _Instruction
 from tapml.operators.graph import Body, Node
+from tapml.operators.overload import named_dtype
 from tapml.tensors import NUMPY, TensorSpec
 
 _META = torch.device("meta")
@@ -29,7 +30,7 @@ _REFUSALS = (RuntimeError, IndexError, ValueError, TypeError, NotImplementedErro
 
 def placeholder(spec: TensorSpec) -> Any:
     """A value of this shape and dtype, without content."""
-    return torch.empty(spec.shape, dtype=torch_dtype(spec.dtype), device=_META)
+    return torch.empty(spec.shape, dtype=named_dtype(spec.dtype), device=_META)
 
 
 def run_node(node: Node, values: Mapping[str, Any]) -> Any | None:

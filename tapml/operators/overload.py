@@ -106,6 +106,13 @@ def values_of(values: Any, index: Any) -> torch.Tensor:
     raise ModelError("A getitem of the graph is not applied to the tensors of an operator and the number of one of them.")
 
 
+def marked(argument: dict[str, Any]) -> tuple[str, Any]:
+    """What an argument that is written as {"what": word} is, and its word. Raises ModelError for one that is not."""
+    if len(argument) != 1:
+        raise _unknown(argument)
+    return next(iter(argument.items()))
+
+
 def literal(what: str, word: Any) -> Any:
     """The constant that {"what": word} stands for in an argument: a dtype, memory format, layout, device or float. Raises
     ModelError when there is no such constant."""
@@ -122,9 +129,11 @@ def literal(what: str, word: Any) -> Any:
             return torch.device(word)
         except RuntimeError as error:
             raise ModelError(f"A device of the graph is written as {word!r:.80}, which this PyTorch does not know.") from error
-    raise ModelError(
-        f"An argument of the graph is written as {({what: word})!r:.200}, which this version of TapML does not know."
-    )
+    raise _unknown({what: word})
+
+
+def _unknown(argument: dict[str, Any]) -> ModelError:
+    return ModelError(f"An argument of the graph is written as {argument!r:.200}, which this version of TapML does not know.")
 
 
 def named_dtype(name: Any) -> torch.dtype:

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from tapml.errors import ModelError
 from tapml.operators.graph import Body
-from tapml.operators.overload import literal, overload
+from tapml.operators.overload import literal, marked, overload
 
 
 def to_fx(body: Body) -> torch.fx.Graph:
@@ -49,9 +48,5 @@ def _argument(value: Any, nodes: dict[str, torch.fx.Node]) -> Any:
         return [_argument(v, nodes) for v in value]
     if not isinstance(value, dict):
         return value
-    if len(value) == 1 and "ref" in value:
-        return nodes[value["ref"]]
-    if len(value) != 1:
-        raise ModelError(f"An argument of the graph is written as {value!r:.200}, which this version of TapML does not know.")
-    ((kind, content),) = value.items()
-    return literal(kind, content)
+    what, word = marked(value)
+    return nodes[word] if what == "ref" else literal(what, word)

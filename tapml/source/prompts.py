@@ -5,7 +5,7 @@
 
 With a chat template, a text is one user turn and the template asks for an answer; without one it is taken as it is. A model
 without a tokenizer takes token ids: "5 9 70". A template is a program of whoever made the model: it is rendered in jinja2's
-sandbox, which transformers does, and within bounds of time and memory (`bounded.py`).
+sandbox, which transformers does, and within bounds of time and memory (`within_limits.py`).
 """
 
 from __future__ import annotations

@@ -48,18 +48,8 @@ class Visitors:
         return token.removesuffix(f".{self.fingerprint}") if self.fingerprint else token
 
     def known(self, request: Request, device: bool) -> str:
-        """The good cookie that this request brings, "" without one. A paired device's may be given to `cookie_for`, for another
-        month."""
-        return self._cookie(request, device)
-
-    def credential(self, request: Request, device: bool) -> str:
-        """The cookie's value, for `Tokens`; "" without one, and for any page but the hub's own."""
-        origins = request.headers.get_all("Origin")
-        own = [f"{self.scheme}://{host}" for host in request.headers.get_all("Host")]
-        return self._cookie(request, device) if origins and origins == own else ""
-
-    def _cookie(self, request: Request, device: bool) -> str:
-        """The first of that name that is good: a page on another port may have set one besides."""
+        """The good cookie that this request brings, "" without one: the first of its name that is good, since a page on another
+        port may have set one besides. A paired device's may be given to `cookie_for`, for another month."""
         role = "device" if device else "watch"
         for header in request.headers.get_all("Cookie"):
             for one in header.split(";"):
@@ -67,6 +57,12 @@ class Visitors:
                 if name == self._name(device) and value.isascii() and self.tokens.opens_page(role, value):
                     return value
         return ""
+
+    def credential(self, request: Request, device: bool) -> str:
+        """The cookie's value, for `Tokens`; "" without one, and for any page but the hub's own."""
+        origins = request.headers.get_all("Origin")
+        own = [f"{self.scheme}://{host}" for host in request.headers.get_all("Host")]
+        return self.known(request, device) if origins and origins == own else ""
 
     def _name(self, device: bool) -> str:
         """Cookies know no ports, so the hub's is part of the name. With the prefix no other host of the domain can set it."""
