@@ -1,6 +1,6 @@
 """A hundred thousand runs made wrong: nothing but RunError and ModelError, no hang, nothing touched beside the run.
 
-    fuzz_runs.py [--changes 100000] [--seed 1] [--seconds 1200] [--runs FOLDER]
+    fuzz_runs.py [--changes 100000] [--seed 1] [--seconds 1200] [--runs FOLDER] [--processes 1]
 
 Each time one thing in a run is changed: a value in a table, a journal or a result, bytes, the header of a file of arrays, the
 file of the weights, a name; or a pipe, a folder or a link is put in a file's place. All digests are then made right again, as
@@ -26,6 +26,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -177,20 +178,37 @@ def fuzz(paths: dict[str, Path], scratch: Path, changes: int, seed: int, seconds
     }  # fmt: skip
 
 
+def fuzz_beside(paths: dict[str, Path], scratch: Path, changes: int, seed: int, seconds: float, processes: int) -> dict[str, Any]:
+    """`fuzz` in several children at once, each with its share of the changes and its own seed."""
+    shares = [changes // processes + (k < changes % processes) for k in range(processes)]
+    with ThreadPoolExecutor(processes) as pool:
+        parts = list(pool.map(lambda k: fuzz(paths, scratch, shares[k], seed + k * changes, seconds), range(processes)))
+    slowest = max(parts, key=lambda part: part["slowest_seconds"])
+    counted = {key: dict(sum((Counter(part[key]) for part in parts), Counter())) for key in ("outcomes", "files")}
+    return {
+        "changes": sum(part["changes"] for part in parts), **counted, "seconds": max(part["seconds"] for part in parts),
+        "slowest_seconds": slowest["slowest_seconds"], "slowest": slowest["slowest"],
+        "wrong": [one for part in parts for one in part["wrong"]][:100],
+        "wrong_count": sum(part["wrong_count"] for part in parts),
+    }  # fmt: skip
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--changes", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--runs", type=Path, help="where the runs are made, and taken from the next time (default: made anew)")
     parser.add_argument("--seconds", type=float, default=3600.0, help="ends earlier, and says how far it came")
+    parser.add_argument("--processes", type=int, default=1, help="children that read at once (default: 1)")
     args = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="tapml-fuzz-"))
     try:
-        found = fuzz(made(args.runs or scratch / "made"), scratch, args.changes, args.seed, args.seconds)
+        paths = made(args.runs or scratch / "made")
+        found = fuzz_beside(paths, scratch, args.changes, args.seed, args.seconds, args.processes)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     print(json.dumps(found["wrong"][:20], indent=1))
-    return save("fuzz-runs", {"seed": args.seed, "thorough": THOROUGH, **found}, {
+    return save("fuzz-runs", {"seed": args.seed, "processes": args.processes, "thorough": THOROUGH, **found}, {
         f"{args.changes} changed runs were read": found["changes"] >= args.changes,
         "nothing but RunError and ModelError, and nothing done that no reading may do": not found["wrong_count"],
         f"none took longer than {SECONDS:g} s": found["slowest_seconds"] < SECONDS and "hang" not in found["outcomes"],

@@ -92,10 +92,15 @@ def readable() -> list[Path]:
     """The system's programs and drivers, this Python and what is installed in it, TapML itself, and this process."""
     python = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     python |= {f"{prefix}/{part}" for prefix in (sys.prefix, sys.base_prefix) for part in ("lib", "bin", "pyvenv.cfg")}
-    python |= {entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")}
+    python |= {entry for entry in sys.path if _installed_into(Path(entry))}
     named = [entry for name in NAMING for entry in os.environ.get(name, "").split(os.pathsep) if Path(entry).is_absolute()]
     own = [*(Path(folder).resolve() for folder in tapml.__path__), Path(f"/proc/{os.getpid()}")]
     return [*_existing(SYSTEM), *_vendors(), *map(Path, python), *map(Path, named), *own]
+
+
+def _installed_into(folder: Path) -> bool:
+    """Whether it is a folder of installed packages, as `pip install --target` makes one too; a folder of sources is none."""
+    return folder.name in ("site-packages", "dist-packages") or any(folder.glob("*.dist-info"))
 
 
 def _existing(patterns: tuple[str, ...]) -> Iterator[Path]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import importlib.util
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -242,6 +244,23 @@ def test_drivers_work_when_confined(platform: str, need: Need) -> None:
     finally:
         device.close()
         other.close()
+
+
+@confinable
+def test_packages_installed_into_a_folder_of_their_own_are_found(
+    need: Need, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As after `pip install --target`, with that folder in PYTHONPATH."""
+    need("cpu")
+    msgpack = Path(str(importlib.util.find_spec("msgpack").origin)).parent  # type: ignore[union-attr]
+    shutil.copytree(msgpack, tmp_path / "msgpack")
+    (tmp_path / "msgpack-1.dist-info").mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    device = ChildDevice("cpu", deadline=SECONDS, sandbox=Sandbox())
+    try:
+        assert try_device(device, "c") == ""
+    finally:
+        device.close()
 
 
 def test_a_folder_that_resists_is_removed(tmp_path: Path) -> None:
