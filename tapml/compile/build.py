@@ -42,7 +42,7 @@ def build(
     inputs = tuple(_stored(s, target) for s in body.inputs)
     outputs = tuple(_stored(s, target) for s in body.output_specs)
     on_stage("convert")
-    imported = import_body(body)
+    imported = import_body(body, on_note)
     if not imported.computed:
         return Program((), (), inputs, outputs, (), schedule, imported.forwards)
     on_stage("lower")
@@ -79,7 +79,7 @@ def _kernels(
 ) -> list[Emitted]:
     tvm_target = device_target(target)
     emitted: list[Emitted] = []
-    base = re.sub(r"\W", "_", kind) or "kernel"
+    base = re.sub(r"\W", "_", kind).strip("_") or "kernel"
     for number, piece in enumerate(cut(function)):
         name = f"{base}_{number}"
         try:

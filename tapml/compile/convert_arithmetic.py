@@ -9,9 +9,20 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from tvm import relax, tirx, topi
 
 from tapml.compile.node_arguments import axis, output, read
+from tapml.compile.special_functions import (
+    SPECIAL,
+    arctangent2,
+    expm1,
+    hypotenuse,
+    log1p,
+    polynomial,
+    sign_bit,
+    with_sign,
+)
 from tapml.compile.tensor_expressions import (
     Element,
     broadcast,
@@ -20,8 +31,11 @@ from tapml.compile.tensor_expressions import (
     dtype_of,
     intrinsic,
     is_float,
+    is_nan,
     is_true,
+    larger,
     shape_of,
+    smaller,
     to,
     wide,
 )
@@ -54,11 +68,23 @@ def _arithmetic(f: Callable[[Element, Element, str], Element], swap: bool = Fals
     return convert
 
 
-def _comparison(f: Callable[[Element, Element], Element]) -> Convert:
+def _comparison(name: str) -> Convert:
+    """Of two tensors NaN is told by its bits: `x == x` is what compilers take for true."""
+    f = _COMPARE[name]
+
     def convert(importer: Any, node: Any) -> Any:
         a, b = read(importer, node, 0, "self"), read(importer, node, 1, "other")
         dtype = promoted(a, b)
-        return broadcast(importer, output(node).shape, "bool", lambda x, y: f(as_element(x, dtype), as_element(y, dtype)), a, b)
+        careful = is_float(dtype) and isinstance(a, relax.Expr) and isinstance(b, relax.Expr)
+
+        def element(x: Any, y: Any) -> Element:
+            left, right = as_element(x, dtype), as_element(y, dtype)
+            if not careful:
+                return f(left, right)
+            nan = tirx.Or(is_nan(left), is_nan(right))
+            return tirx.Or(nan, f(left, right)) if name == "ne" else tirx.And(tirx.Not(nan), f(left, right))
+
+        return broadcast(importer, output(node).shape, "bool", element, a, b)
 
     return convert
 
@@ -94,6 +120,65 @@ def _bitwise(logic: Callable[..., Element], bits: Callable[..., Element]) -> Con
         return (as_logic if output(node).dtype == "bool" else as_bits)(importer, node)
 
     return convert
+
+
+def _shift(left: bool) -> Convert:
+    """Bits moved up or down; by as many as there are, or more, or by a negative number, what is left is the sign."""
+
+    def convert(importer: Any, node: Any) -> Any:
+        a, b = read(importer, node, 0, "self"), read(importer, node, 1, "other")
+        spec = output(node)
+        dtype, bits = wide(spec.dtype), np.dtype(spec.dtype).itemsize * 8
+
+        def element(x: Any, y: Any) -> Element:
+            value, by = as_element(x, dtype), as_element(y, dtype)
+            last = constant(bits - 1, dtype)
+            outside = tirx.Or(by < constant(0, dtype), by > last)
+            if left:
+                return tirx.Select(outside, constant(0, dtype), tirx.shift_left(value, tirx.Select(outside, last, by)))
+            return tirx.shift_right(value, tirx.Select(outside, last, by))
+
+        return broadcast(importer, spec.shape, spec.dtype, element, a, b)
+
+    return convert
+
+
+def _told(f: Callable[[Element], Element]) -> Convert:
+    """A question about each number, which for integers and booleans is answered by them as float32."""
+
+    def convert(importer: Any, node: Any) -> Any:
+        x = read(importer, node, 0, "self")
+        dtype = dtype_of(x) if dtype_of(x) == "float64" else "float32"
+        return broadcast(importer, output(node).shape, "bool", lambda e: f(to(e, dtype)), x)
+
+    return convert
+
+
+def _is_infinite(x: Element) -> Element:
+    return tirx.EQ(tirx.abs(x), constant(math.inf, str(x.ty)))
+
+
+def _logsumexp_of_two(scale: float) -> Convert:
+    """log(exp(a) + exp(b)), or with base 2: the larger, and the logarithm of 1 + exp(-|a - b|)."""
+
+    def join(a: Element, b: Element, dtype: str) -> Element:
+        high = larger(a, b)
+        by = constant(scale, dtype)
+        spread = tirx.exp(tirx.Select(tirx.EQ(a, b), constant(0, dtype), (constant(0, dtype) - tirx.abs(a - b)) * by))
+        return tirx.Select(_is_infinite(high), high, high + log1p(spread) / by)
+
+    return _arithmetic(join)
+
+
+def _celu(importer: Any, node: Any) -> Any:
+    """x where it is positive, else alpha · (exp(x / alpha) - 1)."""
+    alpha = read(importer, node, 1, "alpha", 1.0)
+
+    def f(x: Element) -> Element:
+        dtype = str(x.ty)
+        return tirx.Select(x > constant(0, dtype), x, constant(alpha, dtype) * expm1(x / constant(alpha, dtype)))
+
+    return unary(f)(importer, node)
 
 
 def _not(importer: Any, node: Any) -> Any:
@@ -137,15 +222,62 @@ def _divide_mode(importer: Any, node: Any) -> Any:
 
 
 def power(x: Element, exponent: float, dtype: str) -> Element:
-    """x to a number. Small whole exponents multiply: `pow` of a negative base is undefined on several GPU languages."""
+    """x to a number. Small whole exponents multiply, and ±1/2 is a square root."""
     if exponent in (0.5, -0.5):
-        return tirx.sqrt(x) if exponent > 0 else tirx.rsqrt(x)
+        return tirx.sqrt(x) if exponent > 0 else constant(1, dtype) / tirx.sqrt(x)
     if float(exponent).is_integer() and abs(exponent) <= 8:
         result = constant(1, dtype)
         for k in range(int(abs(exponent))):
             result = x if k == 0 else result * x
         return result if exponent >= 0 else constant(1, dtype) / result
-    return tirx.power(x, constant(exponent, dtype))
+    return general_power(x, constant(exponent, dtype), dtype) if is_float(dtype) else whole_power(x, int(exponent), dtype)
+
+
+def general_power(x: Element, y: Element, dtype: str) -> Element:
+    """x to the y as in C, for any sign of x: `pow` of a negative base, of 0 and of infinities is undefined in several GPU
+    languages. |x| is raised, and the sign follows from whether y is whole and odd."""
+    zero, one, half = constant(0, dtype), constant(1, dtype), constant(0.5, dtype)
+    infinite, large = constant(math.inf, dtype), constant(3.0e38, dtype)
+    a = tirx.abs(x)
+    limited = tirx.max(tirx.min(y, large), -large)
+    value = tirx.power(tirx.Select(tirx.EQ(a, zero), one, tirx.min(a, large)), limited)
+    up = y > zero
+    value = tirx.Select(tirx.EQ(a, zero), tirx.Select(up, zero, infinite), value)
+    value = tirx.Select(a > large, tirx.Select(up, infinite, zero), value)
+    far = tirx.Select(tirx.EQ(a > one, up), infinite, zero)
+    value = tirx.Select(tirx.abs(y) > large, tirx.Select(tirx.EQ(a, one), one, far), value)
+    whole = tirx.EQ(tirx.floor(y), y)
+    odd = tirx.And(whole, tirx.NE(tirx.floor(y * half) * constant(2, dtype), y))
+    value = tirx.Select(tirx.And(x < zero, odd), zero - value, value)
+    undefined = tirx.And(tirx.And(x < zero, a <= large), tirx.Not(whole))
+    value = tirx.Select(undefined, constant(math.nan, dtype), value)
+    value = tirx.Select(tirx.Or(is_nan(x), is_nan(y)), x + y, value)
+    return tirx.Select(tirx.Or(tirx.EQ(y, zero), tirx.EQ(x, one)), one, value)
+
+
+def whole_power(x: Element, exponent: int, dtype: str) -> Element:
+    """An integer to a whole number by squaring; below 0 only ±1 have a power that is not 0."""
+    result, square, left = constant(1, dtype), x, abs(exponent)
+    while left:
+        result = result * square if left & 1 else result
+        square, left = square * square, left >> 1
+    if exponent >= 0:
+        return result
+    unit = tirx.EQ(tirx.abs(x), constant(1, dtype))
+    return tirx.Select(unit, result, constant(0, dtype))
+
+
+def _integer_power(x: Element, y: Element, dtype: str) -> Element:
+    """An integer to an integer. Beyond 2⁶ every power but those of 0 and ±1 is a multiple of 2⁶⁴ or out of range."""
+    zero, one = constant(0, dtype), constant(1, dtype)
+    result, square = one, x
+    for k in range(6):
+        bit = tirx.floormod(tirx.floordiv(tirx.max(y, zero), constant(1 << k, dtype)), constant(2, dtype))
+        result = tirx.Select(tirx.EQ(bit, one), result * square, result)
+        square = square * square
+    odd = tirx.NE(tirx.floormod(y, constant(2, dtype)), zero)
+    below = tirx.Select(tirx.EQ(x, one), one, tirx.Select(tirx.EQ(x, -one), tirx.Select(odd, -one, one), zero))
+    return tirx.Select(y < zero, below, result)
 
 
 def _pow(importer: Any, node: Any) -> Any:
@@ -156,7 +288,8 @@ def _pow(importer: Any, node: Any) -> Any:
     def element(x: Any, y: Any) -> Element:
         if isinstance(y, int | float):
             return power(as_element(x, dtype), y, dtype)
-        return tirx.power(as_element(x, dtype), as_element(y, dtype))
+        function = general_power if is_float(dtype) else _integer_power
+        return function(as_element(x, dtype), as_element(y, dtype), dtype)
 
     return broadcast(importer, spec.shape, spec.dtype, element, a, b)
 
@@ -192,8 +325,8 @@ def _clamp(low_at: int | None, high_at: int | None) -> Convert:
         def element(e: Element, *limits: Any) -> Element:
             value, rest = to(e, spec.dtype), list(limits)
             if low is not None:
-                value = tirx.max(value, as_element(rest.pop(0), spec.dtype))
-            return tirx.min(value, as_element(rest.pop(0), spec.dtype)) if high is not None else value
+                value = larger(value, as_element(rest.pop(0), spec.dtype))
+            return smaller(value, as_element(rest.pop(0), spec.dtype)) if high is not None else value
 
         return broadcast(importer, spec.shape, spec.dtype, element, x, *bounds)
 
@@ -209,7 +342,7 @@ def tanh(x: Element) -> Element:
     """Clamped to ±10, where float32's tanh is ±1: some GPU drivers return NaN for large arguments."""
     dtype = str(x.ty)
     limit = constant(20 if dtype == "float64" else 10, dtype)
-    return tirx.tanh(tirx.max(tirx.min(x, limit), -limit))
+    return tirx.Select(is_nan(x), x, tirx.tanh(tirx.max(tirx.min(x, limit), -limit)))
 
 
 def erf(x: Element) -> Element:
@@ -219,53 +352,12 @@ def erf(x: Element) -> Element:
     if dtype == "float64":
         return tirx.erf(x)
     limit = constant(4, dtype)
-    x = tirx.max(tirx.min(x, limit), -limit)
+    x = larger(smaller(x, limit), -limit)
     square = x * x
     above = [-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
              -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02]
     below = [-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03, -1.42647390514189e-02]
-    return x * _polynomial(square, above, dtype) / _polynomial(square, below, dtype)
-
-
-def sine(x: Element) -> Element:
-    """sin(x), absolute error below 1e-7 for |x| up to 50,000 in float32. Vulkan asks no more than 2⁻¹¹ of a driver's own sine;
-    the tables of rotary embeddings need more."""
-    return tirx.sin(x) if str(x.ty) == "float64" else _quadrants(x, 0)
-
-
-def cosine(x: Element) -> Element:
-    """cos(x), as exact as `sine`."""
-    return tirx.cos(x) if str(x.ty) == "float64" else _quadrants(x, 1)
-
-
-def _quadrants(x: Element, ahead: int) -> Element:
-    """sin(x + ahead·π/2): x is brought into ±π/4 by taking away k·π/2 in three parts, the first two exact for |k| < 2¹⁵ (Cody and
-    Waite, Software Manual for the Elementary Functions, 1980), and k chooses between the sine and the cosine of what is left.
-    The polynomials interpolate (sin(r)/r - 1)/r² and (cos(r) - 1 + r²/2)/r⁴ in r² at Chebyshev points."""
-    dtype = str(x.ty)
-
-    def number(value: float) -> Element:
-        return constant(value, dtype)
-
-    k = tirx.floor(x * number(2 / math.pi) + number(0.5))
-    r = ((x - k * number(1.5703125)) - k * number(4.837512969970703125e-4)) - k * number(7.54978995489188216e-8)
-    z = r * r
-    sine_of_r = r + r * z * _polynomial(z, [-1.95777858607471e-4, 8.332700468599796e-3, -0.166666641831398], dtype)
-    series = _polynomial(z, [2.4501774532836862e-5, -1.388796605169773e-3, 4.16666604578495e-2], dtype)
-    cosine_of_r = (number(1) - number(0.5) * z) + z * z * series
-    quadrant = k + number(ahead)
-    quadrant = quadrant - number(4) * tirx.floor(quadrant * number(0.25))
-    odd = tirx.Or(tirx.EQ(quadrant, number(1)), tirx.EQ(quadrant, number(3)))
-    value = tirx.Select(odd, cosine_of_r, sine_of_r)
-    return tirx.Select(quadrant >= number(2), number(0) - value, value)
-
-
-def _polynomial(x: Element, coefficients: list[float], dtype: str) -> Element:
-    """Horner's scheme, highest power first."""
-    value = constant(coefficients[0], dtype)
-    for c in coefficients[1:]:
-        value = value * x + constant(c, dtype)
-    return value
+    return x * polynomial(square, above, dtype) / polynomial(square, below, dtype)
 
 
 def _gelu(importer: Any, node: Any) -> Any:
@@ -281,27 +373,6 @@ def _gelu(importer: Any, node: Any) -> Any:
         return constant(0.5, dtype) * x * (constant(1, dtype) + tanh(inner))
 
     return unary(by_tanh if node.kwargs.get("approximate", "none") == "tanh" else exact)(importer, node)
-
-
-def log1p(x: Element) -> Element:
-    """log(1 + x), also where 1 + x is rounded: within ±1/2 as 2·artanh(s), s = x / (2 + x), by its series in s²."""
-    dtype = str(x.ty)
-    one, half = constant(1, dtype), constant(0.5, dtype)
-    if dtype == "float64":
-        return tirx.log(one + x)
-    s = x / (constant(2, dtype) + x)
-    series = _polynomial(s * s, [2 / k for k in range(13, 0, -2)], dtype)
-    return tirx.Select(tirx.abs(x) < half, s * series, tirx.log(one + x))
-
-
-def expm1(x: Element) -> Element:
-    """exp(x) - 1, also where exp(x) is near 1: within ±1/2 by its series."""
-    dtype = str(x.ty)
-    one, half = constant(1, dtype), constant(0.5, dtype)
-    if dtype == "float64":
-        return tirx.exp(x) - one
-    series = _polynomial(x, [1 / math.factorial(k) for k in range(9, 0, -1)], dtype)
-    return tirx.Select(tirx.abs(x) < half, x * series, tirx.exp(x) - one)
 
 
 def _elu(importer: Any, node: Any) -> Any:
@@ -380,28 +451,32 @@ def _glu(importer: Any, node: Any) -> Any:
 
 
 _SIMPLE: dict[str, Callable[[Element], Element]] = {
-    "exp": tirx.exp, "log": tirx.log, "sqrt": tirx.sqrt, "rsqrt": tirx.rsqrt, "sin": sine, "cos": cosine,
+    "exp": tirx.exp, "log": tirx.log, "sqrt": tirx.sqrt, "rsqrt": tirx.rsqrt, **SPECIAL,
     "floor": tirx.floor, "ceil": tirx.ceil, "trunc": tirx.trunc, "abs": tirx.abs, "sigmoid": sigmoid, "tanh": tanh, "erf": erf,
-    "neg": lambda x: -x, "silu": lambda x: x * sigmoid(x), "relu": lambda x: tirx.max(x, constant(0, str(x.ty))),
+    "neg": lambda x: -x, "silu": lambda x: x * sigmoid(x), "relu": lambda x: larger(x, constant(0, str(x.ty))),
     "square": lambda x: x * x, "reciprocal": lambda x: constant(1, str(x.ty)) / x,
-    "round": lambda x: intrinsic("nearbyint", x), "log1p": log1p,
+    "round": lambda x: intrinsic("nearbyint", x),
     "log2": lambda x: tirx.log(x) * constant(1 / math.log(2), str(x.ty)),
     "exp2": lambda x: tirx.exp(x * constant(math.log(2), str(x.ty))),
-    "expm1": expm1,
-    "relu6": lambda x: tirx.max(tirx.min(x, constant(6, str(x.ty))), constant(0, str(x.ty))),
+    "log10": lambda x: tirx.log(x) * constant(1 / math.log(10), str(x.ty)),
+    "relu6": lambda x: larger(smaller(x, constant(6, str(x.ty))), constant(0, str(x.ty))),
     "sign": lambda x: topi.cast(x > constant(0, str(x.ty)), str(x.ty)) - topi.cast(x < constant(0, str(x.ty)), str(x.ty)),
 }
 
 _PAIRS: dict[str, Callable[[Element, Element, str], Element]] = {
     "add": lambda a, b, d: a + b, "sub": lambda a, b, d: a - b, "mul": lambda a, b, d: a * b, "div": _divide,
-    "floor_divide": _floor_divide, "remainder": _remainder, "maximum": lambda a, b, d: tirx.max(a, b),
-    "minimum": lambda a, b, d: tirx.min(a, b),
+    "floor_divide": _floor_divide, "remainder": _remainder, "maximum": lambda a, b, d: larger(a, b),
+    "minimum": lambda a, b, d: smaller(a, b),
+    "fmax": lambda a, b, d: tirx.Select(is_nan(a), b, tirx.Select(is_nan(b), a, tirx.max(a, b))),
+    "fmin": lambda a, b, d: tirx.Select(is_nan(a), b, tirx.Select(is_nan(b), a, tirx.min(a, b))),
+    "hypot": lambda a, b, d: hypotenuse(a, b), "atan2": lambda a, b, d: arctangent2(a, b),
+    "copysign": lambda a, b, d: with_sign(a, b),
     "fmod": lambda a, b, d: a - tirx.trunc(a / b) * b if is_float(d) else tirx.truncmod(a, b),
 }
 
 _COMPARE: dict[str, Callable[[Element, Element], Element]] = {
-    "eq": lambda a, b: tirx.EQ(a, b), "ne": lambda a, b: tirx.NE(a, b), "lt": lambda a, b: a < b, "le": lambda a, b: a <= b,
-    "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
+    "eq": tirx.EQ, "ne": tirx.NE, "lt": lambda a, b: a < b, "le": lambda a, b: a <= b, "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
 }
 
 _BITS: dict[str, tuple[Callable[..., Element], Callable[..., Element]]] = {
@@ -410,12 +485,25 @@ _BITS: dict[str, tuple[Callable[..., Element], Callable[..., Element]]] = {
 }
 
 ARITHMETIC: dict[str, Convert] = {
+    "erf_inv.default": unary(SPECIAL["erfinv"]),
     **{f"{name}.default": unary(f) for name, f in _SIMPLE.items()},
     **{f"{name}.{kind}": _arithmetic(f) for name, f in _PAIRS.items() for kind in ("Tensor", "Scalar", "default")},
-    **{f"{name}.{kind}": _comparison(f) for name, f in _COMPARE.items() for kind in ("Tensor", "Scalar")},
+    **{f"{name}.{kind}": _comparison(name) for name in _COMPARE for kind in ("Tensor", "Scalar", "default")},
     **{f"bitwise_{n}.{kind}": _bitwise(*f) for n, f in _BITS.items() for kind in ("Tensor", "Scalar")},
     **{f"__{n}__.{kind}": _bitwise(*f) for n, f in _BITS.items() for kind in ("Tensor", "Scalar")},
     **{f"logical_{n}.default": _logic(f[0]) for n, f in _BITS.items()},
+    **{f"__{n}shift__.{kind}": _shift(n == "l") for n in "lr" for kind in ("Tensor", "Scalar")},
+    **{f"bitwise_{n}_shift.{kind}": _shift(n == "left") for n in ("left", "right")
+       for kind in ("Tensor", "Tensor_Scalar", "Scalar_Tensor")},
+    "shift_left.default": _shift(left=True),
+    "shift_right_arithmetic.default": _shift(left=False),
+    "isnan.default": _told(is_nan),
+    "isinf.default": _told(_is_infinite),
+    "isfinite.default": _told(lambda x: tirx.Not(tirx.Or(is_nan(x), _is_infinite(x)))),
+    "signbit.default": _told(sign_bit),
+    "logaddexp.default": _logsumexp_of_two(1),
+    "logaddexp2.default": _logsumexp_of_two(math.log(2)),
+    "celu.default": _celu,
     "logical_not.default": _not,
     "bitwise_not.default": _not,
     "rsub.Tensor": _arithmetic(lambda a, b, d: a - b, swap=True),
@@ -423,7 +511,7 @@ ARITHMETIC: dict[str, Convert] = {
     "div.Tensor_mode": _divide_mode,
     "div.Scalar_mode": _divide_mode,
     **{f"pow.{kind}": _pow for kind in ("Tensor_Scalar", "Tensor_Tensor", "Scalar")},
-    **{f"where.{kind}": _where for kind in ("self", "ScalarSelf", "ScalarOther", "Scalar")},
+    **{f"where.{kind}": _where for kind in ("self", "ScalarSelf", "ScalarOther", "Scalar", "default")},
     **{f"masked_fill.{kind}": _masked_fill for kind in ("Scalar", "Tensor")},
     "clamp.default": _clamp(1, 2),
     "clamp.Tensor": _clamp(1, 2),
@@ -445,5 +533,5 @@ ARITHMETIC: dict[str, Convert] = {
     **{f"{name}.default": _filled(None, 1) for name in ("ones", "ones_like", "new_ones")},
     **{f"arange.{kind}": _arange for kind in ("default", "start", "start_step")},
     **{f"{name}": _cast for name in ("_to_copy.default", "to.dtype", "to.dtype_layout", "type_as.default")},
-    **{f"{name}.default": _same for name in ("clone", "alias", "contiguous", "detach", "lift_fresh_copy", "dropout")},
+    **{f"{name}.default": _same for name in ("clone", "alias", "contiguous", "detach", "lift_fresh_copy", "dropout", "positive")},
 }

@@ -15,13 +15,19 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
+from tapml.compile.convert_reduction import product
+from tapml.compile.convert_scan import scan
 from tapml.compile.node_arguments import axis, output, read
 from tapml.compile.tensor_expressions import (
     broadcast,
     compute,
     constant,
     dtype_of,
+    is_float,
     is_true,
+    key_dtype,
+    key_of,
+    of_key,
     project,
     reduce,
     reshape,
@@ -357,6 +363,93 @@ def _scatter(importer: Any, node: Any) -> Any:
     return compute(importer, shape, dtype, element, x, owner, *([] if number is not None else [source]), name="updated")
 
 
+def _scatter_reduce(importer: Any, node: Any) -> Any:
+    """x joined with source[p] at x[…, index[p], …] for all p in index's shape, along `dim`: by their sum, product, mean or
+    extreme. x's own element is among them, or (`include_self` false) stays only where no other is. `index_reduce` has one index a
+    row."""
+    x, dim, index, source, how = (
+        read(importer, node, k, n) for k, n in enumerate(("self", "dim", "index", "src", "reduce"))
+    )
+    with_self = bool(read(importer, node, 5, "include_self", True))
+    shape, dtype = shape_of(x), dtype_of(x)
+    dim = axis(dim, len(shape))
+    rows = node.target.__name__.startswith("index_reduce")
+    extents = tuple(math.prod(shape_of(index)) if j == dim else n for j, n in enumerate(shape)) if rows else shape_of(index)
+    extreme = how in ("amax", "amin")
+    largest = how == "amax"
+    kind = key_dtype(dtype) if extreme else wide(dtype)
+    if extreme:
+        neutral = tirx.min_value(kind) if largest else tirx.max_value(kind)
+        combine: Any = te.max if largest else te.min
+    else:
+        neutral = constant(1 if how == "prod" else 0, kind)
+        combine = product if how == "prod" else te.sum
+
+    def place(at: Any, k: Any) -> list[Any]:
+        return [k if j == dim else tirx.min(i, _long(extents[j] - 1)) for j, i in enumerate(at)]
+
+    def mine(load_i: Any, at: Any, k: Any) -> Any:
+        inside = [i < _long(extents[j]) for j, i in enumerate(at) if j != dim and extents[j] < shape[j]]
+        found = load_i(*([k] if shape_of(index) else [])) if rows else load_i(*place(at, k))
+        return tirx.all(tirx.EQ(_index(found, shape[dim]), at[dim]), *inside)
+
+    def as_kind(e: Any) -> Any:
+        return key_of(e, largest) if extreme else to(e, kind)
+
+    def share(load_i: Any, load_s: Any, at: Any, k: Any) -> Any:
+        return tirx.if_then_else(mine(load_i, at, k[0]), as_kind(load_s(*place(at, k[0]))), neutral)
+
+    def hit(load_i: Any, at: Any, k: Any) -> Any:
+        return to(mine(load_i, at, k[0]), "int32")
+
+    joined = reduce(importer, shape, kind, [extents[dim]], share, index, source, combine=combine, name="joined")
+    hits = reduce(importer, shape, "int32", [extents[dim]], hit, index, name="hits")
+
+    def element(e: Any, joint: Any, count: Any) -> Any:
+        own = as_kind(e)
+        if with_self:
+            both = {"amax": tirx.max, "amin": tirx.min, "prod": lambda a, b: a * b}.get(how, lambda a, b: a + b)(own, joint)
+        else:
+            both = joint
+        if how == "mean":
+            number = to(count, kind) + constant(1 if with_self else 0, kind)
+            safe = tirx.max(number, constant(1, kind))
+            both = both / safe if is_float(kind) else tirx.floordiv(both, safe)
+        value = of_key(both, dtype) if extreme else to(both, dtype)
+        return tirx.Select(count > tirx.const(0, "int32"), value, e)
+
+    return broadcast(importer, shape, dtype, element, x, joined, hits)
+
+
+def _masked_scatter(importer: Any, node: Any) -> Any:
+    """The elements of `source`, in order, where the mask is true: the k-th true one gets the k-th element."""
+    x, mask, source = (read(importer, node, k, n) for k, n in enumerate(("self", "mask", "source")))
+    shape, count = shape_of(x), math.prod(shape_of(x))
+    mask = broadcast(importer, shape, "bool", lambda m: is_true(m), mask)
+    ones = broadcast(importer, (count,), "int32", lambda m: to(m, "int32"), reshape(importer, mask, (count,)))
+    before = reshape(importer, scan(importer, ones, 0, "int32", te.sum, lambda a, b: a + b, 0), shape)
+    flat = reshape(importer, source, (math.prod(shape_of(source)),))
+    last = math.prod(shape_of(source)) - 1
+
+    def element(load: Any, load_m: Any, load_b: Any, load_s: Any, *at: Any) -> Any:
+        index = tirx.max(tirx.min(to(load_b(*at), "int64") - _long(1), _long(last)), _long(0))
+        return tirx.Select(is_true(load_m(*at)), to(load_s(index), dtype_of(x)), load(*at))
+
+    return compute(importer, shape, dtype_of(x), element, x, mask, before, flat)
+
+
+def _take(importer: Any, node: Any) -> Any:
+    """x[i] with x as one row."""
+    x, index = read(importer, node, 0, "self"), read(importer, node, 1, "index")
+    count = math.prod(shape_of(x))
+    flat = reshape(importer, x, (count,))
+
+    def element(load: Any, load_i: Any, *at: Any) -> Any:
+        return load(_index(load_i(*at), count))
+
+    return compute(importer, shape_of(index), dtype_of(x), element, flat, index, name="take")
+
+
 def _reshape(importer: Any, node: Any) -> Any:
     x, shape = read(importer, node, 0, "self"), output(node).shape
     return x if shape_of(x) == shape else reshape(importer, x, shape)
@@ -447,6 +540,10 @@ INDEXING: dict[str, Convert] = {
     **{f"index_put{u}.default": _index_put for u in ("", "_")},
     **{f"scatter.{kind}": _scatter for kind in ("src", "value")},
     "scatter_add.default": _scatter,
+    "scatter_reduce.two": _scatter_reduce,
+    "index_reduce.default": _scatter_reduce,
+    "masked_scatter.default": _masked_scatter,
+    "take.default": _take,
     "index_fill.int_Scalar": _index_fill,
     **{f"{name}.default": _reshape for name in ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze")},
     **{f"squeeze.{kind}": _reshape for kind in ("dim", "dims")},

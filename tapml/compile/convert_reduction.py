@@ -1,9 +1,7 @@
-"""Operators that reduce along dimensions: sums, extremes, variances, norms, cumulative sums, order statistics.
+"""Operators that reduce along dimensions: sums, products, extremes, variances, norms.
 
 Sums of half precision are in float32. Variances are taken in two passes (mean first), as the one-pass form loses digits.
-Order statistics (`topk`, `sort`, `argmax`) count, for each element, how many come before it: serial and quadratic in the
-dimension's length, free of barriers, and small for what models do with it (choosing experts). Of equal elements the first
-comes first.
+Extremes are those of keys (`tensor_expressions.key_of`), so that NaN and rows of -inf come out as in PyTorch.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from tapml.compile.convert_arithmetic import power
 from tapml.compile.node_arguments import axis, output, read
 from tapml.compile.tensor_expressions import (
     broadcast,
@@ -21,6 +20,9 @@ from tapml.compile.tensor_expressions import (
     constant,
     dtype_of,
     is_true,
+    key_dtype,
+    key_of,
+    of_key,
     reduce,
     reshape,
     shape_of,
@@ -30,7 +32,6 @@ from tapml.compile.tensor_expressions import (
 from tapml.operators.normalise import rms_norm_eps
 
 Convert = Callable[[Any, Any], Any]
-_QUADRATIC_LIMIT = 8192
 
 
 def _dims(value: Any, rank: int) -> list[int]:
@@ -201,108 +202,80 @@ def _group_norm(importer: Any, node: Any) -> Any:
     return [y, _finish(importer, node, middle, k=1), _finish(importer, node, scale, k=2)] if native else y
 
 
-def _cumsum(importer: Any, node: Any) -> Any:
-    """Each element sums those up to it."""
-    x = read(importer, node, 0, "self")
+def _batch_norm(importer: Any, node: Any) -> Any:
+    """(x - mean) / √(variance + eps) · weight + bias a channel, by the running mean and variance."""
+    names = ("input", "weight", "bias", "running_mean", "running_var")
+    x, *channelwise = (read(importer, node, k, name) for k, name in enumerate(names))
+    whole = node.target.__name__ == "batch_norm.default"
+    if whole and read(importer, node, 5, "training"):
+        raise ValueError("batch normalisation by the batch's own statistics")
+    eps = read(importer, node, 7 if whole else 6, "eps")
     spec = output(node)
-    dim = axis(read(importer, node, 1, "dim"), len(spec.shape))
-    dtype = wide(spec.dtype)
+    dtype, rank = wide(spec.dtype), len(spec.shape)
+    weight, bias, middle, spread = (
+        None if t is None else reshape(importer, t, (shape_of(t)[0], *[1] * (rank - 2))) for t in channelwise
+    )
 
-    def element(load: Any, at: Any, k: Any) -> Any:
-        at = list(at)
-        here, at[dim] = at[dim], k[0]
-        return tirx.Select(k[0] <= here, to(load(*at), dtype), constant(0, dtype))
+    def element(e: Any, m: Any, v: Any, *rest: Any) -> Any:
+        factors = list(rest)
+        value = (to(e, dtype) - to(m, dtype)) * tirx.rsqrt(to(v, dtype) + constant(eps, dtype))
+        if weight is not None:
+            value = value * to(factors.pop(0), dtype)
+        return value + to(factors.pop(0), dtype) if bias is not None else value
 
-    return reduce(importer, spec.shape, dtype, [spec.shape[dim]], element, x, name="cumsum")
-
-
-def _ranks(importer: Any, x: Any, dim: int, largest: bool) -> Any:
-    """For each element, how many along `dim` come before it when sorted."""
-    shape = shape_of(x)
-    if shape[dim] > _QUADRATIC_LIMIT:
-        raise ValueError(f"ordering {shape[dim]} elements: TapML orders at most {_QUADRATIC_LIMIT} along a dimension")
-
-    def before(load: Any, at: Any, k: Any) -> Any:
-        other = [k[0] if j == dim else i for j, i in enumerate(at)]
-        mine, theirs = load(*at), load(*other)
-        ahead = theirs > mine if largest else theirs < mine
-        return tirx.Select(tirx.Or(ahead, tirx.And(tirx.EQ(theirs, mine), k[0] < at[dim])),
-                           tirx.const(1, "int32"), tirx.const(0, "int32"))
-
-    return reduce(importer, shape, "int32", [shape[dim]], before, x, name="ranks")
+    y = broadcast(importer, spec.shape, spec.dtype, element, x, middle, spread, *[t for t in (weight, bias) if t is not None])
+    return y if whole else [y, None, None]
 
 
-def _ordered(importer: Any, node: Any, x: Any, dim: int, count: int, largest: bool) -> list[Any]:
-    """The first `count` elements along `dim` and their indices, with `dim` kept."""
-    shape = shape_of(x)
-    ranks = _ranks(importer, x, dim, largest)
-    short = (*shape[:dim], count, *shape[dim + 1 :])
+def _vector_norm(importer: Any, node: Any) -> Any:
+    """(Σ |x|^order)^(1/order); the largest and smallest |x| for ±inf, the number of non-zeros for 0."""
+    x, order = read(importer, node, 0, "self"), read(importer, node, 1, "ord", 2)
+    dims = _dims(read(importer, node, 2, "dim"), len(shape_of(x)))
+    dtype = wide(output(node).dtype)
+    if math.isinf(order):
+        top = extreme(importer, x, dims, order > 0, lambda e: tirx.abs(to(e, dtype)), dtype)
+        return _finish(importer, node, top)
 
-    def place(load: Any, at: Any, k: Any) -> Any:
-        full = [k[0] if j == dim else i for j, i in enumerate(at)]
-        return tirx.Select(tirx.EQ(load(*full), tirx.Cast("int32", at[dim])), k[0], tirx.const(0, "int64"))
+    def power_of(e: Any) -> Any:
+        if order == 0:
+            return to(is_true(e), dtype)
+        return power(tirx.abs(to(e, dtype)), order, dtype)
 
-    indices = reduce(importer, short, "int64", [shape[dim]], place, ranks, name="places")
-
-    def element(load: Any, where: Any, *at: Any) -> Any:
-        # NaN has no place in the order, and must not lead outside.
-        place = tirx.min(where(*at), tirx.const(shape[dim] - 1, "int64"))
-        return load(*[place if j == dim else i for j, i in enumerate(at)])
-
-    return [compute(importer, short, dtype_of(x), element, x, indices, name="ordered"), indices]
+    total = along(importer, x, dims, dtype, power_of, te.sum)
+    return _finish(importer, node, total, lambda e: e if order in (0, 1) else power(e, 1 / order, dtype))
 
 
-def _topk(importer: Any, node: Any) -> Any:
-    x, count, dim, largest = (read(importer, node, k, n, d) for k, (n, d) in enumerate(
-        (("self", None), ("k", None), ("dim", -1), ("largest", True))))
-    return _ordered(importer, node, x, axis(dim, len(shape_of(x))), count, largest)
+def extreme(
+    importer: Any, x: Any, dims: Sequence[int], largest: bool, f: Callable[[Any], Any] = lambda e: e, dtype: str | None = None,
+) -> Any:
+    """The largest or smallest of `f(x)` over `dims`, which are gone from the result; NaN if there is one. `dtype` is that of
+    what `f` gives, x's own without."""
+    kind = dtype_of(x) if dtype is None else dtype
+    combine = te.max if largest else te.min
+    top = along(importer, x, dims, key_dtype(kind), lambda e: key_of(f(e), largest), combine)
+    return broadcast(importer, shape_of(top), kind, lambda e: of_key(e, kind), top)
 
 
-def _sort(importer: Any, node: Any) -> Any:
-    x = read(importer, node, 0, "self")
-    shift = 1 if node.target.__name__ == "sort.stable" else 0
-    dim = read(importer, node, 1, "dim", -1) if not shift else node.kwargs.get("dim", -1)
-    descending = read(importer, node, 2, "descending", False) if not shift else node.kwargs.get("descending", False)
-    dim = axis(dim, len(shape_of(x)))
-    both = _ordered(importer, node, x, dim, shape_of(x)[dim], bool(descending))
-    return both[1] if node.target.__name__.startswith("argsort") else both
-
-
-def _extreme(largest: bool, indices_only: bool) -> Convert:
-    """The largest or smallest element along a dimension and where it first is; over all elements without a dimension."""
-
+def _extreme(largest: bool, dim_at: int | None) -> Convert:
     def convert(importer: Any, node: Any) -> Any:
         x = read(importer, node, 0, "self")
-        dim = read(importer, node, 1, "dim")
-        if dim is None:
-            x, dim = reshape(importer, x, (math.prod(shape_of(x)),)), 0
-        dim = axis(dim, len(shape_of(x)))
-        dtype = dtype_of(x)
-        shape = shape_of(x)
-        top = along(importer, x, [dim], dtype, lambda e: e, te.max if largest else te.min)
-
-        def candidate(load: Any, t: Any, at: Any, k: Any) -> Any:
-            full = [*at[:dim], k[0], *at[dim:]]
-            return tirx.Select(tirx.EQ(load(*full), t(*at)), k[0], tirx.const(shape[dim] - 1, "int64"))
-
-        kept = tuple(n for j, n in enumerate(shape) if j != dim)
-        where = reduce(importer, kept, "int64", [shape[dim]], candidate, x, top, combine=te.min, name="where_first")
-        if indices_only:
-            return _finish(importer, node, where)
-        return [_finish(importer, node, top), _finish(importer, node, where, k=1)]
+        dims = _dims(None if dim_at is None else read(importer, node, dim_at, "dim"), len(shape_of(x)))
+        return _finish(importer, node, extreme(importer, x, dims, largest))
 
     return convert
 
 
-def _vector_norm(importer: Any, node: Any) -> Any:
-    x, order = read(importer, node, 0, "self"), read(importer, node, 1, "ord", 2)
-    if order not in (1, 2):
-        raise ValueError(f"a vector norm of order {order}: TapML has 1 and 2")
-    dims = _dims(read(importer, node, 2, "dim"), len(shape_of(x)))
-    dtype = wide(output(node).dtype)
-    f = (lambda e: to(e, dtype) * to(e, dtype)) if order == 2 else (lambda e: tirx.abs(to(e, dtype)))
-    total = along(importer, x, dims, dtype, f, te.sum)
-    return _finish(importer, node, total, lambda e: tirx.sqrt(e) if order == 2 else e)
+def _prod(dim_at: int | None) -> Convert:
+    def convert(importer: Any, node: Any) -> Any:
+        x = read(importer, node, 0, "self")
+        dims = _dims(None if dim_at is None else read(importer, node, dim_at, "dim"), len(shape_of(x)))
+        dtype = wide(output(node).dtype)
+        return _finish(importer, node, along(importer, x, dims, dtype, lambda e: to(e, dtype), product))
+
+    return convert
+
+
+product = te.comm_reducer(lambda a, b: a * b, lambda dtype: tirx.const(1, dtype), name="product")
 
 
 def _truth(e: Any, dtype: str) -> Any:
@@ -314,16 +287,16 @@ def _int32(dtype: str) -> str:
 
 
 _sum = (wide, lambda e, dtype: to(e, dtype), te.sum)
-_largest = (lambda dtype: dtype, lambda e, dtype: to(e, dtype), te.max)
-_smallest = (lambda dtype: dtype, lambda e, dtype: to(e, dtype), te.min)
 
 REDUCTION: dict[str, Convert] = {
     "sum.default": _reduction(None, *_sum),
     "sum.dim_IntList": _reduction(1, *_sum),
-    "amax.default": _reduction(1, *_largest),
-    "amin.default": _reduction(1, *_smallest),
-    "max.default": _reduction(None, *_largest),
-    "min.default": _reduction(None, *_smallest),
+    "amax.default": _extreme(largest=True, dim_at=1),
+    "amin.default": _extreme(largest=False, dim_at=1),
+    "max.default": _extreme(largest=True, dim_at=None),
+    "min.default": _extreme(largest=False, dim_at=None),
+    "prod.default": _prod(None),
+    "prod.dim_int": _prod(1),
     **{f"any.{kind}": _reduction(at, _int32, _truth, te.max) for kind, at in (("default", None), ("dim", 1), ("dims", 1))},
     **{f"all.{kind}": _reduction(at, _int32, _truth, te.min) for kind, at in (("default", None), ("dim", 1), ("dims", 1))},
     "mean.default": _mean,
@@ -337,16 +310,8 @@ REDUCTION: dict[str, Convert] = {
     "_fused_rms_norm.default": _rms_norm,
     "group_norm.default": _group_norm,
     "native_group_norm.default": _group_norm,
-    "cumsum.default": _cumsum,
-    "topk.default": _topk,
-    "sort.default": _sort,
-    "sort.stable": _sort,
-    "argsort.default": _sort,
-    "argsort.stable": _sort,
-    "max.dim": _extreme(largest=True, indices_only=False),
-    "min.dim": _extreme(largest=False, indices_only=False),
-    "argmax.default": _extreme(largest=True, indices_only=True),
-    "argmin.default": _extreme(largest=False, indices_only=True),
+    "batch_norm.default": _batch_norm,
+    "_native_batch_norm_legit_no_training.default": _batch_norm,
     "linalg_vector_norm.default": _vector_norm,
 }
 

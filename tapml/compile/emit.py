@@ -160,7 +160,7 @@ def _lowered(function: Any, entry: str, tvm_target: Any) -> Any:
     found = [f for f in module.functions.values() if int(f.attrs.get("calling_conv", 0)) == 2]
     if len(found) != 1:
         raise ValueError(f"a piece became {len(found)} device functions; expected one")
-    device = _from_infinity(found[0].with_attr("global_symbol", entry))
+    device = _bits_of_numbers(_from_infinity(found[0].with_attr("global_symbol", entry)))
     module = tvm.IRModule({entry: device})
     for step in passes[-4:]:
         module = step(module)
@@ -182,6 +182,18 @@ def _from_infinity(device: Any) -> Any:
         return tirx.BufferStore(store.buffer, tirx.FloatImm("float32", math.copysign(math.inf, value.value)), list(store.indices))
 
     return _made_anew(device, device.params, tvm_ffi.structural_map(device.body, [(tirx.BufferStore, begun)]))
+
+
+def _bits_of_numbers(device: Any) -> Any:
+    """The same function with the bits of each float32 number that it asks for written as an integer: TVM would print the address
+    of the number, which has none."""
+
+    def bits(call: Any) -> Any:
+        if not call.op.same_as(ir.Op.get("tirx.reinterpret")) or not isinstance(call.args[0], tirx.FloatImm):
+            return call
+        return tirx.IntImm("int32", int(np.float32(call.args[0].value).view(np.int32)))
+
+    return _made_anew(device, device.params, tvm_ffi.structural_map(device.body, [(ir.Call, bits)]))
 
 
 def _launch(device: Any) -> tuple[Extent, Extent]:

@@ -10,6 +10,7 @@ model's here; `tapml.compile.legalize` turns them into those of the target.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +20,27 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 
 from tapml.compile.conversions import CONVERSIONS
 from tapml.compile.tensor_expressions import cast, compute, dtype_of, shape_of
+from tapml.operators.decompose import NoDecomposition, decomposed, overload_of
 from tapml.operators.graph import Body
 from tapml.operators.to_fx import to_fx
 from tapml.tensors import TensorSpec
 
+# Of TVM's conversions those that give what PyTorch gives, for every argument. No other is used: many misread an argument.
+_TRUSTED = frozenset((
+    "as_strided.default", "broadcast_to.default", "chunk.default", "concat.default", "constant_pad_nd.default",
+    "conv1d.default", "conv2d.default", "conv3d.default", "conv_transpose1d.default", "conv_transpose2d.input",
+    "convolution.default", "diagonal.default", "expand_as.default", "flip.default", "getitem", "linspace.default",
+    "narrow.default", "repeat.default", "reshape_as.default", "roll.default", "split.Tensor", "split_with_sizes.default",
+    "tile.default", "unbind.int",
+))
+
 
 class ConversionError(Exception):
-    """An operator that cannot be converted; the message names it."""
+    """An operator that cannot be converted; the message names it. `nodes` are those of the body that it is about."""
+
+    def __init__(self, message: str, nodes: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.nodes = nodes
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,7 @@ class BodyImporter(ExportedProgramImporter):  # type: ignore[misc]
     _conv_transpose2d_impl = _biased("_conv_transpose2d_impl")
 
     def run(self, body: Body) -> Imported:
+        """Raises ConversionError."""
         graph = to_fx(body)
         self.block_builder = relax.BlockBuilder()
         inputs = [relax.Var(f"i{k}", relax.TensorType(s.shape, s.dtype)) for k, s in enumerate(body.inputs)]
@@ -94,15 +110,15 @@ class BodyImporter(ExportedProgramImporter):  # type: ignore[misc]
     def _convert(self, node: Any) -> Any:
         name = node.target.__name__
         function: Callable[..., Any] | None = CONVERSIONS.get(name)
-        if function is None and name not in self.convert_map:
-            raise ConversionError(f"no conversion of {node.target}: neither TapML nor TVM's importer has one")
+        if function is None and (name not in _TRUSTED or name not in self.convert_map):
+            raise ConversionError(f"no conversion of {node.target}, and PyTorch does not decompose it", (node.name,))
         try:
             value = function(self, node) if function else self.convert_map[name](node)
             return self._checked(value, node.meta["specs"])
         except ConversionError as error:
-            raise ConversionError(f"{node.target}: {error}") from error
+            raise ConversionError(f"{node.target}: {error}", (node.name,)) from error
         except Exception as error:
-            raise ConversionError(f"{node.target}: {type(error).__name__}: {error}") from error
+            raise ConversionError(f"{node.target}: {type(error).__name__}: {error}", (node.name,)) from error
 
     def _checked(self, value: Any, specs: tuple[TensorSpec, ...]) -> Any:
         if isinstance(value, list | tuple):
@@ -117,6 +133,28 @@ class BodyImporter(ExportedProgramImporter):  # type: ignore[misc]
         return cast(self, value, spec.dtype)
 
 
-def import_body(body: Body) -> Imported:
-    """The body as a Relax module. Raises ConversionError naming the operator that could not be converted."""
-    return BodyImporter().run(body)
+def import_body(body: Body, on_note: Callable[[str], None] = lambda note: None) -> Imported:
+    """The body as a Relax module. An operator that has no conversion, or none for its arguments, is written with operators that
+    have one, as torch decomposes it; a note says which. Raises ConversionError naming the operator that has no conversion."""
+    refused: set[str] = set()
+
+    def known(overload: str) -> bool:
+        return (overload in CONVERSIONS or overload in _TRUSTED) and overload not in refused
+
+    simpler = body
+    for node in body.nodes:
+        if node.target != "getitem" and not known(overload_of(node)):
+            with suppress(NoDecomposition):
+                simpler = decomposed(simpler, (node.name,), known)
+                on_note(f"{node.target} as torch decomposes it")
+    while True:
+        try:
+            return BodyImporter().run(simpler)
+        except ConversionError as error:
+            (node,) = [n for n in simpler.nodes if n.name in error.nodes]
+            refused.add(overload_of(node))
+            try:
+                simpler = decomposed(simpler, error.nodes, known)
+            except NoDecomposition:
+                raise error from None
+            on_note(f"{node.target} as torch decomposes it")

@@ -18,6 +18,8 @@ from tapml.tensors import NUMPY
 
 Shape = tuple[int, ...]
 Element = Any
+# The bits of float32's infinity, and of a NaN; the key of NaN. TVM's simplifier takes `x == -2³¹` for false.
+_INFINITE, _NAN, _LAST = 0x7F800000, 0x7FC00000, 2**31 - 1
 Load = Callable[..., Element]
 
 
@@ -60,7 +62,7 @@ def to(element: Element, dtype: str) -> Element:
     if have == dtype:
         return element
     if dtype == "bool":
-        return element != constant(0, have)
+        return tirx.NE(element, constant(0, have))
     if have == "bool":
         return tirx.Select(element, constant(1, dtype), constant(0, dtype))
     if is_float(have) and dtype in ("int8", "uint8", "int16"):
@@ -73,6 +75,61 @@ def to(element: Element, dtype: str) -> Element:
 
 def is_true(element: Element) -> Element:
     return to(element, "bool")
+
+
+def is_nan(element: Element) -> Element:
+    """By its bits: compilers may take `x != x` for false, and WGSL lets them."""
+    dtype = str(element.ty)
+    if dtype == "float64":
+        return tirx.isnan(element)
+    bits = tirx.bitwise_and(tirx.reinterpret("int32", to(element, "float32")), tirx.const(0x7FFFFFFF, "int32"))
+    return bits > tirx.const(_INFINITE, "int32")
+
+
+def key_of(element: Element, largest: bool = True) -> Element:
+    """An int32 (an integer of 64 bits for one) that orders elements as PyTorch does. Numbers compare as their keys do, -0 with 0
+    apart; NaN is beyond all of them: above where the largest is looked for, else below. float64 is its own key."""
+    dtype = str(element.ty)
+    if dtype == "float64":
+        return element
+    if not is_float(dtype):
+        return to(element, wide(dtype))
+    bits = tirx.reinterpret("int32", to(element, "float32"))
+    ones = tirx.const(0x7FFFFFFF, "int32")
+    magnitude = tirx.bitwise_and(bits, ones)
+    # Of negative numbers the larger magnitude is the smaller number; both zeros have the key 0.
+    ordered = tirx.Select(bits < tirx.const(0, "int32"), tirx.const(0, "int32") - magnitude, magnitude)
+    beyond = tirx.const(_LAST if largest else -_LAST, "int32")
+    return tirx.Select(magnitude > tirx.const(_INFINITE, "int32"), beyond, ordered)
+
+
+def of_key(key: Element, dtype: str) -> Element:
+    """The element that has the key, in `dtype`."""
+    if dtype == "float64" or not is_float(dtype):
+        return to(key, dtype)
+    nan = tirx.Or(tirx.EQ(key, tirx.const(_LAST, "int32")), tirx.EQ(key, tirx.const(-_LAST, "int32")))
+    sign = tirx.const(-(2**31), "int32")
+    bits = tirx.Select(key < tirx.const(0, "int32"), tirx.bitwise_or(tirx.const(0, "int32") - key, sign), key)
+    return to(tirx.reinterpret("float32", tirx.Select(nan, tirx.const(_NAN, "int32"), bits)), dtype)
+
+
+def key_dtype(dtype: str) -> str:
+    """The dtype of the keys of a dtype."""
+    return dtype if dtype == "float64" else "int32" if is_float(dtype) else wide(dtype)
+
+
+def larger(a: Element, b: Element) -> Element:
+    """The larger of two of one dtype, NaN if either is."""
+    if not is_float(str(a.ty)):
+        return tirx.max(a, b)
+    return tirx.Select(is_nan(a), a, tirx.Select(is_nan(b), b, tirx.max(a, b)))
+
+
+def smaller(a: Element, b: Element) -> Element:
+    """The smaller of two of one dtype, NaN if either is."""
+    if not is_float(str(a.ty)):
+        return tirx.min(a, b)
+    return tirx.Select(is_nan(a), a, tirx.Select(is_nan(b), b, tirx.min(a, b)))
 
 
 def compute(

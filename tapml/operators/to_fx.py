@@ -7,7 +7,7 @@ can check its own shapes and dtypes against PyTorch's. Executing a body is `tapm
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,25 +27,27 @@ def to_fx(body: Body) -> torch.fx.Graph:
         nodes[name] = graph.create_node("placeholder", name, name=name)
         nodes[name].meta["specs"] = (spec,)
     for node in body.nodes:
-        args = tuple(_argument(a, nodes) for a in node.args)
-        kwargs = {k: _argument(v, nodes) for k, v in node.kwargs.items()}
-        made = graph.create_node("call_function", _function(node.target), args, kwargs, name=node.name)
+        args = tuple(argument(a, nodes) for a in node.args)
+        kwargs = {k: argument(v, nodes) for k, v in node.kwargs.items()}
+        made = graph.create_node("call_function", function(node.target), args, kwargs, name=node.name)
         made.meta["specs"] = node.outputs
         nodes[node.name] = made
     graph.output(tuple(nodes[name] for name in body.outputs))
     return graph
 
 
-def _function(target: str) -> Callable[..., Any]:
+def function(target: str) -> Callable[..., Any]:
+    """What a node's target names."""
     if target == "getitem":
         return operator.getitem
     found: Callable[..., Any] = overload(target)
     return found
 
 
-def _argument(value: Any, nodes: dict[str, torch.fx.Node]) -> Any:
+def argument(value: Any, nodes: Mapping[str, Any]) -> Any:
+    """A node's argument with the values that it refers to."""
     if isinstance(value, list | tuple):
-        return [_argument(v, nodes) for v in value]
+        return [argument(v, nodes) for v in value]
     if not isinstance(value, dict):
         return value
     what, word = marked(value)
