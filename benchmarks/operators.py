@@ -1,7 +1,8 @@
 """Thousands of calls of PyTorch's operators, drawn at random, on each target: right, or refused with the reason; and how many of
 the operators of real libraries' models run.
 
-    operators.py [--calls 3000] [--seed 1] [--targets opencl,vulkan] [--processes 1] [--libraries transformers,timm,torchvision]
+    operators.py [--calls 3000] [--seed 1] [--targets opencl,vulkan] [--processes 1]
+        [--libraries transformers,timm,torchvision] [--models 100] [--seconds 600]
 
 The calls are drawn by `tests/compile/drawn.py`, which a sample in the tests uses too. Each is compiled for the target, run on
 this machine's device, and judged as an operator of a model is. Children do the work; one that dies, or takes over two minutes
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import random
 import sys
 import time
 from collections import Counter
@@ -81,21 +83,23 @@ def library_in_child(target: str, names: list[tuple[str, str]], first: int, last
             pipe.send((number, name, "crash", f"{type(error).__name__}: {error}"[:300], ()))
 
 
-def watched(work: Any, target: str, what: Any, first: int, last: int) -> list[Told]:
-    """Everything that children say of `first` to `last`; a child that dies or hangs is an outcome too."""
+def watched(work: Any, target: str, what: Any, first: int, last: int, end: float) -> list[Told]:
+    """Everything that children say of `first` to `last` before the time `end`; a child that dies or hangs is an outcome too."""
     found: list[Told] = []
     context = multiprocessing.get_context("spawn")
     number = first
-    while number < last:
+    while number < last and time.monotonic() < end:
         ours, theirs = context.Pipe(duplex=False)
         child = context.Process(target=work, args=(target, what, number, last, theirs), daemon=True)
         child.start()
         theirs.close()
         limit, text = START_SECONDS, "starting"
-        at = number
-        while True:
+        at, since = number, time.monotonic()
+        while time.monotonic() < end:
             try:
-                if not ours.poll(limit):
+                if not ours.poll(1.0):
+                    if time.monotonic() - since < limit:
+                        continue
                     found.append((at, text, "hang", f"no answer in {limit:g} s", ()))
                     break
                 at, text, state, detail, operators = ours.recv()
@@ -104,7 +108,7 @@ def watched(work: Any, target: str, what: Any, first: int, last: int) -> list[To
                 if child.exitcode:
                     found.append((at, text, "died", f"the process ended with {child.exitcode}", ()))
                 break
-            limit = SECONDS
+            limit, since = SECONDS, time.monotonic()
             if state:
                 found.append((at, text, state, detail, operators))
         done = child.exitcode == 0
@@ -114,14 +118,15 @@ def watched(work: Any, target: str, what: Any, first: int, last: int) -> list[To
     return found
 
 
-def spread(work: Any, target: str, what: list[Any], count: int, processes: int) -> list[Told]:
+def spread(work: Any, target: str, what: list[Any], count: int, processes: int, seconds: float) -> list[Told]:
     """The work in several children at once: with a seed each, or each with its share of one list."""
+    end = time.monotonic() + seconds
     with ThreadPoolExecutor(processes) as pool:
         if work is draw_in_child:
-            parts = pool.map(lambda seed: watched(work, target, seed, 0, count // processes), what)
+            parts = pool.map(lambda seed: watched(work, target, seed, 0, count // processes, end), what)
         else:
             step = -(-count // processes)
-            parts = pool.map(lambda at: watched(work, target, what, at, min(at + step, count)), range(0, count, step))
+            parts = pool.map(lambda at: watched(work, target, what, at, min(at + step, count), end), range(0, count, step))
         return [one for part in parts for one in part]
 
 
@@ -133,13 +138,14 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--libraries", default=",".join(LIBRARIES))
     parser.add_argument("--models", type=int, default=10_000, help="at most so many of each library")
+    parser.add_argument("--seconds", type=float, default=7200, help="for the calls, and for each library, on each target")
     args = parser.parse_args()
     figures: dict[str, Any] = {"seed": args.seed, "processes": args.processes}
     checks: dict[str, bool] = {}
     seeds = [args.seed * 1000 + k for k in range(args.processes)]
     for target in args.targets.split(","):
         start = time.monotonic()
-        found = spread(draw_in_child, target, seeds, args.calls, args.processes) if args.calls else []
+        found = spread(draw_in_child, target, seeds, args.calls, args.processes, args.seconds) if args.calls else []
         states = Counter(state for _, _, state, _, _ in found)
         bad = [f"{state}: {text}: {detail}" for _, text, state, detail, _ in found if state not in GOOD]
         reasons = Counter(detail.split(": ", 2)[-1][:90] for _, _, state, detail, _ in found if state == "refused")
@@ -151,11 +157,13 @@ def main() -> int:
         if args.calls:
             checks[f"{target}: {len(found)} drawn calls right, or refused with a reason"] = not bad and len(found) > 0
         for library in filter(None, args.libraries.split(",")):
-            names = [(library, name) for name in models(library)][: args.models]
+            names = [(library, name) for name in models(library)]
+            random.Random(args.seed).shuffle(names)  # what time or --models leave out is no kind of model
+            names = names[: args.models]
             if not names:
                 figures[f"{target}: {library}"] = "not installed"
                 continue
-            tried = spread(library_in_child, target, names, len(names), args.processes)
+            tried = spread(library_in_child, target, names, len(names), args.processes, args.seconds)
             figures[f"{target}: {library}"] = summary = shares(tried)
             print(f"{target}: {library}: {json.dumps(summary)[:2000]}", flush=True)
             checks[f"{target}: no operator of {library} wrong"] = not summary["bad"]
