@@ -31,6 +31,15 @@ MOST_ELEMENTS = 2**44
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
+# Dtypes that values within an operator may have, on the source, and the dtype in which such a value goes from one operator to
+# another: complex numbers as pairs of reals in a last axis more, the others bit for bit (see `tapml.operators.carried`).
+COMPLEX = {"complex32": "float16", "complex64": "float32", "complex128": "float64"}
+_BITS = {
+    "uint16": "int16", "uint32": "int32", "uint64": "int64", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8",
+    "float8_e4m3fnuz": "uint8", "float8_e5m2fnuz": "uint8", "float8_e8m0fnu": "uint8",
+}  # fmt: skip
+CARRIED_AS: dict[str, str] = COMPLEX | _BITS
+
 # Distance from 1.0 to the next larger number (machine epsilon).
 EPSILON: dict[str, float] = {
     "float64": 2.0**-52,
@@ -58,11 +67,19 @@ class TensorSpec:
     def to_json(self) -> list[Any]:
         return [list(self.shape), self.dtype]
 
+    @property
+    def carried(self) -> TensorSpec:
+        """As the value goes from one operator to another; itself for a dtype that operators hand on as it is."""
+        if self.dtype not in CARRIED_AS:
+            return self
+        return TensorSpec((*self.shape, 2) if self.dtype in COMPLEX else self.shape, CARRIED_AS[self.dtype])
+
     @staticmethod
-    def from_json(data: list[Any]) -> TensorSpec:
-        """Raises ValueError, TypeError or IndexError for what is no shape and dtype, or no tensor that a machine could hold."""
+    def from_json(data: list[Any], within: bool = False) -> TensorSpec:
+        """`within`: of a value within an operator. Raises ValueError, TypeError or IndexError for what is no shape and dtype, or
+        no tensor that a machine could hold."""
         shape = strict.several(strict.whole, data, 0)
-        found = TensorSpec(shape, strict.one_of(data, 1, tuple(NUMPY)))
+        found = TensorSpec(shape, strict.one_of(data, 1, (*NUMPY, *CARRIED_AS) if within else tuple(NUMPY)))
         if len(data) != 2 or len(shape) > MOST_AXES or math.prod(n or 1 for n in shape) > MOST_ELEMENTS:
             raise ValueError(f"{list(shape)!s:.80} is no shape of a tensor")
         return found

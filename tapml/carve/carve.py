@@ -34,6 +34,7 @@ from tapml.generation import Call
 from tapml.operators.cut import cut
 from tapml.operators.execute import GraphExecutor, host_from_tensor, tensor_from_host
 from tapml.operators.graph import Body, Graph, Operator
+from tapml.operators.stays import why_it_stays
 from tapml.source import prompts as source_prompts
 from tapml.source.decoder import attention_windows
 from tapml.source.export import Exported, export
@@ -54,7 +55,7 @@ class CarveResult:
     `source_seconds` the same calls without recording (see `tapml.carve.record`). `positions`: see `tapml.carve.late`; None
     for a module that is no decoder. `compared`: the graphs against the module itself, see `tapml.carve.faithful`. `warnings`:
     what its owner should know, a line each. `weights`: how the model's file holds them where that is not `dtype` ("Q4_1"), else
-    ""."""
+    "". `stays`: the operators that stay on the source whatever the target, each {"operator", "reason"}."""
 
     run: str
     model: str
@@ -77,6 +78,7 @@ class CarveResult:
     compared: dict[str, Any]
     warnings: list[str]
     weights: str
+    stays: list[dict[str, str]]
     positions: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -388,6 +390,7 @@ def _result(
         compared=compared.to_json(),
         warnings=warnings,
         weights=model.weights,
+        stays=[{"operator": o.name, "reason": why} for o in operators if (why := why_it_stays(bodies[o.signature]))],
         positions=job.positions(recording),
     )
 

@@ -26,13 +26,15 @@ import torch
 
 from tapml.errors import ModelError
 from tapml.generation import DecoderShape, decode_call, prefill_calls
+from tapml.operators.carried import original
 from tapml.operators.execute import GraphExecutor, tensor_from_host
 from tapml.operators.graph import Graph
+from tapml.operators.stays import is_random, sort_of_stay
 from tapml.source.decoder import attention_windows
 from tapml.source.export import Exported
-from tapml.source.itself import WIDE, Itself, wide_copy
+from tapml.source.itself import SEED, WIDE, Itself, wide_copy
 from tapml.source.model import LoadedModel
-from tapml.tensors import EPSILON, HostArray
+from tapml.tensors import CARRIED_AS, EPSILON, HostArray
 
 # Beyond this share two results in float64 are not the same computation.
 LIMIT = 1e-4
@@ -86,6 +88,13 @@ def compare_decoder(
 ) -> Compared:
     """`generated` are the greedy tokens of the graphs for each prompt. Raises ModelError where the graphs are not the model."""
     assert exported.decoder is not None
+    drawn = next((node for graph in exported.graphs for node in graph.nodes if is_random(node)), None)
+    if drawn is not None:
+        raise ModelError(
+            f"{type(model.module).__name__} draws random numbers ({drawn.target}, {drawn.source}), others over a cache than over "
+            "a whole text: nothing says whether the exported graphs are the model. Take that out of what is carved, or carve one "
+            "forward pass: a module that calls it with use_cache=False, from FILE.py:FUNCTION."
+        )
     return _Decoder(model, exported, exported.decoder).compare([
         _Text((*prompt, *tokens[:-1]), len(prompt), tuple(tokens)) for prompt, tokens in zip(prompts, generated, strict=True)
     ])
@@ -257,10 +266,9 @@ class _Decoder:
 
 def compare_module(model: LoadedModel, exported: Exported, examples: Sequence[Mapping[str, HostArray]]) -> Compared:
     """`examples` are inputs by the keys of the graph's inputs. Raises ModelError where the graph is not the module."""
-    (graph,) = exported.graphs
     states = {**exported.states, **exported.initial}
     own = Itself(model)
-    graphs = GraphExecutor.uncut(exported.graphs, exported.tensors, states)
+    graphs = GraphExecutor.uncut(exported.graphs, exported.tensors, states, seeded=False)
     limit = QUICK.get(model.dtype, QUICK_OTHER)
     worst, dtype = 0.0, model.dtype
     for example in examples:
@@ -268,7 +276,7 @@ def compare_module(model: LoadedModel, exported: Exported, examples: Sequence[Ma
         inputs = _rebuilt(model.example_inputs, given)
         graphs.reset()
         wanted = own.outputs(inputs)
-        got = graphs.step_tensors(graph.name, given)
+        got = _outputs(graphs, given)
         far = _outputs_apart(got, wanted, 0.0)
         if far > limit:
             again = own.outputs(inputs)
@@ -282,20 +290,29 @@ def compare_module(model: LoadedModel, exported: Exported, examples: Sequence[Ma
     return Compared(len(examples), 0, worst, dtype)
 
 
+def _outputs(graphs: GraphExecutor, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of the one graph of a module, which draws what the module draws (`Itself`)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        return graphs.step_tensors(graphs.graphs[0].name, given)
+
+
 def _settle_module(
     model: LoadedModel, exported: Exported, inputs: dict[str, Any], given: dict[str, torch.Tensor],
     got: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor],
 ) -> tuple[float, str]:  # fmt: skip
     (graph,) = exported.graphs
     states = {**exported.states, **exported.initial}
-    exact = wide_copy(model)
+    # What reads bits or draws numbers does something else in float64.
+    own_dtype = any(sort_of_stay(node, ()) in ("bits", "random") for node in graph.nodes)
+    exact = None if own_dtype else wide_copy(model)
     limit, allowed, dtype = LIMIT, INTEGERS, "float64"
     module = exact
     if exact is not None:
         try:
             wanted = exact.outputs(inputs)
             wide = GraphExecutor.uncut(exported.graphs, _weights(exported, exact), states, dtype=WIDE)
-            got = wide.step_tensors(graph.name, given)
+            got = _outputs(wide, given)
         except ModelError:
             raise
         except Exception:
@@ -309,8 +326,8 @@ def _settle_module(
     seen: list[tuple[str, torch.Tensor | None, torch.Tensor]] = []
     module.outputs(inputs, lambda path, given, made: seen.append((path, given, made)))
     weights = exported.tensors if module.dtype is None else _weights(exported, module)
-    values = GraphExecutor.uncut([_watched(graph)], weights, states, dtype=module.dtype).step_tensors(graph.name, given)
-    found = _first_apart(graph, values, seen, limit)
+    watched = GraphExecutor.uncut([_watched(graph)], weights, states, dtype=module.dtype, seeded=False)
+    found = _first_apart(graph, _outputs(watched, given), seen, limit)
     raise ModelError(
         f"The exported graph does not compute what {type(model.module).__name__} itself computes: its outputs are {far:.2g} "
         f"apart (rounding is below {limit:g}){f', first in {found}' if found else ''}. Look at what this code does differently "
@@ -319,8 +336,8 @@ def _settle_module(
 
 
 def _watched(graph: Graph) -> Graph:
-    """The graph with the results of all its nodes among its outputs, by name."""
-    names = [node.name for node in graph.nodes if len(node.outputs) == 1]
+    """The graph with the results of all its nodes among its outputs, by name, but for those that only the source has."""
+    names = [node.name for node in graph.nodes if len(node.outputs) == 1 and node.outputs[0].dtype not in CARRIED_AS]
     return replace(graph, outputs=(*graph.outputs, *names), output_keys=(*graph.output_keys, *names))
 
 
@@ -379,7 +396,7 @@ def _rebuilt(inputs: Mapping[str, Any], given: Mapping[str, torch.Tensor], prefi
 
     def put(value: Any, path: str) -> Any:
         if isinstance(value, torch.Tensor):
-            return given.get(path, value)
+            return original(given[path], value.dtype) if path in given else value
         if isinstance(value, Mapping):
             return {key: put(item, f"{path}.{key}") for key, item in value.items()}
         if isinstance(value, list | tuple):

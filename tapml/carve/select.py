@@ -12,6 +12,8 @@ importance (a limit of 3 uses the first three):
     6  widest range      the largest (max - min) of an output
     7  sample            what remains of the limit: a uniform random sample of all calls (seeded)
 
+Of an operator that stays on the source no call is kept: there is nothing to test.
+
 Late positions of a decoder (`tapml.carve.late`) are kept beside the slots, whatever the limit: one case a position and
 signature, recorded from one operator. They compete for no slot.
 
@@ -41,6 +43,7 @@ from tapml.carve import layout
 from tapml.errors import UsageError
 from tapml.operators.execute import host_from_tensor
 from tapml.operators.graph import Body, Operator
+from tapml.operators.stays import why_it_stays
 from tapml.tensors import HostArray
 
 HYSTERESIS = 1.05
@@ -108,6 +111,7 @@ class Selection:
             raise UsageError(f"--cases {limit}: at least one case a signature is needed to test anything. Give 1 or more.")
         self.tallies: dict[str, Tally] = {}
         self._bodies = bodies
+        self._stay = frozenset(signature for signature, body in bodies.items() if why_it_stays(body))
         self._write, self._remove = write, remove
         self._slots = frozenset(SLOTS[:limit])
         self._samples = max(0, limit - len(SLOTS))
@@ -134,6 +138,8 @@ class Selection:
         tally = self.tallies[operator.signature]
         tally.seen += 1
         tally.naive_bytes += self._call_bytes[operator.signature]
+        if operator.signature in self._stay:
+            return
         carried = self._carried[operator.signature]
         won = self._positions(operator, moment, tally)
         won += self._extremes([inputs[k] for k in carried], outputs, tally)
@@ -148,7 +154,7 @@ class Selection:
         tally = self.tallies[operator.signature]
         tally.seen += 1
         tally.naive_bytes += self._call_bytes[operator.signature]
-        if why is not None:
+        if why is not None and operator.signature not in self._stay:
             self._keep(operator, inputs, outputs, moment, [why])
 
     def _positions(self, operator: Operator, moment: Moment, tally: Tally) -> list[str]:

@@ -6,6 +6,7 @@ The work is `tapml.api.carve`; this file holds the flags and what people see at 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tapml.cli.verb import ALL_PASSED, Outcome, count, prompts_of, quoted
@@ -21,6 +22,7 @@ HELP = "record what every operator of a model does on real prompts"
 MODEL = "a Hugging Face directory or id, a .gguf file, or FILE.py:FUNCTION, which returns a torch.nn.Module and example inputs"
 DTYPES = ("float32", "float16", "bfloat16")
 PROMPTS_SHOWN = 3
+STAYS_SHOWN = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,10 +82,13 @@ def view(made: Run, out: str) -> tuple[RenderableType, ...]:
         ("speed", f"recorded in {seconds(found['recording_seconds'])}, {slower:.1f} times the plain run"),
         ("time", f"{seconds(found['seconds'])}: " + ", ".join(f"{name} {spent:.0f}" for name, spent in found["stages"].items())),
     ]
+    if stays := found.get("stays", ()):
+        rows.insert(1, ("on source", _stays(stays)))
     if positions is not None:
         beyond = ", ".join(map(str, positions["late_steps"]))
         words = positions_words(positions).removeprefix("positions ")
-        rows.insert(2, ("positions", f"{words}; the prompts reach {positions['prompts']}, then decode steps at {beyond}"))
+        reach = f"{words}; the prompts reach {positions['prompts']}, then decode steps at {beyond}"
+        rows.insert([name for name, _ in rows].index("size"), ("positions", reach))
     if not found["operators"]:
         rows = [rows[0], rows[-1]]
     for prompt in made.folder.prompts[:PROMPTS_SHOWN]:
@@ -99,6 +104,18 @@ def view(made: Run, out: str) -> tuple[RenderableType, ...]:
     if not found["operators"]:
         return (title, facts(rows), *warnings)
     return (title, facts(rows), *warnings, "", command(quoted(["tapml", "migrate", out, "--target", "opencl"])))
+
+
+def _stays(stays: Sequence[dict[str, str]]) -> str:
+    """ "2 stay in PyTorch: complex, complex.2: they …": names by reason."""
+    by_reason: dict[str, list[str]] = {}
+    for entry in stays:
+        by_reason.setdefault(entry["reason"], []).append(entry["operator"])
+    told = []
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - STAYS_SHOWN} more" if len(names) > STAYS_SHOWN else ""
+        told.append(f"{', '.join(names[:STAYS_SHOWN])}{more}: {reason}")
+    return f"{len(stays)} stay in PyTorch on every target. " + "; ".join(told)
 
 
 def resume_hint(args: argparse.Namespace) -> str:

@@ -48,6 +48,7 @@ def view(args: argparse.Namespace, run: Run, result: MigrationResult) -> tuple[R
     from tapml.report.console import VerdictTable, command, counts_line, positions_line
     from tapml.report.migration import answers, end_to_end_lines, moved_line
 
+    following = None if result.passed else _next(args, result)
     return (
         VerdictTable(result.verdicts),
         "",
@@ -57,13 +58,17 @@ def view(args: argparse.Namespace, run: Run, result: MigrationResult) -> tuple[R
         *circumstance_lines(result.circumstances),
         *positions_line(result.positions),
         counts_line(result.verdicts, f"{result.target} on {result.device.name}", result.seconds),
-        *([] if result.passed else [command(_next(args, result))]),
+        *([] if following is None else [command(following)]),
     )
 
 
-def _next(args: argparse.Namespace, result: MigrationResult) -> str:
-    """Explain the worst operator that stayed; where each is right alone, find those that make the model wrong."""
-    worst = worth_explaining(v for v in result.verdicts if v.operator in result.kept_on_source)
+def _next(args: argparse.Namespace, result: MigrationResult) -> str | None:
+    """Explain the worst operator that stayed; where each is right alone, find those that make the model wrong. None where all
+    that stayed were not tested."""
+    kept = [v for v in result.verdicts if v.operator in result.kept_on_source]
+    if result.end_to_end.passed and all(v.status == "skipped" for v in kept):
+        return None
+    worst = worth_explaining(kept)
     return follow_up(args, "bisect") if worst is None else follow_up(args, "explain", worst.operator)
 
 

@@ -18,7 +18,7 @@ from tapml.words import plural
 
 @dataclass(frozen=True)
 class Missing:
-    """An operator that stayed on the source because it did not compile, and why."""
+    """An operator that stayed on the source because it did not compile, and why; `stage` is None for one that always stays."""
 
     operator: str
     stage: Stage | None

@@ -42,6 +42,7 @@ from tapml.migrate.picture import keep_picture, picture
 from tapml.migrate.records import target_folder
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
+from tapml.operators.stays import why_it_stays
 from tapml.verdicts import finite
 from tapml.words import place
 
@@ -63,9 +64,12 @@ def explain(
     progress: Progress | None = None,
 ) -> Explanation:
     """Explains one operator; `operator` is its name, or a part or pattern that fits one only. `out` replaces the folder of the
-    results. Raises UsageError for a name that fits none or several, TargetError and UnavailableError as `Workbench` does."""
+    results. Raises UsageError for a name that fits none or several, and for an operator that stays on the source; TargetError and
+    UnavailableError as `Workbench` does."""
     started = time.monotonic()
     found = resolve_operator(run, operator)
+    if why := why_it_stays(run.bodies[found.signature]):
+        raise UsageError(f"{found.name} stays on the source: {why}. No target has a kernel for it: there is nothing to explain.")
     with Workbench(run, target, device, inject) as bench, Places(run, bench) as places:
         bench.check_injection([found])
         folder = out or path_in(target_folder(run, target), f"explain/{operator_folder(found.name)}")

@@ -153,7 +153,12 @@ class _Source:
         return self.findings.side(len(calls)), self._headroom()
 
     def _dissect(self, operator: Operator, inputs: Sequence[HostArray], seen: Seen | None) -> None:
-        """Every node of one call: its bad numbers where the call was `seen`, and magnitudes."""
+        """Every node of one call: its bad numbers where the call was `seen`, and magnitudes. Of an operator that stays on the
+        source the outputs alone: its nodes have values that no array here holds."""
+        if self.model.why_it_stays(operator):
+            if seen is not None:
+                self._judge_outputs(seen)
+            return
         anatomy = self.anatomies.setdefault(operator.signature, Anatomy(self.model.bodies[operator.signature]))
         peak = self.peaks.setdefault(operator.name, Peak())
         outputs = {name: k for k, name in enumerate(anatomy.body.outputs)}
@@ -177,6 +182,14 @@ class _Source:
                     given = _ranges_of_part(operator, anatomy, part, values, keys)
                     made = _made(seen, kind, where, values[part.name], exact, given)
                     self.findings.note(replace(made, node=part.node.target, line=part.node.source, output=output))
+
+    def _judge_outputs(self, seen: Seen) -> None:
+        exact = self.model.function(seen.operator.signature, "float64")(seen.inputs)
+        names = _labels(seen.operator, self.model.weight_keys(seen.operator))
+        given = tuple(_range(name, a) for name, a in zip(names, seen.inputs, strict=True) if _is_float(a))
+        for k, (y, x) in enumerate(zip(seen.outputs, exact, strict=True)):
+            for kind, where in bad_elements(y, x).items() if _is_float(y) else ():
+                self.findings.note(replace(_made(seen, kind, where, y, x, given), output=k))
 
     def _headroom(self) -> tuple[Headroom, ...]:
         found = [

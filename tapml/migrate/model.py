@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from tapml.carve.reference import ReferenceMaker
 from tapml.operators.execute import HostFunction, host_function
 from tapml.operators.graph import Body, Graph, Operator
-from tapml.tensors import HostArray
+from tapml.operators.stays import why_it_stays
+from tapml.tensors import NUMPY, HostArray
 
 if TYPE_CHECKING:
     from tapml.carve.folder import RunFolder
@@ -41,6 +42,7 @@ class Model:
         self._weights: dict[str, HostArray] = {}
         self._functions: dict[tuple[str, str | None], HostFunction] = {}
         self._makers: dict[str, ReferenceMaker] = {}
+        self._stays: dict[str, str] = {}
 
     @staticmethod
     def of(run: RunFolder) -> Model:
@@ -62,10 +64,16 @@ class Model:
 
     @cached_property
     def dtypes(self) -> frozenset[str]:
-        """Those of all values, inside of operators too."""
+        """Those of all values, inside of operators too, but for those that only the source has."""
         bodies = self.bodies.values()
         specs = [spec for body in bodies for spec in (*body.inputs, *(s for node in body.nodes for s in node.outputs))]
-        return frozenset(spec.dtype for spec in specs)
+        return frozenset(spec.dtype for spec in specs if spec.dtype in NUMPY)
+
+    def why_it_stays(self, operator: Operator) -> str:
+        """Why an operator stays on the source whatever the target; "" for one that may move."""
+        if operator.signature not in self._stays:
+            self._stays[operator.signature] = why_it_stays(self.bodies[operator.signature])
+        return self._stays[operator.signature]
 
     def weight_keys(self, operator: Operator) -> tuple[str | None, ...]:
         """For each input of an operator: the key of the weight that it is, or None."""

@@ -2,7 +2,7 @@
 
     with Workbench(run, "opencl") as bench:
         bench.compile(operators)
-        program = bench.program(operator)          None where compiling failed: bench.failure(operator) is the verdict
+        program = bench.program(operator)          None where there is none: bench.failure(operator) is the verdict
         for attempt in bench.attempts():           a lost device is opened anew; a lost connection also repeats the body
             with attempt:
                 outputs = bench.run(operator, program, inputs, specs)
@@ -159,6 +159,8 @@ class Workbench:
             or alteration.schedule(operator) is not None
         ):
             return True
+        if self.model.why_it_stays(operator):
+            return False
         recipe = self._recipe(operator)
         self._compile(recipe, self.body(operator))
         program = self._results[recipe].program
@@ -169,7 +171,8 @@ class Workbench:
 
     def compile(self, operators: Sequence[Operator], progress: Progress | None = None) -> None:
         """Compiles what was not compiled yet, and ends the compiler's workers. `progress` gets the stage "compile"."""
-        wanted = {r: self.body(o) for o in operators if (r := self._recipe(o)) not in self._results}
+        moving = [o for o in operators if not self.model.why_it_stays(o)]
+        wanted = {r: self.body(o) for o in moving if (r := self._recipe(o)) not in self._results}
         if not wanted:
             return
         done = 0
@@ -202,8 +205,10 @@ class Workbench:
         self._results |= other._results
 
     def program(self, operator: Operator, schedules: Sequence[str] | None = None) -> Program | None:
-        """What runs for this operator, the alteration applied; None when it did not compile. Compiles it if need be. `schedules`
-        are tried instead of the target's own."""
+        """What runs for this operator, the alteration applied; None when it did not compile, or stays on the source whatever the
+        target. Compiles it if need be. `schedules` are tried instead of the target's own."""
+        if self.model.why_it_stays(operator):
+            return None
         recipe = self._recipe(operator, schedules)
         self._compile(recipe, self.body(operator))
         program = self._results[recipe].program
@@ -273,7 +278,12 @@ class Workbench:
         return found
 
     def failure(self, operator: Operator) -> Verdict:
-        """The verdict of an operator that did not compile."""
+        """The verdict of an operator for which there is no program."""
+        if why := self.model.why_it_stays(operator):
+            return Verdict(
+                operator=operator.name, signature=operator.signature, op=operator.kind, status="skipped", stage=None, error=None,
+                bound=None, source_error=None, reason=f"stays on the source: {why}", seconds=0.0,
+            )
         result = self._results[self._recipe(operator)]
         return Verdict(
             operator=operator.name, signature=operator.signature, op=operator.kind,

@@ -4,6 +4,9 @@
 
 The search grows groups of nodes, by structure alone:
 
+0. What stays on the source is apart from the rest (`tapml.operators.apart`): a call, with what makes its inputs and outputs of
+   the form in which operators hand them on. A group of complex numbers, or of bits, joins the one of its sort that alone reads
+   it. Nothing else joins these.
 1. Structures that are known by one name (norms, gated activations, rotary tables: `tapml.operators.patterns`) are groups.
 2. Each anchor (linear, attention, embedding, softmax, cache update, …) is a group, with the `getitem`s of its results.
 3. Chains that repeat data on its way to one reader (the key heads of grouped attention) join that reader.
@@ -29,6 +32,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tapml.errors import ModelError
+from tapml.operators.apart import apart
 from tapml.operators.graph import Body, Graph, Node, Operator, rename
 from tapml.operators.names import Unnamed, names_for
 from tapml.operators.normalise import common_path
@@ -70,6 +75,7 @@ class _Group:
     kind: str
     center: str | None
     nodes: set[str] = field(default_factory=set)
+    stays: bool = False
 
     @property
     def heavy(self) -> bool:
@@ -82,6 +88,7 @@ class _Cutter:
         self.group_of: dict[str, _Group] = {}
 
     def cut(self) -> list[_Group]:
+        self._set_apart()
         self._seed()
         self._join_repeats()
         self._grow_epilogues()
@@ -130,15 +137,36 @@ class _Cutter:
         self.group_of.update(dict.fromkeys(nodes, group))
         return True
 
+    def _set_apart(self) -> None:
+        """What stays on the source is there first, so that nothing joins it."""
+        index = self.index
+        for part in apart(index):
+            if not self._add(_Group(part.sort, part.center, stays=True), set(part.nodes)):
+                node = index.nodes[part.center]
+                raise ModelError(
+                    f"The model cannot be cut into operators: {node.target} ({node.source}) shares values that only the source "
+                    "has with calls on both sides of others. Take it out of what is carved."
+                )
+        groups = list(dict.fromkeys(self.group_of.values()))
+        for group in sorted(groups, key=lambda g: -max(index.order[name] for name in g.nodes)):
+            shown = self._shown(group.nodes)
+            readers = {self.group_of.get(user) for name in shown for user in index.users[name]} - {group}
+            alone = len(readers) == 1 and not index.exposed & set(shown)
+            reader = readers.pop() if alone else None
+            if reader is not None and group.kind == reader.kind and group.kind in ("complex", "bits"):
+                self._add(reader, group.nodes)
+
     def _seed(self) -> None:
         index = self.index
         for structure in find_structures(index):
-            if self._holds(set(structure.nodes)):
+            if not structure.nodes & self.group_of.keys() and self._holds(set(structure.nodes)):
                 self._add(_Group(structure.kind, structure.center), set(structure.nodes))
         for node in index.graph.nodes:
+            if node.name in self.group_of:
+                continue
             if index.sorts[node.name] == "getitem":
                 self._add(self.group_of[node.reads[0]], {node.name})
-            elif index.sorts[node.name] == "anchor" and node.name not in self.group_of:
+            elif index.sorts[node.name] == "anchor":
                 self._add(_Group(anchor_kind(index, node), node.name), {node.name})
 
     def _join_repeats(self) -> None:
@@ -146,12 +174,12 @@ class _Cutter:
         for name in sorted(enlarging_chains(index), key=lambda n: -index.order[n]):
             readers = {self.group_of.get(user) for user in index.users[name]}
             group = readers.pop()
-            if not readers and group is not None and name not in self.group_of and name not in index.exposed:
+            if not readers and group is not None and not group.stays and name not in self.group_of and name not in index.exposed:
                 self._add(group, {name})
 
     def _grow_epilogues(self) -> None:
         index = self.index
-        groups = dict.fromkeys(self.group_of.values())
+        groups = dict.fromkeys(group for group in self.group_of.values() if not group.stays)
         for group in sorted(groups, key=lambda g: -max(index.order[name] for name in g.nodes)):
             grown = True
             while grown:
@@ -183,6 +211,8 @@ class _Cutter:
 
     def _takes(self, group: _Group, name: str) -> bool:
         index = self.index
+        if group.stays:
+            return False
         if group.center is None or name in index.constant:
             return True
         if not index.is_float(name) or group.kind == "rotary_table":

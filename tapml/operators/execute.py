@@ -6,6 +6,10 @@
     model = GraphExecutor(graphs, operators, bodies, weights, states, hook)     # a cut model as a Stepper
     model = GraphExecutor.uncut(graphs, weights, states)                        # the same, each graph run as a whole
 
+A node that draws random numbers draws the same ones at each call, since it has a seed of its own: `seeded=False` takes PyTorch's
+generator as it stands, as the model itself does. A node that has no counterpart in another dtype (`stays.in_own_dtype`) computes
+in its own where the rest is asked for in `dtype`.
+
 Tensors that are passed around may be views of one another: nothing here writes to a tensor, and a hook must not either, nor keep
 one without copying it. All of it runs on CPU and CUDA.
 """
@@ -16,17 +20,19 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
 
-from tapml.errors import ModelError
-from tapml.operators.graph import Body, Graph, Node, Operator, rename
+from tapml.operators.carried import as_complex
+from tapml.operators.graph import Body, Graph, Node, Operator, renamed
+from tapml.operators.loops import loop
 from tapml.operators.overload import literal, marked, named_dtype, overload, values_of
-from tapml.tensors import HostArray, TensorSpec
+from tapml.operators.stays import in_own_dtype, is_random
+from tapml.tensors import FLOATS, HostArray, TensorSpec
 
 Tensors = Sequence[torch.Tensor]
 BodyFunction = Callable[[Tensors], tuple[torch.Tensor, ...]]
@@ -52,20 +58,23 @@ def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
             torch.set_default_dtype(before)
 
 
-def body_function(body: Body, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> BodyFunction:
+def body_function(
+    body: Body, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", seeded: bool = True
+) -> BodyFunction:
     """The body as a function of its inputs in order, giving its outputs in order.
 
     With `dtype` (a floating point one) every floating point number in it has that dtype instead: inputs are cast, dtypes named in
     the body are replaced, and PyTorch's default dtype is `dtype` during a call. Threads may call at once; they take turns.
     `device` is where tensors that the body makes from nothing are put; inputs are expected there. Raises ModelError for an
-    operator that this PyTorch does not have, and for a body that reinterprets bits when `dtype` is given.
+    operator that this PyTorch does not have.
     """
     slots = {f"i{k}": k for k in range(len(body.inputs))}
     for node in body.nodes:
         slots[node.name] = len(slots)
     outputs = tuple(slots[name] for name in body.outputs)
     frees = _frees([[slots[r] for r in node.reads] for node in body.nodes], keep=set(outputs))
-    plan = [_Instruction(node, slots, free, dtype, torch.device(device)) for node, free in zip(body.nodes, frees, strict=True)]
+    specs, place = _specs(body), torch.device(device)
+    plan = [_Instruction(n, slots, free, dtype, place, specs, seeded) for n, free in zip(body.nodes, frees, strict=True)]
     spare: list[Any] = [None] * len(body.nodes)
 
     def run(inputs: Tensors) -> tuple[torch.Tensor, ...]:
@@ -80,6 +89,12 @@ def body_function(body: Body, dtype: torch.dtype | None = None, device: str | to
 
 def _cast(inputs: Tensors, dtype: torch.dtype | None) -> Tensors:
     return inputs if dtype is None else [t.to(dtype) if t.is_floating_point() else t for t in inputs]
+
+
+def _specs(body: Body) -> dict[str, TensorSpec]:
+    """Of the values that are one tensor."""
+    found = {f"i{k}": spec for k, spec in enumerate(body.inputs)}
+    return found | {node.name: node.outputs[0] for node in body.nodes if len(node.outputs) == 1}
 
 
 class NodeByNode:
@@ -98,7 +113,8 @@ class NodeByNode:
         self.slots = {f"i{k}": k for k in range(len(body.inputs))}
         for node in body.nodes:
             self.slots[node.name] = len(self.slots)
-        self._plan = [_Instruction(node, self.slots, (), dtype, torch.device(device)) for node in body.nodes]
+        specs = _specs(body)
+        self._plan = [_Instruction(node, self.slots, (), dtype, torch.device(device), specs) for node in body.nodes]
 
     def begin(self, inputs: Tensors) -> list[Any]:
         return [*_cast(inputs, self._dtype), *[None] * len(self.body.nodes)]
@@ -131,7 +147,7 @@ class GraphExecutor:
     `operators` hold those of all graphs, each graph's in execution order; `bodies` are by signature. `states` gives for each
     state its spec (it starts as zeros) or its first content. Weights decide the device. `hook(operator, inputs, outputs)` is
     called after each operator. States advance after the last operator, so all operators of a call see the old content.
-    Values are freed after their last use. `dtype` is as for `body_function`: None is the source's own.
+    Values are freed after their last use. `dtype` and `seeded` are as for `body_function`: None is the source's own dtype.
     """
 
     def __init__(
@@ -143,13 +159,14 @@ class GraphExecutor:
         states: Mapping[str, TensorSpec | torch.Tensor],
         hook: Hook | None = None,
         dtype: torch.dtype | None = None,
+        seeded: bool = True,
     ) -> None:
         self.hook = hook
         self.graphs, self.operators = tuple(graphs), tuple(operators)
         self.device = next((t.device for t in weights.values()), torch.device("cpu"))
         self._first = {key: first_content(value, self.device) for key, value in states.items()}
         self.states = dict(self._first)
-        functions = {s: body_function(bodies[s], dtype, self.device) for s in {o.signature for o in operators}}
+        functions = {s: body_function(bodies[s], dtype, self.device, seeded) for s in {o.signature for o in operators}}
         self._plans = {
             graph.name: _Plan(graph, [o for o in operators if o.graph == graph.name], functions, weights) for graph in graphs
         }
@@ -160,10 +177,12 @@ class GraphExecutor:
         weights: Mapping[str, torch.Tensor],
         states: Mapping[str, TensorSpec | torch.Tensor],
         dtype: torch.dtype | None = None,
+        seeded: bool = True,
     ) -> GraphExecutor:
         """The model with each graph as one operator: what cutting must reproduce."""
         wholes = [_whole(graph) for graph in graphs]
-        return GraphExecutor(graphs, [o for o, _ in wholes], {o.signature: b for o, b in wholes}, weights, states, dtype=dtype)
+        bodies = {o.signature: b for o, b in wholes}
+        return GraphExecutor(graphs, [o for o, _ in wholes], bodies, weights, states, dtype=dtype, seeded=seeded)
 
     def reset(self) -> None:
         self.states = dict(self._first)
@@ -243,12 +262,19 @@ class _Plan:
 class _Instruction:
     """One node, ready to run: its function, its constant arguments, and where the others come from and its result goes."""
 
-    __slots__ = ("args", "free", "function", "kwargs", "nested", "places", "result")
+    __slots__ = ("args", "free", "function", "kwargs", "narrow", "nested", "places", "result", "seed", "wide")
 
     def __init__(
-        self, node: Node, slots: Mapping[str, int], free: Sequence[int], dtype: torch.dtype | None, device: torch.device
-    ) -> None:
-        self.function = _function_of(node, dtype)
+        self, node: Node, slots: Mapping[str, int], free: Sequence[int], dtype: torch.dtype | None, device: torch.device,
+        specs: Mapping[str, TensorSpec] | None = None, seeded: bool = True,
+    ) -> None:  # fmt: skip
+        known = {} if specs is None else {name: specs[name] for name in node.reads if name in specs}
+        # Where the rest is wider than a node can be, what it reads is made narrow, and what it gives wide again.
+        self.wide = dtype if dtype is not None and in_own_dtype(node, tuple(known.values())) else None
+        self.narrow = {slots[n]: named_dtype(spec.dtype) for n, spec in known.items() if self.wide and spec.dtype in FLOATS}
+        dtype = None if self.wide else dtype
+        self.function = _function_of(node)
+        decode = partial(_decode, slots=slots, dtype=dtype, program=lambda body: body_function(body, dtype, device, seeded))
         self.args: list[Any] = []
         self.places: list[tuple[int, int]] = []
         self.nested: list[tuple[int, Any]] = []
@@ -257,17 +283,34 @@ class _Instruction:
                 self.places.append((position, slots[argument["ref"]]))
                 self.args.append(None)
             elif isinstance(argument, list | tuple) and any(isinstance(i, dict) and "ref" in i for i in argument):
-                self.nested.append((position, [_decode(i, slots, dtype) for i in argument]))
+                self.nested.append((position, [decode(i) for i in argument]))
                 self.args.append(None)
             else:
-                self.args.append(_decode(argument, slots, dtype))
-        self.kwargs = {key: _decode(value, slots, dtype) for key, value in node.kwargs.items()}
+                self.args.append(decode(argument))
+        self.kwargs = {key: decode(value) for key, value in node.kwargs.items()}
+        self.seed: int | None = self.kwargs.pop("generator") if is_random(node) else None
+        if not seeded:
+            self.seed = None
         if not node.reads and node.target != "getitem":
             self.kwargs["device"] = device
         self.result = slots[node.name]
         self.free = tuple(free)
 
     def run(self, values: list[Any]) -> None:
+        if self.narrow:
+            narrow = values.copy()
+            for slot, dtype in self.narrow.items():
+                narrow[slot] = values[slot].to(dtype)
+            self._run(narrow)
+            values[self.result] = narrow[self.result]
+        else:
+            self._run(values)
+        if self.wide is not None:
+            values[self.result] = _widened(values[self.result], self.wide)
+        for slot in self.free:
+            values[slot] = None
+
+    def _run(self, values: list[Any]) -> None:
         args = self.args.copy()
         for position, slot in self.places:
             args[position] = values[slot]
@@ -276,9 +319,20 @@ class _Instruction:
         kwargs = self.kwargs
         if any(isinstance(v, _Slot) for v in kwargs.values()):
             kwargs = {k: values[v.index] if isinstance(v, _Slot) else v for k, v in kwargs.items()}
-        values[self.result] = self.function(*args, **kwargs)
-        for slot in self.free:
-            values[slot] = None
+        if self.seed is None:
+            values[self.result] = self.function(*args, **kwargs)
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            values[self.result] = self.function(*args, **kwargs)
+
+
+def _widened(made: Any, dtype: torch.dtype) -> Any:
+    """The floating point results of a call in another dtype; those that only the source has stay."""
+    if isinstance(made, list | tuple):
+        return tuple(_widened(item, dtype) for item in made)
+    own = isinstance(made, torch.Tensor) and str(made.dtype).removeprefix("torch.") in FLOATS
+    return made.to(dtype) if own else made
 
 
 class _Slot:
@@ -290,24 +344,32 @@ class _Slot:
         self.index = index
 
 
-def _decode(argument: Any, slots: Mapping[str, int], dtype: torch.dtype | None) -> Any:
+def _decode(
+    argument: Any, slots: Mapping[str, int], dtype: torch.dtype | None, program: Callable[[Body], BodyFunction]
+) -> Any:
     """An argument of a node as PyTorch takes it (see `tapml.operators.graph` for how arguments are written)."""
     if isinstance(argument, list | tuple):
-        return [_decode(item, slots, dtype) for item in argument]
+        return [_decode(item, slots, dtype, program) for item in argument]
     if not isinstance(argument, dict):
         return argument
     what, word = marked(argument)
     if what == "ref":
         return _Slot(slots[word])
+    if what == "body":
+        return program(Body.parsed(word))
     found = literal(what, word)
-    return dtype if what == "dtype" and dtype is not None and found.is_floating_point else found
+    if what != "dtype" or dtype is None:
+        return found
+    return dtype if found.is_floating_point else dtype.to_complex() if found.is_complex else found
 
 
-def _function_of(node: Node, dtype: torch.dtype | None) -> Callable[..., Any]:
+def _function_of(node: Node) -> Callable[..., Any]:
     if node.target == "getitem":
         return values_of
-    if dtype is not None and node.target == "aten.view.dtype":
-        raise ModelError(f"{node.target} reinterprets bits, so the operator has no counterpart in {dtype}.")
+    if node.target == "aten.view_as_complex.default":
+        return as_complex
+    if (repeated := loop(node.target)) is not None:
+        return repeated
     found: Callable[..., Any] = overload("aten.reshape.default" if node.target in _AS_RESHAPE else node.target)
     return found
 
@@ -337,12 +399,6 @@ def _whole(graph: Graph) -> tuple[Operator, Body]:
     return operator, body
 
 
-def renamed(node: Node, names: dict[str, str]) -> Node:
-    """The node with itself and what it reads renamed, and without its place in the model."""
-    args = tuple(rename(list(node.args), names))
-    return replace(node, name=names[node.name], args=args, kwargs=rename(node.kwargs, names), module="", source="")
-
-
 def first_content(value: TensorSpec | torch.Tensor, device: torch.device) -> torch.Tensor:
     """What a state holds before the first call: the tensor that is given, or zeros of the spec."""
     if isinstance(value, TensorSpec):
@@ -361,7 +417,7 @@ def tensor_from_host(array: HostArray, device: str | torch.device = "cpu") -> to
 
 def host_from_tensor(tensor: torch.Tensor) -> HostArray:
     """The tensor as a C-contiguous array, over its own memory where that is possible."""
-    plain = tensor.detach().cpu().contiguous()
+    plain = tensor.detach().cpu().resolve_neg().contiguous()
     if plain.dtype == torch.bfloat16:
         bits: HostArray = plain.view(torch.int16).numpy()
         return bits.view(ml_dtypes.bfloat16)

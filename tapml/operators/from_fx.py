@@ -11,7 +11,9 @@ A graph belongs to no device: `device`, `layout` and `pin_memory` arguments are 
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import json
 import math
 import operator
 import re
@@ -20,23 +22,33 @@ from typing import Any
 
 import torch
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
 
 from tapml.errors import ModelError
-from tapml.operators.graph import Graph, Node, Placeholder, Role
+from tapml.operators.carried import carried, decoded, encoded
+from tapml.operators.control_flow import higher_order, written_out
+from tapml.operators.graph import Body, Graph, Node, Placeholder, Role, renamed
+from tapml.operators.loops import TARGETS
 from tapml.operators.normalise import normalise
 from tapml.operators.overload import refused
-from tapml.tensors import NUMPY, TensorSpec
+from tapml.operators.stays import RECURRENT
+from tapml.tensors import CARRIED_AS, NUMPY, TensorSpec
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in ')
-_DROPPED_ARGUMENTS = ("device", "layout", "pin_memory", "non_blocking")
+_DROPPED_ARGUMENTS = ("device", "layout", "pin_memory", "non_blocking", "generator")
+# Views that are lazy in memory, and the same values at once.
+_PLAIN = {"aten._neg_view.default": "aten.neg.default"}
 _NO_RESULT = ("_assert", "sym_constrain", "sym_size")
 # Their value is their first argument; what they are for (an alias, a gradient) has no meaning in a functional graph.
 _SAME_VALUE = ("alias", "detach", "lift_fresh_copy", "lift_fresh", "lift", "detach_copy", "alias_copy")
 # The same value, and dropped only where the memory layout stays too, since a later view may need the new one.
 _COPIES = ("clone", "contiguous", "_to_copy")
-# Tagged as random because of their dropout argument, which is zero in a model that is evaluated.
-_DROPOUT_ARGUMENT = {"scaled_dot_product_attention": ("dropout_p", 4)}
-_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "quantized_lstm")
+# Their value is their first argument where they are not in training.
+_DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+# Tagged as random because of an argument that is zero, or false, in a model that is evaluated: its name and place.
+_DRAWS_IF = {"scaled_dot_product_attention": ("dropout_p", 4), "rrelu": ("training", 3)}
+# The places of `dropout` and `train` among the arguments of recurrent layers in one call.
+_RECURRENT_DROPOUT = {"input": (5, 6), "data": (6, 7)}
 
 
 def graph_from_exported(
@@ -57,15 +69,18 @@ def graph_from_exported(
     inputs are left out. `strip_prefix` (a module path) is taken off the front of module paths and of keys: the attribute
     under which a wrapper holds the model.
 
-    Raises ModelError, naming the operator and the line of the model's code, for control flow, symbolic shapes, random
-    numbers, and dtypes that TapML does not carry.
+    Values of a dtype that only the source has are handed on in the form of `tapml.operators.carried`. Each call that draws random
+    numbers gets a seed of its own, in order.
+
+    Raises ModelError, naming the operator and the line of the model's code, for control flow, symbolic shapes, and dtypes that
+    TapML does not carry.
     """
     return _Reader(name, exported, module, input_keys, output_keys, strip_prefix, state_keys).read()
 
 
 class _Reader:
     """One reading of one program. `values` maps names of fx nodes to names of graph values: dropped nodes to what
-    they equal, and inputs that are None to None."""
+    they equal, and inputs that are None to None. `within` has the specs of those that only the source has."""
 
     def __init__(
         self,
@@ -89,14 +104,16 @@ class _Reader:
         self.placeholders: dict[tuple[str, str], Placeholder] = {}
         self.weights: dict[str, torch.Tensor] = {}
         self.nodes: list[Node] = []
+        self.within: dict[str, TensorSpec] = {}
+        self.draws = 0
 
     def read(self) -> tuple[Graph, dict[str, torch.Tensor]]:
-        fx_nodes = {node.name: node for node in self.exported.graph.nodes}
+        fx_nodes = {node.name: node for node in written_out(self.exported.graph_module).nodes}
         self._read_placeholders(fx_nodes)
         for fx in fx_nodes.values():
             if fx.op == "call_function":
                 self._read_call(fx)
-            elif fx.op == "get_attr":
+            elif fx.op == "get_attr" and not any(map(higher_order, fx.users)):
                 self._read_attribute(fx)
         outputs, mutations = self._read_outputs()
         graph = normalise(Graph(
@@ -126,7 +143,7 @@ class _Reader:
                 state = spec.target in mutated or self._strip(spec.target) in self.state_keys
                 fqn = spec.target if state else self.first_name.get(spec.target, spec.target)
                 if not state:
-                    self.weights[self._strip(fqn)] = self.tensors[fqn]
+                    self.weights[self._strip(fqn)] = carried(self.tensors[fqn])
                 self._place(fx_nodes[spec.arg.name], "state" if state else "weight", self._strip(fqn))
             elif spec.kind == InputKind.CONSTANT_TENSOR:
                 self._constant(fx_nodes[spec.arg.name], self.tensors[spec.target])
@@ -138,16 +155,17 @@ class _Reader:
 
     def _place(self, fx: Any, role: Role, key: str) -> None:
         """Enters a placeholder, or points at the one that already holds the same role and key."""
-        known = self.placeholders.setdefault((role, key), Placeholder(fx.name, role, key, self._spec(fx, fx.meta["val"])))
-        self.values[fx.name] = known.name
+        spec = self._spec(fx, fx.meta["val"])
+        known = self.placeholders.setdefault((role, key), Placeholder(fx.name, role, key, spec.carried))
+        self._is(fx, known.name, spec)
 
     def _constant(self, fx: Any, tensor: torch.Tensor) -> None:
-        self._spec(fx, tensor)
-        data = tensor.detach().cpu().contiguous()
+        fx.meta.setdefault("val", tensor)
+        tensor = carried(tensor.detach())
+        data = tensor.cpu().contiguous()
         text = f"{data.dtype}{tuple(data.shape)}".encode() + data.reshape(-1).view(torch.uint8).numpy().tobytes()
         key = "constant." + hashlib.blake2b(text, digest_size=8).hexdigest()
         self.weights[key] = tensor
-        fx.meta.setdefault("val", tensor)
         self._place(fx, "weight", key)
 
     def _read_attribute(self, fx: Any) -> None:
@@ -163,6 +181,9 @@ class _Reader:
         if fx.target is operator.getitem:
             self._read_getitem(fx)
             return
+        if higher_order(fx) in TARGETS:
+            self._read_loop(fx)
+            return
         if not isinstance(fx.target, torch._ops.OpOverload):
             why = "is control flow" if isinstance(fx.target, torch._ops.HigherOrderOperator) else "works on a symbolic size"
             raise ModelError(_message(fx, f"{why}, which has no place in a graph of static shapes"))
@@ -170,10 +191,13 @@ class _Reader:
         if word.startswith(_NO_RESULT):
             return
         val = fx.meta.get("val")
-        if word in _SAME_VALUE or (word in _COPIES and _same_layout(fx)) or (word == "dropout" and not fx.args[2]):
-            self.values[fx.name] = self.values[fx.args[0].name]
+        if word in _SAME_VALUE or (word in _COPIES and _same_layout(fx)) or (word in _DROPOUTS and not _given(fx, "train", 2)):
+            self._same(fx, fx.args[0])
             return
-        self._refuse_random(fx, word)
+        if word in ("view_as_complex", "view_as_real"):
+            # The form in which the value is handed on, or the value of which that is the form.
+            self._is(fx, self._handed(fx.args[0]), self._spec(fx, val))
+            return
         if why := refused(fx.target):
             raise ModelError(_message(fx, why))
         if word == "resize":
@@ -185,16 +209,50 @@ class _Reader:
             return
         args = tuple(self._argument(fx, a) for a in fx.args)
         kwargs = {k: self._argument(fx, v) for k, v in fx.kwargs.items() if k not in _DROPPED_ARGUMENTS}
-        self._append(fx, str(fx.target), args, {k: v for k, v in kwargs.items() if v is not None}, specs)
+        kwargs = {k: v for k, v in kwargs.items() if v is not None}
+        if _draws(fx, word):
+            kwargs["generator"] = {"seed": str(self.draws)}
+            self.draws += 1
+        self._append(fx, _PLAIN.get(str(fx.target), str(fx.target)), args, kwargs, specs)
+
+    def _read_loop(self, fx: Any) -> None:
+        """A call that runs programs, which are its first arguments."""
+        programs = [a for a in fx.args if isinstance(a, torch.fx.Node)]
+        texts = tuple({"body": json.dumps(self._program(fx, a).to_json())} for a in programs)
+        args = tuple([self._argument(fx, v) for v in values] for values in fx.args[len(programs) :])
+        self._append(fx, TARGETS[higher_order(fx)], (*texts, *args), {}, tuple(self._spec(fx, v) for v in fx.meta["val"]))
+
+    def _program(self, fx: Any, attribute: Any) -> Body:
+        """A program that a call runs, as a body. Raises ModelError for one that holds values of its own."""
+        module = getattr(self.exported.graph_module, str(attribute.target))
+        inner = copy.copy(self)
+        inner.values, inner.within, inner.nodes = {}, {}, []
+        outputs: list[str] = []
+        given: list[tuple[str, TensorSpec]] = []
+        for node in written_out(module).nodes:
+            if node.op == "placeholder":
+                spec = self._spec(fx, node.meta["val"])
+                inner._is(node, node.name, spec)
+                given.append((node.name, spec.carried))
+            elif node.op == "call_function":
+                inner._read_call(node)
+            elif node.op == "output":
+                outputs = [inner._handed(n) for n in pytree.tree_leaves(node.args[0])]
+            else:
+                raise ModelError(_message(fx, "runs a program with values of its own. Hand them to it as arguments"))
+        self.draws = inner.draws
+        names = {name: f"i{k}" for k, (name, _) in enumerate(given)} | {n.name: f"n{k}" for k, n in enumerate(inner.nodes)}
+        specs = tuple(spec for _, spec in given)
+        nodes = tuple(renamed(n, names) for n in inner.nodes)
+        return Body("program", specs, ("value",) * len(specs), nodes, tuple(names[o] for o in outputs))
 
     def _read_single(self, fx: Any, word: str, spec: TensorSpec) -> None:
         """A call that returns a list of one tensor (a split in one part) is written as the call that returns the tensor."""
-        source = {"ref": self.values[fx.args[0].name]}
         if word == "unbind":
             dim = fx.args[1] if len(fx.args) > 1 else fx.kwargs.get("dim", 0)
-            self._append(fx, "aten.select.int", (source, dim, 0), {}, (spec,))
+            self._append(fx, "aten.select.int", (self._argument(fx, fx.args[0]), dim, 0), {}, (spec,))
         elif word in ("split", "split_with_sizes", "chunk", "tensor_split"):
-            self.values[fx.name] = self.values[fx.args[0].name]
+            self._same(fx, fx.args[0])
         else:
             raise ModelError(_message(fx, "returns a list of one tensor"))
 
@@ -211,7 +269,7 @@ class _Reader:
             self.nodes.append(Node(name, target, args, kwargs, specs, self._module(fx), _line(fx)))
             return {"ref": name}
 
-        value = part(0, "aten.view.default", ({"ref": self.values[fx.args[0].name]}, [count]), {}, count)
+        value = part(0, "aten.view.default", (self._argument(fx, fx.args[0]), [count]), {}, count)
         if wanted < count:
             value = part(1, "aten.slice.Tensor", (value, 0, 0, wanted), {}, wanted)
         elif wanted > count:
@@ -223,15 +281,36 @@ class _Reader:
     def _read_getitem(self, fx: Any) -> None:
         whole, index = fx.args
         if len(whole.meta["val"]) == 1:
-            self.values[fx.name] = self.values[whole.name]
+            self._same(fx, whole)
             return
         self._append(fx, "getitem", ({"ref": self.values[whole.name]}, index), {}, (self._spec(fx, fx.meta["val"]),))
 
     def _append(
         self, fx: Any, target: str, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: tuple[TensorSpec, ...]
     ) -> None:
-        self.nodes.append(Node(fx.name, target, args, kwargs, outputs, self._module(fx), _line(fx)))
+        module, line = self._module(fx), _line(fx)
+        self.nodes.append(Node(fx.name, target, args, kwargs, outputs, module, line))
         self.values[fx.name] = fx.name
+        if len(outputs) == 1 and outputs[0].dtype in CARRIED_AS:
+            name = f"{fx.name}_carried"
+            self.nodes += encoded(name, fx.name, outputs[0], module, line)
+            self._is(fx, name, outputs[0])
+
+    def _handed(self, fx: Any) -> str:
+        name = self.values[fx.name]
+        assert name is not None
+        return name
+
+    def _is(self, fx: Any, name: str, spec: TensorSpec) -> None:
+        """Enters under which name of the graph a value is, which has the form in which operators hand it on."""
+        self.values[fx.name] = name
+        if spec.dtype in CARRIED_AS:
+            self.within[fx.name] = spec
+
+    def _same(self, fx: Any, other: Any) -> None:
+        self.values[fx.name] = self.values[other.name]
+        if other.name in self.within:
+            self.within[fx.name] = self.within[other.name]
 
     def _read_outputs(self) -> tuple[tuple[str, ...], dict[str, str]]:
         outputs: list[str] = []
@@ -251,11 +330,17 @@ class _Reader:
     def _argument(self, fx: Any, argument: Any) -> Any:
         if isinstance(argument, torch.fx.Node):
             value = self.values.get(argument.name)
-            return None if value is None else {"ref": value}
+            if value is None or argument.name not in self.within:
+                return None if value is None else {"ref": value}
+            name = f"{value}_within{len(self.nodes)}"
+            self.nodes.append(decoded(name, value, self.within[argument.name], self._module(fx), _line(fx)))
+            return {"ref": name}
         if argument is None or isinstance(argument, bool | int | str):
             return argument
         if isinstance(argument, float):
             return argument if math.isfinite(argument) else {"float": str(argument)}
+        if isinstance(argument, complex):
+            return {"complex": repr(argument)}
         if isinstance(argument, list | tuple):
             return [self._argument(fx, item) for item in argument]
         if isinstance(argument, torch.dtype):
@@ -279,21 +364,9 @@ class _Reader:
         if any(not isinstance(n, int) for n in value.shape):
             raise ModelError(_message(fx, f"has a shape that depends on the data or the input: {tuple(value.shape)}"))
         dtype = str(value.dtype).removeprefix("torch.")
-        if dtype not in NUMPY:
+        if dtype not in NUMPY and dtype not in CARRIED_AS:
             raise ModelError(_message(fx, f"gives {dtype}, a dtype that TapML does not carry (it carries {', '.join(NUMPY)})"))
         return TensorSpec(tuple(int(n) for n in value.shape), dtype)
-
-    def _refuse_random(self, fx: Any, word: str) -> None:
-        if torch.Tag.nondeterministic_seeded not in fx.target.tags:
-            return
-        if word in _DROPOUT_ARGUMENT:
-            key, position = _DROPOUT_ARGUMENT[word]
-            if not (fx.args[position] if len(fx.args) > position else fx.kwargs.get(key, 0.0)):
-                return
-        if word in _RECURRENT:
-            taken = "TapML takes nn.LSTM, nn.GRU, nn.RNN and their cells"
-            raise ModelError(_message(fx, f"is a recurrent layer in one call; {taken}"))
-        raise ModelError(_message(fx, "draws random numbers, so no two runs agree. Take it out of what is carved"))
 
     def _strip(self, path: str) -> str:
         # torch.compile keeps the module that it wraps under this name.
@@ -331,6 +404,23 @@ def _first_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
         identity = (place, tensor.dtype, tuple(tensor.shape), tensor.stride()) if place else (name,)
         names[name] = first.setdefault(identity, name)
     return names
+
+
+def _given(fx: Any, key: str, place: int) -> Any:
+    """An argument of a call, by name or place; None where it is not given."""
+    return fx.args[place] if len(fx.args) > place else fx.kwargs.get(key)
+
+
+def _draws(fx: Any, word: str) -> bool:
+    """Whether a call draws random numbers, as it is called here."""
+    if torch.Tag.nondeterministic_seeded not in fx.target.tags:
+        return False
+    if word in _DRAWS_IF:
+        return bool(_given(fx, *_DRAWS_IF[word]))
+    if word in RECURRENT:
+        dropout, train = _RECURRENT_DROPOUT.get(fx.target._overloadname, (0, 0))
+        return bool(dropout and _given(fx, "dropout", dropout) and _given(fx, "train", train))
+    return True
 
 
 def _same_layout(fx: Any) -> bool:

@@ -5,10 +5,14 @@ Cutting (`tapml.operators.cut`) assigns each node to one `Operator`. An operator
 computation with its values renamed by position; equal bodies have equal signatures, so operators that differ only
 in their weights share one body, and with it the compiled kernels.
 
-Arguments of a node are JSON: numbers, strings, booleans, None and lists stand for themselves; `{"ref": "name"}` is a
-value; `{"dtype": "float32"}`, `{"memory_format": "contiguous_format"}`, `{"layout": "strided"}`,
-`{"device": "cpu"}` and `{"float": "inf"}` (also "-inf", "nan") are what they say. A node that returns several tensors
-is read by nodes of target "getitem".
+Arguments of a node are JSON: numbers, strings, booleans, None and lists stand for themselves; `{"ref": "name"}` is a value;
+`{"dtype": "float32"}`, `{"memory_format": "contiguous_format"}`, `{"layout": "strided"}`, `{"device": "cpu"}`, `{"float":
+"inf"}` (also "-inf", "nan") and `{"complex": "1j"}` are what they say; `{"seed": "3"}`, as the argument `generator` of a node
+that draws random numbers, is the seed with which it draws; `{"body": text}` is a program that a loop runs
+(`tapml.operators.loops`), a `Body` as JSON. A node that returns several tensors is read by nodes of target "getitem".
+
+Values that other operators, the user or a state read have a dtype of `tapml.tensors.NUMPY`; within an operator they may have one
+of `CARRIED_AS`.
 """
 
 from __future__ import annotations
@@ -16,19 +20,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from tapml import strict
-from tapml.tensors import TensorSpec
+from tapml.errors import ModelError
+from tapml.tensors import CARRIED_AS, TensorSpec
 
 Role = Literal["input", "weight", "state"]
 ROLES: tuple[Role, ...] = ("input", "weight", "state")
 BODY_ROLES = (*ROLES, "value")
 
 # How constants are written in arguments, and how deep lists are in them.
-_WORDS = ("ref", "dtype", "memory_format", "layout", "device", "float")
+_WORDS = ("ref", "dtype", "memory_format", "layout", "device", "float", "complex", "seed", "body")
 _DEEPEST = 8
 
 
@@ -67,7 +72,7 @@ class Node:
     @staticmethod
     def from_json(data: dict[str, Any]) -> Node:
         kwargs = strict.inner(data, "kwargs")
-        outputs = tuple(TensorSpec.from_json(o) for o in strict.items(data, "outputs"))
+        outputs = tuple(TensorSpec.from_json(o, within=True) for o in strict.items(data, "outputs"))
         if not outputs:
             raise ValueError("a node has no outputs")
         return Node(
@@ -84,7 +89,7 @@ def _argument(value: Any, depth: int = 0) -> Any:
     if isinstance(value, dict) and len(value) == 1:
         (what,) = value
         if what in _WORDS:
-            return {what: strict.name(value, what)}
+            return {what: strict.text(value, what) if what == "body" else strict.name(value, what)}
     elif isinstance(value, str | int | float | None):
         short = len(value) <= strict.LONGEST_NAME if isinstance(value, str) else True
         if short and (type(value) is not int or -(2**63) <= value < 2**64):
@@ -105,6 +110,12 @@ def _ordered(given: Sequence[str], nodes: Sequence[Node], read: Iterable[str]) -
         known.add(node.name)
     if missing := [name for name in read if name not in known]:
         raise ValueError(f"{missing[0]:.80} is an output, and nothing makes it")
+
+
+def _handed_on(specs: Iterable[TensorSpec]) -> None:
+    """Raises ValueError for a value that has a dtype which only values within operators have."""
+    if wrong := [spec for spec in specs if spec.dtype in CARRIED_AS]:
+        raise ValueError(f"a value that is {wrong[0]} leaves an operator")
 
 
 def _collect(argument: Any, found: dict[str, None]) -> None:
@@ -128,6 +139,12 @@ def rename(argument: Any, names: dict[str, str]) -> Any:
     if isinstance(argument, list | tuple):
         return [rename(item, names) for item in argument]
     return argument
+
+
+def renamed(node: Node, names: dict[str, str]) -> Node:
+    """The node with itself and what it reads renamed, and without its place in the model."""
+    args = tuple(rename(list(node.args), names))
+    return replace(node, name=names[node.name], args=args, kwargs=rename(node.kwargs, names), module="", source="")
 
 
 @dataclass(frozen=True)
@@ -207,6 +224,7 @@ class Graph:
             raise ValueError(f"output {min(unknown):.80} is no single tensor")
         if unknown := found.mutations.keys() - {p.key for p in found.states}:
             raise ValueError(f"{min(unknown):.80} is written and is no state")
+        _handed_on(found.specs[name] for name in found.outputs)
         return found
 
 
@@ -253,8 +271,17 @@ class Body:
         _ordered([f"i{k}" for k in range(len(found.inputs))], found.nodes, found.outputs)
         if len(found.roles) != len(found.inputs):
             raise ValueError(f"{len(found.inputs)} inputs have {len(found.roles)} roles")
-        _ = found.output_specs
+        _handed_on(found.output_specs)
         return found
+
+
+    @staticmethod
+    def parsed(text: str) -> Body:
+        """Of the text of an argument. Raises ModelError."""
+        try:
+            return Body.from_json(strict.parse_small(text))
+        except strict.UNREADABLE as error:
+            raise ModelError(f"A program within the model is damaged ({error}). Carve again with --fresh.") from error
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from tapml.operators.graph import Graph, Node, rename
-from tapml.tensors import TensorSpec
+from tapml.tensors import CARRIED_AS, TensorSpec
 
 _RESHAPES = ("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default")
 # Calls that return parts of a tensor, to the position of their `dim` argument: read one part at a time, as slices.
@@ -36,10 +36,10 @@ _SAME_IF_SAME_SHAPE = (*_RESHAPES, "aten.expand.default", "aten.slice.Tensor")
 
 
 def normalise(graph: Graph) -> Graph:
-    """The same graph with `-1` sizes and open slice ends written out, reshapes all written as view, constants as full, parts
-    of a split as slices, views and concatenations that change nothing dropped, equal single-output nodes merged (the module
-    path becomes what their paths have in common), and nodes and placeholders that nothing reads dropped. User inputs and
-    states stay even when nothing reads them."""
+    """The same graph with `-1` sizes and open slice ends written out, reshapes all written as view, constants as full, parts of
+    a split as slices, views and concatenations that change nothing dropped, equal single-output nodes merged unless only the
+    source has their dtype (the module path becomes what their paths have in common), and nodes and placeholders that nothing
+    reads dropped. User inputs and states stay even when nothing reads them."""
     names = {p.name: p.name for p in graph.placeholders}
     specs = {p.name: p.spec for p in graph.placeholders}
     whole = {n.name: n for n in graph.nodes if len(n.outputs) > 1 and _word(n) in _PARTS}
@@ -60,6 +60,9 @@ def normalise(graph: Graph) -> Graph:
             continue
         if len(node.outputs) == 1:
             specs[node.name] = node.outputs[0]
+            if node.outputs[0].dtype in CARRIED_AS:  # each operator that reads such a value makes it anew
+                names[node.name], kept[node.name] = node.name, node
+                continue
             key = json.dumps([node.target, node.args, node.kwargs, node.outputs[0].to_json()], sort_keys=True)
             first = seen.setdefault(key, node.name)
             if first != node.name:

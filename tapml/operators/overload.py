@@ -16,6 +16,7 @@ constants a text may stand for.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -114,12 +115,17 @@ def marked(argument: dict[str, Any]) -> tuple[str, Any]:
 
 
 def literal(what: str, word: Any) -> Any:
-    """The constant that {"what": word} stands for in an argument: a dtype, memory format, layout, device or float. Raises
-    ModelError when there is no such constant."""
+    """The constant that {"what": word} stands for in an argument: a dtype, memory format, layout, device, float, complex
+    number or seed. Raises ModelError when there is no such constant."""
     if what == "dtype":
         return named_dtype(word)
     if what == "float" and word in ("inf", "-inf", "nan"):
         return float(word)
+    if what == "complex" and isinstance(word, str):
+        with suppress(ValueError):
+            return complex(word)
+    if what == "seed" and isinstance(word, str) and word.isdecimal() and len(word) < 16:
+        return int(word)
     if what == "memory_format":
         return _named(what, word, torch.memory_format)
     if what == "layout":

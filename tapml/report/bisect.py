@@ -51,9 +51,12 @@ def without_line(result: BisectResult) -> Iterator[Text]:
         yield Text(f"Different bits for the same inputs: {_listed(result.unsteady, UNSTEADY_SHOWN)}", style="magenta")
     for missing in result.not_compiled[:MISSING_SHOWN]:
         first = next(iter(missing.reason.strip().splitlines()), "")
-        yield Text(f"Stayed on the source: {missing.operator} does not compile ({missing.stage}): {first}", style="yellow")
+        if missing.stage is None:
+            yield Text(f"{missing.operator} {first}", style="yellow")
+        else:
+            yield Text(f"Stayed on the source: {missing.operator} does not compile ({missing.stage}): {first}", style="yellow")
     if len(result.not_compiled) > MISSING_SHOWN:
-        yield Text(f"… and {len(result.not_compiled) - MISSING_SHOWN} more that do not compile", style="yellow")
+        yield Text(f"… and {len(result.not_compiled) - MISSING_SHOWN} more that are not on the target", style="yellow")
 
 
 def outcome_line(result: BisectResult) -> Text:

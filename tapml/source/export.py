@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from tapml.errors import ModelError, UsageError
 from tapml.generation import DecoderShape
+from tapml.operators.carried import carried
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.graph import Graph
 from tapml.source.checked import eagerly
@@ -34,7 +35,8 @@ from tapml.tensors import TensorSpec
 class Exported:
     """`tensors` holds the weights by the keys that the graphs use, each once however many graphs and names it has. `states` has a
     spec a state; each starts as zeros, or as the tensor in `initial` if it is there. `decoder` is None for a module that is no
-    decoder; `examples` then holds its example inputs by the keys of the graph's inputs."""
+    decoder; `examples` then holds its example inputs by the keys of the graph's inputs. All tensors have the form in which
+    operators hand them on (`tapml.operators.carried`)."""
 
     graphs: tuple[Graph, ...]
     tensors: dict[str, torch.Tensor]
@@ -131,7 +133,7 @@ class _Flat(torch.nn.Module):  # type: ignore[misc]
 
 def flat_outputs(result: Any) -> dict[str, torch.Tensor]:
     """The tensors in what a module returned, named by where they stand in it: "last_hidden_state", "0", "boxes.1"; a single one
-    is "output"."""
+    is "output". Complex ones are as they are; in a graph they are pairs (`tapml.operators.carried`)."""
     if isinstance(result, torch.Tensor):
         return {"output": result}
     # transformers' outputs are ordered dicts that pytree knows by their own class.
@@ -154,7 +156,7 @@ def _export_module(model: LoadedModel) -> Exported:
         raise ModelError(f"{model.name} needs example inputs to be exported. Give example_inputs=…, or FILE.py:FUNCTION.")
     wrapper = _Flat(model.module, model.positional).eval()
     inputs = dict(model.example_inputs)
-    examples = _named(inputs)
+    examples = {key: carried(tensor) for key, tensor in _named(inputs).items()}
     before = {key: buffer.detach().clone() for key, buffer in model.module.named_buffers()}
     try:
         with torch.no_grad():
@@ -172,5 +174,5 @@ def _export_module(model: LoadedModel) -> Exported:
     keys = tuple(_path_name(path) for path, _ in pytree.tree_flatten_with_path(inputs)[0])
     graph, tensors = graph_from_exported("forward", program, wrapper, keys, tuple(outputs), strip_prefix=MODEL)
     states = {p.key: p.spec for p in graph.states}
-    initial = {key: before[key] for key in states}
+    initial = {key: carried(before[key]) for key in states}
     return Exported((graph,), tensors, states, initial, None, examples)

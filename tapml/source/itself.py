@@ -6,7 +6,8 @@
     exact.outputs(inputs)                   what a module that is no decoder returns, as named tensors
 
 In float64 two right ways to compute the same differ by far less than any mistake changes, whatever the source's own dtype is.
-Memory that PyTorch leaves undefined (`torch.empty` and its kin) reads as zero here, as it does in graphs.
+Memory that PyTorch leaves undefined (`torch.empty` and its kin) reads as zero here, as it does in graphs. Each call begins with
+the same state of PyTorch's random generator.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ import transformers
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tapml.operators.carried import carried, widened
 from tapml.operators.execute import default_dtype
-from tapml.source.checked import eagerly
 from tapml.source.export import flat_outputs
 from tapml.source.model import LoadedModel, called
 
 WIDE = torch.float64
+
+# With which each call of the module begins, so that what draws random numbers draws the same.
+SEED = 0
 
 # What a copy in float64 may take of the memory that is free.
 _SHARE = 0.4
@@ -62,20 +66,23 @@ class Itself:
             return (found if keeps else found.index_select(1, places))[0].to("cpu", WIDE)
 
     def outputs(self, inputs: Mapping[str, Any], seen: Seen | None = None) -> dict[str, torch.Tensor]:
-        """The tensors that the module returns, named. Its buffers are afterwards what they were."""
+        """The tensors that the module returns, named, in the form in which operators hand them on. Its buffers are afterwards
+        what they were."""
 
         def placed(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):
                 return value
             value = value.to(self.device).clone()
-            return value.to(self.dtype) if self.dtype is not None and value.is_floating_point() else value
+            if self.dtype is None or not (value.is_floating_point() or value.is_complex()):
+                return value
+            return value.to(self.dtype.to_complex() if value.is_complex() else self.dtype)
 
         given = pytree.tree_map(placed, dict(inputs))
         before = {key: buffer.detach().clone() for key, buffer in self.module.named_buffers()}
         try:
             with self._plainly(seen):
                 result = called(self.module, given, self.positional)
-                return {key: value.detach().cpu().clone() for key, value in flat_outputs(result).items()}
+                return {key: carried(value.detach().cpu().clone()) for key, value in flat_outputs(result).items()}
         finally:
             with torch.no_grad():
                 for key, buffer in self.module.named_buffers():
@@ -88,7 +95,10 @@ class Itself:
             part.register_forward_hook(_hook(path, seen)) for path, part in self.module.named_modules()
         ]
         try:
-            with default_dtype(self.dtype), torch.no_grad(), eagerly(self.module), _Plain(self.dtype):
+            # Control flow would be compiled, and what is compiled under a mode is later used without it.
+            eagerly = torch.compiler.set_stance("force_eager")
+            with default_dtype(self.dtype), torch.no_grad(), eagerly, torch.random.fork_rng(), _Plain(self.dtype):
+                torch.manual_seed(SEED)
                 yield
         finally:
             for handle in handles:
@@ -101,7 +111,7 @@ def wide_copy(model: LoadedModel) -> Itself | None:
     if 8 * sum(t.numel() for t in tensors) > _SHARE * _free_bytes():
         return None
     try:
-        module: Any = copy.deepcopy(model.module).to(WIDE)
+        module: Any = widened(copy.deepcopy(model.module), WIDE)
         if isinstance(module, transformers.PreTrainedModel) and module._can_set_experts_implementation():
             # The default way of running experts has no float64.
             module.set_experts_implementation("batched_mm")
@@ -134,13 +144,17 @@ def _plain_tree(output: Any) -> Any:
 
 
 class _Plain(TorchDispatchMode):  # type: ignore[misc]
-    """Undefined memory reads as zero, and dtypes are widened."""
+    """Undefined memory reads as zero, and dtypes are widened. `torch.cond` and `while_loop` run as Python would run them."""
+
+    supports_higher_order_operators = True
 
     def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.dtype = dtype
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            return self._flow(func, args, kwargs or {})
         name = func._schema.name.removeprefix("aten::")
         args, kwargs = pytree.tree_map(self._widened, (args, kwargs or {})) if self.dtype is not None else (args, kwargs or {})
         if name in ("resize_", "resize"):
@@ -150,8 +164,22 @@ class _Plain(TorchDispatchMode):  # type: ignore[misc]
             result.zero_()
         return result
 
+    def _flow(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func.name() not in ("cond", "while_loop"):
+            return func(*args, **kwargs)
+        with self:
+            if func.name() == "cond":
+                chosen, yes, no, given = args
+                return (yes if bool(chosen) else no)(*given)
+            goes_on, body, state, more = args
+            while bool(goes_on(*state, *more)):
+                state = body(*state, *more)
+            return state
+
     def _widened(self, value: Any) -> Any:
-        return self.dtype if isinstance(value, torch.dtype) and value.is_floating_point else value
+        if self.dtype is None or not isinstance(value, torch.dtype):
+            return value
+        return self.dtype if value.is_floating_point else self.dtype.to_complex() if value.is_complex else value
 
 
 def _resized(func: Any, args: Any, kwargs: Any) -> Any:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from tapml.errors import ModelError, nearest
+from tapml.operators.carried import widened
 from tapml.source.checked import evaluated, plain_module
 from tapml.source.from_gguf import converted
 from tapml.source.gguf_types import weight_type
@@ -90,7 +91,7 @@ def _file_and_function(spec: str) -> str:
 
 def _from_module(module: torch.nn.Module, name: str, spec: str, inputs: Any, dtype: str | None) -> LoadedModel:
     if dtype is not None:
-        module = module.to(getattr(torch, dtype))
+        module = widened(module, getattr(torch, dtype))
     kind: Kind = "causal_lm" if is_causal_lm(module) else "module"
     stop = stop_tokens(module) if kind == "causal_lm" else ()
     bound, positional = _bind(module, inputs)

@@ -4,10 +4,11 @@
         trace(module, …)
 
 PyTorch calls such a layer as one operator, which no target has. Written out it is linear, sigmoid, tanh and sums, step after
-step, so a graph grows with the length of its input: `MOST_STEPS` bounds it. A step takes its input by an index that is a tensor,
-so that all steps are the same operators and share kernels, and writes its result into the whole by the same index: a kernel that
-joined all steps would need a buffer for each. The equations are those of PyTorch's documentation of each layer; dropout between
-layers is that of evaluation, none.
+step, so a graph grows with the length of its input: what is longer than `MOST_STEPS` steps, a packed sequence, and a class with
+a `forward` of its own are one call, which stays on the source. A step takes its input by an index that is a tensor, so that all
+steps are the same operators and share kernels, and writes its result into the whole by the same index: a kernel that joined all
+steps would need a buffer for each. The equations are those of PyTorch's documentation of each layer; dropout between layers is
+that of evaluation, none.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-from tapml.errors import ModelError
-
 # Steps of all layers and directions together that are written out: about eight nodes each.
 MOST_STEPS = 512
 
@@ -31,11 +30,12 @@ Step = Callable[[torch.Tensor, State], State]
 
 @contextmanager
 def unrolled(module: torch.nn.Module) -> Iterator[None]:
-    """While it lasts, the recurrent layers in the module run step by step. Calling one raises ModelError for packed sequences and
-    for inputs that are too long."""
+    """While it lasts, the recurrent layers in the module run step by step, but for those that are given packed sequences or more
+    than `MOST_STEPS` steps."""
     patched = []
     for part in module.modules():
-        forward = next((ours for kind, ours in _FORWARDS.items() if type(part) is kind), None)
+        own: Any = type(part)
+        forward = next((ours for kind, ours in _FORWARDS.items() if own.forward is kind.forward), None)
         if forward is not None and "forward" not in part.__dict__:
             part.__dict__["forward"] = partial(forward, part)
             patched.append(part)
@@ -47,12 +47,8 @@ def unrolled(module: torch.nn.Module) -> Iterator[None]:
 
 
 def _layer(part: Any, input: Any, hx: Any = None) -> Any:
-    kind = type(part).__name__
     if not isinstance(input, torch.Tensor):
-        raise ModelError(
-            f"{kind} is given a packed sequence, whose steps depend on the data. Give it the padded tensor, with all sequences "
-            "of one length."
-        )
+        return type(part).forward(part, input, hx)
     batched = input.dim() == 3
     x = input if batched else input.unsqueeze(1)
     if batched and part.batch_first:
@@ -60,10 +56,7 @@ def _layer(part: Any, input: Any, hx: Any = None) -> Any:
     directions = 2 if part.bidirectional else 1
     steps = x.shape[0] * part.num_layers * directions
     if steps > MOST_STEPS:
-        raise ModelError(
-            f"{kind} over {x.shape[0]} steps ({part.num_layers * directions} times, for its layers and directions) is written "
-            f"out as {steps} steps; TapML takes {MOST_STEPS}. Give a shorter example input."
-        )
+        return type(part).forward(part, input, hx)
     given = None if hx is None else hx if isinstance(hx, tuple) else (hx,)
     if given is not None and not batched:
         given = tuple(state.unsqueeze(1) for state in given)
@@ -132,7 +125,7 @@ def _cell(mode: str, part: Any, input: torch.Tensor, hx: Any = None) -> Any:
     return made if mode == "LSTM" else made[0]
 
 
-_FORWARDS: dict[type, Callable[..., Any]] = {
+_FORWARDS: dict[Any, Callable[..., Any]] = {
     torch.nn.LSTM: _layer,
     torch.nn.GRU: _layer,
     torch.nn.RNN: _layer,

@@ -12,6 +12,7 @@ from tapml.api import Run
 from tapml.carve.carve import carve
 from tapml.errors import ModelError
 from tapml.operators.cut import cut
+from tapml.operators.execute import GraphExecutor
 from tapml.source.export import export, flat_outputs
 from tapml.source.load import load
 from tapml.source.recurrent import MOST_STEPS, unrolled
@@ -108,8 +109,31 @@ def test_steps_share_their_kernels(tmp_path: Path) -> None:
     assert found[0] == found[1] <= 14
 
 
-def test_what_is_refused() -> None:
-    with pytest.raises(ModelError, match="packed sequence"):
+class Doubled(torch.nn.LSTM):
+    def forward(self, *given: Any) -> Any:
+        made, state = super().forward(*given)
+        return made * 2, state
+
+
+class Renamed(torch.nn.LSTM):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("module", "steps", "calls"),
+    [(torch.nn.GRU(2, 2, num_layers=2), MOST_STEPS, 1), (Doubled(2, 2), 3, 1), (Renamed(2, 2), 3, 0)],
+)
+def test_what_is_not_written_out_is_one_call(module: torch.nn.Module, steps: int, calls: int) -> None:
+    given = (torch.randn(steps, 1, 2),)
+    exported = export(load(module.eval(), example_inputs=given))
+    (graph,) = exported.graphs
+    assert sum(node.target in ("aten.lstm.input", "aten.gru.input") for node in graph.nodes) == calls
+    with torch.no_grad():
+        wanted = flat_outputs(module(*given))
+    found = GraphExecutor.uncut(exported.graphs, exported.tensors, {}).step_tensors("forward", exported.examples)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_packed_sequences_do_not_export() -> None:
+    with pytest.raises(ModelError, match="does not export"):
         export(load(Packed().eval(), example_inputs=(torch.randn(3, 2, 5),)))
-    with pytest.raises(ModelError, match=f"TapML takes {MOST_STEPS}. Give a shorter"):
-        export(load(torch.nn.GRU(2, 2, num_layers=2).eval(), example_inputs=(torch.randn(MOST_STEPS, 1, 2),)))

@@ -8,6 +8,7 @@ A reader takes a page without red for a model without faults. So everything that
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,10 +76,9 @@ def _sheet(side: Side, sheet: Sheet, name: str) -> list[dict[str, Any]]:
     absent = total - len(sheet.verdicts)
     if absent:
         found.append(_line(f"{name}: {plural(absent, 'operator')} of {total} not tested.", "There is no verdict on them."))
-    skipped = sum(v.status == "skipped" for v in sheet.verdicts.values())
-    if skipped:
-        why = "No call was recorded that they could be compared with."
-        found.append(_line(f"{name}: {plural(skipped, 'operator')} skipped.", why))
+    skipped = Counter(v.reason for v in sheet.verdicts.values() if v.status == "skipped")
+    for reason, count in skipped.items():
+        found.append(_line(f"{name}: {plural(count, 'operator')} skipped.", reason))
     partly = [v for v in sheet.verdicts.values() if v.excluded]
     if partly:
         elements = sum(v.excluded for v in partly)
