@@ -74,6 +74,21 @@ def evaluated(module: torch.nn.Module) -> list[str]:
     return [f"the module was in training mode; {' and '.join(found)}"] if found else []
 
 
+def transformers_parts(module: torch.nn.Module) -> list[Any]:
+    """The transformers models in a module, each before those within it."""
+    import transformers
+
+    return [part for part in module.modules() if isinstance(part, transformers.PreTrainedModel)]
+
+
+def batch_experts(module: torch.nn.Module) -> None:
+    """Mixtures of experts, wherever they are in the module, as products of whole batches: by default tokens are gathered by
+    expert, in numbers that depend on the data, and there is no float64."""
+    for part in transformers_parts(module):
+        if part._can_set_experts_implementation():
+            part.set_experts_implementation("batched_mm")
+
+
 @contextmanager
 def eagerly(module: torch.nn.Module) -> Iterator[None]:
     """While it lasts, parts of the module that came from torch.compile run as they are written."""

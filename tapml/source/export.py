@@ -8,13 +8,12 @@ Reading a traced program into a `Graph` is `tapml.operators.from_fx`'s; the step
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import transformers
 from torch.utils import _pytree as pytree
 
 from tapml.errors import ModelError, UsageError
@@ -22,7 +21,7 @@ from tapml.generation import DecoderShape
 from tapml.operators.carried import carried
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.graph import Graph
-from tapml.source.checked import eagerly
+from tapml.source.checked import batch_experts, eagerly, transformers_parts
 from tapml.source.decoder import MODEL, CacheShape, DecoderStep, cache_shapes
 from tapml.source.messages import first_line
 from tapml.source.model import LoadedModel, called
@@ -69,23 +68,36 @@ def _with_attention(model: LoadedModel, attempt: Callable[[], Exported]) -> Expo
         return _attempted(model.module, attempt)
 
 
-def _attempted(module: Any, attempt: Callable[[], Exported]) -> Exported:
-    if not isinstance(module, transformers.PreTrainedModel):
-        return attempt()
-    attention, experts = module.config._attn_implementation, module.config._experts_implementation
-    # The default way of running experts gathers tokens by expert, in numbers that depend on the data.
-    if module._can_set_experts_implementation():
-        module.set_experts_implementation("batched_mm")
-    try:
-        if attention != "eager":
+def _attempted(module: torch.nn.Module, attempt: Callable[[], Exported]) -> Exported:
+    parts = transformers_parts(module)
+    with _settings_kept(parts):
+        batch_experts(module)
+        if any(part.config._attn_implementation != "eager" for part in parts):
             with suppress(ModelError):
                 return attempt()
-            module.set_attn_implementation("eager")
+            for part in parts:
+                part.set_attn_implementation("eager")
         return attempt()
+
+
+@contextmanager
+def _settings_kept(parts: Sequence[Any]) -> Iterator[None]:
+    """Afterwards the configs say what they said. They are written as they are kept: a setter refuses what some part of a model
+    does not have, also where nothing was changed."""
+    names = ("_attn_implementation_internal", "_experts_implementation_internal")
+    configs: dict[int, Any] = {}
+    waiting = [part.config for part in parts]
+    while waiting:
+        config = waiting.pop()
+        if config is not None and id(config) not in configs:
+            configs[id(config)] = config
+            waiting += [getattr(config, name, None) for name in config.sub_configs]
+    before = [(config, {name: config.__dict__[name] for name in names if name in config.__dict__}) for config in configs.values()]
+    try:
+        yield
     finally:
-        module.set_attn_implementation(attention)
-        if module._can_set_experts_implementation():
-            module.set_experts_implementation(experts)
+        for config, held in before:
+            config.__dict__.update(held)
 
 
 def _export_decoder(model: LoadedModel, chunk: int, max_len: int) -> Exported:

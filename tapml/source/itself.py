@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tapml.operators.carried import carried, widened
 from tapml.operators.execute import default_dtype
+from tapml.source.checked import batch_experts
 from tapml.source.export import flat_outputs
 from tapml.source.model import LoadedModel, called
 
@@ -112,9 +112,7 @@ def wide_copy(model: LoadedModel) -> Itself | None:
         return None
     try:
         module: Any = widened(copy.deepcopy(model.module), WIDE)
-        if isinstance(module, transformers.PreTrainedModel) and module._can_set_experts_implementation():
-            # The default way of running experts has no float64.
-            module.set_experts_implementation("batched_mm")
+        batch_experts(module)
         return Itself(model, module, WIDE)
     except Exception:
         # A module's own code decides how it is copied, and can raise anything.

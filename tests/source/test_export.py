@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from tapml.errors import ModelError, UsageError
 from tapml.generation import greedy
@@ -194,3 +195,38 @@ def test_lengths_that_do_not_fit() -> None:
         export(model, chunk=8, max_len=20)
     with pytest.raises(UsageError, match="--max-len 128 or less"):
         export(model, chunk=8, max_len=256)
+
+
+class Wrapped(torch.nn.Module):
+    """A user's own module around a transformers model."""
+
+    def __init__(self, arch: str) -> None:
+        super().__init__()
+        self.inner = models.causal_lm(arch)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.inner(input_ids=input_ids, use_cache=False).logits
+
+
+def test_experts_within_a_module_of_ones_own_are_operators_of_pytorch() -> None:
+    module = Wrapped("mixtral").eval()
+    before = module.inner.config._experts_implementation
+    exported = export(load(module, example_inputs={"input_ids": torch.tensor([[5, 9, 70, 33]])}))
+    assert {node.target.partition(".")[0] for node in exported.graphs[0].nodes} <= {"aten", "getitem"}
+    assert module.inner.config._experts_implementation == before
+
+
+def test_attention_that_was_not_changed_is_not_set_back() -> None:
+    """A convolutional part of a model knows one attention, eager, and its setter refuses the one that the whole has."""
+    backbone = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], out_features=["stage2"])
+    config = transformers.DetrConfig(
+        use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, d_model=32,
+        encoder_layers=1, decoder_layers=1, encoder_ffn_dim=64, decoder_ffn_dim=64, encoder_attention_heads=4,
+        decoder_attention_heads=4, num_queries=6,
+    )  # fmt: skip
+    module = transformers.DetrForObjectDetection(config).eval()
+    before = (module.config._attn_implementation, module.config.backbone_config._attn_implementation)
+    given = {"pixel_values": torch.randn(1, 3, 64, 64), "pixel_mask": torch.ones(1, 64, 64, dtype=torch.long)}
+    exported = export(load(module, example_inputs=given))
+    assert len(exported.graphs[0].nodes) > 100
+    assert (module.config._attn_implementation, module.config.backbone_config._attn_implementation) == before
