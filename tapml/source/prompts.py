@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from tapml.errors import ModelError, PromptError
 from tapml.source.model import LoadedModel
@@ -33,15 +34,58 @@ class Prompt:
 
 
 def encode(model: LoadedModel, texts: Sequence[str]) -> tuple[Prompt, ...]:
-    """The prompts of a causal language model; with no texts, the rows of its example's `input_ids`. Raises PromptError for an
-    empty text, for token ids outside of the vocabulary, and when there is nothing at all."""
+    """The prompts of a causal language model; with no texts, the rows of its example's `input_ids` where its `attention_mask` is
+    not 0. Raises PromptError for an empty text, for token ids outside of the vocabulary, and when there is nothing at all;
+    ModelError for example inputs that would have no part."""
     if texts:
         return tuple(Prompt(text, _tokens(model, text)) for text in texts)
     example = model.example_inputs.get("input_ids")
     if example is None:
         raise PromptError(f"{model.name} needs a prompt. Give one with --prompt TEXT.")
-    rows = example.reshape(-1, example.shape[-1]).tolist()
-    return tuple(Prompt("", _in_vocabulary(model, tuple(row))) for row in rows)
+    if unused := _no_text(model):
+        raise ModelError(
+            f"{model.name} is carved as a decoder of text, token by token, in which its example {_inputs(unused)} would have no "
+            "part. Leave that out to carve the text alone; or carve one forward pass with it: a module that calls the model "
+            "with use_cache=False, from FILE.py:FUNCTION."
+        )
+    rows = example.reshape(-1, example.shape[-1])
+    mask = model.example_inputs.get("attention_mask")
+    if not isinstance(mask, torch.Tensor) or mask.shape != example.shape:
+        mask = torch.ones_like(example)
+    kept = mask.reshape(rows.shape)
+    return tuple(
+        Prompt("", _in_vocabulary(model, tuple(row[seen != 0].tolist()))) for row, seen in zip(rows, kept, strict=True)
+    )
+
+
+def unused_inputs(model: LoadedModel, texts: Sequence[str]) -> list[str]:
+    """A line where prompts take the place of example inputs that hold something else than a text."""
+    unused = _no_text(model) if texts else []
+    return [f"the example {_inputs(unused)} had no part: prompts were given, which are text alone"] if unused else []
+
+
+def _inputs(names: Sequence[str]) -> str:
+    return f"input{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
+def _no_text(model: LoadedModel) -> list[str]:
+    """The example inputs that a text does not have, or not so: images, sounds, segments, positions that are not 0, 1, 2, …"""
+    found = []
+    for name, value in model.example_inputs.items():
+        holds = any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
+        if name in ("input_ids", "attention_mask") or not holds:
+            continue
+        if isinstance(value, torch.Tensor) and (
+            (name == "token_type_ids" and not bool(value.any()))
+            or (name in ("position_ids", "cache_position") and _counts(value))
+        ):
+            continue
+        found.append(name)
+    return found
+
+
+def _counts(places: torch.Tensor) -> bool:
+    return places.dim() > 0 and bool((places == torch.arange(places.shape[-1], device=places.device)).all())
 
 
 def _tokens(model: LoadedModel, text: str) -> tuple[int, ...]:

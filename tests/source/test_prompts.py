@@ -17,7 +17,7 @@ from tapml.errors import ModelError, PromptError
 from tapml.source import prompts
 from tapml.source.load import load
 from tapml.source.model import LoadedModel
-from tapml.source.prompts import encode, encoder_inputs
+from tapml.source.prompts import encode, encoder_inputs, unused_inputs
 from tapml.source.within_limits import Unbounded, bounded
 from tests import models
 
@@ -121,3 +121,26 @@ def test_encoder_texts_get_one_shape() -> None:
         encoder_inputs(encoder, ["one " * 65])
     with pytest.raises(PromptError, match="empty"):
         encoder_inputs(encoder, ["one", ""])
+
+
+def test_example_inputs_that_are_no_text_are_refused_or_told() -> None:
+    module = models.causal_lm("llama")
+    example = {"input_ids": torch.tensor([[5, 9, 70]]), "pixel_values": torch.randn(1, 3, 8, 8), "use_cache": True}
+    model = load(module, example_inputs=example)
+    with pytest.raises(ModelError, match=r"its example input pixel_values would have no part\. Leave that out"):
+        encode(model, [])
+    (told,) = unused_inputs(model, ["5 9"])
+    assert told == "the example input pixel_values had no part: prompts were given, which are text alone"
+    moved = {"input_ids": torch.tensor([[5, 9, 70]]), "position_ids": torch.tensor([[3, 4, 5]])}
+    with pytest.raises(ModelError, match="its example input position_ids would have no part"):
+        encode(load(module, example_inputs=moved), [])
+
+
+def test_what_the_mask_of_an_example_hides_is_no_part_of_its_prompt() -> None:
+    example = {
+        "input_ids": torch.tensor([[0, 0, 5, 9], [7, 8, 6, 0]]), "attention_mask": torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]]),
+        "position_ids": torch.arange(4)[None], "token_type_ids": torch.zeros(2, 4, dtype=torch.long),
+    }  # fmt: skip
+    model = load(models.causal_lm("llama"), example_inputs=example)
+    assert [prompt.tokens for prompt in encode(model, [])] == [(5, 9), (7, 8, 6)]
+    assert unused_inputs(model, ["5 9"]) == []
