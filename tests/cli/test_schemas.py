@@ -122,3 +122,48 @@ def test_verbs_on_a_run(small: Path, result: Callable[..., Any], need: Need, tmp
 def test_a_hub_and_its_devices(served: tuple[Any, Any], result: Callable[..., Any]) -> None:
     hub, _ = served
     meets("devices", result(0, "devices", hub.url))
+
+
+STAYS = """
+import torch
+
+class Turned(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.before, self.after = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.after(torch.fft.fft(self.before(x)).real)
+
+def turned():
+    return Turned(), (torch.randn(3, 4),)
+"""
+
+
+def test_what_stays_on_the_source_is_said_by_every_verb(
+    result: Callable[..., Any], type_in: TypeIn, need: Need, tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(STAYS)
+    run, target, why = tmp_path / "run", ("--target", need("opencl")), "it computes with complex numbers, which no target has"
+    made = result(0, "carve", f"{tmp_path / 'net.py'}:turned", "-o", run)
+    meets("carve", made)
+    assert made["stays"] == [{"operator": "complex", "reason": why}]
+    for verb in ("test", "migrate"):
+        found = result(1, verb, run, *target)
+        meets(verb, found)
+        assert {v["operator"]: v["reason"] for v in found["verdicts"] if v["status"] != "pass"} == {
+            "complex": f"stays on the source: {why}"
+        }
+    assert found["kept_on_source"] == ["complex"]
+    said = type_in("migrate", run, *target, "--fresh")
+    assert f"stays on the source: {why}" in " ".join(said.out.split()) and "Next:" not in said.out
+    found = result(0, "bisect", run, *target)
+    meets("bisect", found)
+    assert found["not_compiled"] == [{"operator": "complex", "stage": None, "reason": f"stays on the source: {why}"}]
+    found = result(0, "health", run, *target)
+    meets("health", found)
+    assert found["target"]["on_source"] == {"complex": f"stays on the source: {why}"} and not found["source"]["not_checked"]
+    assert f"complex stays on the source: {why}" in type_in("explain", run, "complex", *target).said
+    meets("report", result(0, "report", run, "-o", tmp_path / "report.html"))
+    assert why in (tmp_path / "report.html").read_text()
