@@ -435,7 +435,7 @@ def reference_arrays(k: int, reference: Reference) -> dict[str, HostArray]:
     if reference.exact is not None:
         with np.errstate(invalid="ignore", over="ignore"):
             rest = (reference.exact - reference.values.astype(np.float64)).astype(np.float32)
-        rest[~np.isfinite(rest)] = 0.0
+        rest = np.where(np.isfinite(rest), rest, np.float32(0))  # an array also of a scalar, of which NumPy's results are none
         if rest.any():
             found[f"r{k}"] = rest
     if reference.excluded is not None:

@@ -60,6 +60,12 @@ def test_every_element_at_a_jump_is_still_checked() -> None:
     assert not compare(altered(reference, lambda y: y - 1), reference).passed
 
 
+def test_a_scalar_is_kept_as_an_array() -> None:
+    (reference,) = references(chain([("aten.sum.default", (torch.linspace(0, 1, 1000),), {})]))
+    kept = reference_arrays(0, reference)["r0"]
+    assert isinstance(kept, np.ndarray) and kept.shape == () and kept.dtype == np.float32
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 def test_in_half_precision_too(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
