@@ -390,7 +390,7 @@ def _tensors(exported: torch.export.ExportedProgram, module: torch.nn.Module | N
         for key, value in source.items():
             if isinstance(value, torch.Tensor):
                 found.setdefault(key, value)
-    return {key: value.detach() for key, value in found.items()}
+    return {key: carried(value.detach()) for key, value in found.items()}
 
 
 def _first_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -435,7 +435,7 @@ def _line(fx: Any) -> str:
     return "" if not own else f"{own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]}"
 
 
-def _message(fx: Any, what: str) -> str:
+def _message(fx: Any, what: str, target: Any = None) -> str:
     line = _line(fx) or next((found for found in map(_line, fx.all_input_nodes) if found), "")
     where = f" ({line})" if line else ""
-    return f"The model cannot be cut into operators: {fx.target}{where} {what}."
+    return f"The model cannot be cut into operators: {target or fx.target}{where} {what}."

@@ -267,13 +267,14 @@ def _placed(inputs: Mapping[str, Any], model: LoadedModel) -> tuple[dict[str, An
 
 
 def _dtype_of(module: torch.nn.Module, inputs: Mapping[str, Any] | None = None) -> str:
-    """That of the first floating point weight; without any, that of the first such input."""
-    for tensor in [*module.parameters(), *module.buffers()]:
-        if tensor.is_floating_point():
-            name = str(tensor.dtype).removeprefix("torch.")
-            if name not in DTYPES:
-                raise ModelError(f"The model's weights are {name}. Give --dtype with one of {', '.join(DTYPES)}.")
-            return name
+    """That of the first floating point weight, or of the parts of the first complex one; without any, that of the first such
+    input."""
+    tensors = [*module.parameters(), *module.buffers()]
+    for tensor in [*(t for t in tensors if t.is_floating_point()), *(t for t in tensors if t.is_complex())]:
+        name = str(tensor.dtype.to_real()).removeprefix("torch.")
+        if name not in DTYPES:
+            raise ModelError(f"The model's weights are {name}. Give --dtype with one of {', '.join(DTYPES)}.")
+        return name
     from torch.utils import _pytree as pytree
 
     for value in pytree.tree_leaves(dict(inputs or {})):

@@ -1,6 +1,7 @@
 """`torch.export` in one trace instead of two, and its failures put in the terms of the model's code.
 
-    program = trace(module, kwargs)         an ExportedProgram of functional ATen, which keeps linear, silu, attention, … whole
+    program = trace(module, kwargs)         an ExportedProgram of functional ATen, which keeps linear, silu, attention, … whole,
+                                            and has pairs of real numbers for complex ones (`tapml.source.pairs`)
 
 `torch.export.export(…).run_decompositions({})` traces a model, then traces the result again to make it functional: 14 s for
 SmolLM2. The first trace can be functional itself, which takes 5 s with the garbage collector held off. The parts of torch that
@@ -24,6 +25,7 @@ import torch
 
 from tapml.errors import ModelError
 from tapml.source.messages import first_line
+from tapml.source.pairs import in_pairs
 from tapml.source.recurrent import unrolled
 
 _OPERATOR = re.compile(r"\baten[.:]+(\w+)(?:\.(\w+))?")
@@ -45,7 +47,9 @@ def trace(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> torch.export.Ex
             _override_composite_implicit_decomp(keep_whole),
         ):
             warnings.simplefilter("ignore")
-            return _export(module, (), dict(kwargs), strict=False, pre_dispatch=False)
+            program = _export(module, (), dict(kwargs), strict=False, pre_dispatch=False)
+            in_pairs(program)
+            return program
     except ModelError:
         raise
     except Exception as error:
