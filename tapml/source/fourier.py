@@ -4,8 +4,8 @@
     FOURIER["stft"](x, 400, 160, 400, window)    a convolution with windowed cosines and sines
 
 Each takes what PyTorch's operator of that name takes, with pairs for complex tensors. A transform over more than `DIRECT`
-elements is written as two over its factors, with a turn between them (Cooley and Tukey, 1965), so that tables stay small. Tables are made
-in float64 and rounded once to the dtype of the transform.
+elements is written as two over its factors, with a turn between them (Cooley and Tukey, 1965), so that tables stay small. Tables
+are made in float64 and rounded once to the dtype of the transform.
 """
 
 from __future__ import annotations

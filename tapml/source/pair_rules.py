@@ -41,7 +41,7 @@ _VALUES: dict[str, tuple[int, ...]] = {
     "_unsafe_index_put": (0, 2), "index_add": (0, 3), "index_copy": (0, 3), "index_fill": (0, 3), "scatter": (0, 3),
     "scatter_add": (0, 3), "select_scatter": (0, 1), "slice_scatter": (0, 1), "diagonal_scatter": (0, 1), "copy": (0, 1),
     "masked_fill": (0, 2), "fill": (0, 1), "full": (1,), "full_like": (0, 1), "new_full": (0, 2), "scalar_tensor": (0,),
-    "constant_pad_nd": (0, 2), "lerp": (0, 1),
+    "constant_pad_nd": (0, 2), "masked_scatter": (0, 2), "lerp": (0, 1),
 }  # fmt: skip
 # From nothing, and with what; memory that PyTorch leaves undefined reads as zero in graphs.
 _FILLED = dict.fromkeys(("ones", "ones_like", "new_ones"), 1.0) | dict.fromkeys((
@@ -117,9 +117,10 @@ def _alike(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
 
 
 def _refuse_mixed(rest: Any, kwargs: Any) -> None:
-    """Beside the tensors of which both parts are taken there may be indices and masks, not numbers."""
+    """Beside the tensors of which both parts are taken there may be indices and masks, not numbers, nor a product to make."""
     for leaf in pytree.tree_leaves((rest, kwargs)):
-        if isinstance(leaf, Pair | complex) or (isinstance(leaf, torch.Tensor) and leaf.is_floating_point()):
+        number = leaf.is_floating_point() if isinstance(leaf, torch.Tensor) else leaf == "multiply"
+        if number or isinstance(leaf, Pair | complex):
             raise NotWritten(NOT_KNOWN)
 
 

@@ -86,6 +86,7 @@ COMPLEX: dict[str, Function] = {
     "stack": lambda x, y, w, r: torch.stack([x, r + 0j]).flip(0).roll(1, -1).transpose(0, 1),
     "mixed_cat": lambda x, y, w, r: torch.cat([x, r], -1),
     "index": lambda x, y, w, r: x[[2, 0]][:, torch.tensor([1, 1, 5])] * w.index_select(1, torch.tensor([3]))[:2],
+    "scatter": lambda x, y, w, r: x.scatter(0, torch.ones(1, 8, dtype=torch.long), y[:1]) + x.masked_scatter(r > 0, y),
     "index_put": lambda x, y, w, r: x.index_put((torch.tensor([1]),), y[:1]),
     "chunks": lambda x, y, w, r: x.chunk(2, -1)[1] + y.split([4, 4], 1)[0] + x.unbind(1)[3][:, None],
     "where": lambda x, y, w, r: torch.where(r > 0, x, y) + torch.where(r > 1, x, 0) + x.masked_fill(r > 0, 1 + 1j),
@@ -257,6 +258,7 @@ def test_a_wrong_rule_is_found_by_the_comparison_with_the_module(monkeypatch: py
         (lambda x, y, w, r: torch.linalg.det(x[:, :3] + y[:, 3:6]).real, "aten.linalg_det.default .* computes with complex"),
         (lambda x, y, w, r: torch.fft.fft(r, n=4099), "aten.fft_fft.default .* over 4099 elements, a prime number"),
         (lambda x, y, w, r: torch.nn.functional.dropout(x, 0.5, training=True), "random numbers"),
+        (lambda x, y, w, r: x.scatter(0, torch.zeros(1, 8, dtype=torch.long), y[:1], reduce="multiply"), "aten.scatter.reduce"),
         (lambda x, y, w, r: torch.cumprod(x, 0).abs(), "aten.cumprod.default .* computes with complex"),
     ],
 )
