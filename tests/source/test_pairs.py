@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from tapml.errors import ModelError
 from tapml.operators.carried import carried
 from tapml.operators.execute import GraphExecutor, host_from_tensor, run_graph
 from tapml.operators.from_fx import graph_from_exported
-from tapml.operators.graph import Graph
 from tapml.source.complex_numbers import ARITHMETIC, conj, mul
 from tapml.source.export import export
 from tapml.source.itself import wide_copy
@@ -24,24 +24,23 @@ Function = Callable[..., torch.Tensor]
 
 
 class Calls(torch.nn.Module):
-    """x, y [3, 8] and w [5, 8] complex, r [3, 8] real."""
+    """x, y [3, 8] and w [5, 8] complex, r [3, 8] real. With several functions a dict of what they give."""
 
-    def __init__(self, function: Function) -> None:
+    def __init__(self, functions: Function | dict[str, Function]) -> None:
         super().__init__()
-        self.function = function
+        self.functions = functions
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
-        return self.function(*(t if t is r else torch.view_as_complex(t) for t in (x, y, w, r)))
+    def forward(self, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, r: torch.Tensor) -> Any:
+        given = [t if t is r else torch.view_as_complex(t) for t in (x, y, w, r)]
+        if isinstance(self.functions, dict):
+            return {name: function(*given) for name, function in self.functions.items()}
+        return self.functions(*given)
 
 
 def _inputs(seed: int = 0) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)
     shapes = {"x": (3, 8, 2), "y": (3, 8, 2), "w": (5, 8, 2), "r": (3, 8)}
     return {key: torch.randn(shape, generator=draw, dtype=torch.float64) for key, shape in shapes.items()}
-
-
-def _graph(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[Graph, dict[str, torch.Tensor]]:
-    return graph_from_exported("forward", trace(module.eval(), inputs), module, tuple(inputs), ("output",))
 
 
 def _changed(x: torch.Tensor) -> torch.Tensor:
@@ -147,13 +146,20 @@ REAL: dict[str, Function] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*COMPLEX, *REAL])
-def test_a_graph_in_pairs_computes_what_the_module_does(name: str) -> None:
-    module, inputs = Calls((COMPLEX | REAL)[name]), _inputs()
-    graph, weights = _graph(module, inputs)
+@pytest.fixture(scope="module")
+def computed() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What one graph of all functions gives, and the module."""
+    module, inputs = Calls(COMPLEX | REAL), _inputs()
+    graph, weights = graph_from_exported("forward", trace(module.eval(), inputs), module, tuple(inputs), (*COMPLEX, *REAL))
     assert not any(spec.dtype.startswith("complex") for node in graph.nodes for spec in node.outputs)
-    (got,) = run_graph(graph, weights, {}, inputs)[0].values()
-    wanted = carried(module(**inputs).resolve_conj())
+    return run_graph(graph, weights, {}, inputs)[0], {key: carried(value) for key, value in module(**inputs).items()}
+
+
+@pytest.mark.parametrize("name", [*COMPLEX, *REAL])
+def test_a_graph_in_pairs_computes_what_the_module_does(
+    name: str, computed: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
+) -> None:
+    got, wanted = (values[name] for values in computed)
     assert got.shape == wanted.shape and got.dtype == wanted.dtype
     rtol, atol = 1e-7 if name == "casts" else 1e-11, 1e-8 if "long" in name else 1e-11
     torch.testing.assert_close(got, wanted, rtol=rtol, atol=atol, equal_nan=True)
@@ -264,4 +270,4 @@ def test_a_wrong_rule_is_found_by_the_comparison_with_the_module(monkeypatch: py
 )
 def test_what_is_not_written_in_reals_is_refused_by_name(function: Function, says: str) -> None:
     with pytest.raises(ModelError, match=says):
-        _graph(Calls(function), _inputs())
+        graph_from_exported("forward", trace(Calls(function).eval(), _inputs()), None, tuple(_inputs()), ("output",))
