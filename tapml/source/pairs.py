@@ -7,8 +7,9 @@ A complex value becomes two real ones, its real and its imaginary part; each cal
 are tensors with a last axis more, of the real and the imaginary part: what `torch.view_as_real` gives, see
 `tapml.operators.carried`.
 
-A call that has no rule stays as it is, marked with the reason (`STAYS`): it gets complex tensors, and what it gives is taken
-apart again. The nodes that a call becomes carry its module and its line. Constants (the tables of Fourier transforms) become
+A call that has no rule stays as it is: it gets complex tensors, and what it gives is taken apart again; its operator stays on the
+source (`tapml.operators.stays`).
+The nodes that a call becomes carry its module and its line. Constants (the tables of Fourier transforms) become
 attributes of the program's module.
 """
 
@@ -26,8 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tapml.operators.from_fx import STAYS
-from tapml.source.complex_numbers import NOT_KNOWN, NotWritten, Pair, as_real
+from tapml.source.complex_numbers import Pair, as_real
 from tapml.source.fourier import FOURIER
 from tapml.source.pair_rules import in_reals
 
@@ -117,7 +117,7 @@ class _Rewriting:
             self.parts[node] = self.parts[node.args[0]][node.args[1]]
             return True
         if not isinstance(node.target, torch._ops.OpOverload):
-            self._bridge(node, "computes with complex numbers")
+            self._bridge(node)
             return False
         for read in node.all_input_nodes:
             if _is_complex(read.meta.get("val")):
@@ -128,10 +128,10 @@ class _Rewriting:
                 args, kwargs = pytree.tree_map(self._value, (node.args, node.kwargs), is_leaf=_is_node)
                 expected = node.meta["val"]
                 made = self._fitted(in_reals(node.target, args, kwargs, pytree.tree_leaves(expected)[0]), expected)
-        except Exception as error:
+        except Exception:
             # Whatever torch raises on the parts, the call stays what it is.
             self._erase(before, node)
-            self._bridge(node, str(error) if isinstance(error, NotWritten) else NOT_KNOWN)
+            self._bridge(node)
             return False
         if isinstance(made, torch.Tensor):
             self._replace(node, self.recorder.node_of(made))
@@ -173,15 +173,13 @@ class _Rewriting:
         real = _fit(pair.re, expected, dtype)
         return Pair(real, torch.zeros_like(real) if pair.im is None else _fit(pair.im, expected, dtype))
 
-    def _bridge(self, node: Any, why: str) -> None:
-        """Gives a call that stays complex tensors, and marks it and them with the reason."""
-        node.meta[STAYS] = (node.target, why)
+    def _bridge(self, node: Any) -> None:
+        """Gives a call that stays complex tensors."""
         for read in list(node.all_input_nodes):
             if isinstance(self.parts.get(read), Pair):
                 with self.recorder.at(node, node):
                     whole = self._joined(self.parts[read])
                     made = self.recorder.node_of(torch.view_as_complex(whole))
-                made.meta[STAYS] = node.meta[STAYS]
                 node.replace_input_with(read, made)
 
     def _joined(self, pair: Pair) -> torch.Tensor:

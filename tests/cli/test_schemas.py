@@ -134,7 +134,7 @@ class Turned(torch.nn.Module):
         self.before, self.after = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
 
     def forward(self, x):
-        return self.after(torch.fft.fft(self.before(x)).real)
+        return self.after(torch.cumprod(torch.complex(self.before(x), x), 0).real)
 
 def turned():
     return Turned(), (torch.randn(3, 4),)
