@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tvm import relax, tirx, topi
 
+from tapml.compile.function_texts import own
 from tapml.compile.node_arguments import axis, output, read
 from tapml.compile.special_functions import (
     SPECIAL,
@@ -204,11 +205,26 @@ def _divide(a: Element, b: Element, dtype: str) -> Element:
 
 
 def _floor_divide(a: Element, b: Element, dtype: str) -> Element:
-    return tirx.floor(a / b) if is_float(dtype) else tirx.floordiv(a, b)
+    if dtype == "float64":
+        rest = _remainder(a, b, dtype)
+        return tirx.Select(tirx.EQ(b, constant(0, dtype)), a / b, tirx.nearbyint((a - rest) / b))
+    return own("floor_divide", a, b) if is_float(dtype) else tirx.floordiv(a, b)
 
 
 def _remainder(a: Element, b: Element, dtype: str) -> Element:
-    return a - tirx.floor(a / b) * b if is_float(dtype) else tirx.floormod(a, b)
+    """The part of `a` that is left beside whole multiples of `b`, with the sign of `b`."""
+    if dtype == "float64":
+        rest, zero = tirx.fmod(a, b), constant(0, dtype)
+        apart = tirx.And(tirx.NE(rest, zero), tirx.NE(rest < zero, b < zero))
+        return tirx.Select(apart, rest + b, rest)
+    return own("remainder", a, b) if is_float(dtype) else tirx.floormod(a, b)
+
+
+def _fmod(a: Element, b: Element, dtype: str) -> Element:
+    """The part of `a` that is left beside whole multiples of `b`, with the sign of `a`."""
+    if dtype == "float64":
+        return tirx.fmod(a, b)
+    return own("fmod", a, b) if is_float(dtype) else tirx.truncmod(a, b)
 
 
 def _divide_mode(importer: Any, node: Any) -> Any:
@@ -471,7 +487,7 @@ _PAIRS: dict[str, Callable[[Element, Element, str], Element]] = {
     "fmin": lambda a, b, d: tirx.Select(is_nan(a), b, tirx.Select(is_nan(b), a, tirx.min(a, b))),
     "hypot": lambda a, b, d: hypotenuse(a, b), "atan2": lambda a, b, d: arctangent2(a, b),
     "copysign": lambda a, b, d: with_sign(a, b),
-    "fmod": lambda a, b, d: a - tirx.trunc(a / b) * b if is_float(d) else tirx.truncmod(a, b),
+    "fmod": _fmod,
 }
 
 _COMPARE: dict[str, Callable[[Element, Element], Element]] = {

@@ -18,6 +18,7 @@ import tvm_ffi
 from tvm import ir, s_tir, tirx
 from tvm.tirx.build import codegen_build
 
+from tapml.compile.function_texts import with_functions
 from tapml.compile.pieces import Piece
 from tapml.compile.plain_c import plain_c
 from tapml.kernels import Extent, Kernel
@@ -251,10 +252,13 @@ def _finished(kernel: Kernel, target: Target) -> Kernel:
         source = _runtime_infinities(source.replace("-2147483648i", "(-2147483647i - 1i)"))
         if "accurate_tanh(" in source:
             source = _declared(_TANH, source)
+        source = with_functions(source, kernel.language)
         uniform = (grid[0] - 1,)
         grid = _folded(grid, target.limits.workgroups_per_dimension)
     elif kernel.language == "c":
-        source = plain_c(source)
+        source = plain_c(with_functions(source, kernel.language))
+    else:
+        source = with_functions(source, kernel.language)
     return Kernel(kernel.language, kernel.entry, source, kernel.access, grid, kernel.block, uniform)
 
 

@@ -163,6 +163,8 @@ class _Rewriter:
         x = self.expression
         if isinstance(e, tirx.IntImm):
             return self._integer(e)
+        if isinstance(e, ir.StringImm):
+            return e
         if isinstance(e, tirx.FloatImm):
             dtype = str(e.ty)
             return e if self.renamed(dtype) == dtype else tirx.FloatImm(self.renamed(dtype), self._number(e.value, dtype))

@@ -11,7 +11,6 @@ into the emitted text, and leave "simple" and "serial" alone: they are what a su
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,8 @@ from typing import Any
 import tvm_ffi
 from tvm import ir, tirx
 from tvm.s_tir import SBlock
+
+from tapml.compile.function_texts import is_own
 
 # What brings the work items of a workgroup together, as each language's text has it.
 BARRIERS = {
@@ -108,12 +109,11 @@ def _max_from_zero(body: Any) -> Any:
 
 
 def _half_angles(body: Any) -> Any:
-    """Angles are rounded to float16 before their sine and cosine. Those are written out, with a product with 2/π that counts
-    quarter turns: what such a block reads is an angle."""
+    """Angles are rounded to float16 before their sine and cosine: what a block with one reads is an angle."""
     angles: list[Any] = []
 
     def note(block: Any) -> None:
-        if isinstance(block.body, tirx.BufferStore) and _counts_quarter_turns(block.body.value):
+        if isinstance(block.body, tirx.BufferStore) and _turns(block.body.value):
             tvm_ffi.structural_walk(block.body.value, [(ir.TensorLoad, lambda load: angles.append(load.source))])
 
     def change(block: Any) -> Any:
@@ -129,9 +129,9 @@ def _half_angles(body: Any) -> Any:
     return tvm_ffi.structural_map(body, [(SBlock, change)])
 
 
-def _counts_quarter_turns(value: Any) -> bool:
+def _turns(value: Any) -> bool:
     found: list[bool] = []
-    tvm_ffi.structural_walk(value, [(tirx.FloatImm, lambda e: found.append(abs(e.value - 2 / math.pi) < 1e-7))])
+    tvm_ffi.structural_walk(value, [(ir.Call, lambda call: found.append(is_own(call, "sine", "cosine")))])
     return any(found)
 
 

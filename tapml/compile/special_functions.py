@@ -1,7 +1,8 @@
 """Mathematical functions of one element, written with what every kernel language has: exp, log, sqrt, floor and comparisons.
 
 Drivers lack some (PoCL's OpenCL on recent LLVM has no tan or asin for lack of a symbol), and what WGSL asks of others is coarse.
-Polynomials interpolate at Chebyshev points, in float32 to its rounding; float64 takes TVM's function.
+Polynomials interpolate at Chebyshev points, in float32 to its rounding; float64 takes TVM's function. What would
+repeat itself as an expression is a function of `function_texts`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 
 from tvm import tirx
 
+from tapml.compile.function_texts import own
 from tapml.compile.tensor_expressions import Element, constant, is_nan
 
 _TAN_22_5 = math.tan(math.pi / 8)
@@ -46,40 +48,18 @@ def expm1(x: Element) -> Element:
 
 
 def sine(x: Element) -> Element:
-    """sin(x), absolute error below 1e-7 for |x| up to 50,000 in float32. Vulkan asks no more than 2⁻¹¹ of a driver's own sine;
-    the tables of rotary embeddings need more."""
-    return tirx.sin(x) if str(x.ty) == "float64" else _quadrants(x, 0)
+    """sin(x), exact to two roundings for every number. Vulkan asks no more than an absolute error of 2⁻¹¹ of a driver's own
+    sine; the tables of rotary embeddings need more."""
+    return tirx.sin(x) if str(x.ty) == "float64" else own("sine", x)
 
 
 def cosine(x: Element) -> Element:
     """cos(x), as exact as `sine`."""
-    return tirx.cos(x) if str(x.ty) == "float64" else _quadrants(x, 1)
+    return tirx.cos(x) if str(x.ty) == "float64" else own("cosine", x)
 
 
 def tangent(x: Element) -> Element:
-    return tirx.tan(x) if str(x.ty) == "float64" else sine(x) / cosine(x)
-
-
-def _quadrants(x: Element, ahead: int) -> Element:
-    """sin(x + ahead·π/2): x is brought into ±π/4 by taking away k·π/2 in three parts, the first two exact for |k| < 2¹⁵ (Cody and
-    Waite, Software Manual for the Elementary Functions, 1980), and k chooses between the sine and the cosine of what is left.
-    The polynomials interpolate (sin(r)/r - 1)/r² and (cos(r) - 1 + r²/2)/r⁴ in r²."""
-    dtype = str(x.ty)
-
-    def number(value: float) -> Element:
-        return constant(value, dtype)
-
-    k = tirx.floor(x * number(2 / math.pi) + number(0.5))
-    r = ((x - k * number(1.5703125)) - k * number(4.837512969970703125e-4)) - k * number(7.54978995489188216e-8)
-    z = r * r
-    sine_of_r = r + r * z * polynomial(z, [-1.95777858607471e-4, 8.332700468599796e-3, -0.166666641831398], dtype)
-    series = polynomial(z, [2.4501774532836862e-5, -1.388796605169773e-3, 4.16666604578495e-2], dtype)
-    cosine_of_r = (number(1) - number(0.5) * z) + z * z * series
-    quadrant = k + number(ahead)
-    quadrant = quadrant - number(4) * tirx.floor(quadrant * number(0.25))
-    odd = tirx.Or(tirx.EQ(quadrant, number(1)), tirx.EQ(quadrant, number(3)))
-    value = tirx.Select(odd, cosine_of_r, sine_of_r)
-    return tirx.Select(quadrant >= number(2), number(0) - value, value)
+    return tirx.tan(x) if str(x.ty) == "float64" else own("tangent", x)
 
 
 def _signed(x: Element, magnitude: Element) -> Element:
