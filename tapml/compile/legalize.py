@@ -2,8 +2,9 @@
 
 The function comes in the model's dtypes: int64 indices, booleans, half precision. `Target.storage` says what each
 becomes in the buffers that others see, `computed` what it becomes everywhere else. Where int64 goes, all of it goes, loop
-variables included. Booleans stay booleans inside an expression; in a buffer they are the stored integer, 0 or 1. Saturating: an
-int64 constant beyond int32 becomes the nearest int32.
+variables included. Booleans stay booleans inside an expression; in a buffer they are the stored integer, 0 or 1. An int64 number
+of the graph beyond int32 is compared as what it is; int64's own limits become int32's, as in "until the end" and in masks; any
+other one raises DoesNotFit.
 
 Half precision is stored, not computed in: `IN_FLOAT32`. What is loaded from a parameter is widened at once, every intermediate
 and the scratch between kernels is float32, and a value is rounded once, where it is stored in an output: `rounded_last` gives
@@ -22,6 +23,7 @@ Infinities: WGSL has no literal for one. `tapml.compile.emit` writes them; here 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,12 +32,20 @@ from tvm import ir, tirx
 from tvm.ir import PrimType
 from tvm.s_tir import SBlock, SBlockRealize
 
+from tapml.errors import DoesNotFit
+
 _BINARY = (
     tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Mod, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max, tirx.EQ, tirx.NE, tirx.LT,
     tirx.LE, tirx.GT, tirx.GE, tirx.And, tirx.Or, tirx.BitwiseAnd, tirx.BitwiseOr, tirx.BitwiseXor, tirx.LShift, tirx.RShift,
 )
 _UNARY = (tirx.Not, tirx.BitwiseNot)
 _INT32_MIN, _INT32_MAX = -(2**31), 2**31 - 1
+_INT64_LIMITS = (-(2**63), 2**63 - 1)
+_COMPARISONS = {
+    tirx.EQ: operator.eq, tirx.NE: operator.ne, tirx.LT: operator.lt, tirx.LE: operator.le, tirx.GT: operator.gt,
+    tirx.GE: operator.ge,
+}
+_ORDERED = (*_COMPARISONS, tirx.Min, tirx.Max)
 _FLOAT16_MAX, _FLOAT32_MAX = 65504.0, (2 - 2**-23) * 2.0**127
 IN_FLOAT32 = {"float16": "float32", "bfloat16": "float32"}
 
@@ -44,6 +54,9 @@ _NARROW = {"int8": 8, "int16": 16, "uint8": 8}
 _LEAVING = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.FloorDiv, tirx.LShift, tirx.BitwiseNot)
 # Calls that give one of their operands, or nothing new.
 _CHOOSING = ("tirx.if_then_else", "tirx.likely")
+_BEYOND = (
+    "the number {} does not fit int32, in which this target stores int64; a target with 64-bit integers can take it, such as cpu"
+)
 
 
 def legalize(function: Any, storage: Mapping[str, str], computed: Mapping[str, str] | None = None) -> Any:
@@ -148,6 +161,18 @@ def _long(n: int) -> Any:
     return tirx.const(n, "int64")
 
 
+def _is_beyond(number: Any) -> bool:
+    """Whether an integer is none of int32."""
+    return not _INT32_MIN <= int(number.value) <= _INT32_MAX
+
+
+def _shifted(node: type, value: Any, by: Any) -> Any:
+    """An int64 that is stored in 32 bits, shifted by 0 to 63: by more than 31 the sign is left, or nothing."""
+    last = tirx.const(31, "int32")
+    moved = node(value, tirx.Select(by > last, last, by))
+    return moved if node is tirx.RShift else tirx.Select(by > last, tirx.const(0, "int32"), moved)
+
+
 def _constant_shape(extent: Any, renamed: Callable[[str], str]) -> Any:
     return tirx.const(int(extent), renamed(str(extent.ty)))
 
@@ -158,6 +183,7 @@ class _Rewriter:
     def __init__(self, renamed: Callable[[str], str], variable: Any, stored: Any, storage: Mapping[str, str]) -> None:
         self.renamed, self.variable, self.stored, self.storage = renamed, variable, stored, storage
         self.first = False  # inside what a reduction begins with
+        self.decided = False  # a comparison came out without looking at its operands
 
     def expression(self, e: Any) -> Any:
         x = self.expression
@@ -171,6 +197,10 @@ class _Rewriter:
         if isinstance(e, ir.Var):
             return self.variable(e)
         if isinstance(e, _BINARY):
+            if (known := self._decided(e)) is not None:
+                return known
+            if isinstance(e, tirx.LShift | tirx.RShift) and str(e.ty) == "int64" and self.renamed("int64") == "int32":
+                return _shifted(type(e), x(e.a), x(e.b))
             made = type(e)(x(e.a), x(e.b))
             return self._wrapped(made, str(e.ty)) if isinstance(e, _LEAVING) else made
         if isinstance(e, _UNARY):
@@ -197,7 +227,24 @@ class _Rewriter:
         new = self.renamed(dtype)
         if new == dtype:
             return e
+        if new == "int32" and _is_beyond(e) and int(e.value) not in _INT64_LIMITS:
+            raise DoesNotFit(_BEYOND.format(int(e.value)))
         return tirx.IntImm(new, max(min(int(e.value), _INT32_MAX), _INT32_MIN) if new == "int32" else int(e.value))
+
+    def _decided(self, e: Any) -> Any:
+        """A comparison with a number beyond what int64 is stored in, which comes out the same for each number stored; else None.
+        Raises DoesNotFit for one that is calculated with."""
+        sides = [s for s in (e.a, e.b) if isinstance(s, tirx.IntImm) and str(s.ty) == "int64" and _is_beyond(s)]
+        if not sides or self.renamed("int64") != "int32":
+            return None
+        if not isinstance(e, _ORDERED):
+            raise DoesNotFit(_BEYOND.format(int(sides[0].value)))
+        compared = _COMPARISONS.get(type(e))
+        if compared is None or int(sides[0].value) in _INT64_LIMITS:
+            return None
+        a, b = (int(s.value) if isinstance(s, tirx.IntImm) else 0 for s in (e.a, e.b))
+        self.decided = True
+        return tirx.const(compared(a, b), "bool")
 
     def _number(self, value: float, dtype: str) -> float:
         """float16's largest number is where a search for the smallest one begins: in float32 that is float32's."""
@@ -259,9 +306,16 @@ class _Rewriter:
         self.first = True
         init = self.statement(block.init)
         self.first = False
+        body = self.statement(block.body)
+        reads = [self._region(r) for r in block.reads]
+        if self.decided and not block.alloc_buffers:
+            # A comparison that was decided may no longer read what it read.
+            loaded: list[Any] = []
+            tvm_ffi.structural_walk(body, [(ir.TensorLoad, lambda load: loaded.append(load.source))])
+            reads = [r for r in reads if any(r.source.same_as(b) for b in loaded)]
         return SBlock(
-            axes, [self._region(r) for r in block.reads], [self._region(r) for r in block.writes], block.name_hint,
-            self.statement(block.body), init, [self.stored(b) for b in block.alloc_buffers], [], block.annotations,
+            axes, reads, [self._region(r) for r in block.writes], block.name_hint, body, init,
+            [self.stored(b) for b in block.alloc_buffers], [], block.annotations,
         )
 
     def _region(self, r: Any) -> Any:

@@ -4,13 +4,16 @@ integers, special numbers, half precision.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
 from tapml.compile.build import build
+from tapml.errors import DoesNotFit
 from tapml.targets.known import TARGETS as KNOWN
-from tests.compile.bodies import Made, call, compiled, run
+from tests.compile.bodies import Made, Result, call, chain, compiled, run
 from tests.compile.test_conversions import INF
 
 NAN = float("nan")
@@ -78,3 +81,33 @@ def test_a_sine_is_a_short_text() -> None:
 def test_each_language_has_its_own_form_of_a_function(target: str, head: str) -> None:
     program = build(call("aten.sin.default", normal(64, 1.0)).body, KNOWN[target], "simple", lambda stage: None)
     assert head in program.kernels[0].source
+
+
+WHOLE = torch.tensor([0, 1, -1, 7, -(2**31), 2**31 - 1, 2**31 - 2, 12345])
+BEYOND: dict[str, Callable[[], Made]] = {
+    **{f"{name} 2^40": lambda name=name: call(f"aten.{name}.Scalar", WHOLE, 2**40)
+       for name in ("eq", "ne", "lt", "le", "gt", "ge")},
+    **{f"{name} -2^31 - 1": lambda name=name: call(f"aten.{name}.Scalar", WHOLE, -(2**31) - 1) for name in ("lt", "ge", "eq")},
+    "the least of what a mask lets through": lambda: chain([
+        ("aten.masked_fill.Scalar", (WHOLE, WHOLE < 5, 2**63 - 1), {}), ("aten.amin.default", (Result(0), [0]), {}),
+    ]),
+    "right shift by 40": lambda: call("aten.__rshift__.Scalar", WHOLE, 40),
+    "right shifts": lambda: call("aten.__rshift__.Tensor", WHOLE, torch.tensor([31, 32, 40, 63, 63, 31, 32, 0])),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", BEYOND)
+def test_int64_against_numbers_beyond_32_bits(name: str, target: str) -> None:
+    made = BEYOND[name]()
+    np.testing.assert_array_equal(result(made, target), made.outputs[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("mul", 2654435761), ("add", 2**40), ("bitwise_and", 2**32 - 1), ("remainder", 2**33)]
+)
+def test_calculating_with_a_number_beyond_32_bits_is_refused_where_int64_has_32(name: str, number: int) -> None:
+    made = call(f"aten.{name}.Scalar", WHOLE, number)
+    with pytest.raises(DoesNotFit, match=f"{number} does not fit int32"):
+        compiled(made, "opencl", "simple")
+    np.testing.assert_array_equal(result(made, "cpu"), made.outputs[0])
