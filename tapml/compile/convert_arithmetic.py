@@ -20,6 +20,7 @@ from tapml.compile.special_functions import (
     expm1,
     hypotenuse,
     log1p,
+    logarithm,
     polynomial,
     sign_bit,
     with_sign,
@@ -40,6 +41,7 @@ from tapml.compile.tensor_expressions import (
     to,
     wide,
 )
+from tapml.tensors import NUMPY
 
 Convert = Callable[[Any, Any], Any]
 
@@ -49,14 +51,31 @@ def as_element(operand: Any, dtype: str) -> Element:
     return constant(operand, dtype) if isinstance(operand, bool | int | float) else to(operand, dtype)
 
 
-def _arithmetic(f: Callable[[Element, Element, str], Element], swap: bool = False) -> Convert:
-    """`f(a, b, dtype)` in the wide form of the result's dtype; `alpha` scales the second operand."""
+def beside(number: float | int | bool, dtype: str) -> float | int | bool:
+    """A number as PyTorch takes it beside a tensor of that dtype: rounded to it, or wrapped."""
+    if isinstance(number, bool) or dtype == "bool":
+        return number
+    if is_float(dtype):
+        with np.errstate(over="ignore"):
+            return float(np.float64(number).astype(NUMPY[dtype]))
+    if isinstance(number, float):
+        return number
+    bits = NUMPY[dtype].itemsize * 8
+    low = 0 if dtype == "uint8" else -(2 ** (bits - 1))
+    return int((int(number) - low) % 2**bits + low)
+
+
+def _arithmetic(f: Callable[[Element, Element, str], Element], swap: bool = False, rounded: bool = False) -> Convert:
+    """`f(a, b, dtype)` in the wide form of the result's dtype; `alpha` scales the second operand. Numbers are wrapped to an
+    integer dtype, and rounded to a half precision where `rounded` says so: in most operators PyTorch does not."""
 
     def convert(importer: Any, node: Any) -> Any:
         a, b = read(importer, node, 0, "self"), read(importer, node, 1, "other")
         alpha = read(importer, node, 2, "alpha", 1)
         spec = output(node)
         dtype = wide(spec.dtype)
+        if rounded or not is_float(spec.dtype):
+            a, b = (o if isinstance(o, relax.Expr) else beside(o, spec.dtype) for o in (a, b))
 
         def element(x: Any, y: Any) -> Element:
             left, right = as_element(x, dtype), as_element(y, dtype)
@@ -70,19 +89,24 @@ def _arithmetic(f: Callable[[Element, Element, str], Element], swap: bool = Fals
 
 
 def _comparison(name: str) -> Convert:
-    """Of two tensors NaN is told by its bits: `x == x` is what compilers take for true."""
+    """NaN is told by its bits: `x == x` is what compilers take for true, and WGSL lets them take `x != 1` for false there."""
     f = _COMPARE[name]
 
     def convert(importer: Any, node: Any) -> Any:
         a, b = read(importer, node, 0, "self"), read(importer, node, 1, "other")
+        (kind, *_) = [dtype_of(o) for o in (a, b) if isinstance(o, relax.Expr)]
+        a, b = (o if isinstance(o, relax.Expr) else beside(o, kind) for o in (a, b))
         dtype = promoted(a, b)
-        careful = is_float(dtype) and isinstance(a, relax.Expr) and isinstance(b, relax.Expr)
+        tensors = [isinstance(o, relax.Expr) for o in (a, b)]
+        if any(isinstance(o, float) and math.isnan(o) for o in (a, b)):
+            return compute(importer, output(node).shape, "bool", lambda *at: constant(name == "ne", "bool"), name="constant")
 
         def element(x: Any, y: Any) -> Element:
             left, right = as_element(x, dtype), as_element(y, dtype)
-            if not careful:
+            if not is_float(dtype):
                 return f(left, right)
-            nan = tirx.Or(is_nan(left), is_nan(right))
+            first, *more = [is_nan(e) for e, tensor in zip((left, right), tensors, strict=True) if tensor]
+            nan = tirx.Or(first, *more) if more else first
             return tirx.Or(nan, f(left, right)) if name == "ne" else tirx.And(tirx.Not(nan), f(left, right))
 
         return broadcast(importer, output(node).shape, "bool", element, a, b)
@@ -91,7 +115,7 @@ def _comparison(name: str) -> Convert:
 
 
 def promoted(*operands: Any) -> str:
-    """The dtype in which operands are compared: float if any is, else the widest integer."""
+    """The dtype in which operands are compared: float if any is, else the widest integer, of 64 bits for numbers beyond 32."""
     tensors = [dtype_of(o) for o in operands if isinstance(o, relax.Expr)]
     numbers = [o for o in operands if not isinstance(o, relax.Expr)]
     floats = [d for d in tensors if is_float(d)]
@@ -99,7 +123,7 @@ def promoted(*operands: Any) -> str:
         return "float64" if "float64" in floats else "float32"
     if any(isinstance(n, float) for n in numbers):
         return "float32"
-    return "int64" if "int64" in tensors else "int32"
+    return "int64" if "int64" in tensors or any(not -(2**31) <= n < 2**31 for n in numbers) else "int32"
 
 
 def _logic(f: Callable[..., Element]) -> Convert:
@@ -171,6 +195,12 @@ def _logsumexp_of_two(scale: float) -> Convert:
     return _arithmetic(join)
 
 
+def _logaddexp(importer: Any, node: Any) -> Any:
+    if wide(output(node).dtype) != "float32":
+        return _logsumexp_of_two(1)(importer, node)
+    return _arithmetic(lambda a, b, dtype: own("logaddexp", a, b))(importer, node)
+
+
 def _celu(importer: Any, node: Any) -> Any:
     """x where it is positive, else alpha · (exp(x / alpha) - 1)."""
     alpha = read(importer, node, 1, "alpha", 1.0)
@@ -178,6 +208,33 @@ def _celu(importer: Any, node: Any) -> Any:
     def f(x: Element) -> Element:
         dtype = str(x.ty)
         return tirx.Select(x > constant(0, dtype), x, constant(alpha, dtype) * expm1(x / constant(alpha, dtype)))
+
+    return unary(f)(importer, node)
+
+
+def _softshrink(importer: Any, node: Any) -> Any:
+    """x brought nearer to 0 by lambd, and 0 within it."""
+    by = read(importer, node, 1, "lambd", 0.5)
+
+    def f(x: Element) -> Element:
+        zero, limit = constant(0, str(x.ty)), constant(by, str(x.ty))
+        value = tirx.Select(x > limit, x - limit, tirx.Select(x < zero - limit, x + limit, zero))
+        return tirx.Select(is_nan(x), x, value)
+
+    return unary(f)(importer, node)
+
+
+def _logit(importer: Any, node: Any) -> Any:
+    """log(x / (1 - x)), of x limited to what lies between eps and 1 - eps in its own dtype."""
+    eps, kind = read(importer, node, 1, "eps"), output(node).dtype
+
+    def f(x: Element) -> Element:
+        dtype = str(x.ty)
+        if eps is not None:
+            low, high = beside(eps, kind), beside(1 - beside(eps, kind), kind)
+            x = tirx.Select(x < constant(low, dtype), constant(low, dtype), x)
+            x = tirx.Select(x > constant(high, dtype), constant(high, dtype), x)
+        return tirx.log(x / (constant(1, dtype) - x))
 
     return unary(f)(importer, node)
 
@@ -253,7 +310,7 @@ def general_power(x: Element, y: Element, dtype: str) -> Element:
     """x to the y as in C, for any sign of x: `pow` of a negative base, of 0 and of infinities is undefined in several GPU
     languages. |x| is raised, and the sign follows from whether y is whole and odd."""
     zero, one, half = constant(0, dtype), constant(1, dtype), constant(0.5, dtype)
-    infinite, large = constant(math.inf, dtype), constant(3.0e38, dtype)
+    infinite, large = constant(math.inf, dtype), constant(float(np.finfo(dtype).max), dtype)
     a = tirx.abs(x)
     limited = tirx.max(tirx.min(y, large), -large)
     value = tirx.power(tirx.Select(tirx.EQ(a, zero), one, tirx.min(a, large)), limited)
@@ -299,11 +356,17 @@ def _integer_power(x: Element, y: Element, dtype: str) -> Element:
 def _pow(importer: Any, node: Any) -> Any:
     a, b = read(importer, node, 0, "self"), read(importer, node, 1, "exponent")
     spec = output(node)
+    a = a if isinstance(a, relax.Expr) else beside(a, spec.dtype)
     dtype = wide(spec.dtype)
 
     def element(x: Any, y: Any) -> Element:
         if isinstance(y, int | float):
-            return power(as_element(x, dtype), y, dtype)
+            value = power(as_element(x, dtype), y, dtype)
+            if spec.dtype in ("float16", "bfloat16") and y in (0.5, -0.5):
+                # In half precision PyTorch raises to a power there, as C does; else it takes the root.
+                least = tirx.EQ(as_element(x, dtype), constant(-math.inf, dtype))
+                return tirx.Select(least, constant(math.inf if y > 0 else 0, dtype), value)
+            return value
         function = general_power if is_float(dtype) else _integer_power
         return function(as_element(x, dtype), as_element(y, dtype), dtype)
 
@@ -441,10 +504,49 @@ def _arange(importer: Any, node: Any) -> Any:
 
 
 def _cast(importer: Any, node: Any) -> Any:
-    """Another dtype, shape kept: the recorded spec says which."""
+    """Another dtype, shape kept: the recorded spec says which. A float that no int32 (or int64) holds, NaN included, becomes the
+    least one, as on x86."""
     spec = output(node)
     x = read(importer, node, 0, "self")
-    return x if dtype_of(x) == spec.dtype else broadcast(importer, spec.shape, spec.dtype, lambda e: e, x)
+    have = dtype_of(x)
+    if have == spec.dtype:
+        return x
+    if not is_float(have) or spec.dtype not in ("int32", "int64"):
+        return broadcast(importer, spec.shape, spec.dtype, lambda e: e, x)
+    last = 2 ** (31 if spec.dtype == "int32" else 63)
+
+    def element(e: Element) -> Element:
+        number = to(e, wide(have))
+        inside = tirx.And(number >= constant(-last, wide(have)), number < constant(last, wide(have)))
+        return tirx.Select(inside, tirx.Cast(spec.dtype, number), tirx.const(-last, spec.dtype))
+
+    return broadcast(importer, spec.shape, spec.dtype, element, x)
+
+
+def _nextafter(importer: Any, node: Any) -> Any:
+    if output(node).dtype != "float32":
+        raise ValueError(f"the neighbour of a {output(node).dtype}")
+    return _arithmetic(lambda a, b, dtype: own("nextafter", a, b))(importer, node)
+
+
+def _linspace(importer: Any, node: Any) -> Any:
+    """Numbers at even distances, counted from the nearer end; integers are cut towards 0."""
+    spec = output(node)
+    start, end, steps = (read(importer, node, k, n) for k, n in enumerate(("start", "end", "steps")))
+    if isinstance(start, relax.Expr) or isinstance(end, relax.Expr):
+        raise ValueError("ends that are tensors")
+    if not is_float(spec.dtype):
+        start, end = int(start), int(end)
+    dtype = wide(spec.dtype) if is_float(spec.dtype) else "float32"
+    step, half = constant((end - start) / max(steps - 1, 1), dtype), max(steps // 2, 1)
+
+    def element(i: Element) -> Element:
+        last = tirx.const(steps - 1, "int64")
+        above = constant(start, dtype) + to(i, dtype) * step
+        below = constant(end, dtype) - to(last - i, dtype) * step
+        return tirx.Select(i < tirx.const(half, "int64"), above, below)
+
+    return compute(importer, spec.shape, spec.dtype, element, name="linspace")
 
 
 def _same(importer: Any, node: Any) -> Any:
@@ -467,14 +569,13 @@ def _glu(importer: Any, node: Any) -> Any:
 
 
 _SIMPLE: dict[str, Callable[[Element], Element]] = {
-    "exp": tirx.exp, "log": tirx.log, "sqrt": tirx.sqrt, "rsqrt": tirx.rsqrt, **SPECIAL,
+    "exp": tirx.exp, "log": logarithm("log", 1), "sqrt": tirx.sqrt, "rsqrt": tirx.rsqrt, **SPECIAL,
     "floor": tirx.floor, "ceil": tirx.ceil, "trunc": tirx.trunc, "abs": tirx.abs, "sigmoid": sigmoid, "tanh": tanh, "erf": erf,
     "neg": lambda x: -x, "silu": lambda x: x * sigmoid(x), "relu": lambda x: larger(x, constant(0, str(x.ty))),
     "square": lambda x: x * x, "reciprocal": lambda x: constant(1, str(x.ty)) / x,
     "round": lambda x: intrinsic("nearbyint", x),
-    "log2": lambda x: tirx.log(x) * constant(1 / math.log(2), str(x.ty)),
+    "log2": logarithm("log2", math.log(2)), "log10": logarithm("log10", math.log(10)),
     "exp2": lambda x: tirx.exp(x * constant(math.log(2), str(x.ty))),
-    "log10": lambda x: tirx.log(x) * constant(1 / math.log(10), str(x.ty)),
     "relu6": lambda x: larger(smaller(x, constant(6, str(x.ty))), constant(0, str(x.ty))),
     "sign": lambda x: topi.cast(x > constant(0, str(x.ty)), str(x.ty)) - topi.cast(x < constant(0, str(x.ty)), str(x.ty)),
 }
@@ -503,7 +604,8 @@ _BITS: dict[str, tuple[Callable[..., Element], Callable[..., Element]]] = {
 ARITHMETIC: dict[str, Convert] = {
     "erf_inv.default": unary(SPECIAL["erfinv"]),
     **{f"{name}.default": unary(f) for name, f in _SIMPLE.items()},
-    **{f"{name}.{kind}": _arithmetic(f) for name, f in _PAIRS.items() for kind in ("Tensor", "Scalar", "default")},
+    **{f"{name}.{kind}": _arithmetic(f, rounded=name in ("fmod", "remainder")) for name, f in _PAIRS.items()
+       for kind in ("Tensor", "Scalar", "default")},
     **{f"{name}.{kind}": _comparison(name) for name in _COMPARE for kind in ("Tensor", "Scalar", "default")},
     **{f"bitwise_{n}.{kind}": _bitwise(*f) for n, f in _BITS.items() for kind in ("Tensor", "Scalar")},
     **{f"__{n}__.{kind}": _bitwise(*f) for n, f in _BITS.items() for kind in ("Tensor", "Scalar")},
@@ -517,9 +619,14 @@ ARITHMETIC: dict[str, Convert] = {
     "isinf.default": _told(_is_infinite),
     "isfinite.default": _told(lambda x: tirx.Not(tirx.Or(is_nan(x), _is_infinite(x)))),
     "signbit.default": _told(sign_bit),
-    "logaddexp.default": _logsumexp_of_two(1),
+    "logaddexp.default": _logaddexp,
+    "nextafter.default": _nextafter,
+    "linspace.default": _linspace,
     "logaddexp2.default": _logsumexp_of_two(math.log(2)),
     "celu.default": _celu,
+    "softshrink.default": _softshrink,
+    "logit.default": _logit,
+    "special_logit.default": _logit,
     "logical_not.default": _not,
     "bitwise_not.default": _not,
     "rsub.Tensor": _arithmetic(lambda a, b, d: a - b, swap=True),
@@ -548,6 +655,8 @@ ARITHMETIC: dict[str, Convert] = {
     "empty_permuted.default": _filled(None, 0),
     **{f"{name}.default": _filled(None, 1) for name in ("ones", "ones_like", "new_ones")},
     **{f"arange.{kind}": _arange for kind in ("default", "start", "start_step")},
-    **{f"{name}": _cast for name in ("_to_copy.default", "to.dtype", "to.dtype_layout", "type_as.default")},
-    **{f"{name}.default": _same for name in ("clone", "alias", "contiguous", "detach", "lift_fresh_copy", "dropout", "positive")},
+    **{f"{name}": _cast for name in (
+        "_to_copy.default", "to.dtype", "to.dtype_layout", "type_as.default", "convert_element_type.default")},
+    **{f"{name}.default": _same for name in (
+        "clone", "alias", "contiguous", "detach", "lift_fresh_copy", "dropout", "positive", "real")},
 }

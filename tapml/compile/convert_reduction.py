@@ -23,6 +23,7 @@ from tapml.compile.tensor_expressions import (
     key_dtype,
     key_of,
     of_key,
+    project,
     reduce,
     reshape,
     shape_of,
@@ -36,7 +37,7 @@ Convert = Callable[[Any, Any], Any]
 
 def _dims(value: Any, rank: int) -> list[int]:
     """The dimensions to reduce, sorted: all for None or an empty list."""
-    if value is None or value == []:
+    if value is None or value == [] or rank == 0:
         return list(range(rank))
     return sorted(axis(d, rank) for d in (value if isinstance(value, list | tuple) else [value]))
 
@@ -68,7 +69,10 @@ def _reduction(dim_at: int | None, dtype: Callable[[str], str], f: Callable[[Any
         x = read(importer, node, 0, "self")
         dims = _dims(None if dim_at is None else read(importer, node, dim_at, "dim"), len(shape_of(x)))
         kind = dtype(output(node).dtype)
-        return _finish(importer, node, along(importer, x, dims, kind, lambda e: f(e, kind), combine))
+        found = along(importer, x, dims, kind, lambda e: f(e, kind), combine)
+        # The largest of nothing is the least number: of truths, then, what is above 0.
+        above = output(node).dtype == "bool"
+        return _finish(importer, node, found, (lambda e: e > constant(0, kind)) if above else (lambda e: e))
 
     return convert
 
@@ -82,16 +86,23 @@ def _mean(importer: Any, node: Any) -> Any:
 
 def mean(importer: Any, x: Any, dims: Sequence[int], dtype: str) -> Any:
     total = along(importer, x, dims, dtype, lambda e: to(e, dtype), te.sum)
-    factor = constant(1 / max(math.prod(shape_of(x)[j] for j in dims), 1), dtype)
+    count = math.prod(shape_of(x)[j] for j in dims)
+    if not count:
+        return compute(importer, shape_of(total), dtype, lambda *at: constant(math.nan, dtype), name="nothing")
+    factor = constant(1 / count, dtype)
     return broadcast(importer, shape_of(total), dtype, lambda e: e * factor, total)
 
 
 def variance(importer: Any, x: Any, dims: Sequence[int], dtype: str, middle: Any, correction: float = 0) -> Any:
-    """Σ (x - mean)² / (n - correction)."""
+    """Σ (x - mean)² / (n - correction), of which the divisor is 0 at the least."""
     total = along(
         importer, x, dims, dtype, lambda e, m: (to(e, dtype) - m) * (to(e, dtype) - m), te.sum, middle
     )
-    count = math.prod(shape_of(x)[j] for j in dims) - correction
+    count = max(math.prod(shape_of(x)[j] for j in dims) - correction, 0)
+    if count == 0:
+        # 0/0 is NaN, and more than that by 0 is infinite.
+        nothing, infinite, nan = (constant(v, dtype) for v in (0, math.inf, math.nan))
+        return broadcast(importer, shape_of(total), dtype, lambda e: tirx.Select(e > nothing, infinite, nan), total)
     return broadcast(importer, shape_of(total), dtype, lambda e: e * constant(1 / count, dtype), total)
 
 
@@ -107,6 +118,17 @@ def _var(std: bool, with_mean: bool) -> Convert:
         return [result, _finish(importer, node, middle, k=1)] if with_mean else result
 
     return convert
+
+
+def _prims_var(importer: Any, node: Any) -> Any:
+    """`prims.var`, in which torch writes some of its own; an `aten.var.default` is decomposed."""
+    if not str(node.target).startswith("prims."):
+        raise ValueError("written with var.correction")
+    x, dims = (read(importer, node, k, n) for k, n in ((0, "inp"), (1, "dims")))
+    correction = read(importer, node, 2, "correction", 1)
+    axes = _dims(dims, len(shape_of(x)))
+    dtype = wide(output(node).dtype)
+    return _finish(importer, node, variance(importer, x, axes, dtype, mean(importer, x, axes, dtype), correction))
 
 
 def _layer_norm(importer: Any, node: Any) -> Any:
@@ -245,6 +267,31 @@ def _vector_norm(importer: Any, node: Any) -> Any:
     return _finish(importer, node, total, lambda e: e if order in (0, 1) else power(e, 1 / order, dtype))
 
 
+def _cdist(importer: Any, node: Any) -> Any:
+    """The distance of each row of one matrix from each of another's: (Σ |a - b|^p)^(1/p)."""
+    a, b, order = (read(importer, node, k, n, 2.0) for k, n in enumerate(("x1", "x2", "p")))
+    spec = output(node)
+    dtype, size = wide(spec.dtype), shape_of(a)[-1]
+    batch = len(spec.shape) - 2
+
+    def apart(load: Any, load_b: Any, at: Any, k: Any) -> Any:
+        one = to(load(*project(at[:batch], shape_of(a)[:-2]), at[batch], *k), dtype)
+        two = to(load_b(*project(at[:batch], shape_of(b)[:-2]), at[batch + 1], *k), dtype)
+        return tirx.abs(one - two)
+
+    if math.isinf(order):
+        top = reduce(
+            importer, spec.shape, "int32", [size], lambda *x: key_of(apart(*x)), a, b, combine=te.max, name="distance"
+        )
+        return broadcast(importer, spec.shape, spec.dtype, lambda e: of_key(e, dtype), top)
+
+    def power_of(*x: Any) -> Any:
+        return to(is_true(apart(*x)), dtype) if order == 0 else power(apart(*x), order, dtype)
+
+    total = reduce(importer, spec.shape, dtype, [size], power_of, a, b, name="distance")
+    return broadcast(importer, spec.shape, spec.dtype, lambda e: e if order in (0, 1) else power(e, 1 / order, dtype), total)
+
+
 def extreme(
     importer: Any, x: Any, dims: Sequence[int], largest: bool, f: Callable[[Any], Any] = lambda e: e, dtype: str | None = None,
 ) -> Any:
@@ -313,5 +360,8 @@ REDUCTION: dict[str, Convert] = {
     "batch_norm.default": _batch_norm,
     "_native_batch_norm_legit_no_training.default": _batch_norm,
     "linalg_vector_norm.default": _vector_norm,
+    "cdist.default": _cdist,
+    "_cdist_forward.default": _cdist,
+    "var.default": _prims_var,
 }
 

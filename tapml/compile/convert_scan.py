@@ -7,12 +7,14 @@ element, whatever the dimension's length.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from tvm import te, tirx
 
 from tapml.compile.convert_reduction import product
+from tapml.compile.function_texts import own
 from tapml.compile.node_arguments import axis, output, read
 from tapml.compile.tensor_expressions import broadcast, compute, constant, reduce, shape_of, to, wide
 
@@ -72,7 +74,19 @@ def _running(combine: Any, join: Callable[[Any, Any], Any], neutral: float) -> C
     return convert
 
 
+_add_exp = te.comm_reducer(
+    lambda a, b: own("logaddexp", a, b), lambda dtype: tirx.const(-math.inf, dtype), name="logaddexp"
+)
+
+
+def _logcumsumexp(importer: Any, node: Any) -> Any:
+    if wide(output(node).dtype) != "float32":
+        raise ValueError(f"logcumsumexp of {output(node).dtype}")
+    return _running(_add_exp, lambda a, b: own("logaddexp", a, b), -math.inf)(importer, node)
+
+
 SCAN: dict[str, Convert] = {
+    "logcumsumexp.default": _logcumsumexp,
     "cumsum.default": _running(te.sum, lambda a, b: a + b, 0),
     "cumprod.default": _running(product, lambda a, b: a * b, 1),
 }

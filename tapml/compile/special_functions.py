@@ -219,15 +219,39 @@ def with_sign(x: Element, sign: Element) -> Element:
 
 
 def hypotenuse(a: Element, b: Element) -> Element:
-    """√(a² + b²), by the larger of both, so that no square overflows."""
+    """√(a² + b²), by the larger of both, so that no square overflows; infinite if either is, else NaN if either is."""
     dtype = str(a.ty)
+    infinite = constant(math.inf, dtype)
     high, low = tirx.max(tirx.abs(a), tirx.abs(b)), tirx.min(tirx.abs(a), tirx.abs(b))
     ratio = tirx.Select(high > constant(0, dtype), low / high, constant(0, dtype))
-    return high * tirx.sqrt(constant(1, dtype) + ratio * ratio)
+    value = high * tirx.sqrt(constant(1, dtype) + ratio * ratio)
+    value = tirx.Select(tirx.Or(is_nan(a), is_nan(b)), a + b, value)
+    return tirx.Select(tirx.Or(tirx.EQ(tirx.abs(a), infinite), tirx.EQ(tirx.abs(b), infinite)), infinite, value)
+
+
+def logarithm(name: str, of_base: float) -> Callable[[Element], Element]:
+    """The logarithm of that name, to a base whose natural logarithm is `of_base`."""
+
+    def f(x: Element) -> Element:
+        return tirx.log(x) * constant(1 / of_base, "float64") if str(x.ty) == "float64" else own(name, x)
+
+    return f
+
+
+def _own(name: str) -> Callable[[Element], Element]:
+    def f(x: Element) -> Element:
+        if str(x.ty) == "float64":
+            raise ValueError(f"{name} of float64")
+        return own(name, x)
+
+    return f
 
 
 SPECIAL: dict[str, Callable[[Element], Element]] = {
     "sin": sine, "cos": cosine, "tan": tangent, "asin": arcsine, "acos": arccosine, "atan": arctangent,
     "sinh": hyperbolic_sine, "cosh": hyperbolic_cosine, "asinh": inverse_hyperbolic_sine, "acosh": inverse_hyperbolic_cosine,
     "atanh": inverse_hyperbolic_tangent, "log1p": log1p, "expm1": expm1, "erfinv": inverse_error_function,
+    "lgamma": _own("lgamma"), "digamma": _own("digamma"), "erfc": _own("erfc"), "special_erfcx": _own("erfcx"),
+    "erfcx": _own("erfcx"), "i0": _own("i0"), "special_i0e": _own("i0e"), "special_i1": _own("i1"), "special_i1e": _own("i1e"),
+    "bessel_i0": _own("i0"), "bessel_i1": _own("i1"), "bessel_i0e": _own("i0e"), "bessel_i1e": _own("i1e"),
 }

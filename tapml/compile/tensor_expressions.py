@@ -62,7 +62,7 @@ def to(element: Element, dtype: str) -> Element:
     if have == dtype:
         return element
     if dtype == "bool":
-        return tirx.NE(element, constant(0, have))
+        return is_true(element) if is_float(have) else tirx.NE(element, constant(0, have))
     if have == "bool":
         return tirx.Select(element, constant(1, dtype), constant(0, dtype))
     if is_float(have) and dtype in ("int8", "uint8", "int16"):
@@ -74,7 +74,11 @@ def to(element: Element, dtype: str) -> Element:
 
 
 def is_true(element: Element) -> Element:
-    return to(element, "bool")
+    """Whether a number is not 0; NaN is not, which is told by its bits."""
+    dtype = str(element.ty)
+    if not is_float(dtype):
+        return to(element, "bool")
+    return tirx.Or(tirx.NE(element, constant(0, dtype)), is_nan(element))
 
 
 def is_nan(element: Element) -> Element:

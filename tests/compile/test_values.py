@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from tapml.compile.build import build
+from tapml.compile.importer import ConversionError
 from tapml.errors import DoesNotFit
 from tapml.targets.known import TARGETS as KNOWN
-from tests.compile.bodies import Made, Result, call, chain, compiled, run
+from tests.compile.bodies import Made, Result, call, chain, check, compiled, run
 from tests.compile.test_conversions import INF
 
 NAN = float("nan")
@@ -111,3 +112,67 @@ def test_calculating_with_a_number_beyond_32_bits_is_refused_where_int64_has_32(
     with pytest.raises(DoesNotFit, match=f"{number} does not fit int32"):
         compiled(made, "opencl", "simple")
     np.testing.assert_array_equal(result(made, "cpu"), made.outputs[0])
+
+
+SPECIAL = torch.cat([
+    torch.linspace(-20.3, 20.3, 83), normal(40, 3.0), EDGES, torch.tensor([2.0, 1e5, -1e5, 1.4616321, 8.0, 1e-20])
+])  # fmt: skip
+NEAR_ONE = torch.cat([torch.linspace(0.9, 1.1, 41), torch.tensor([1.0000001, 0.9999999])])
+ROWS = torch.tensor([[1.0, 2, -3, 0.5], [-INF, -INF, -INF, -INF], [1, -INF, 2, 0], [NAN, 1, INF, -INF], [0, -0.0, 0, 0]])
+POINTS = [normal(24, 1.0).reshape(2, 3, 4), normal(20, 1.0, 1).reshape(5, 4)]
+FLOATS = torch.tensor([0.0, -0.9, 2.5, 300.0, 3e9, -3e9, 2147483520.0, 2147483648.0, -2147483648.0, 1e19, INF, -INF, NAN])
+SMALL = torch.tensor([1, 100, -100, 44, -128], dtype=torch.int8)
+VALUES: dict[str, Callable[[], Made]] = {
+    **{name: lambda name=name: call(f"aten.{name}.default", SPECIAL)
+       for name in ("lgamma", "digamma", "erfc", "special_erfcx", "i0", "special_i0e", "special_i1", "special_i1e", "softshrink",
+                    "special_log_ndtr")},
+    "nextafter": lambda: call("aten.nextafter.default", EDGES.repeat_interleave(len(EDGES)), EDGES.repeat(len(EDGES))),
+    "hypot": lambda: call("aten.hypot.default", EDGES.repeat_interleave(len(EDGES)), EDGES.repeat(len(EDGES))),
+    "logcumsumexp": lambda: call("aten.logcumsumexp.default", ROWS, -1),
+    "logcumsumexp of many": lambda: call("aten.logcumsumexp.default", normal(300, 9.0), 0),
+    "logaddexp": lambda: call("aten.logaddexp.default", SPECIAL, SPECIAL.flip(0)),
+    **{f"{name} near 1": lambda name=name: call(f"aten.{name}.default", NEAR_ONE) for name in ("log", "log2", "log10")},
+    **{name: lambda name=name: call(f"aten.{name}.default", SPECIAL) for name in ("log", "log2", "log10")},
+    "floor of log2 of powers": lambda: chain([
+        ("aten.log2.default", (2.0 ** torch.arange(-20, 20),), {}), ("aten.floor.default", (Result(0),), {}),
+    ]),
+    "logit of half": lambda: call("aten.logit.default", torch.tensor([0.0, 0.25, 1.0]).half(), 1e-6),
+    "power 1/2 of half": lambda: call("aten.pow.Tensor_Scalar", torch.tensor([-INF, 4, INF]).half(), 0.5),
+    "power of the largest": lambda: call("aten.pow.Tensor_Scalar", torch.tensor([-3.3e38, 3.3e38]), 0.3),
+    "any of nothing": lambda: call("aten.any.default", torch.zeros(0)),
+    "logsumexp of one": lambda: call("aten.logsumexp.default", torch.tensor(1.5), [0]),
+    # NaN is no 0
+    "count of what is not 0": lambda: call("aten.count_nonzero.dim_IntList", ROWS, [-1]),
+    "norm of order 0": lambda: call("aten.linalg_vector_norm.default", ROWS[::4], 0, [-1]),
+    "nan is not 1": lambda: call("aten.ne.Scalar", ROWS, 1.0),
+    "nothing is nan": lambda: call("aten.eq.Scalar", ROWS, NAN),
+    # nothing to reduce
+    "mean of nothing": lambda: call("aten.mean.default", torch.zeros(0)),
+    "mean of empty rows": lambda: call("aten.mean.dim", torch.zeros(2, 0), [1]),
+    "std of one": lambda: call("aten.std.default", torch.ones(1)),
+    "variance with a divisor below 0": lambda: call("aten.var.correction", POINTS[0], [1], correction=5),
+    # even distances
+    **{f"linspace {a}": lambda a=a: call("aten.linspace.default", *a) for a in ((0, 1, 7), (5, -5, 8), (1e6, -3, 11), (3, 4, 1))},
+    "linspace of integers": lambda: call("aten.linspace.default", -3, 3, 5, dtype=torch.int64),
+    **{f"cdist {p}": lambda p=p: call("aten.cdist.default", *POINTS, p) for p in (0.0, 0.5, 1.0, 2.0, 3.0, INF)},
+    # a number takes the dtype of the tensor beside it
+    "int8 equals 300": lambda: call("aten.eq.Scalar", SMALL, 300),
+    "int8 below 300": lambda: call("aten.lt.Scalar", SMALL, 300),
+    "int8 by 300": lambda: call("aten.floor_divide.default", SMALL, 300),
+    "int32 equals 2^32 + 1": lambda: call("aten.eq.Scalar", SMALL.int(), 2**32 + 1),
+    "half equals 0.1": lambda: call("aten.eq.Scalar", torch.tensor([0.1, 3, 0.2]).half(), 0.1),
+    "remainder of half": lambda: call("aten.remainder.Scalar", torch.tensor([0.1, 3, 0.2]).half(), 0.1),
+    "float to int32": lambda: call("aten._to_copy.default", FLOATS, dtype=torch.int32),
+}
+
+
+@pytest.mark.parametrize("target", ["opencl", "vulkan"])
+@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.filterwarnings("ignore:(var|std)")
+def test_value(name: str, target: str) -> None:
+    check(VALUES[name](), target, "simple")
+
+
+def test_neighbours_in_half_precision_are_refused() -> None:
+    with pytest.raises(ConversionError, match="neighbour of a float16"):
+        compiled(call("aten.nextafter.default", FLOATS.half(), FLOATS.half().flip(0)), "opencl", "simple")
