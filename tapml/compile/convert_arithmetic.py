@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from tvm import relax, tirx, topi
+from tvm.ir import Expr
 
 from tapml.compile.function_texts import own
 from tapml.compile.node_arguments import axis, output, read
@@ -36,6 +37,7 @@ from tapml.compile.tensor_expressions import (
     is_nan,
     is_true,
     larger,
+    rounded_to,
     shape_of,
     smaller,
     to,
@@ -101,8 +103,17 @@ def _comparison(name: str) -> Convert:
         if any(isinstance(o, float) and math.isnan(o) for o in (a, b)):
             return compute(importer, output(node).shape, "bool", lambda *at: constant(name == "ne", "bool"), name="constant")
 
+        halves = {dtype_of(o) for o in (a, b) if isinstance(o, relax.Expr) and is_float(dtype_of(o))}
+
+        def side(e: Any) -> Element:
+            """An integer beside half precision is rounded to it before it is compared."""
+            number = as_element(e, dtype)
+            (half, *other) = [*halves, ""]
+            narrow = half in ("float16", "bfloat16") and other == [""] and isinstance(e, Expr) and not is_float(str(e.ty))
+            return rounded_to(number, half) if narrow else number
+
         def element(x: Any, y: Any) -> Element:
-            left, right = as_element(x, dtype), as_element(y, dtype)
+            left, right = side(x), side(y)
             if not is_float(dtype):
                 return f(left, right)
             first, *more = [is_nan(e) for e, tensor in zip((left, right), tensors, strict=True) if tensor]
@@ -234,7 +245,7 @@ def _logit(importer: Any, node: Any) -> Any:
             low, high = beside(eps, kind), beside(1 - beside(eps, kind), kind)
             x = tirx.Select(x < constant(low, dtype), constant(low, dtype), x)
             x = tirx.Select(x > constant(high, dtype), constant(high, dtype), x)
-        return tirx.log(x / (constant(1, dtype) - x))
+        return logarithm("log", 1)(x / (constant(1, dtype) - x))
 
     return unary(f)(importer, node)
 
@@ -362,8 +373,8 @@ def _pow(importer: Any, node: Any) -> Any:
     def element(x: Any, y: Any) -> Element:
         if isinstance(y, int | float):
             value = power(as_element(x, dtype), y, dtype)
-            if spec.dtype in ("float16", "bfloat16") and y in (0.5, -0.5):
-                # In half precision PyTorch raises to a power there, as C does; else it takes the root.
+            if spec.dtype == "float16" and y in (0.5, -0.5):
+                # In float16 PyTorch raises to a power there, as C does; else it takes the root.
                 least = tirx.EQ(as_element(x, dtype), constant(-math.inf, dtype))
                 return tirx.Select(least, constant(math.inf if y > 0 else 0, dtype), value)
             return value
@@ -486,6 +497,8 @@ def _filled(value_at: int | None, value: float = 0) -> Convert:
         number = value if value_at is None else read(importer, node, value_at, "fill_value", value)
         if isinstance(number, relax.Expr):
             return broadcast(importer, spec.shape, spec.dtype, lambda e: to(e, spec.dtype), number)
+        if not is_float(spec.dtype):
+            number = beside(number, spec.dtype)
         return compute(importer, spec.shape, spec.dtype, lambda *at: constant(number, spec.dtype), name="constant")
 
     return convert

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -247,7 +248,10 @@ class _Rewriter:
         return tirx.const(compared(a, b), "bool")
 
     def _number(self, value: float, dtype: str) -> float:
-        """float16's largest number is where a search for the smallest one begins: in float32 that is float32's."""
+        """float16's largest number is where a search for the smallest one begins: in float32 that is float32's. Of float64 what
+        float32 has no number for is infinite, and its largest number the largest one."""
+        if dtype == "float64" and abs(value) > _FLOAT32_MAX:
+            return math.copysign(_FLOAT32_MAX if abs(value) == sys.float_info.max else math.inf, value)
         return math.copysign(_FLOAT32_MAX, value) if dtype == "float16" and abs(value) == _FLOAT16_MAX and self.first else value
 
     def _cast(self, value: Any, dtype: str) -> Any:

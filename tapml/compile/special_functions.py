@@ -171,7 +171,8 @@ def inverse_hyperbolic_cosine(x: Element) -> Element:
         return tirx.acosh(x)
     t = x - constant(1, dtype)
     near = log1p(t + tirx.sqrt(constant(2, dtype) * t + t * t))
-    return tirx.Select(x > constant(1e9, dtype), tirx.log(x) + constant(math.log(2), dtype), near)
+    value = tirx.Select(x > constant(1e9, dtype), tirx.log(x) + constant(math.log(2), dtype), near)
+    return tirx.Select(x < constant(1, dtype), constant(math.nan, dtype), value)
 
 
 def inverse_hyperbolic_tangent(x: Element) -> Element:

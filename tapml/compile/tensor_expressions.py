@@ -90,6 +90,20 @@ def is_nan(element: Element) -> Element:
     return bits > tirx.const(_INFINITE, "int32")
 
 
+def rounded_to(element: Element, dtype: str) -> Element:
+    """A whole number in float32 rounded to what float16 or bfloat16 can hold, ties to even; beyond float16 it is infinite."""
+    shift = {"float16": 13, "bfloat16": 16}[dtype]
+    bits = tirx.reinterpret("int32", element)
+    odd = tirx.bitwise_and(tirx.shift_right(bits, tirx.const(shift, "int32")), tirx.const(1, "int32"))
+    nearest = tirx.bitwise_and(bits + tirx.const(2 ** (shift - 1) - 1, "int32") + odd, tirx.const(-(2**shift), "int32"))
+    value = tirx.reinterpret("float32", nearest)
+    if dtype == "bfloat16":
+        return value
+    infinite = tirx.const(math.inf, "float32")
+    value = tirx.Select(value > tirx.const(65504.0, "float32"), infinite, value)
+    return tirx.Select(value < tirx.const(-65504.0, "float32"), -infinite, value)
+
+
 def key_of(element: Element, largest: bool = True) -> Element:
     """An int32 (an integer of 64 bits for one) that orders elements as PyTorch does. Numbers compare as their keys do, -0 with 0
     apart; NaN is beyond all of them: above where the largest is looked for, else below. float64 is its own key."""

@@ -162,6 +162,12 @@ VALUES: dict[str, Callable[[], Made]] = {
     "int32 equals 2^32 + 1": lambda: call("aten.eq.Scalar", SMALL.int(), 2**32 + 1),
     "half equals 0.1": lambda: call("aten.eq.Scalar", torch.tensor([0.1, 3, 0.2]).half(), 0.1),
     "remainder of half": lambda: call("aten.remainder.Scalar", torch.tensor([0.1, 3, 0.2]).half(), 0.1),
+    "int32 below half": lambda: call("aten.lt.Tensor", torch.tensor([2**30, 2049, 2050, -7]).int(),
+                                     torch.tensor([INF, 2048.0, 2048.0, -6]).half()),
+    "int64 equals bfloat16": lambda: call(
+        "aten.eq.Tensor", torch.tensor([257, 259, 3]), torch.tensor([256.0, 260, 3]).bfloat16()),
+    "uint8 of -1": lambda: call("aten.where.ScalarOther", SMALL > 2, SMALL.to(torch.uint8), -1),
+    "acosh below 1": lambda: call("aten.acosh.default", torch.tensor([0.5, -1e4, -3e38, 1.0, 2.0])),
     "float to int32": lambda: call("aten._to_copy.default", FLOATS, dtype=torch.int32),
 }
 
