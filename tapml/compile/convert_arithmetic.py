@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tvm import relax, tirx, topi
 from tvm.ir import Expr
+from tvm.tirx import FloatImm
 
 from tapml.compile.function_texts import own
 from tapml.compile.node_arguments import axis, output, read
@@ -114,6 +115,12 @@ def _comparison(name: str) -> Convert:
 
         def element(x: Any, y: Any) -> Element:
             left, right = side(x), side(y)
+            if name in ("eq", "ne") and isinstance(b, int) and b == -(2**31) and not is_float(dtype):
+                # TVM takes the comparison with int32's least number for false.
+                least = left < constant(b + 1, dtype)
+                if dtype == "int64":
+                    least = tirx.And(least, left > constant(b - 1, dtype))
+                return least if name == "eq" else tirx.Not(least)
             if not is_float(dtype):
                 return f(left, right)
             first, *more = [is_nan(e) for e, tensor in zip((left, right), tensors, strict=True) if tensor]
@@ -269,6 +276,8 @@ def unary(f: Callable[[Element], Element]) -> Convert:
 
 
 def _divide(a: Element, b: Element, dtype: str) -> Element:
+    if isinstance(b, FloatImm) and b.value == 0:  # TVM refuses to divide by it
+        return a * constant(math.copysign(math.inf, b.value), dtype)
     return a / b if is_float(dtype) else tirx.floordiv(a, b)
 
 

@@ -162,6 +162,9 @@ VALUES: dict[str, Callable[[], Made]] = {
     "int32 equals 2^32 + 1": lambda: call("aten.eq.Scalar", SMALL.int(), 2**32 + 1),
     "half equals 0.1": lambda: call("aten.eq.Scalar", torch.tensor([0.1, 3, 0.2]).half(), 0.1),
     "remainder of half": lambda: call("aten.remainder.Scalar", torch.tensor([0.1, 3, 0.2]).half(), 0.1),
+    **{f"{name} -2^31 in {dtype}".replace("torch.", ""): lambda name=name, dtype=dtype: call(
+        f"aten.{name}.Scalar", WHOLE.to(dtype), -(2**31)) for name in ("eq", "ne") for dtype in (torch.int32, torch.int64)},
+    "by 0": lambda: call("aten.div.Scalar", EDGES, 0.0),
     "int32 below half": lambda: call("aten.lt.Tensor", torch.tensor([2**30, 2049, 2050, -7]).int(),
                                      torch.tensor([INF, 2048.0, 2048.0, -6]).half()),
     "int64 equals bfloat16": lambda: call(
