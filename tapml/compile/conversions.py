@@ -15,13 +15,15 @@ from typing import Any
 from tapml.compile.convert_arithmetic import ARITHMETIC
 from tapml.compile.convert_contraction import CONTRACTION
 from tapml.compile.convert_convolution import CONVOLUTION
+from tapml.compile.convert_creation import CREATION
 from tapml.compile.convert_indexing import INDEXING
 from tapml.compile.convert_order import ORDER
 from tapml.compile.convert_pooling import POOLING
+from tapml.compile.convert_power import POWER
 from tapml.compile.convert_reduction import REDUCTION
 from tapml.compile.convert_resizing import RESIZING
 from tapml.compile.convert_scan import SCAN
 
 CONVERSIONS: dict[str, Callable[[Any, Any], Any]] = (
-    ARITHMETIC | CONTRACTION | CONVOLUTION | REDUCTION | POOLING | RESIZING | ORDER | SCAN | INDEXING
+    ARITHMETIC | POWER | CREATION | CONTRACTION | CONVOLUTION | REDUCTION | POOLING | RESIZING | ORDER | SCAN | INDEXING
 )

@@ -1,4 +1,4 @@
-"""Element-wise operators: arithmetic, comparisons, logic, selection, activations, and tensors made from numbers.
+"""Element-wise operators: arithmetic, comparisons, logic, selection, activations.
 
 The dtype of the computation is PyTorch's: that of the result for arithmetic, the promoted one for comparisons.
 """
@@ -314,85 +314,6 @@ def _divide_mode(importer: Any, node: Any) -> Any:
     return _arithmetic(chosen)(importer, node)
 
 
-def power(x: Element, exponent: float, dtype: str) -> Element:
-    """x to a number. Small whole exponents multiply, and ±1/2 is a square root."""
-    if exponent in (0.5, -0.5):
-        return tirx.sqrt(x) if exponent > 0 else constant(1, dtype) / tirx.sqrt(x)
-    if float(exponent).is_integer() and abs(exponent) <= 8:
-        result = constant(1, dtype)
-        for k in range(int(abs(exponent))):
-            result = x if k == 0 else result * x
-        return result if exponent >= 0 else constant(1, dtype) / result
-    return general_power(x, constant(exponent, dtype), dtype) if is_float(dtype) else whole_power(x, int(exponent), dtype)
-
-
-def general_power(x: Element, y: Element, dtype: str) -> Element:
-    """x to the y as in C, for any sign of x: `pow` of a negative base, of 0 and of infinities is undefined in several GPU
-    languages. |x| is raised, and the sign follows from whether y is whole and odd."""
-    zero, one, half = constant(0, dtype), constant(1, dtype), constant(0.5, dtype)
-    infinite, large = constant(math.inf, dtype), constant(float(np.finfo(dtype).max), dtype)
-    a = tirx.abs(x)
-    limited = tirx.max(tirx.min(y, large), -large)
-    value = tirx.power(tirx.Select(tirx.EQ(a, zero), one, tirx.min(a, large)), limited)
-    up = y > zero
-    value = tirx.Select(tirx.EQ(a, zero), tirx.Select(up, zero, infinite), value)
-    value = tirx.Select(a > large, tirx.Select(up, infinite, zero), value)
-    far = tirx.Select(tirx.EQ(a > one, up), infinite, zero)
-    value = tirx.Select(tirx.abs(y) > large, tirx.Select(tirx.EQ(a, one), one, far), value)
-    whole = tirx.EQ(tirx.floor(y), y)
-    odd = tirx.And(whole, tirx.NE(tirx.floor(y * half) * constant(2, dtype), y))
-    value = tirx.Select(tirx.And(x < zero, odd), zero - value, value)
-    undefined = tirx.And(tirx.And(x < zero, a <= large), tirx.Not(whole))
-    value = tirx.Select(undefined, constant(math.nan, dtype), value)
-    value = tirx.Select(tirx.Or(is_nan(x), is_nan(y)), x + y, value)
-    return tirx.Select(tirx.Or(tirx.EQ(y, zero), tirx.EQ(x, one)), one, value)
-
-
-def whole_power(x: Element, exponent: int, dtype: str) -> Element:
-    """An integer to a whole number by squaring; below 0 only ±1 have a power that is not 0."""
-    result, square, left = constant(1, dtype), x, abs(exponent)
-    while left:
-        result = result * square if left & 1 else result
-        square, left = square * square, left >> 1
-    if exponent >= 0:
-        return result
-    unit = tirx.EQ(tirx.abs(x), constant(1, dtype))
-    return tirx.Select(unit, result, constant(0, dtype))
-
-
-def _integer_power(x: Element, y: Element, dtype: str) -> Element:
-    """An integer to an integer. Beyond 2⁶ every power but those of 0 and ±1 is a multiple of 2⁶⁴ or out of range."""
-    zero, one = constant(0, dtype), constant(1, dtype)
-    result, square = one, x
-    for k in range(6):
-        bit = tirx.floormod(tirx.floordiv(tirx.max(y, zero), constant(1 << k, dtype)), constant(2, dtype))
-        result = tirx.Select(tirx.EQ(bit, one), result * square, result)
-        square = square * square
-    odd = tirx.NE(tirx.floormod(y, constant(2, dtype)), zero)
-    below = tirx.Select(tirx.EQ(x, one), one, tirx.Select(tirx.EQ(x, -one), tirx.Select(odd, -one, one), zero))
-    return tirx.Select(y < zero, below, result)
-
-
-def _pow(importer: Any, node: Any) -> Any:
-    a, b = read(importer, node, 0, "self"), read(importer, node, 1, "exponent")
-    spec = output(node)
-    a = a if isinstance(a, relax.Expr) else beside(a, spec.dtype)
-    dtype = wide(spec.dtype)
-
-    def element(x: Any, y: Any) -> Element:
-        if isinstance(y, int | float):
-            value = power(as_element(x, dtype), y, dtype)
-            if spec.dtype == "float16" and y in (0.5, -0.5):
-                # In float16 PyTorch raises to a power there, as C does; else it takes the root.
-                least = tirx.EQ(as_element(x, dtype), constant(-math.inf, dtype))
-                return tirx.Select(least, constant(math.inf if y > 0 else 0, dtype), value)
-            return value
-        function = general_power if is_float(dtype) else _integer_power
-        return function(as_element(x, dtype), as_element(y, dtype), dtype)
-
-    return broadcast(importer, spec.shape, spec.dtype, element, a, b)
-
-
 def _where(importer: Any, node: Any) -> Any:
     spec = output(node)
     condition, a, b = (read(importer, node, k, n) for k, n in enumerate(("condition", "self", "other")))
@@ -498,33 +419,6 @@ def _softplus(importer: Any, node: Any) -> Any:
     return unary(f)(importer, node)
 
 
-def _filled(value_at: int | None, value: float = 0) -> Convert:
-    """A tensor of one number: the argument at `value_at`, or `value`."""
-
-    def convert(importer: Any, node: Any) -> Any:
-        spec = output(node)
-        number = value if value_at is None else read(importer, node, value_at, "fill_value", value)
-        if isinstance(number, relax.Expr):
-            return broadcast(importer, spec.shape, spec.dtype, lambda e: to(e, spec.dtype), number)
-        if not is_float(spec.dtype):
-            number = beside(number, spec.dtype)
-        return compute(importer, spec.shape, spec.dtype, lambda *at: constant(number, spec.dtype), name="constant")
-
-    return convert
-
-
-def _arange(importer: Any, node: Any) -> Any:
-    spec = output(node)
-    positional = list(node.args)
-    start, step = (positional[0] if len(positional) > 1 else 0), (positional[2] if len(positional) > 2 else 1)
-    dtype = wide(spec.dtype)
-
-    def element(i: Element) -> Element:
-        return constant(start, dtype) + to(i, dtype) * constant(step, dtype)
-
-    return compute(importer, spec.shape, spec.dtype, element, name="arange")
-
-
 def _cast(importer: Any, node: Any) -> Any:
     """Another dtype, shape kept: the recorded spec says which. A float that no int32 (or int64) holds, NaN included, becomes the
     least one, as on x86."""
@@ -549,26 +443,6 @@ def _nextafter(importer: Any, node: Any) -> Any:
     if output(node).dtype != "float32":
         raise ValueError(f"the neighbour of a {output(node).dtype}")
     return _arithmetic(lambda a, b, dtype: own("nextafter", a, b))(importer, node)
-
-
-def _linspace(importer: Any, node: Any) -> Any:
-    """Numbers at even distances, counted from the nearer end; integers are cut towards 0."""
-    spec = output(node)
-    start, end, steps = (read(importer, node, k, n) for k, n in enumerate(("start", "end", "steps")))
-    if isinstance(start, relax.Expr) or isinstance(end, relax.Expr):
-        raise ValueError("ends that are tensors")
-    if not is_float(spec.dtype):
-        start, end = int(start), int(end)
-    dtype = wide(spec.dtype) if is_float(spec.dtype) else "float32"
-    step, half = constant((end - start) / max(steps - 1, 1), dtype), max(steps // 2, 1)
-
-    def element(i: Element) -> Element:
-        last = tirx.const(steps - 1, "int64")
-        above = constant(start, dtype) + to(i, dtype) * step
-        below = constant(end, dtype) - to(last - i, dtype) * step
-        return tirx.Select(i < tirx.const(half, "int64"), above, below)
-
-    return compute(importer, spec.shape, spec.dtype, element, name="linspace")
 
 
 def _same(importer: Any, node: Any) -> Any:
@@ -643,7 +517,6 @@ ARITHMETIC: dict[str, Convert] = {
     "signbit.default": _told(sign_bit),
     "logaddexp.default": _logaddexp,
     "nextafter.default": _nextafter,
-    "linspace.default": _linspace,
     "logaddexp2.default": _logsumexp_of_two(math.log(2)),
     "celu.default": _celu,
     "softshrink.default": _softshrink,
@@ -655,7 +528,6 @@ ARITHMETIC: dict[str, Convert] = {
     "rsub.Scalar": _arithmetic(lambda a, b, d: a - b, swap=True),
     "div.Tensor_mode": _divide_mode,
     "div.Scalar_mode": _divide_mode,
-    **{f"pow.{kind}": _pow for kind in ("Tensor_Scalar", "Tensor_Tensor", "Scalar")},
     **{f"where.{kind}": _where for kind in ("self", "ScalarSelf", "ScalarOther", "Scalar", "default")},
     **{f"masked_fill.{kind}": _masked_fill for kind in ("Scalar", "Tensor")},
     "clamp.default": _clamp(1, 2),
@@ -666,17 +538,6 @@ ARITHMETIC: dict[str, Convert] = {
     "softplus.default": _softplus,
     "elu.default": _elu,
     "glu.default": _glu,
-    "full.default": _filled(1),
-    "full_like.default": _filled(1),
-    "new_full.default": _filled(2),
-    "scalar_tensor.default": _filled(0),
-    "fill.Scalar": _filled(1),
-    "fill.Tensor": _filled(1),
-    **{f"{name}.default": _filled(None, 0) for name in ("zeros", "zeros_like", "new_zeros", "empty_like", "new_empty")},
-    "empty.memory_format": _filled(None, 0),
-    "empty_permuted.default": _filled(None, 0),
-    **{f"{name}.default": _filled(None, 1) for name in ("ones", "ones_like", "new_ones")},
-    **{f"arange.{kind}": _arange for kind in ("default", "start", "start_step")},
     **{f"{name}": _cast for name in (
         "_to_copy.default", "to.dtype", "to.dtype_layout", "type_as.default", "convert_element_type.default")},
     **{f"{name}.default": _same for name in (

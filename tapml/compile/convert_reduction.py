@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm import te, tirx
 
-from tapml.compile.convert_arithmetic import power
+from tapml.compile.convert_power import power
 from tapml.compile.node_arguments import axis, output, read
 from tapml.compile.tensor_expressions import (
     broadcast,
