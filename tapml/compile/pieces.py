@@ -19,6 +19,8 @@ from tvm import ir, s_tir, tirx
 from tvm.s_tir import SBlock, SBlockRealize
 from tvm.s_tir.dlight.analysis import normalize_prim_func
 
+from tapml.compile.tensor_expressions import APART
+
 # Repeating work is worth a launch of its own only beyond this many extra operations.
 _REPEAT_LIMIT = 200_000
 # Expressions larger than this are not inlined further: inlining doubles what is read twice.
@@ -57,7 +59,7 @@ def _block_names(schedule: Any) -> list[str]:
 def _worth_inlining(schedule: Any, name: str) -> bool:
     handle = schedule.get_sblock(name)
     block = schedule.get(handle)
-    if is_reduction(block) or not isinstance(block.body, tirx.BufferStore):
+    if is_reduction(block) or APART in block.annotations or not isinstance(block.body, tirx.BufferStore):
         return False
     consumers = schedule.get_consumers(handle)
     if not consumers:

@@ -21,6 +21,8 @@ Element = Any
 # The bits of float32's infinity, and of a NaN; the key of NaN. TVM's simplifier takes `x == -2³¹` for false.
 _INFINITE, _NAN, _LAST = 0x7F800000, 0x7FC00000, 2**31 - 1
 Load = Callable[..., Element]
+# The annotation of a block that `pieces.prepare` does not inline.
+APART = "tapml.apart"
 
 
 def shape_of(value: Any) -> Shape:
@@ -126,9 +128,10 @@ def of_key(key: Element, dtype: str) -> Element:
     if dtype == "float64" or not is_float(dtype):
         return to(key, dtype)
     nan = tirx.Or(tirx.EQ(key, tirx.const(_LAST, "int32")), tirx.EQ(key, tirx.const(-_LAST, "int32")))
-    sign = tirx.const(-(2**31), "int32")
-    bits = tirx.Select(key < tirx.const(0, "int32"), tirx.bitwise_or(tirx.const(0, "int32") - key, sign), key)
-    return to(tirx.reinterpret("float32", tirx.Select(nan, tirx.const(_NAN, "int32"), bits)), dtype)
+    negative = key < tirx.const(0, "int32")
+    bits = tirx.Select(negative, tirx.const(0, "int32") - key, key)
+    magnitude = tirx.reinterpret("float32", tirx.Select(nan, tirx.const(_NAN, "int32"), bits))
+    return to(tirx.Select(negative, -magnitude, magnitude), dtype)
 
 
 def key_dtype(dtype: str) -> str:
@@ -151,15 +154,18 @@ def smaller(a: Element, b: Element) -> Element:
 
 
 def compute(
-    importer: Any, shape: Sequence[int], dtype: str, f: Callable[..., Element], *tensors: Any, name: str = "value"
+    importer: Any, shape: Sequence[int], dtype: str, f: Callable[..., Element], *tensors: Any, name: str = "value",
+    apart: bool = False,
 ) -> Any:
-    """One tensor, in `dtype`: element at `i` is `f(load_0, load_1, …, *i)`. Returns its Relax variable."""
+    """One tensor, in `dtype`: element at `i` is `f(load_0, load_1, …, *i)`. Returns its Relax variable. `apart`: it is computed
+    once, and never again in what reads it."""
 
     distinct, places = _distinct(tensors)
 
     def expression(*arguments: Any) -> Any:
         loads = [_load(arguments[p]) for p in places]
-        return te.compute(_long_shape(shape), lambda *at: to(f(*loads, *at), dtype), name=name)
+        attrs = {APART: True} if apart else None
+        return te.compute(_long_shape(shape), lambda *at: to(f(*loads, *at), dtype), name=name, attrs=attrs)
 
     return importer.block_builder.emit_te(expression, *distinct, primfunc_name_hint=name)
 
