@@ -19,6 +19,7 @@ from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from tapml.compile.conversions import CONVERSIONS
+from tapml.compile.node_arguments import Refusal
 from tapml.compile.tensor_expressions import cast, compute, dtype_of, shape_of
 from tapml.operators.decompose import NoDecomposition, decomposed, overload_of
 from tapml.operators.graph import Body
@@ -36,11 +37,13 @@ _TRUSTED = frozenset((
 
 
 class ConversionError(Exception):
-    """An operator that cannot be converted; the message names it. `nodes` are those of the body that it is about."""
+    """An operator that cannot be converted; the message names it. `nodes` are those of the body that it is about; `final` says
+    that what torch decomposes it into would be wrong too."""
 
-    def __init__(self, message: str, nodes: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: str, nodes: tuple[str, ...] = (), final: bool = False) -> None:
         super().__init__(message)
         self.nodes = nodes
+        self.final = final
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ class BodyImporter(ExportedProgramImporter):  # type: ignore[misc]
             return self._checked(value, node.meta["specs"])
         except ConversionError as error:
             raise ConversionError(f"{node.target}: {error}", (node.name,)) from error
+        except Refusal as error:
+            raise ConversionError(f"{node.target}: {error}", (node.name,), final=True) from error
         except Exception as error:
             raise ConversionError(f"{node.target}: {type(error).__name__}: {error}", (node.name,)) from error
 
@@ -151,6 +156,8 @@ def import_body(body: Body, on_note: Callable[[str], None] = lambda note: None) 
         try:
             return BodyImporter().run(simpler)
         except ConversionError as error:
+            if error.final:
+                raise
             (node,) = [n for n in simpler.nodes if n.name in error.nodes]
             refused.add(overload_of(node))
             try:

@@ -7,6 +7,11 @@ from typing import Any
 from tapml.tensors import TensorSpec
 
 
+class Refusal(Exception):
+    """Arguments that a conversion cannot take, and for which torch's decomposition of the operator does not give what its kernel
+    gives. The message says which."""
+
+
 def read(importer: Any, node: Any, position: int, name: str, default: Any = None) -> Any:
     """The argument at `position`, or the keyword `name`, or `default`. fx nodes become their Relax values, in lists too."""
     value = node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
