@@ -22,8 +22,9 @@ from tapml.compile.convert_pooling import POOLING
 from tapml.compile.convert_power import POWER
 from tapml.compile.convert_reduction import REDUCTION
 from tapml.compile.convert_resizing import RESIZING
+from tapml.compile.convert_sampling import SAMPLING
 from tapml.compile.convert_scan import SCAN
 
 CONVERSIONS: dict[str, Callable[[Any, Any], Any]] = (
-    ARITHMETIC | POWER | CREATION | CONTRACTION | CONVOLUTION | REDUCTION | POOLING | RESIZING | ORDER | SCAN | INDEXING
+    ARITHMETIC | POWER | CREATION | CONTRACTION | CONVOLUTION | REDUCTION | POOLING | RESIZING | ORDER | SCAN | INDEXING | SAMPLING
 )

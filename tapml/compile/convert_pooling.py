@@ -19,6 +19,7 @@ from tapml.compile.tensor_expressions import (
     compute,
     constant,
     dtype_of,
+    is_float,
     key_dtype,
     key_of,
     of_key,
@@ -99,9 +100,16 @@ def _largest(importer: Any, node: Any, x: Any, windows: _Windows, with_indices: 
         for i, n in zip(place, windows.sizes, strict=True):
             flat = flat * _long(n) + i
         mine = tirx.And(inside, tirx.EQ(key_of(load(*at[:outer], *place)), t(*at)))
-        return tirx.Select(mine, flat, _long(total - 1))
+        return tirx.Select(mine, turned(flat, t(*at)), _long(total - 1))
 
-    return [value, reduce(importer, shape, "int64", windows.extent, candidate, x, top, combine=te.min, name="where_largest")]
+    def turned(flat: Any, key: Any) -> Any:
+        """Of equal elements the first is meant, of several NaN the last."""
+        if not is_float(dtype) or dtype == "float64":
+            return flat
+        return tirx.Select(tirx.EQ(key, key_of(constant(math.nan, "float32"))), _long(total - 1) - flat, flat)
+
+    where = reduce(importer, shape, "int64", windows.extent, candidate, x, top, combine=te.min, name="where_largest")
+    return [value, broadcast(importer, shape, "int64", turned, where, top)]
 
 
 def _max_pool(rank: int, with_indices: bool) -> Convert:

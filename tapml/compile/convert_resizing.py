@@ -120,12 +120,12 @@ def _cubic(size: int, wanted: int, corners: bool, factor: float | None) -> _Taps
         return tirx.max(tirx.min(first(o)[0] + k - _long(1), _long(size - 1)), _long(0))
 
     def weight(o: Any, k: Any) -> Any:
-        return _spline(tirx.abs(first(o)[1] + _number(1) - tirx.Cast("float32", k)), -0.75)
+        return keys_spline(tirx.abs(first(o)[1] + _number(1) - tirx.Cast("float32", k)), -0.75)
 
     return _Taps(4, place, weight)
 
 
-def _spline(x: Any, a: float) -> Any:
+def keys_spline(x: Any, a: float) -> Any:
     """The cubic convolution of Keys, at the distance x, which is not negative."""
     near = ((_number(a + 2) * x - _number(a + 3)) * x) * x + _number(1)
     far = ((x * _number(a) - _number(5 * a)) * x + _number(8 * a)) * x - _number(4 * a)
@@ -221,5 +221,5 @@ RESIZING: dict[str, Convert] = {
 } | {
     f"_upsample_{name}2d_aa.{kind}": _separable(2, _antialiased(reach, shape), antialiased=True)
     for kind in ("default", "vec")
-    for name, reach, shape in (("bilinear", 2, _triangle), ("bicubic", 4, lambda x: _spline(x, -0.5)))
+    for name, reach, shape in (("bilinear", 2, _triangle), ("bicubic", 4, lambda x: keys_spline(x, -0.5)))
 }
