@@ -26,5 +26,6 @@ from tapml.compile.convert_sampling import SAMPLING
 from tapml.compile.convert_scan import SCAN
 
 CONVERSIONS: dict[str, Callable[[Any, Any], Any]] = (
-    ARITHMETIC | POWER | CREATION | CONTRACTION | CONVOLUTION | REDUCTION | POOLING | RESIZING | ORDER | SCAN | INDEXING | SAMPLING
+    ARITHMETIC | POWER | CREATION | CONTRACTION | CONVOLUTION | REDUCTION | POOLING | RESIZING | ORDER | SCAN | INDEXING
+    | SAMPLING
 )
