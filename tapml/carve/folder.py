@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from tapml.carve.arrays import unpack
 from tapml.carve.case import Case
 from tapml.carve.consistent import check_consistent
 from tapml.carve.late import Late
+from tapml.carve.ties import leads
 from tapml.carve.tolerance import Accuracy, Comparison, Reference, compare
 from tapml.carve.writer import RunWriter, digest, seal
 from tapml.errors import RunError, UsageError, nearest
@@ -238,7 +239,8 @@ class RunFolder:
     def case_references(self, case: Case) -> tuple[list[HostArray], list[Reference]]:
         """(all inputs in the body's order, weights among them; what each output is judged by). A case's file holds for output k
         "o{k}", what the source gave; "r{k}", float64's answer less that (absent where it is 0); "x{k}", the elements on which the
-        source is no judge; "e{k}", "l{k}" and "h{k}", those at a jump, and the least and greatest right value of each."""
+        source is no judge; "e{k}", "l{k}" and "h{k}", those at a jump, and the least and greatest right value of each; "t{k}",
+        what indices lead to, where equal values are among it."""
         operator = self.operator(case.operator)
         body = self.bodies[operator.signature]
         placeholders = self._placeholders[operator.graph]
@@ -249,6 +251,10 @@ class RunFolder:
                 for k, (name, role, spec) in enumerate(zip(operator.inputs, body.roles, body.inputs, strict=True))
             ]
             references = [_reference(k, arrays, case.accuracy[k], spec) for k, spec in enumerate(body.output_specs)]
+            for k, lead in leads(body).items():
+                if f"t{k}" in arrays:
+                    x = _fitting(arrays, f"t{k}", lead.spec)
+                    references[k] = replace(references[k], led=(x, lead.dim))
         except KeyError as error:
             raise RunError(f"{self.path / case.file} lacks tensor {error}. Carve again with --fresh.") from None
         except ValueError as error:
@@ -440,6 +446,8 @@ def reference_arrays(k: int, reference: Reference) -> dict[str, HostArray]:
             found[f"r{k}"] = rest
     if reference.excluded is not None:
         found[f"x{k}"] = reference.excluded
+    if reference.led is not None:
+        found[f"t{k}"] = reference.led[0]
     if reference.either is not None:
         found |= {f"e{k}": reference.either[0], f"l{k}": reference.either[1], f"h{k}": reference.either[2]}
     return found

@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 
 from tapml.carve.distance import HALF, half_step, scale_of, straddling, undecided
 from tapml.carve.jumps import JumpFinder
+from tapml.carve.ties import has_ties, leads
 from tapml.carve.tolerance import Accuracy, Reference, measure
-from tapml.operators.execute import BodyFunction, body_function, host_from_tensor, tensor_from_host
+from tapml.operators.execute import BodyFunction, NodeByNode, body_function, host_from_tensor, tensor_from_host
 from tapml.operators.graph import Body
 from tapml.tensors import EPSILON, FLOATS, HostArray, dtype_name
 
@@ -70,7 +71,7 @@ class ReferenceMaker:
         """The references of one call: all of the body's inputs in order, as the source has them, and what it gave."""
         with torch.inference_mode():
             held = _Weights(self.body, inputs)
-            found = self._once(inputs, held, outputs)
+            found = self._led(self._once(inputs, held, outputs), inputs)
             floats = [r for r in found if r.dtype in FLOATS]
             elements = sum(r.compared for r in floats)
             if not elements:
@@ -81,6 +82,22 @@ class ReferenceMaker:
                 again = self._once(moved, held, None)
                 accuracies = [a.largest(r.accuracy) for a, r in zip(accuracies, again, strict=True)]
         return [replace(r, accuracy=a) for r, a in zip(found, accuracies, strict=True)]
+
+    def _led(self, found: list[Reference], inputs: Sequence[torch.Tensor]) -> list[Reference]:
+        """With what indices lead to, where equal values are among it."""
+        led = leads(self.body)
+        if not led:
+            return found
+        steps = NodeByNode(self.body, device=self._device)
+        values = steps.begin(inputs)
+        last = max(steps.slots[lead.value] for lead in led.values()) - len(self.body.inputs)
+        for k in range(last + 1):
+            steps.run(k, values)
+        for k, (name, dim, _) in led.items():
+            x = host_from_tensor(values[steps.slots[name]])
+            if has_ties(x, dim):
+                found[k] = replace(found[k], led=(x, dim))
+        return found
 
     def _once(
         self, inputs: Sequence[torch.Tensor], held: _Weights, outputs: Sequence[HostArray] | None
