@@ -66,6 +66,8 @@ def emit(piece: Piece, entry: str, target: Target, tvm_target: Any) -> Emitted:
     if target.language == "wgsl":
         renamed = _with_own_tanh(renamed)
     device = _lowered(renamed, entry, tvm_target)
+    if target.language == "wgsl":
+        device = _rests_by_division(device)
     order = [int(re.fullmatch(r"[a-z]+(\d+)_ptr", p.name).group(1)) for p in device.params]  # type: ignore[union-attr]
     grid, block = _launch(device)
     shared = _shared_bytes(device)
@@ -161,7 +163,7 @@ def _lowered(function: Any, entry: str, tvm_target: Any) -> Any:
     found = [f for f in module.functions.values() if int(f.attrs.get("calling_conv", 0)) == 2]
     if len(found) != 1:
         raise ValueError(f"a piece became {len(found)} device functions; expected one")
-    device = _bits_of_numbers(_from_infinity(found[0].with_attr("global_symbol", entry)))
+    device = _chosen_by_branch(_bits_of_numbers(_from_infinity(found[0].with_attr("global_symbol", entry))))
     module = tvm.IRModule({entry: device})
     for step in passes[-4:]:
         module = step(module)
@@ -195,6 +197,50 @@ def _bits_of_numbers(device: Any) -> Any:
         return tirx.IntImm("int32", int(np.float32(call.args[0].value).view(np.int32)))
 
     return _made_anew(device, device.params, tvm_ffi.structural_map(device.body, [(ir.Call, bits)]))
+
+
+def _chosen_by_branch(device: Any) -> Any:
+    """The same function with choices between numbers of 64 bits as branches, and their infinities widened from float32's:
+    OpenCL's `select` wants a condition as wide as what it chooses from, and TVM prints an int, and every infinity as a float."""
+
+    def branch(choice: Any) -> Any:
+        if str(choice.ty) not in ("float64", "int64"):
+            return choice
+        return tirx.if_then_else(choice.condition, choice.true_value, choice.false_value)
+
+    def widened(number: Any) -> Any:
+        if str(number.ty) != "float64" or not math.isinf(number.value):
+            return number
+        return tirx.Cast("float64", tirx.FloatImm("float32", number.value))
+
+    body = tvm_ffi.structural_map(device.body, [(tirx.Select, branch), (tirx.FloatImm, widened)])
+    return _made_anew(device, device.params, body)
+
+
+def _rests_by_division(device: Any) -> Any:
+    """The same function with a % b of numbers that may be negative as a - (a / b) · b. WGSL defines both, but its compilers make
+    Vulkan's remainder of the first, which is undefined there: NVIDIA's is that of the bits without a sign. Indices are not
+    negative, and stay."""
+    counted: list[Any] = []
+    tvm_ffi.structural_walk(device.body, [
+        (tirx.For, lambda loop: counted.append(loop.loop_var)), (tirx.AttrStmt, lambda stmt: _bound_by(stmt, counted)),
+    ])  # fmt: skip
+
+    def divided(rest: Any) -> Any:
+        others: list[Any] = []  # buffers, and what holds something read from one
+        tvm_ffi.structural_walk(rest.a, [
+            (ir.Var, lambda v: None if any(v.same_as(variable) for variable in counted) else others.append(v)),
+        ])  # fmt: skip
+        if not others or not str(rest.ty).startswith("int"):
+            return rest
+        return tirx.Sub(rest.a, tirx.Mul(tirx.Div(rest.a, rest.b), rest.b))
+
+    return _made_anew(device, device.params, tvm_ffi.structural_map(device.body, [(tirx.Mod, divided)]))
+
+
+def _bound_by(stmt: Any, counted: list[Any]) -> None:
+    if stmt.attr_key == "thread_extent":
+        counted.append(stmt.node.var)
 
 
 def _launch(device: Any) -> tuple[Extent, Extent]:
@@ -258,6 +304,9 @@ def _finished(kernel: Kernel, target: Target) -> Kernel:
     elif kernel.language == "c":
         source = plain_c(with_functions(source, kernel.language))
     else:
+        if kernel.language == "opencl-c":
+            # 2147483648 is a long there, and an infinity may be a double: `select` takes two of one type.
+            source = re.sub(r"-2147483648\b", "(-2147483647 - 1)", source).replace("INFINITY", "as_float(0x7f800000)")
         source = with_functions(source, kernel.language)
     return Kernel(kernel.language, kernel.entry, source, kernel.access, grid, kernel.block, uniform)
 
