@@ -220,7 +220,6 @@ CONTRACTION: dict[str, Convert] = {
     "scaled_dot_product_attention.default": _attention,
     "softmax.int": _softmax,
     "_softmax.default": _softmax,
-    "_safe_softmax.default": _softmax,
     "log_softmax.int": _log_softmax,
     "_log_softmax.default": _log_softmax,
 }

@@ -1,4 +1,4 @@
-"""Transposed convolution over three dimensions, which TVM's importer does not have; every other convolution is TVM's."""
+"""Transposed convolutions, of which TVM's importer gets dilated and grouped ones wrong; the other convolutions are TVM's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _convolution(importer: Any, node: Any) -> Any:
     x, weight, bias, stride, padding, dilation, transposed, _, groups = (
         read(importer, node, k, name) for k, name in enumerate(names)
     )
-    if not transposed or len(shape_of(weight)) != 5:
+    if not transposed:
         return importer.convert_map["convolution.default"](node)
     return _transposed(importer, node, x, weight, bias, stride, padding, dilation, groups)
 

@@ -61,7 +61,14 @@ def _linspace(importer: Any, node: Any) -> Any:
     return compute(importer, spec.shape, spec.dtype, element, name="linspace")
 
 
+def _copied(importer: Any, node: Any) -> Any:
+    """The second in the shape and dtype of the first."""
+    spec = output(node)
+    return broadcast(importer, spec.shape, spec.dtype, lambda e: e, read(importer, node, 1, "src"))
+
+
 CREATION: dict[str, Convert] = {
+    "copy.default": _copied,
     "full.default": _filled(1),
     "full_like.default": _filled(1),
     "new_full.default": _filled(2),

@@ -443,6 +443,8 @@ def _take(importer: Any, node: Any) -> Any:
     x, index = read(importer, node, 0, "self"), read(importer, node, 1, "index")
     count = math.prod(shape_of(x))
     flat = reshape(importer, x, (count,))
+    if count == 1:  # no index is read then
+        return compute(importer, shape_of(index), dtype_of(x), lambda load, *at: load(_long(0)), flat, name="take")
 
     def element(load: Any, load_i: Any, *at: Any) -> Any:
         return load(_index(load_i(*at), count))

@@ -29,7 +29,7 @@ from tapml.tensors import TensorSpec
 # Of TVM's conversions those that give what PyTorch gives, for every argument. No other is used: many misread an argument.
 _TRUSTED = frozenset((
     "as_strided.default", "broadcast_to.default", "chunk.default", "concat.default", "constant_pad_nd.default",
-    "conv1d.default", "conv2d.default", "conv3d.default", "conv_transpose1d.default", "conv_transpose2d.input",
+    "conv1d.default", "conv2d.default", "conv3d.default",
     "convolution.default", "diagonal.default", "expand_as.default", "flip.default", "getitem", "linspace.default",
     "narrow.default", "repeat.default", "reshape_as.default", "roll.default", "split.Tensor", "split_with_sizes.default",
     "tile.default", "unbind.int",
@@ -72,8 +72,6 @@ class BodyImporter(ExportedProgramImporter):  # type: ignore[misc]
     _conv1d_impl = _biased("_conv1d_impl")
     _conv2d_impl = _biased("_conv2d_impl")
     _conv3d_impl = _biased("_conv3d_impl")
-    _conv_transpose1d_impl = _biased("_conv_transpose1d_impl")
-    _conv_transpose2d_impl = _biased("_conv_transpose2d_impl")
 
     def run(self, body: Body) -> Imported:
         """Raises ConversionError."""

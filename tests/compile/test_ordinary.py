@@ -16,7 +16,7 @@ from tapml.operators.decompose import NoDecomposition, decomposed
 from tapml.operators.graph import Body, Node
 from tapml.targets.known import TARGETS
 from tapml.tensors import TensorSpec
-from tests.compile.bodies import Made, call, check
+from tests.compile.bodies import Made, Result, call, chain, check
 from tests.compile.test_conversions import HALF, INF, X, floats, ints
 
 NAN = float("nan")
@@ -123,6 +123,9 @@ CASES: dict[str, Callable[[], Made]] = {
     # convolutions
     "padding same": lambda: call("aten.conv2d.padding", IMAGE, floats(3, 4, 3, 3), None, [1, 1], "same"),
     "unbatched transposed convolution": lambda: call("aten.conv_transpose2d.input", IMAGE[0], floats(4, 3, 2, 2)),
+    "transposed convolution, dilated and in groups": lambda: call(
+        "aten.conv_transpose1d.default", floats(2, 2, 4).to(HALF), floats(2, 2, 4).to(HALF), floats(4).to(HALF), [3], [1], [2], 2,
+        [4]),
     "transposed convolution in three dimensions": lambda: call(
         "aten.conv_transpose3d.input", floats(1, 4, 3, 3, 3), floats(4, 3, 2, 2, 2), floats(6), [1, 2, 1], [0, 0, 1], [0, 1, 0],
         2, [2, 1, 1]),
@@ -132,6 +135,17 @@ CASES: dict[str, Callable[[], Made]] = {
     "index reduce": lambda: call(
         "aten.index_reduce.default", floats(6, 4), 0, torch.tensor([3, 1, 3]), floats(3, 4), "amax", include_self=False),
     "masked scatter": lambda: call("aten.masked_scatter.default", X, X > 0, floats(2, 3, 8, seed=3)),
+    "take of one": lambda: call("aten.take.default", torch.tensor([1.5]), torch.tensor([0, 0])),
+    "copy": lambda: call("aten.copy.default", floats(3, 4), floats(4)),
+    "copy of floats into integers": lambda: call("aten.copy.default", ints(3, 4), floats(3, 1) * 3),
+    "powers in float64": lambda: chain([
+        ("aten.float_power.Tensor_Tensor", (floats(9).abs(), floats(9)), {}),
+        ("aten._to_copy.default", (Result(0),), {"dtype": torch.float32})]),
+    "indices of a triangle": lambda: call("aten.tril_indices.default", 20, 21, 7),
+    "integers divided": lambda: call("aten.floor_divide.default", ints(40, low=-9).int(), ints(40, 1, low=1)[:, 0].int()),
+    "rest of negatives": lambda: call("aten.remainder.Scalar", ints(9, low=-9, high=9).int(), 4),
+    "softmax of nothing": lambda: call("aten._safe_softmax.default", NOTHING, -1),
+    "gelu far out": lambda: call("aten.gelu.default", torch.tensor([-INF, INF, NAN, -1e5, 1e5, -4.0, 4.0, -3.99])),
     "take": lambda: call("aten.take.default", X, torch.tensor([3, -1, 40])),
 }
 
