@@ -262,7 +262,7 @@ class _Plan:
 class _Instruction:
     """One node, ready to run: its function, its constant arguments, and where the others come from and its result goes."""
 
-    __slots__ = ("args", "free", "function", "kwargs", "narrow", "nested", "places", "result", "seed", "wide")
+    __slots__ = ("args", "free", "function", "kwargs", "named", "narrow", "nested", "places", "result", "seed", "wide")
 
     def __init__(
         self, node: Node, slots: Mapping[str, int], free: Sequence[int], dtype: torch.dtype | None, device: torch.device,
@@ -288,6 +288,7 @@ class _Instruction:
             else:
                 self.args.append(decode(argument))
         self.kwargs = {key: decode(value) for key, value in node.kwargs.items()}
+        self.named = [key for key, value in self.kwargs.items() if isinstance(value, list | _Slot)]
         self.seed: int | None = self.kwargs.pop("generator") if is_random(node) else None
         if not seeded:
             self.seed = None
@@ -317,8 +318,8 @@ class _Instruction:
         for position, items in self.nested:
             args[position] = [values[i.index] if isinstance(i, _Slot) else i for i in items]
         kwargs = self.kwargs
-        if any(isinstance(v, _Slot) for v in kwargs.values()):
-            kwargs = {k: values[v.index] if isinstance(v, _Slot) else v for k, v in kwargs.items()}
+        if self.named:
+            kwargs = kwargs | {key: _there(kwargs[key], values) for key in self.named}
         if self.seed is None:
             values[self.result] = self.function(*args, **kwargs)
             return
@@ -333,6 +334,13 @@ def _widened(made: Any, dtype: torch.dtype) -> Any:
         return tuple(_widened(item, dtype) for item in made)
     own = isinstance(made, torch.Tensor) and str(made.dtype).removeprefix("torch.") in FLOATS
     return made.to(dtype) if own else made
+
+
+def _there(argument: Any, values: list[Any]) -> Any:
+    """The argument with the values that it stands for."""
+    if isinstance(argument, list):
+        return [_there(item, values) for item in argument]
+    return values[argument.index] if isinstance(argument, _Slot) else argument
 
 
 class _Slot:

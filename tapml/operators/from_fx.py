@@ -161,6 +161,7 @@ class _Reader:
 
     def _constant(self, fx: Any, tensor: torch.Tensor) -> None:
         fx.meta.setdefault("val", tensor)
+        self._spec(fx, fx.meta["val"])  # refuses a sparse one
         tensor = carried(tensor.detach())
         data = tensor.cpu().contiguous()
         text = f"{data.dtype}{tuple(data.shape)}".encode() + data.reshape(-1).view(torch.uint8).numpy().tobytes()
