@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
+
+from tapml.source.checked import batch_experts
 
 LIBRARIES = ("transformers", "timm", "torchvision")
 TOKENS = 12
@@ -53,9 +56,12 @@ class _Tensors(torch.nn.Module):
         self.module = module
 
     def forward(self, **given: torch.Tensor) -> list[torch.Tensor]:
-        result = self.module(**given)
-        values = result.values() if hasattr(result, "values") else result if isinstance(result, tuple | list) else [result]
-        return [value for value in values if isinstance(value, torch.Tensor)]
+        return [leaf for leaf in pytree.tree_leaves(_plain(self.module(**given))) if isinstance(leaf, torch.Tensor)]
+
+
+def _plain(result: Any) -> Any:
+    """transformers' outputs are ordered dicts that pytree knows by their own class."""
+    return dict(result) if isinstance(result, Mapping) else result
 
 
 def _language(name: str) -> Made:
@@ -70,10 +76,11 @@ def _language(name: str) -> Made:
             for key, value in SMALL.items():
                 if isinstance(getattr(part, key, None), int):
                     setattr(part, key, value)
-            for key in ("use_cache", "return_dict"):
-                if hasattr(part, key):
-                    setattr(part, key, key == "return_dict")
-        module = _Tensors(AutoModel.from_config(config).eval())
+            if hasattr(part, "use_cache"):
+                part.use_cache = False
+        model = AutoModel.from_config(config).eval()
+        batch_experts(model)
+        module = _Tensors(model)
         for given in _inputs(config):
             try:
                 with torch.no_grad():

@@ -31,7 +31,7 @@ from tapml.compile.importer import ConversionError
 from tapml.compile.schedules import ScheduleFailure
 from tapml.devices.open import open_here
 from tapml.devices.runner import ProgramRunner
-from tapml.errors import ModelError, first_line
+from tapml.errors import DoesNotFit, ModelError, first_line
 from tapml.migrate.judging import Coverage, judged
 from tapml.operators.cut import cut
 from tapml.operators.execute import GraphExecutor, host_from_tensor
@@ -52,7 +52,7 @@ SAMPLES = 24  # of an operator and a dtype; some have thousands
 LARGEST = 200_000  # elements of all tensors of a call
 SPECIAL = (float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0, 0.5, 70000.0, -1e5, 2.0**24 + 2)
 STATES = ("right", "unchecked", "refused", "wrong", "crash")  # from good to bad
-REFUSALS = (ConversionError, LimitError, ScheduleFailure)
+REFUSALS = (ConversionError, LimitError, ScheduleFailure, DoesNotFit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,11 +131,11 @@ def _drawn(chance: random.Random, name: str) -> Drawn | None:
 
             before = [t.clone() for t in tensors]
             results = [pytree.tree_leaves(function(*(t.clone() for t in before))) for _ in range(2)]
+            one, other = ([_plain(t) for t in found if isinstance(t, torch.Tensor)] for found in results)
+            if not one or len(one) != len(other) or not all(map(_same, one, other)):
+                return None
     except Exception:
         return None  # PyTorch's own refusal of what was planted, or a library that is missing
-    one, other = ([_plain(t) for t in leaves if isinstance(t, torch.Tensor)] for leaves in results)
-    if not one or len(one) != len(other) or not all(map(_same, one, other)):
-        return None
     shapes = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in tensors)
     rest = [leaf for k, leaf in enumerate(leaves) if k not in places]
     words = f"{name}({shapes}; {rest})" + (" with special values" if planted else "")

@@ -136,10 +136,12 @@ def test_a_kernel_that_kills_the_driver_costs_one_verdict(make_run: MakeRun, nee
     run = make_run("conv_net")
     name = run.operators[1].name
     (tmp_path / "trap.py").write_text(f"""
+import re
+
 def inject(operator, target, source):
-    head, brace, body = source.rpartition(") {{{{\\n")
-    return head + brace + "__builtin_trap();\\n" + body if operator == {name!r} else source
-""".replace("{{", "{").replace("}}", "}"))
+    trapped = re.sub("^(.*void .*[)] [{{])$", "\\\\1 __builtin_trap();", source, flags=re.M)
+    return trapped if operator == {name!r} else source
+""")
     result = migrate(run, "cpu", fresh=True, inject=f"{tmp_path / 'trap.py'}:inject")
     assert [(v.operator, v.status) for v in result.verdicts if v.status != "pass"] == [(name, "crash")]
     assert result.kept_on_source == (name,) and result.end_to_end.passed
