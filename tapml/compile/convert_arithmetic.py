@@ -478,8 +478,17 @@ _SIMPLE: dict[str, Callable[[Element], Element]] = {
     "sign": lambda x: topi.cast(x > constant(0, str(x.ty)), str(x.ty)) - topi.cast(x < constant(0, str(x.ty)), str(x.ty)),
 }
 
+def _times(a: Element, b: Element, dtype: str) -> Element:
+    """A product. TVM makes 0 of 0 times anything, also where that is NaN: NaN and infinities times 0."""
+    for number, other in ((a, b), (b, a)):
+        if is_float(dtype) and isinstance(number, tirx.FloatImm) and number.value == 0 and not isinstance(other, tirx.FloatImm):
+            undefined = tirx.Or(is_nan(other), _is_infinite(other))
+            return tirx.Select(undefined, constant(math.nan, dtype), constant(0, dtype))
+    return a * b
+
+
 _PAIRS: dict[str, Callable[[Element, Element, str], Element]] = {
-    "add": lambda a, b, d: a + b, "sub": lambda a, b, d: a - b, "mul": lambda a, b, d: a * b, "div": _divide,
+    "add": lambda a, b, d: a + b, "sub": lambda a, b, d: a - b, "mul": _times, "div": _divide,
     "floor_divide": _floor_divide, "remainder": _remainder, "maximum": lambda a, b, d: larger(a, b),
     "minimum": lambda a, b, d: smaller(a, b),
     "fmax": lambda a, b, d: tirx.Select(is_nan(a), b, tirx.Select(is_nan(b), a, tirx.max(a, b))),

@@ -276,16 +276,21 @@ def nbytes(buffer: Any) -> int:
 
 
 def _exact_numbers(source: str, body: Any) -> str:
-    """TVM prints 7 digits of a float32, which needs 9: each number of the function that was shortened is written in full."""
-    exact: dict[str, str] = {}
+    """TVM prints 7 digits of a number; a float32 needs 9, a float64 17. Each number of the function that was shortened is written
+    in full. A float32 is followed by an f."""
+    exact: dict[str, dict[str, str]] = {"float32": {}, "float64": {}}
 
     def visit(number: Any) -> None:
-        if str(number.ty) == "float32" and math.isfinite(number.value):
-            value = abs(float(np.float32(number.value)))
-            exact.setdefault(f"{abs(number.value):e}", f"{value!r}" if "e" in repr(value) else f"{value!r}e+00")
+        dtype = str(number.ty)
+        if dtype in exact and math.isfinite(number.value):
+            value = abs(float(np.float32(number.value)) if dtype == "float32" else number.value)
+            exact[dtype].setdefault(f"{abs(number.value):e}", f"{value!r}" if "e" in repr(value) else f"{value!r}e+00")
 
     tvm_ffi.structural_walk(body, [(tirx.FloatImm, visit)])
-    return re.sub(r"\d\.\d{6}e[+-]\d+", lambda m: exact.get(m.group(0), m.group(0)), source)
+    single, double = exact["float32"], exact["float64"] or exact["float32"]
+    return re.sub(
+        r"(\d\.\d{6}e[+-]\d+)(f?)", lambda m: (single if m.group(2) else double).get(m.group(1), m.group(1)) + m.group(2), source
+    )
 
 
 def _finished(kernel: Kernel, target: Target) -> Kernel:
@@ -306,7 +311,7 @@ def _finished(kernel: Kernel, target: Target) -> Kernel:
     else:
         if kernel.language == "opencl-c":
             # 2147483648 is a long there, and an infinity may be a double: `select` takes two of one type.
-            source = re.sub(r"-2147483648\b", "(-2147483647 - 1)", source).replace("INFINITY", "as_float(0x7f800000)")
+            source = re.sub(r"-2147483648(?![\w.])", "(-2147483647 - 1)", source).replace("INFINITY", "as_float(0x7f800000)")
         source = with_functions(source, kernel.language)
     return Kernel(kernel.language, kernel.entry, source, kernel.access, grid, kernel.block, uniform)
 

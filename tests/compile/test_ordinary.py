@@ -135,6 +135,8 @@ CASES: dict[str, Callable[[], Made]] = {
     "index reduce": lambda: call(
         "aten.index_reduce.default", floats(6, 4), 0, torch.tensor([3, 1, 3]), floats(3, 4), "amax", include_self=False),
     "masked scatter": lambda: call("aten.masked_scatter.default", X, X > 0, floats(2, 3, 8, seed=3)),
+    "integers of a number": lambda: call("aten._to_copy.default", torch.tensor([3.7, -3.7, 1e10, -1e10]), dtype=torch.int32),
+    "times 0": lambda: call("aten.mul.Scalar", torch.tensor([NAN, INF, -INF, 0.2]), 0.0),
     "take of one": lambda: call("aten.take.default", torch.tensor([1.5]), torch.tensor([0, 0])),
     "copy": lambda: call("aten.copy.default", floats(3, 4), floats(4)),
     "copy of floats into integers": lambda: call("aten.copy.default", ints(3, 4), floats(3, 1) * 3),
