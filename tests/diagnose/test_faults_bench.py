@@ -163,9 +163,8 @@ def test_tolerance_of_debug_compare() -> None:
 
 def test_random_inputs(need: Need, make_run: MakeRun, llama: RunFolder) -> None:
     with Workbench(make_run("conv_net"), need("opencl")) as bench_:
-        # Half of all variances drawn from N(0,1) are negative: the norm's reciprocal square root then is no number.
-        found = {f.operator for f in RandomInputs(bench_.folder, bench_).find(bench_.model.operators)}
-        assert found == {"norm1", "norm2"}
+        # Half of all variances drawn from N(0,1) are negative: the norm's reciprocal square root then is no number, here as there.
+        assert not list(RandomInputs(bench_.folder, bench_).find(bench_.model.operators))
     with Workbench(llama, "opencl") as bench_:
         update = next(o for o in bench_.model.operators if o.kind == "cache_update" and o.graph == "prefill")
         drawn = [RandomInputs(llama, bench_, seed).draw(update, 0).inputs for seed in (1, 1, 2)]
