@@ -16,7 +16,7 @@ from typing import Any
 
 from tapml.compile import schedules
 from tapml.compile.emit import Emitted, LimitError, device_target, emit, nbytes
-from tapml.compile.importer import ConversionError, import_body
+from tapml.compile.importer import import_body
 from tapml.compile.legalize import IN_FLOAT32, legalize, rounded_last
 from tapml.compile.lower import lower
 from tapml.compile.pieces import Piece, cut, prepare, split_kernels
@@ -42,8 +42,6 @@ def build(
     inputs = tuple(_stored(s, target) for s in body.inputs)
     outputs = tuple(_stored(s, target) for s in body.output_specs)
     on_stage("convert")
-    if any(s.dtype == "float64" != stored.dtype for s, stored in zip(body.output_specs, outputs, strict=True)):
-        raise ConversionError(f"it gives float64, and {target.name} has {target.stored('float64')} only")
     imported = import_body(body, on_note)
     if not imported.computed:
         return Program((), (), inputs, outputs, (), schedule, imported.forwards)
