@@ -163,7 +163,7 @@ def test_tolerance_of_debug_compare() -> None:
 
 def test_random_inputs(need: Need, make_run: MakeRun, llama: RunFolder) -> None:
     with Workbench(make_run("conv_net"), need("opencl")) as bench_:
-        # Half of all variances drawn from N(0,1) are negative: the norm's reciprocal square root is no number then, on both sides.
+        # Half of all variances drawn from N(0,1) are negative: the norm is no number then, on the target as in PyTorch.
         assert not list(RandomInputs(bench_.folder, bench_).find(bench_.model.operators))
     with Workbench(llama, "opencl") as bench_:
         update = next(o for o in bench_.model.operators if o.kind == "cache_update" and o.graph == "prefill")
