@@ -478,10 +478,11 @@ _SIMPLE: dict[str, Callable[[Element], Element]] = {
     "sign": lambda x: topi.cast(x > constant(0, str(x.ty)), str(x.ty)) - topi.cast(x < constant(0, str(x.ty)), str(x.ty)),
 }
 
+
 def _times(a: Element, b: Element, dtype: str) -> Element:
     """A product. TVM makes 0 of 0 times anything, also where that is NaN: NaN and infinities times 0."""
     for number, other in ((a, b), (b, a)):
-        if is_float(dtype) and isinstance(number, tirx.FloatImm) and number.value == 0 and not isinstance(other, tirx.FloatImm):
+        if is_float(dtype) and isinstance(number, FloatImm) and number.value == 0 and not isinstance(other, FloatImm):
             undefined = tirx.Or(is_nan(other), _is_infinite(other))
             return tirx.Select(undefined, constant(math.nan, dtype), constant(0, dtype))
     return a * b

@@ -7,11 +7,7 @@ from typing import Any
 from tvm import tirx
 
 from tapml.compile.node_arguments import output, read
-from tapml.compile.tensor_expressions import broadcast, constant, reduce, reshape, shape_of, to, wide
-
-
-def _long(value: int) -> Any:
-    return tirx.const(value, "int64")
+from tapml.compile.tensor_expressions import broadcast, constant, long, reduce, reshape, shape_of, to, wide
 
 
 def _convolution(importer: Any, node: Any) -> Any:
@@ -37,16 +33,16 @@ def _transposed(
     inner = channels // groups
 
     def element(load: Any, load_w: Any, at: Any, k: Any) -> Any:
-        group = tirx.floordiv(at[1], _long(per_group))
-        channel = group * _long(inner) + k[0]
-        reach = [i + _long(p) - j * _long(d) for i, j, p, d in zip(at[2:], k[1:], padding, dilation, strict=True)]
-        place = [tirx.floordiv(r, _long(s)) for r, s in zip(reach, stride, strict=True)]
+        group = tirx.floordiv(at[1], long(per_group))
+        channel = group * long(inner) + k[0]
+        reach = [i + long(p) - j * long(d) for i, j, p, d in zip(at[2:], k[1:], padding, dilation, strict=True)]
+        place = [tirx.floordiv(r, long(s)) for r, s in zip(reach, stride, strict=True)]
         inside = [
-            tirx.all(r >= _long(0), tirx.EQ(tirx.floormod(r, _long(s)), _long(0)), q < _long(n))
+            tirx.all(r >= long(0), tirx.EQ(tirx.floormod(r, long(s)), long(0)), q < long(n))
             for r, s, q, n in zip(reach, stride, place, sizes, strict=True)
         ]
-        safe = [tirx.max(tirx.min(q, _long(n - 1)), _long(0)) for q, n in zip(place, sizes, strict=True)]
-        factor = to(load_w(channel, tirx.floormod(at[1], _long(per_group)), *k[1:]), dtype)
+        safe = [tirx.max(tirx.min(q, long(n - 1)), long(0)) for q, n in zip(place, sizes, strict=True)]
+        factor = to(load_w(channel, tirx.floormod(at[1], long(per_group)), *k[1:]), dtype)
         return tirx.if_then_else(tirx.all(*inside), to(load(at[0], channel, *safe), dtype) * factor, constant(0, dtype))
 
     total = reduce(importer, spec.shape, dtype, [inner, *kernel], element, x, weight, name="conv_transpose")

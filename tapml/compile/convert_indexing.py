@@ -27,6 +27,7 @@ from tapml.compile.tensor_expressions import (
     is_true,
     key_dtype,
     key_of,
+    long,
     of_key,
     project,
     reduce,
@@ -39,14 +40,10 @@ from tapml.compile.tensor_expressions import (
 Convert = Callable[[Any, Any], Any]
 
 
-def _long(value: int) -> Any:
-    return tirx.const(value, "int64")
-
-
 def _index(element: Any, extent: int) -> Any:
     """An index from data: int64, negative ones counted from the end."""
     value = to(element, "int64")
-    return tirx.Select(value < _long(0), value + _long(extent), value)
+    return tirx.Select(value < long(0), value + long(extent), value)
 
 
 def _slice_range(importer: Any, node: Any, at: int, extent: int) -> tuple[int, int, int]:
@@ -79,7 +76,7 @@ def _select(importer: Any, node: Any) -> Any:
     dim, index = axis(read(importer, node, 1, "dim"), len(shape)), read(importer, node, 2, "index")
     index = index + shape[dim] if index < 0 else index
     return compute(
-        importer, output(node).shape, dtype_of(x), lambda load, *at: load(*at[:dim], _long(index), *at[dim:]), x, name="select"
+        importer, output(node).shape, dtype_of(x), lambda load, *at: load(*at[:dim], long(index), *at[dim:]), x, name="select"
     )
 
 
@@ -92,7 +89,7 @@ def _select_scatter(importer: Any, node: Any) -> Any:
 
     def element(load: Any, fresh: Any, *at: Any) -> Any:
         rest = [i for j, i in enumerate(at) if j != dim]
-        return tirx.Select(tirx.EQ(at[dim], _long(index)), to(fresh(*rest), dtype_of(x)), load(*at))
+        return tirx.Select(tirx.EQ(at[dim], long(index)), to(fresh(*rest), dtype_of(x)), load(*at))
 
     return compute(importer, shape, dtype_of(x), element, x, new)
 
@@ -105,9 +102,9 @@ def _slice_scatter(importer: Any, node: Any) -> Any:
     first, last, step = _slice_range(importer, node, 3, shape[dim])
 
     def element(load: Any, fresh: Any, *at: Any) -> Any:
-        offset = at[dim] - _long(first)
-        inside = tirx.all(at[dim] >= _long(first), at[dim] < _long(last), tirx.EQ(tirx.floormod(offset, _long(step)), _long(0)))
-        source = [tirx.floordiv(offset, _long(step)) if j == dim else i for j, i in enumerate(at)]
+        offset = at[dim] - long(first)
+        inside = tirx.all(at[dim] >= long(first), at[dim] < long(last), tirx.EQ(tirx.floormod(offset, long(step)), long(0)))
+        source = [tirx.floordiv(offset, long(step)) if j == dim else i for j, i in enumerate(at)]
         return tirx.if_then_else(inside, to(fresh(*source), dtype_of(x)), load(*at))
 
     return compute(importer, shape, dtype_of(x), element, x, new)
@@ -191,8 +188,8 @@ def _update(importer: Any, x: Any, values: Any, count: list[int], matches: Any, 
     def split(flat: Any) -> list[Any]:
         parts: list[Any] = []
         for n in reversed(count):
-            parts.insert(0, tirx.floormod(flat, _long(n)))
-            flat = tirx.floordiv(flat, _long(n))
+            parts.insert(0, tirx.floormod(flat, long(n)))
+            flat = tirx.floordiv(flat, long(n))
         return parts
 
     if accumulate:
@@ -215,7 +212,7 @@ def _update(importer: Any, x: Any, values: Any, count: list[int], matches: Any, 
     def element(load: Any, load_v: Any, *rest: Any) -> Any:
         if total == 1:
             loads, at = rest[: len(tensors)], rest[len(tensors) :]
-            parts = [_long(0) for _ in count]
+            parts = [long(0) for _ in count]
             mine = matches(loads, at, parts)
         else:
             at = rest[1:]
@@ -249,8 +246,8 @@ def _index_copy(importer: Any, node: Any) -> Any:
 
     if count == 1:
         def single(load: Any, load_i: Any, load_s: Any, *at: Any) -> Any:
-            mine = tirx.EQ(_index(load_i(*[_long(0) for _ in shape_of(index)]), shape[dim]), at[dim])
-            return tirx.if_then_else(mine, to(load_s(*[_long(0) if j == dim else i for j, i in enumerate(at)]), dtype), load(*at))
+            mine = tirx.EQ(_index(load_i(*[long(0) for _ in shape_of(index)]), shape[dim]), at[dim])
+            return tirx.if_then_else(mine, to(load_s(*[long(0) if j == dim else i for j, i in enumerate(at)]), dtype), load(*at))
 
         return compute(importer, shape, dtype, single, x, index, source, name="updated")
 
@@ -316,7 +313,7 @@ def _masked(importer: Any, x: Any, mask: Any, first: int, value: Any, accumulate
     rank = len(shape_of(mask))
 
     def element(load: Any, load_m: Any, load_v: Any, *at: Any) -> Any:
-        single = to(load_v(*[_long(0) for _ in shape_of(value)]), dtype_of(x))
+        single = to(load_v(*[long(0) for _ in shape_of(value)]), dtype_of(x))
         new = load(*at) + single if accumulate else single
         return tirx.Select(is_true(load_m(*at[first : first + rank])), new, load(*at))
 
@@ -333,10 +330,10 @@ def _scatter(importer: Any, node: Any) -> Any:
 
     def place(at: Any, k: Any) -> list[Any]:
         """The place in index that may write to `at`, clamped to index's shape, which may be smaller than x's."""
-        return [k if j == dim else tirx.min(i, _long(extents[j] - 1)) for j, i in enumerate(at)]
+        return [k if j == dim else tirx.min(i, long(extents[j] - 1)) for j, i in enumerate(at)]
 
     def mine(load_i: Any, at: Any, k: Any) -> Any:
-        inside = [i < _long(extents[j]) for j, i in enumerate(at) if j != dim and extents[j] < shape[j]]
+        inside = [i < long(extents[j]) for j, i in enumerate(at) if j != dim and extents[j] < shape[j]]
         return tirx.all(tirx.EQ(_index(load_i(*place(at, k)), shape[dim]), at[dim]), *inside)
 
     if accumulate:
@@ -386,10 +383,10 @@ def _scatter_reduce(importer: Any, node: Any) -> Any:
         combine = product if how == "prod" else te.sum
 
     def place(at: Any, k: Any) -> list[Any]:
-        return [k if j == dim else tirx.min(i, _long(extents[j] - 1)) for j, i in enumerate(at)]
+        return [k if j == dim else tirx.min(i, long(extents[j] - 1)) for j, i in enumerate(at)]
 
     def mine(load_i: Any, at: Any, k: Any) -> Any:
-        inside = [i < _long(extents[j]) for j, i in enumerate(at) if j != dim and extents[j] < shape[j]]
+        inside = [i < long(extents[j]) for j, i in enumerate(at) if j != dim and extents[j] < shape[j]]
         found = load_i(*([k] if shape_of(index) else [])) if rows else load_i(*place(at, k))
         return tirx.all(tirx.EQ(_index(found, shape[dim]), at[dim]), *inside)
 
@@ -432,7 +429,7 @@ def _masked_scatter(importer: Any, node: Any) -> Any:
     last = math.prod(shape_of(source)) - 1
 
     def element(load: Any, load_m: Any, load_b: Any, load_s: Any, *at: Any) -> Any:
-        index = tirx.max(tirx.min(to(load_b(*at), "int64") - _long(1), _long(last)), _long(0))
+        index = tirx.max(tirx.min(to(load_b(*at), "int64") - long(1), long(last)), long(0))
         return tirx.Select(is_true(load_m(*at)), to(load_s(index), dtype_of(x)), load(*at))
 
     return compute(importer, shape, dtype_of(x), element, x, mask, before, flat)
@@ -444,7 +441,7 @@ def _take(importer: Any, node: Any) -> Any:
     count = math.prod(shape_of(x))
     flat = reshape(importer, x, (count,))
     if count == 1:  # no index is read then
-        return compute(importer, shape_of(index), dtype_of(x), lambda load, *at: load(_long(0)), flat, name="take")
+        return compute(importer, shape_of(index), dtype_of(x), lambda load, *at: load(long(0)), flat, name="take")
 
     def element(load: Any, load_i: Any, *at: Any) -> Any:
         return load(_index(load_i(*at), count))
@@ -470,7 +467,7 @@ def _triangle(lower: bool) -> Convert:
 
         def element(load: Any, *at: Any) -> Any:
             offset = at[-1] - at[-2]
-            keep = offset <= _long(diagonal) if lower else offset >= _long(diagonal)
+            keep = offset <= long(diagonal) if lower else offset >= long(diagonal)
             return tirx.Select(keep, load(*at), constant(0, spec.dtype))
 
         return compute(importer, spec.shape, spec.dtype, element, x)
@@ -485,7 +482,7 @@ def _repeat_interleave(importer: Any, node: Any) -> Any:
     dim = axis(dim, len(shape_of(x)))
 
     def element(load: Any, *at: Any) -> Any:
-        return load(*[tirx.floordiv(i, _long(repeats)) if j == dim else i for j, i in enumerate(at)])
+        return load(*[tirx.floordiv(i, long(repeats)) if j == dim else i for j, i in enumerate(at)])
 
     return compute(importer, output(node).shape, dtype_of(x), element, x)
 

@@ -23,6 +23,7 @@ from tapml.compile.tensor_expressions import (
     is_float,
     key_dtype,
     key_of,
+    long,
     of_key,
     reduce,
     reshape,
@@ -45,10 +46,6 @@ def _finish(importer: Any, node: Any, value: Any, k: int = 0) -> Any:
     return done if shape == spec.shape else reshape(importer, done, spec.shape)
 
 
-def _long(value: int) -> Any:
-    return tirx.const(value, "int64")
-
-
 def _ordered(importer: Any, x: Any, dim: int, first: int, count: int, largest: bool) -> list[Any]:
     """`count` elements along `dim` from the one of rank `first` on, and their indices, with `dim` kept."""
     shape = shape_of(x)
@@ -65,7 +62,7 @@ def _ordered(importer: Any, x: Any, dim: int, first: int, count: int, largest: b
     places = reshape(importer, places, (*others, first + count))
 
     def index(load: Any, *at: Any) -> Any:
-        return load(*at[:dim], *at[dim + 1 :], at[dim] + _long(first)) if shape else load(_long(0))
+        return load(*at[:dim], *at[dim + 1 :], at[dim] + long(first)) if shape else load(long(0))
 
     short = (*shape[:dim], count, *shape[dim + 1 :]) if shape else ()
     indices = compute(importer, short, "int64", index, places, name="indices")
@@ -116,10 +113,10 @@ def _median(importer: Any, node: Any) -> Any:
     if dtype_of(x).startswith(("float", "bfloat")) and dtype_of(x) != "float64":
         def first_nan(load: Any, at: Any, k: Any) -> Any:
             full = [k[0] if j == dim else i for j, i in enumerate(at)]
-            return tirx.Select(tirx.EQ(load(*full), nan), k[0], _long(shape[dim]))
+            return tirx.Select(tirx.EQ(load(*full), nan), k[0], long(shape[dim]))
 
         where = reduce(importer, kept, "int64", [shape[dim]], first_nan, keys, combine=te.min, name="first_nan")
-        index = broadcast(importer, kept, "int64", lambda w, i: tirx.Select(w < _long(shape[dim]), w, i), where, index)
+        index = broadcast(importer, kept, "int64", lambda w, i: tirx.Select(w < long(shape[dim]), w, i), where, index)
     value = _finish(importer, node, _taken(importer, x, dim, index))
     return value if whole else [value, _finish(importer, node, index, 1)]
 
@@ -138,12 +135,12 @@ def _nanmedian(importer: Any, node: Any) -> Any:
 
     def number(load: Any, at: Any, k: Any) -> Any:
         here = load(*[k[0] if j == dim else i for j, i in enumerate(at)])
-        return tirx.Select(tirx.EQ(here, nan), _long(0), _long(1)) if is_float(dtype_of(x)) else _long(1)
+        return tirx.Select(tirx.EQ(here, nan), long(0), long(1)) if is_float(dtype_of(x)) else long(1)
 
     numbers = reduce(importer, kept, "int64", [shape[dim]], number, _keys(importer, x), name="numbers")
 
     def middle(load: Any, load_n: Any, *at: Any) -> Any:
-        k = tirx.floordiv(tirx.max(load_n(*at) - _long(1), _long(0)), _long(2))
+        k = tirx.floordiv(tirx.max(load_n(*at) - long(1), long(0)), long(2))
         return load(*[k if j == dim else i for j, i in enumerate(at)])
 
     index = compute(importer, kept, "int64", middle, order, numbers, name="middle")
@@ -168,10 +165,10 @@ def _mode(importer: Any, node: Any) -> Any:
         return [k if j == dim else i for j, i in enumerate(at)]
 
     def upto(load: Any, at: Any, j: Any) -> Any:
-        return load(*along(at, tirx.min(j, _long(count - 1)))) <= load(*at)
+        return load(*along(at, tirx.min(j, long(count - 1)))) <= load(*at)
 
     def below(load: Any, at: Any, j: Any) -> Any:
-        return load(*along(at, tirx.min(j, _long(count - 1)))) < load(*at)
+        return load(*along(at, tirx.min(j, long(count - 1)))) < load(*at)
 
     last, first = (counted(importer, shape, count, holds, keys) for holds in (upto, below))
 
@@ -183,13 +180,13 @@ def _mode(importer: Any, node: Any) -> Any:
     most = reduce(importer, kept, "int32", [count], lambda load, at, k: load(*along(at, k[0])), times, combine=te.max)
 
     def candidate(load: Any, load_m: Any, at: Any, k: Any) -> Any:
-        return tirx.Select(tirx.EQ(load(*along(at, k[0])), load_m(*at)), k[0], _long(count - 1))
+        return tirx.Select(tirx.EQ(load(*along(at, k[0])), load_m(*at)), k[0], long(count - 1))
 
     where = reduce(importer, kept, "int64", [count], candidate, times, most, combine=te.min, name="where_first")
 
     def index(load: Any, load_w: Any, load_t: Any, *at: Any) -> Any:
         begin = load_w(*at)
-        return load(*along(at, begin + to(load_t(*along(at, begin)), "int64") - _long(1)))
+        return load(*along(at, begin + to(load_t(*along(at, begin)), "int64") - long(1)))
 
     chosen = compute(importer, kept, "int64", index, order, where, times, name="mode")
     return [_finish(importer, node, _taken(importer, x, dim, chosen)), _finish(importer, node, chosen, 1)]
@@ -214,7 +211,7 @@ def _extreme(largest: bool, indices_only: bool) -> Convert:
         top = reduce(importer, kept, kind, [shape[dim]], key, x, combine=te.max if largest else te.min, name="extreme")
 
         def candidate(load: Any, t: Any, at: Any, k: Any) -> Any:
-            return tirx.Select(tirx.EQ(key(load, at, k), t(*at)), k[0], _long(shape[dim] - 1))
+            return tirx.Select(tirx.EQ(key(load, at, k), t(*at)), k[0], long(shape[dim] - 1))
 
         where = reduce(importer, kept, "int64", [shape[dim]], candidate, x, top, combine=te.min, name="where_first")
         if indices_only:
@@ -232,7 +229,7 @@ def _running(largest: bool) -> Convert:
         x = read(importer, node, 0, "self")
         shape, kind = shape_of(x), key_dtype(dtype_of(x))
         if not shape:
-            return [x, broadcast(importer, (), "int64", lambda e: _long(0), x)]
+            return [x, broadcast(importer, (), "int64", lambda e: long(0), x)]
         dim = axis(read(importer, node, 1, "dim"), len(shape))
         combine, join = (te.max, tirx.max) if largest else (te.min, tirx.min)
         none = (-1 if largest else 1) * (math.inf if kind == "float64" else 2 ** (63 if kind == "int64" else 31))
@@ -240,7 +237,7 @@ def _running(largest: bool) -> Convert:
         top = scan(importer, keys, dim, kind, combine, join, none if largest else none - 1)
 
         def candidate(load: Any, t: Any, *at: Any) -> Any:
-            return tirx.Select(tirx.EQ(load(*at), t(*at)), at[dim], _long(0))
+            return tirx.Select(tirx.EQ(load(*at), t(*at)), at[dim], long(0))
 
         here = compute(importer, shape, "int64", candidate, keys, top, name="candidates")
         where = scan(importer, here, dim, "int64", te.max, tirx.max, 0)
@@ -255,7 +252,7 @@ def _search(importer: Any, x: Any, edges: Any, node: Any, right: bool) -> Any:
     one = len(shape_of(edges)) == 1
 
     def below(load: Any, load_e: Any, at: Any, j: Any) -> Any:
-        k = tirx.min(j, _long(shape_of(edges)[-1] - 1))
+        k = tirx.min(j, long(shape_of(edges)[-1] - 1))
         mine, edge = key_of(load(*at)), key_of(load_e(k) if one else load_e(*at[:-1], k))
         return edge <= mine if right else edge < mine
 

@@ -22,6 +22,7 @@ from tapml.compile.tensor_expressions import (
     is_float,
     key_dtype,
     key_of,
+    long,
     of_key,
     reduce,
     shape_of,
@@ -30,10 +31,6 @@ from tapml.compile.tensor_expressions import (
 )
 
 Convert = Callable[[Any, Any], Any]
-
-
-def _long(value: int) -> Any:
-    return tirx.const(value, "int64")
 
 
 def _each(value: Any, rank: int, default: Any = None) -> list[int]:
@@ -56,20 +53,22 @@ class _Windows:
 
 def _sliding(sizes: tuple[int, ...], kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> _Windows:
     def place(at: Sequence[Any], k: Sequence[Any]) -> tuple[list[Any], Any]:
-        found = [i * _long(s) - _long(p) + j * _long(d) for i, j, s, p, d in zip(at, k, stride, padding, dilation, strict=True)]
-        inside = [tirx.And(f >= _long(0), f < _long(n)) for f, n in zip(found, sizes, strict=True)]
-        return [tirx.max(tirx.min(f, _long(n - 1)), _long(0)) for f, n in zip(found, sizes, strict=True)], tirx.all(*inside)
+        found = [i * long(s) - long(p) + j * long(d) for i, j, s, p, d in zip(at, k, stride, padding, dilation, strict=True)]
+        inside = [tirx.And(f >= long(0), f < long(n)) for f, n in zip(found, sizes, strict=True)]
+        return [tirx.max(tirx.min(f, long(n - 1)), long(0)) for f, n in zip(found, sizes, strict=True)], tirx.all(*inside)
 
     return _Windows(sizes, kernel, place)
 
 
-def _adaptive(sizes: tuple[int, ...], outputs: Sequence[int]) -> _Windows:
-    def ends(n: int, m: int, o: Any) -> tuple[Any, Any]:
-        return tirx.floordiv(o * _long(n), _long(m)), tirx.floordiv((o + _long(1)) * _long(n) + _long(m - 1), _long(m))
+def _ends(n: int, m: int, o: Any) -> tuple[Any, Any]:
+    """Where the window of the o-th of m results begins and ends among n elements."""
+    return tirx.floordiv(o * long(n), long(m)), tirx.floordiv((o + long(1)) * long(n) + long(m - 1), long(m))
 
+
+def _adaptive(sizes: tuple[int, ...], outputs: Sequence[int]) -> _Windows:
     def place(at: Sequence[Any], k: Sequence[Any]) -> tuple[list[Any], Any]:
-        spans = [ends(n, m, o) for n, m, o in zip(sizes, outputs, at, strict=True)]
-        found = [tirx.min(first + j, _long(n - 1)) for (first, _), j, n in zip(spans, k, sizes, strict=True)]
+        spans = [_ends(n, m, o) for n, m, o in zip(sizes, outputs, at, strict=True)]
+        found = [tirx.min(first + j, long(n - 1)) for (first, _), j, n in zip(spans, k, sizes, strict=True)]
         return found, tirx.all(*[first + j < last for (first, last), j in zip(spans, k, strict=True)])
 
     extent = [max(-(-(o + 1) * n // m) - o * n // m for o in range(m)) for n, m in zip(sizes, outputs, strict=True)]
@@ -96,17 +95,17 @@ def _largest(importer: Any, node: Any, x: Any, windows: _Windows, with_indices: 
 
     def candidate(load: Any, t: Any, at: Any, k: Any) -> Any:
         place, inside = windows.place(at[outer:], k)
-        flat = _long(0)
+        flat = long(0)
         for i, n in zip(place, windows.sizes, strict=True):
-            flat = flat * _long(n) + i
+            flat = flat * long(n) + i
         mine = tirx.And(inside, tirx.EQ(key_of(load(*at[:outer], *place)), t(*at)))
-        return tirx.Select(mine, turned(flat, t(*at)), _long(total - 1))
+        return tirx.Select(mine, turned(flat, t(*at)), long(total - 1))
 
     def turned(flat: Any, key: Any) -> Any:
         """Of equal elements the first is meant, of several NaN the last."""
         if not is_float(dtype) or dtype == "float64":
             return flat
-        return tirx.Select(tirx.EQ(key, key_of(constant(math.nan, "float32"))), _long(total - 1) - flat, flat)
+        return tirx.Select(tirx.EQ(key, key_of(constant(math.nan, "float32"))), long(total - 1) - flat, flat)
 
     where = reduce(importer, shape, "int64", windows.extent, candidate, x, top, combine=te.min, name="where_largest")
     return [value, broadcast(importer, shape, "int64", turned, where, top)]
@@ -157,12 +156,12 @@ def _avg_pool(rank: int) -> Convert:
 
         def count(at: Sequence[Any]) -> Any:
             if divisor is not None:
-                return _long(divisor)
-            product = _long(1)
+                return long(divisor)
+            product = long(1)
             for i, n, k, s, p in zip(at, sizes, kernel, stride, padding, strict=True):
-                first = i * _long(s) - _long(p)
-                last = tirx.min(first + _long(k), _long(n + p))
-                inside = tirx.min(last, _long(n)) - tirx.max(first, _long(0))
+                first = i * long(s) - long(p)
+                last = tirx.min(first + long(k), long(n + p))
+                inside = tirx.min(last, long(n)) - tirx.max(first, long(0))
                 product = product * (last - first if with_padding else inside)
             return product
 
@@ -177,10 +176,10 @@ def _adaptive_avg_pool(rank: int) -> Convert:
         sizes, outputs = shape_of(x)[-rank:], output(node).shape[-rank:]
 
         def count(at: Sequence[Any]) -> Any:
-            product = _long(1)
+            product = long(1)
             for o, n, m in zip(at, sizes, outputs, strict=True):
-                last = tirx.floordiv((o + _long(1)) * _long(n) + _long(m - 1), _long(m))
-                product = product * (last - tirx.floordiv(o * _long(n), _long(m)))
+                first, last = _ends(n, m, o)
+                product = product * (last - first)
             return product
 
         return _mean(importer, node, x, _adaptive(sizes, outputs), count)

@@ -18,7 +18,7 @@ import numpy as np
 from tvm import tirx
 
 from tapml.compile.node_arguments import Refusal, output, read
-from tapml.compile.tensor_expressions import broadcast, compute, constant, dtype_of, is_float, reduce, shape_of, to, wide
+from tapml.compile.tensor_expressions import broadcast, compute, constant, dtype_of, is_float, long, reduce, shape_of, to, wide
 
 Convert = Callable[[Any, Any], Any]
 
@@ -32,10 +32,6 @@ class _Taps:
     place: Callable[[Any, Any], Any]
     weight: Callable[[Any, Any], Any]
     inside: Callable[[Any, Any], Any] | None = None
-
-
-def _long(value: int) -> Any:
-    return tirx.const(value, "int64")
 
 
 def _number(value: float) -> Any:
@@ -63,9 +59,9 @@ def _nearest(rank: int, exact: bool) -> Convert:
         if shortcuts and wanted == size:
             return o
         if shortcuts and wanted == 2 * size:
-            return tirx.floordiv(o, _long(2))
+            return tirx.floordiv(o, long(2))
         position = tirx.Cast("float32", o) + _number(0.5) if exact else tirx.Cast("float32", o)
-        return tirx.min(tirx.Cast("int64", tirx.floor(position * _number(scale))), _long(size - 1))
+        return tirx.min(tirx.Cast("int64", tirx.floor(position * _number(scale))), long(size - 1))
 
     def convert(importer: Any, node: Any) -> Any:
         x, spec = read(importer, node, 0, "input"), output(node)
@@ -96,14 +92,14 @@ def _linear(size: int, wanted: int, corners: bool, factor: float | None) -> _Tap
         if size == wanted:
             return o, _number(0)
         position = tirx.max(_source(o, scale, corners), _number(0))
-        index = tirx.min(tirx.Cast("int64", position), _long(size - 1))
+        index = tirx.min(tirx.Cast("int64", position), long(size - 1))
         return index, tirx.max(tirx.min(position - tirx.Cast("float32", index), _number(1)), _number(0))
 
     def place(o: Any, k: Any) -> Any:
-        return o if size == wanted else tirx.min(first(o)[0] + k, _long(size - 1))
+        return o if size == wanted else tirx.min(first(o)[0] + k, long(size - 1))
 
     def weight(o: Any, k: Any) -> Any:
-        return tirx.Select(tirx.EQ(k, _long(0)), _number(1) - first(o)[1], first(o)[1])
+        return tirx.Select(tirx.EQ(k, long(0)), _number(1) - first(o)[1], first(o)[1])
 
     return _Taps(2, place, weight)
 
@@ -113,11 +109,11 @@ def _cubic(size: int, wanted: int, corners: bool, factor: float | None) -> _Taps
 
     def first(o: Any) -> tuple[Any, Any]:
         position = _source(o, scale, corners)
-        index = tirx.min(tirx.Cast("int64", tirx.floor(position)), _long(size - 1))
+        index = tirx.min(tirx.Cast("int64", tirx.floor(position)), long(size - 1))
         return index, tirx.max(tirx.min(position - tirx.Cast("float32", index), _number(1)), _number(0))
 
     def place(o: Any, k: Any) -> Any:
-        return tirx.max(tirx.min(first(o)[0] + k - _long(1), _long(size - 1)), _long(0))
+        return tirx.max(tirx.min(first(o)[0] + k - long(1), long(size - 1)), long(0))
 
     def weight(o: Any, k: Any) -> Any:
         return keys_spline(tirx.abs(first(o)[1] + _number(1) - tirx.Cast("float32", k)), -0.75)
@@ -146,12 +142,12 @@ def _antialiased(reach: int, shape: Callable[[Any], Any]) -> Callable[..., _Taps
 
         def window(o: Any) -> tuple[Any, Any, Any]:
             middle = (tirx.Cast("float32", o) + _number(0.5)) * _number(scale)
-            begin = tirx.max(tirx.Cast("int64", middle - _number(support) + _number(0.5)), _long(0))
-            end = tirx.min(tirx.Cast("int64", middle + _number(support) + _number(0.5)), _long(size))
+            begin = tirx.max(tirx.Cast("int64", middle - _number(support) + _number(0.5)), long(0))
+            end = tirx.min(tirx.Cast("int64", middle + _number(support) + _number(0.5)), long(size))
             return middle, begin, end
 
         def place(o: Any, k: Any) -> Any:
-            return tirx.min(window(o)[1] + k, _long(size - 1))
+            return tirx.min(window(o)[1] + k, long(size - 1))
 
         def weight(o: Any, k: Any) -> Any:
             middle, begin, _ = window(o)

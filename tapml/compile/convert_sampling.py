@@ -14,15 +14,11 @@ from tvm import te, tirx
 
 from tapml.compile.convert_resizing import keys_spline
 from tapml.compile.node_arguments import output, read
-from tapml.compile.tensor_expressions import broadcast, compute, constant, is_nan, reduce, reshape, shape_of, to, wide
+from tapml.compile.tensor_expressions import broadcast, compute, constant, is_nan, long, reduce, reshape, shape_of, to, wide
 
 Convert = Callable[[Any, Any], Any]
 _BILINEAR, _NEAREST, _BICUBIC = range(3)
 _ZEROS, _BORDER, _REFLECTION = range(3)
-
-
-def _long(value: int) -> Any:
-    return tirx.const(value, "int64")
 
 
 def _number(value: float) -> Any:
@@ -72,14 +68,14 @@ def _grid_sampler(importer: Any, node: Any) -> Any:
         """The grid's last dimension counts the image's dimensions from the last."""
         found = _number(0)
         for j, size in enumerate(sizes):
-            place = to(load(*at[:-1], _long(rank - 1 - j)), "float32") + _number(1)
+            place = to(load(*at[:-1], long(rank - 1 - j)), "float32") + _number(1)
             scaled = place * _number((size - 1) / 2) if corners else (place * _number(size) - _number(1)) * _number(0.5)
             if mode != _BICUBIC:
                 # PyTorch's kernels for two and three dimensions take NaN for opposite edges.
                 scaled = _brought_inside(scaled, size, padding, corners, 0 if rank == 2 else size - 1)
             if padding == _ZEROS or mode == _BICUBIC:
                 scaled = _near(scaled, size, padding == _REFLECTION, poisons=rank == 2 and mode != _NEAREST)
-            found = tirx.Select(tirx.EQ(at[-1], _long(j)), scaled, found)
+            found = tirx.Select(tirx.EQ(at[-1], long(j)), scaled, found)
         return found
 
     places = compute(importer, shape_of(grid), "float32", position, grid, name="places", apart=True)
@@ -92,7 +88,7 @@ def _grid_sampler(importer: Any, node: Any) -> Any:
         here = first + tirx.Cast("float32", at[-1]) - _number(1 if mode == _BICUBIC else 0)
         for j, size in enumerate(sizes):
             there = _brought_inside(here, size, padding, corners, 0) if mode == _BICUBIC else here
-            inside = tirx.all(tirx.EQ(at[-2], _long(j)), there >= _number(0), there < _number(size))
+            inside = tirx.all(tirx.EQ(at[-2], long(j)), there >= _number(0), there < _number(size))
             found = tirx.Select(inside, tirx.Cast("int32", there), found)
         return found
 
@@ -100,14 +96,14 @@ def _grid_sampler(importer: Any, node: Any) -> Any:
         part, tap = load(*at[:-1]) - tirx.floor(load(*at[:-1])), tirx.Cast("float32", at[-1])
         if mode == _BICUBIC:
             return tirx.Select(is_nan(part), part, keys_spline(tirx.abs(part + _number(1) - tap), -0.75))
-        return tirx.Select(tirx.EQ(at[-1], _long(0)), _number(1) - part, part) if mode == _BILINEAR else _number(1)
+        return tirx.Select(tirx.EQ(at[-1], long(0)), _number(1) - part, part) if mode == _BILINEAR else _number(1)
 
     shape = (*shape_of(grid), taps)
     indices = compute(importer, shape, "int32", index, places, name="indices", apart=True)
     weights = compute(importer, shape, "float32", weight, places, name="weights", apart=True)
 
     def share(load: Any, load_i: Any, load_w: Any, at: Any, k: Any) -> Any:
-        tap = [(at[0], *at[2:], _long(j), k[j]) for j in range(rank)]
+        tap = [(at[0], *at[2:], long(j), k[j]) for j in range(rank)]
         where = [tirx.Cast("int64", tirx.max(load_i(*t), tirx.const(0, "int32"))) for t in tap]
         within = tirx.all(*[load_i(*t) >= tirx.const(0, "int32") for t in tap])
         value = tirx.Select(within, to(load(at[0], at[1], *where), dtype), constant(0, dtype))
@@ -143,7 +139,7 @@ def _channel_shuffle(importer: Any, node: Any) -> Any:
     each = spec.shape[1] // groups
 
     def element(load: Any, *at: Any) -> Any:
-        channel = tirx.floormod(at[1], _long(groups)) * _long(each) + tirx.floordiv(at[1], _long(groups))
+        channel = tirx.floormod(at[1], long(groups)) * long(each) + tirx.floordiv(at[1], long(groups))
         return load(at[0], channel, *at[2:])
 
     return compute(importer, spec.shape, spec.dtype, element, x, name="shuffled")

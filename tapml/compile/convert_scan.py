@@ -16,7 +16,7 @@ from tvm import te, tirx
 from tapml.compile.convert_reduction import product
 from tapml.compile.function_texts import own
 from tapml.compile.node_arguments import axis, output, read
-from tapml.compile.tensor_expressions import broadcast, compute, constant, reduce, shape_of, to, wide
+from tapml.compile.tensor_expressions import broadcast, compute, constant, long, reduce, shape_of, to, wide
 
 Convert = Callable[[Any, Any], Any]
 _BLOCK = 64
@@ -31,8 +31,8 @@ def scan(importer: Any, x: Any, dim: int, dtype: str, combine: Any, join: Callab
         at = list(at)
         here = at[dim]
         if extent > _BLOCK:
-            begin = tirx.floordiv(here, _long(_BLOCK)) * _long(_BLOCK)
-            at[dim] = tirx.min(begin + k[0], _long(extent - 1))
+            begin = tirx.floordiv(here, long(_BLOCK)) * long(_BLOCK)
+            at[dim] = tirx.min(begin + k[0], long(extent - 1))
             inside = begin + k[0] <= here
         else:
             at[dim] = k[0]
@@ -46,21 +46,17 @@ def scan(importer: Any, x: Any, dim: int, dtype: str, combine: Any, join: Callab
     short = (*shape[:dim], blocks, *shape[dim + 1 :])
 
     def last(load: Any, *at: Any) -> Any:
-        end = tirx.min(at[dim] * _long(_BLOCK) + _long(_BLOCK - 1), _long(extent - 1))
+        end = tirx.min(at[dim] * long(_BLOCK) + long(_BLOCK - 1), long(extent - 1))
         return load(*[end if j == dim else i for j, i in enumerate(at)])
 
     totals = scan(importer, compute(importer, short, dtype, last, parts, name="totals"), dim, dtype, combine, join, neutral)
 
     def joined(load: Any, load_t: Any, *at: Any) -> Any:
-        block = tirx.floordiv(at[dim], _long(_BLOCK))
-        before = [tirx.max(block - _long(1), _long(0)) if j == dim else i for j, i in enumerate(at)]
-        return tirx.Select(block > _long(0), join(load_t(*before), load(*at)), load(*at))
+        block = tirx.floordiv(at[dim], long(_BLOCK))
+        before = [tirx.max(block - long(1), long(0)) if j == dim else i for j, i in enumerate(at)]
+        return tirx.Select(block > long(0), join(load_t(*before), load(*at)), load(*at))
 
     return compute(importer, shape, dtype, joined, parts, totals, name="scan")
-
-
-def _long(value: int) -> Any:
-    return tirx.const(value, "int64")
 
 
 def _running(combine: Any, join: Callable[[Any, Any], Any], neutral: float) -> Convert:

@@ -19,16 +19,12 @@ from typing import Any
 
 from tvm import tirx
 
-from tapml.compile.tensor_expressions import compute, constant, dtype_of, is_float, reduce, shape_of
+from tapml.compile.tensor_expressions import compute, constant, dtype_of, is_float, long, reduce, shape_of
 
 # Rows up to _WHOLE are ranked in one block, longer ones in blocks of _BLOCK, or of up to _WHOLE where that leaves few.
 _WHOLE, _BLOCK = 2048, 512
 # The most questions in the only step of a count, and in each of several. A step is a kernel, which costs time to compile.
 _ALONE, _QUESTIONS = 64, 128
-
-
-def _long(value: int) -> Any:
-    return tirx.const(value, "int64")
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ def in_order(importer: Any, keys: Any, count: int) -> Any:
     beyond = constant(math.inf, dtype) if is_float(dtype) else tirx.max_value(dtype)
 
     def key(load: Any, *at: Any) -> Any:
-        return tirx.Select(at[1] < _long(extent), load(at[0], tirx.min(at[1], _long(extent - 1))), beyond)
+        return tirx.Select(at[1] < long(extent), load(at[0], tirx.min(at[1], long(extent - 1))), beyond)
 
     # One key more, after all others: that of the elements that a last group lacks.
     keys = compute(importer, (rows, extent + 1), dtype, key, keys, name="keys", apart=True)
@@ -87,7 +83,7 @@ def _reader(loads: list[Any], extent: int) -> tuple[Callable[..., Any], Callable
     position that give where the element there is, and its key."""
 
     def place(row: Any, position: Any) -> Any:
-        return loads[1](row, position) if len(loads) > 1 else tirx.Cast("int32", tirx.min(position, _long(extent - 1)))
+        return loads[1](row, position) if len(loads) > 1 else tirx.Cast("int32", tirx.min(position, long(extent - 1)))
 
     return place, lambda row, position: loads[0](row, tirx.Cast("int64", place(row, position)))
 
@@ -100,7 +96,7 @@ def _ranked(importer: Any, keys: Any, places: Any, stage: _Stage, width: int) ->
     def before(*rest: Any) -> Any:
         loads, at, k = list(rest[:-2]), rest[-2], rest[-1]
         _, key = _reader(loads, extent)
-        other = tirx.floordiv(at[1], _long(stage.group)) * _long(stage.group) + k[0]
+        other = tirx.floordiv(at[1], long(stage.group)) * long(stage.group) + k[0]
         mine, theirs = key(*at), key(at[0], other)
         ahead = tirx.Or(theirs < mine, tirx.And(tirx.EQ(theirs, mine), other < at[1]))
         return tirx.Select(ahead, tirx.const(1, "int32"), tirx.const(0, "int32"))
@@ -110,14 +106,14 @@ def _ranked(importer: Any, keys: Any, places: Any, stage: _Stage, width: int) ->
     def source(*rest: Any) -> Any:
         load_r, loads, at, k = rest[0], list(rest[1:-2]), rest[-2], rest[-1]
         place, _ = _reader(loads, extent)
-        other = tirx.floordiv(at[1], _long(stage.kept)) * _long(stage.group) + k[0]
-        safe = other if width == stage.found else tirx.min(other, _long(stage.filled - 1))
-        mine = tirx.EQ(load_r(at[0], safe), tirx.Cast("int32", tirx.floormod(at[1], _long(stage.kept))))
+        other = tirx.floordiv(at[1], long(stage.kept)) * long(stage.group) + k[0]
+        safe = other if width == stage.found else tirx.min(other, long(stage.filled - 1))
+        mine = tirx.EQ(load_r(at[0], safe), tirx.Cast("int32", tirx.floormod(at[1], long(stage.kept))))
         found = tirx.Select(mine, place(at[0], safe), tirx.const(0, "int32"))
         if width == stage.found:
             return found
-        nothing = tirx.Select(tirx.EQ(k[0], _long(0)), tirx.const(extent - 1, "int32"), tirx.const(0, "int32"))
-        return tirx.Select(at[1] < _long(stage.found), found, nothing)
+        nothing = tirx.Select(tirx.EQ(k[0], long(0)), tirx.const(extent - 1, "int32"), tirx.const(0, "int32"))
+        return tirx.Select(at[1] < long(stage.found), found, nothing)
 
     return reduce(importer, (rows, width), "int32", [stage.group], source, ranks, *given, name="places")
 
@@ -128,28 +124,28 @@ def _merged(importer: Any, keys: Any, places: Any, stage: _Stage, width: int) ->
     run = stage.group // 2
 
     def begin(at: Any) -> Any:
-        return tirx.floordiv(at[1], _long(stage.kept)) * _long(stage.group)
+        return tirx.floordiv(at[1], long(stage.kept)) * long(stage.group)
 
     def left_first(loads: list[Any], at: Any, j: Any, other: Any) -> Any:
         """Whether the left run's element j comes before the right one's element `other`."""
         _, key = _reader(loads, extent)
-        mine = key(at[0], begin(at) + tirx.min(j, _long(run - 1)))
-        theirs = key(at[0], begin(at) + _long(run) + tirx.max(tirx.min(other, _long(run - 1)), _long(0)))
-        return tirx.And(j < _long(run), tirx.Or(other >= _long(run), mine <= theirs))
+        mine = key(at[0], begin(at) + tirx.min(j, long(run - 1)))
+        theirs = key(at[0], begin(at) + long(run) + tirx.max(tirx.min(other, long(run - 1)), long(0)))
+        return tirx.And(j < long(run), tirx.Or(other >= long(run), mine <= theirs))
 
     def among(load: Any, load_p: Any, at: Any, j: Any) -> Any:
-        p = tirx.floormod(at[1], _long(stage.kept))
-        return tirx.And(j < p, left_first([load, load_p], at, j, p - _long(1) - j))
+        p = tirx.floormod(at[1], long(stage.kept))
+        return tirx.And(j < p, left_first([load, load_p], at, j, p - long(1) - j))
 
     number = counted(importer, (rows, stage.found), run, among, keys, places)
 
     def source(load: Any, load_p: Any, load_n: Any, *at: Any) -> Any:
-        safe = (at[0], at[1] if width == stage.found else tirx.min(at[1], _long(stage.found - 1)))
-        p = tirx.floormod(safe[1], _long(stage.kept))
+        safe = (at[0], at[1] if width == stage.found else tirx.min(at[1], long(stage.found - 1)))
+        p = tirx.floormod(safe[1], long(stage.kept))
         j = tirx.Cast("int64", load_n(*safe))
         left = left_first([load, load_p], safe, j, p - j)
-        found = load_p(at[0], begin(safe) + tirx.Select(left, j, _long(run) + p - j))
-        return found if width == stage.found else tirx.Select(at[1] < _long(stage.found), found, tirx.const(extent - 1, "int32"))
+        found = load_p(at[0], begin(safe) + tirx.Select(left, j, long(run) + p - j))
+        return found if width == stage.found else tirx.Select(at[1] < long(stage.found), found, tirx.const(extent - 1, "int32"))
 
     return compute(importer, (rows, width), "int32", source, keys, places, number, name="merged", apart=True)
 
@@ -175,10 +171,10 @@ def _narrowed(
     def question(*rest: Any) -> Any:
         loads, at, k = list(rest[:-2]), rest[-2], rest[-1][0]
         known = loads.pop(0)(*at) if found is not None else tirx.const(0, "int32")
-        j = tirx.Cast("int64", known) + (k + _long(1)) * _long(step) - _long(1)
-        more = tirx.And(j < _long(most), holds(*loads, at, j))
+        j = tirx.Cast("int64", known) + (k + long(1)) * long(step) - long(1)
+        more = tirx.And(j < long(most), holds(*loads, at, j))
         counts = tirx.Select(more, tirx.const(step, "int32"), tirx.const(0, "int32"))
-        return counts if found is None else counts + tirx.Select(tirx.EQ(k, _long(0)), known, tirx.const(0, "int32"))
+        return counts if found is None else counts + tirx.Select(tirx.EQ(k, long(0)), known, tirx.const(0, "int32"))
 
     given = tensors if found is None else (found, *tensors)
     return reduce(importer, shape, "int32", [questions], question, *given, name="counted")

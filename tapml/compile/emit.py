@@ -303,16 +303,14 @@ def _finished(kernel: Kernel, target: Target) -> Kernel:
         source = _runtime_infinities(source.replace("-2147483648i", "(-2147483647i - 1i)"))
         if "accurate_tanh(" in source:
             source = _declared(_TANH, source)
-        source = with_functions(source, kernel.language)
         uniform = (grid[0] - 1,)
         grid = _folded(grid, target.limits.workgroups_per_dimension)
-    elif kernel.language == "c":
-        source = plain_c(with_functions(source, kernel.language))
-    else:
-        if kernel.language == "opencl-c":
-            # 2147483648 is a long there, and an infinity may be a double: `select` takes two of one type.
-            source = re.sub(r"-2147483648(?![\w.])", "(-2147483647 - 1)", source).replace("INFINITY", "as_float(0x7f800000)")
-        source = with_functions(source, kernel.language)
+    elif kernel.language == "opencl-c":
+        # 2147483648 is a long there, and an infinity may be a double: `select` takes two of one type.
+        source = re.sub(r"-2147483648(?![\w.])", "(-2147483647 - 1)", source).replace("INFINITY", "as_float(0x7f800000)")
+    source = with_functions(source, kernel.language)
+    if kernel.language == "c":
+        source = plain_c(source)
     return Kernel(kernel.language, kernel.entry, source, kernel.access, grid, kernel.block, uniform)
 
 

@@ -33,6 +33,7 @@ from tvm import ir, tirx
 from tvm.ir import PrimType
 from tvm.s_tir import SBlock, SBlockRealize
 
+from tapml.compile.tensor_expressions import long
 from tapml.errors import DoesNotFit
 
 _BINARY = (
@@ -143,10 +144,10 @@ def _is_worked_on(body: Any, buffer: Any) -> bool:
 def _copy(source: Any, target: Any) -> Any:
     """A nest that copies one buffer to another of its shape."""
     shape = [int(n) for n in target.shape]
-    axes = [tirx.IterVar(ir.Range.from_min_extent(_long(0), _long(n)), tirx.Var(f"v{k}", "int64"), tirx.IterVar.DataPar)
+    axes = [tirx.IterVar(ir.Range.from_min_extent(long(0), long(n)), tirx.Var(f"v{k}", "int64"), tirx.IterVar.DataPar)
             for k, n in enumerate(shape)]
     at = [a.var for a in axes]
-    point = [ir.Range.from_min_extent(v, _long(1)) for v in at]
+    point = [ir.Range.from_min_extent(v, long(1)) for v in at]
     block = SBlock(
         axes, [tirx.BufferRegion(source, point)], [tirx.BufferRegion(target, point)], f"{target.name}_rounded",
         tirx.BufferStore(target, tirx.BufferLoad(source, at), at),
@@ -154,12 +155,8 @@ def _copy(source: Any, target: Any) -> Any:
     loops = [tirx.Var(f"r{k}", "int64") for k in range(len(shape))]
     nest: Any = SBlockRealize(list(loops), True, block)
     for loop, n in reversed(list(zip(loops, shape, strict=True))):
-        nest = tirx.For(loop, _long(0), _long(n), tirx.ForKind.SERIAL, nest)
+        nest = tirx.For(loop, long(0), long(n), tirx.ForKind.SERIAL, nest)
     return nest
-
-
-def _long(n: int) -> Any:
-    return tirx.const(n, "int64")
 
 
 def _is_beyond(number: Any) -> bool:

@@ -103,9 +103,7 @@ def arcsine(x: Element) -> Element:
     dtype = str(x.ty)
     if dtype == "float64":
         return tirx.asin(x)
-    a = tirx.abs(x)
-    beyond = a > constant(0.5, dtype)
-    inner = _half_arcsine(tirx.Select(beyond, tirx.sqrt((constant(1, dtype) - a) * constant(0.5, dtype)), a))
+    beyond, inner = _reduced_arcsine(tirx.abs(x))
     return _signed(x, tirx.Select(beyond, constant(math.pi / 2, dtype) - constant(2, dtype) * inner, inner))
 
 
@@ -114,12 +112,17 @@ def arccosine(x: Element) -> Element:
     dtype = str(x.ty)
     if dtype == "float64":
         return tirx.acos(x)
-    a = tirx.abs(x)
-    beyond = a > constant(0.5, dtype)
-    inner = _half_arcsine(tirx.Select(beyond, tirx.sqrt((constant(1, dtype) - a) * constant(0.5, dtype)), a))
+    beyond, inner = _reduced_arcsine(tirx.abs(x))
     twice = constant(2, dtype) * inner
     outer = tirx.Select(x < constant(0, dtype), constant(math.pi, dtype) - twice, twice)
     return tirx.Select(beyond, outer, constant(math.pi / 2, dtype) - _signed(x, inner))
+
+
+def _reduced_arcsine(a: Element) -> tuple[Element, Element]:
+    """Whether 0 ≤ a ≤ 1 is beyond 1/2, and asin(√((1 - a)/2)) then, else asin(a)."""
+    dtype = str(a.ty)
+    beyond = a > constant(0.5, dtype)
+    return beyond, _half_arcsine(tirx.Select(beyond, tirx.sqrt((constant(1, dtype) - a) * constant(0.5, dtype)), a))
 
 
 def _half_arcsine(x: Element) -> Element:

@@ -254,5 +254,6 @@ def intrinsic(name: str, element: Element) -> Element:
     return found(element)
 
 
-def zero() -> Element:
-    return tirx.const(0, "int64")
+def long(value: int) -> Element:
+    """A whole number as an index has it."""
+    return tirx.const(value, "int64")
