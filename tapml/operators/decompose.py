@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tapml.operators.execute import Slot, filled
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.graph import Body, Graph, Node, rename
 from tapml.operators.overload import named_dtype
@@ -78,30 +80,13 @@ class _Call(torch.nn.Module):  # type: ignore[misc]
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         target, args, kwargs = self._call
-        return target(*_filled(args, tensors), **_filled(kwargs, tensors))
-
-
-class _Place:
-    """Stands for the tensor of that number."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-def _filled(value: Any, tensors: tuple[torch.Tensor, ...]) -> Any:
-    if isinstance(value, _Place):
-        return tensors[value.number]
-    if isinstance(value, list):
-        return [_filled(item, tensors) for item in value]
-    if isinstance(value, dict):
-        return {key: _filled(item, tensors) for key, item in value.items()}
-    return value
+        return target(*filled(args, tensors), **{key: filled(value, tensors) for key, value in kwargs.items()})
 
 
 def _traced(node: Node, specs: dict[str, tuple[TensorSpec, ...]], known: Callable[[str], bool]) -> tuple[Graph, list[str]]:
     """What the node is made of, as a graph, and the names of the values that its placeholders are."""
     given = list(node.reads)
-    places = {name: _Place(k) for k, name in enumerate(given)}
+    places = {name: Slot(k) for k, name in enumerate(given)}
     kwargs = {key: argument(value, places) for key, value in node.kwargs.items()}
     call = _Call(function(node.target), argument(list(node.args), places), kwargs)
     with FakeTensorMode():
@@ -129,9 +114,15 @@ def _traced(node: Node, specs: dict[str, tuple[TensorSpec, ...]], known: Callabl
     return graph, [given[int(p.key[1:])] for p in graph.placeholders]
 
 
+@cache
+def _core_decompositions() -> Any:
+    """Of a thousand operators, which takes a while to make."""
+    return torch.export.default_decompositions()
+
+
 def _table(program: Any, target: str, known: Callable[[str], bool]) -> dict[Any, Callable[..., Any]]:
     """How each operator of the program that may not stay is decomposed."""
-    core, more = torch.export.default_decompositions(), torch._decomp.decomposition_table
+    core, more = _core_decompositions(), torch._decomp.decomposition_table
     found: dict[Any, Callable[..., Any]] = {}
     for fx in program.graph.nodes:
         if isinstance(fx.target, torch._ops.OpOverload) and not known(fx.target.__name__):

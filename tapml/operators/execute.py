@@ -288,7 +288,7 @@ class _Instruction:
             else:
                 self.args.append(decode(argument))
         self.kwargs = {key: decode(value) for key, value in node.kwargs.items()}
-        self.named = [key for key, value in self.kwargs.items() if isinstance(value, list | _Slot)]
+        self.named = [key for key, value in self.kwargs.items() if isinstance(value, list | Slot)]
         self.seed: int | None = self.kwargs.pop("generator") if is_random(node) else None
         if not seeded:
             self.seed = None
@@ -316,10 +316,10 @@ class _Instruction:
         for position, slot in self.places:
             args[position] = values[slot]
         for position, items in self.nested:
-            args[position] = [values[i.index] if isinstance(i, _Slot) else i for i in items]
+            args[position] = filled(items, values)
         kwargs = self.kwargs
         if self.named:
-            kwargs = kwargs | {key: _there(kwargs[key], values) for key in self.named}
+            kwargs = kwargs | {key: filled(kwargs[key], values) for key in self.named}
         if self.seed is None:
             values[self.result] = self.function(*args, **kwargs)
             return
@@ -336,14 +336,14 @@ def _widened(made: Any, dtype: torch.dtype) -> Any:
     return made.to(dtype) if own else made
 
 
-def _there(argument: Any, values: list[Any]) -> Any:
-    """The argument with the values that it stands for."""
+def filled(argument: Any, values: Sequence[Any]) -> Any:
+    """The argument, or those in a list, with the value of each slot in its place."""
     if isinstance(argument, list):
-        return [_there(item, values) for item in argument]
-    return values[argument.index] if isinstance(argument, _Slot) else argument
+        return [filled(item, values) for item in argument]
+    return values[argument.index] if isinstance(argument, Slot) else argument
 
 
-class _Slot:
+class Slot:
     """Stands in an argument for the value in a slot."""
 
     __slots__ = ("index",)
@@ -362,7 +362,7 @@ def _decode(
         return argument
     what, word = marked(argument)
     if what == "ref":
-        return _Slot(slots[word])
+        return Slot(slots[word])
     if what == "body":
         return program(Body.parsed(word))
     found = literal(what, word)
