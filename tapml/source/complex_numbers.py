@@ -22,12 +22,8 @@ import torch
 _MOST_PRODUCTS = 64
 
 
-# Why a call stays complex, as a clause behind its name, where there is nothing more to say.
-NOT_KNOWN = "computes with complex numbers, and TapML does not know it in real ones"
-
-
 class NotWritten(Exception):
-    """A call is not written in real numbers; the message says why, as a clause behind its name."""
+    """A call is not written in real numbers, so that it stays on the source; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +233,7 @@ def _is_zero(x: Pair) -> torch.Tensor:
 
 def _dropout(x: Pair, p: float, train: bool) -> Pair:
     if train and p:
-        raise NotWritten("draws random numbers, so no two runs agree. Take it out of what is carved")
+        raise NotWritten("draws random numbers")
     return x
 
 

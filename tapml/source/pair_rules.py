@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from tapml.source.complex_numbers import ARITHMETIC, NOT_KNOWN, NotWritten, Pair, add, conj, mul, plus
+from tapml.source.complex_numbers import ARITHMETIC, NotWritten, Pair, add, conj, mul, plus
 from tapml.source.fourier import FOURIER
 
 
@@ -90,7 +90,7 @@ def in_reals(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[s
         return _added(word, *args, **kwargs)
     rule = FOURIER.get(f"{word}.{func._overloadname}") or FOURIER.get(word) or ARITHMETIC.get(word)
     if rule is None:
-        raise NotWritten(NOT_KNOWN)
+        raise NotWritten("has no rule")
     return rule(*args, **kwargs)
 
 
@@ -121,7 +121,7 @@ def _refuse_mixed(rest: Any, kwargs: Any) -> None:
     for leaf in pytree.tree_leaves((rest, kwargs)):
         number = leaf.is_floating_point() if isinstance(leaf, torch.Tensor) else leaf == "multiply"
         if number or isinstance(leaf, Pair | complex):
-            raise NotWritten(NOT_KNOWN)
+            raise NotWritten("has no rule")
 
 
 def _with_pairs(args: Sequence[Any], places: Sequence[int]) -> list[Any]:
