@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from tapml.source.checked import batch_experts
+from tapml.source.export import flat_outputs
 
 LIBRARIES = ("transformers", "timm", "torchvision")
 TOKENS = 12
@@ -56,12 +56,7 @@ class _Tensors(torch.nn.Module):
         self.module = module
 
     def forward(self, **given: torch.Tensor) -> list[torch.Tensor]:
-        return [leaf for leaf in pytree.tree_leaves(_plain(self.module(**given))) if isinstance(leaf, torch.Tensor)]
-
-
-def _plain(result: Any) -> Any:
-    """transformers' outputs are ordered dicts that pytree knows by their own class."""
-    return dict(result) if isinstance(result, Mapping) else result
+        return list(flat_outputs(self.module(**given)).values())
 
 
 def _language(name: str) -> Made:

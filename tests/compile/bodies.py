@@ -99,13 +99,18 @@ class Result:
 
 
 @functools.cache
+def opened(name: str) -> tuple[Target, ProgramRunner]:
+    """The target narrowed to this machine's device, and a runner on it. Raises UnavailableError where there is none."""
+    device = open_here(name, None)
+    return resolve(parse(name), device.info), ProgramRunner(device)
+
+
 def platform(name: str) -> tuple[Target, ProgramRunner]:
-    """The target narrowed to this machine's device, and a runner on it; skips the test where there is none."""
+    """`opened`; skips the test where there is no device."""
     try:
-        device = open_here(name, None)
+        return opened(name)
     except UnavailableError as error:
         pytest.skip(f"{name}: {error}")
-    return resolve(parse(name), device.info), ProgramRunner(device)
 
 
 def compiled(made: Made, name: str, schedule: str) -> Program:

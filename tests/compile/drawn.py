@@ -29,18 +29,16 @@ from tapml.compile.build import build
 from tapml.compile.emit import LimitError
 from tapml.compile.importer import ConversionError
 from tapml.compile.schedules import ScheduleFailure
-from tapml.devices.open import open_here
-from tapml.devices.runner import ProgramRunner
 from tapml.errors import DoesNotFit, ModelError, first_line
 from tapml.migrate.judging import Coverage, judged
 from tapml.operators.cut import cut
 from tapml.operators.execute import GraphExecutor, host_from_tensor
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.graph import Body, Operator
+from tapml.source.export import flat_outputs
 from tapml.source.trace import trace
-from tapml.targets.parse import parse
-from tapml.targets.resolve import resolve
 from tapml.tensors import HostArray, convert
+from tests.compile.bodies import opened
 
 # How often each dtype is drawn.
 DTYPES = {
@@ -78,9 +76,7 @@ class Bench:
     """A target on this machine's device. Raises UnavailableError where there is none."""
 
     def __init__(self, target: str) -> None:
-        device = open_here(target, None)
-        self.target = resolve(parse(target), device.info)
-        self.runner = ProgramRunner(device)
+        self.target, self.runner = opened(target)
 
 
 @cache
@@ -169,8 +165,7 @@ class _Call(torch.nn.Module):
         self._function = function
 
     def forward(self, **tensors: torch.Tensor) -> list[torch.Tensor]:
-        found = pytree.tree_leaves(self._function(*tensors.values()))
-        return [leaf for leaf in found if isinstance(leaf, torch.Tensor)]
+        return list(flat_outputs(self._function(*tensors.values())).values())
 
 
 def tried(drawn: Drawn, bench: Bench) -> Outcome:
