@@ -46,7 +46,7 @@ def build(
     if not imported.computed:
         return Program((), (), inputs, outputs, (), schedule, imported.forwards)
     on_stage("lower")
-    lowered = faults.lowered(lower(imported.module))
+    lowered = faults.lowered(lower(imported.module, faults.converted))
     try:
         whole = _prepared(lowered, target, inline=True)
         emitted = _kernels(whole, body.kind, target, schedule, on_stage, on_note, faults)
@@ -109,6 +109,13 @@ class _Faults:
 
     def __init__(self, name: str | None) -> None:
         self._name = name
+
+    def converted(self, module: Any) -> Any:
+        if self._name is None:
+            return module
+        from tapml.compile import mutations
+
+        return mutations.converted(self._name, module)
 
     def lowered(self, function: Any) -> Any:
         if self._name is None:

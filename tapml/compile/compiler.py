@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import queue
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +20,13 @@ from pathlib import Path
 from types import TracebackType
 
 from tapml.compile.cache import KernelCache
+from tapml.compile.exchange import read_outputs, write_inputs
 from tapml.compile.process import COMMAND, WorkerProcess
 from tapml.compile.result import Attempt, Result, concluded
 from tapml.operators.graph import Body
 from tapml.source.cache import cache_folder
 from tapml.targets.target import Target
+from tapml.tensors import HostArray
 
 __all__ = ["Attempt", "Compiler", "Result"]
 
@@ -96,6 +99,18 @@ class Compiler:
             self.close()
             raise
         return {signature: results[signature] for signature in bodies}
+
+    def evaluate(self, body: Body, inputs: Sequence[HostArray], mutation: str | None = None) -> list[HostArray] | str:
+        """What the body gives as it was converted, before it is lowered (`tapml.compile.evaluate`): its outputs, or why it could
+        not be run. Says nothing of this compiler's target."""
+        if not self._pool:
+            self._pool.append(WorkerProcess(self._command))
+        with tempfile.TemporaryDirectory(prefix="tapml-") as name:
+            folder = Path(name)
+            write_inputs(folder, inputs)
+            job = {"body": body.to_json(), "evaluate": name, "mutation": mutation}
+            answer = self._pool[0].compile(job, self.time_limit, self.memory_limit)
+            return answer.message if answer.status != "ok" else read_outputs(folder, body)
 
     def _compiled(self, missing: list[tuple[str, Body]], make: _Order) -> list[tuple[str, Result]] | _Results:
         if not missing:

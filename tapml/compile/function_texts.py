@@ -26,6 +26,8 @@ _TEXTS: dict[str, str] = ELEMENTARY | SPECIAL_TEXTS
 # Which text defines each function.
 _HOME = {name: key for key, text in _TEXTS.items() for name in re.findall(rf"fn {_PREFIX}(\w+)", text)}
 
+NAMES = frozenset(_HOME)
+
 # What the C dialects write before a function, and how they look at a number's bits.
 _DIALECTS = {
     "opencl-c": ("", "as_uint", "as_float"),
@@ -46,10 +48,11 @@ def own(name: str, *arguments: Any) -> Any:
     return tirx.call_pure_extern("float32", _PREFIX + name, *arguments)
 
 
-def is_own(call: Any, *names: str) -> bool:
-    """Whether a TIR call is one of these functions."""
+def own_name(call: Any) -> str | None:
+    """Which of these functions a TIR call calls; None for any other call."""
     first = call.args[0] if len(call.args) else None
-    return isinstance(first, ir.StringImm) and str(first.value) in [_PREFIX + n for n in names]
+    name = str(first.value) if isinstance(first, ir.StringImm) else ""
+    return name.removeprefix(_PREFIX) if name.startswith(_PREFIX) else None
 
 
 def with_functions(source: str, language: str) -> str:

@@ -12,6 +12,7 @@ and no longer of the graph. The function's parameters are the inputs, then the c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -58,13 +59,14 @@ def _extents(shape: tuple[int, ...]) -> tuple[Any, ...]:
     return tuple(tirx.const(n, "int64") for n in shape)
 
 
-def lower(module: tvm.IRModule) -> Any:
-    """The module's "main" as one `tirx.PrimFunc`. Raises what TVM raises for an operator that it cannot legalise."""
+def lower(module: tvm.IRModule, on_converted: Callable[[Any], Any] = lambda module: module) -> Any:
+    """The module's "main" as one `tirx.PrimFunc`. `on_converted` may give another module once each Relax operator is a TIR
+    function. Raises what TVM raises for an operator that it cannot legalise."""
     rewriter = _ConstantsToExpressions(module)
     for name, function in list(module.functions.items()):
         if isinstance(function, relax.Function):
             rewriter.builder_.update_func(name, rewriter.visit_expr(function))
-    module = relax.transform.LegalizeOps()(rewriter.builder_.get())
+    module = on_converted(relax.transform.LegalizeOps()(rewriter.builder_.get()))
     module = relax.transform.FuseTIR()(_as_one_primitive(module))
     return module[_WHOLE]
 

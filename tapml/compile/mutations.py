@@ -1,5 +1,7 @@
-"""Faults that are put in while an operator is compiled: in its lowered function, or in how it is scheduled, on every target.
+"""Faults that are put in while an operator is compiled, on every target: in what it was converted to, in its lowered function, or
+in how it is scheduled.
 
+    module = converted("exp2-for-exp", module)                           each converted operator as a TIR function
     function = lowered("half-accumulators", function)                    right after lowering
     function = scheduled("half-accumulators", "dlight", function)        after a schedule was applied to a piece
     source = emitted("missing-barriers", "dlight", source, "wgsl")       on each kernel's text
@@ -19,7 +21,7 @@ import tvm_ffi
 from tvm import ir, tirx
 from tvm.s_tir import SBlock
 
-from tapml.compile.function_texts import is_own
+from tapml.compile.function_texts import own_name
 
 # What brings the work items of a workgroup together, as each language's text has it.
 BARRIERS = {
@@ -36,6 +38,16 @@ _ASSUMED_LANES = 32
 
 # A step of a reduction over shared memory: the lanes below a bound add what lies that far above them.
 _TREE_STEP = re.compile(r"^\s*if \((?P<condition>.*(?:get_local_id|threadIdx).* < (?P<stride>\d+)i?)\) \{$")
+
+
+def converted(name: str, module: Any) -> Any:
+    """The converted operators with the fault `name` in them. Raises ValueError for an unknown name."""
+    change = _CONVERTED.get(_known(name))
+    if change is not None:
+        for variable, function in list(module.functions.items()):
+            if isinstance(function, tirx.PrimFunc):
+                module.update_func(variable, _with_body(function, change(function.body)))
+    return module
 
 
 def lowered(name: str, function: Any) -> Any:
@@ -69,6 +81,19 @@ def _with_body(function: Any, body: Any) -> Any:
     for key, value in (function.attrs or {}).items():
         made = made.with_attr(key, value)
     return made
+
+
+# Conversions
+
+
+def _exp2_for_exp(body: Any) -> Any:
+    """Powers of two where powers of e are meant."""
+    exp, exp2 = ir.Op.get("tirx.exp"), ir.Op.get("tirx.exp2")
+
+    def change(call: Any) -> Any:
+        return ir.Call(exp2, list(call.args), call.attrs, [], None, call.ty) if call.op.same_as(exp) else call
+
+    return tvm_ffi.structural_map(body, [(ir.Call, change)])
 
 
 # Lowering
@@ -131,7 +156,7 @@ def _half_angles(body: Any) -> Any:
 
 def _turns(value: Any) -> bool:
     found: list[bool] = []
-    tvm_ffi.structural_walk(value, [(ir.Call, lambda call: found.append(is_own(call, "sine", "cosine")))])
+    tvm_ffi.structural_walk(value, [(ir.Call, lambda call: found.append(own_name(call) in ("sine", "cosine")))])
     return any(found)
 
 
@@ -191,6 +216,7 @@ def _uninitialised_accumulators(source: str, barrier: str) -> str:
     return "".join(line for line in lines if not ((m := first.match(line.rstrip("\n"))) and m[1] in summed))
 
 
+_CONVERTED: dict[str, Callable[[Any], Any]] = {"exp2-for-exp": _exp2_for_exp}
 _LOWERED: dict[str, Callable[[Any], Any]] = {
     "half-accumulators": _half_accumulators,
     "max-from-zero": _max_from_zero,
@@ -202,4 +228,4 @@ _EMITTED: dict[str, Callable[[str, str], str]] = {
     "early-return": _early_return,
     "uninitialised-accumulators": _uninitialised_accumulators,
 }
-NAMES = (*_LOWERED, *_EMITTED)
+NAMES = (*_CONVERTED, *_LOWERED, *_EMITTED)

@@ -35,7 +35,8 @@ _GLANCE = 0.5
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one job. `stage` is the last one reported, None before the first; `seconds` do not count the start."""
+    """What came of one job; one that was to be evaluated gives no program. `stage` is the last one reported, None before the
+    first; `seconds` do not count the start."""
 
     program: Program | None
     status: Outcome
@@ -82,6 +83,8 @@ class WorkerProcess:
                 stage = message["stage"]
             elif "program" in message:
                 return Answer(Program.from_json(message["program"]), "ok", None, "; ".join(message.get("notes", ())))
+            elif "evaluated" in message:
+                return Answer(None, "ok", None, "")
             else:
                 return Answer(None, "error", stage, str(message.get("error")))
 

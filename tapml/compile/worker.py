@@ -1,8 +1,9 @@
 """The worker process: compiles bodies that come as JSON lines, until its input ends. `python -m tapml.compile.worker`
 
-In: {"body", "target", "schedule", "mutation"} (the last for faults put in on purpose, else null). Out: {"ready"} once; then for
-each line in: {"stage"} as each stage begins, and at last {"program", "notes"} or {"error"}. What the compiler itself prints
-goes to stderr. The worker ends when its parent is gone.
+In: {"body", "target", "schedule", "mutation"} (the last for faults put in on purpose, else null), or {"body", "evaluate",
+"mutation"} for a body that is run as it was converted: "evaluate" is the folder with its inputs, to which its outputs go. Out:
+{"ready"} once; then for each line in: {"stage"} as each stage begins, and at last {"program", "notes"}, {"evaluated"} or
+{"error"}. What the compiler itself prints goes to stderr. The worker ends when its parent is gone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 from typing import IO, Any
 
 _NOISE = re.compile(r"^\s*(\[\d\d:\d\d:\d\d\]|File |Traceback|~|\^|\d+: |Stack trace|raise |$)")
@@ -27,6 +29,8 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
     from tapml.compile.build import build
+    from tapml.compile.evaluate import evaluate
+    from tapml.compile.exchange import read_inputs, write_outputs
     from tapml.operators.graph import Body
     from tapml.targets.target import Target
 
@@ -34,9 +38,15 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         try:
+            body = Body.from_json(job["body"])
+            if "evaluate" in job:
+                folder = Path(job["evaluate"])
+                write_outputs(folder, evaluate(body, read_inputs(folder, body), job["mutation"]))
+                _say(answers, {"evaluated": True})
+                continue
             notes: list[str] = []
             program = build(
-                Body.from_json(job["body"]), Target.from_json(job["target"]), job["schedule"],
+                body, Target.from_json(job["target"]), job["schedule"],
                 lambda stage: _say(answers, {"stage": stage}), notes.append,
                 job.get("mutation"),
             )

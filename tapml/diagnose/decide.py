@@ -98,11 +98,21 @@ RULES: tuple[Rule, ...] = (
         "launch", {"grid": RIGHT, "text": NOT_WRONG},
         "the same text is right with more workgroups, so the launch is too small",
     ),
-    # The lowered function, without any of the target's threads.
+    # What it was converted to, and the lowered function, without any of the target's threads.
+    Rule(
+        "convert", {"cpu": NOT_RIGHT, "converted": WRONG},
+        "what the operator was converted to is wrong before it is lowered, where no schedule, text or driver of this target "
+        "takes part",
+    ),
+    Rule(
+        "lower", {"cpu": WRONG, "converted": RIGHT},
+        "what the operator was converted to is right, and its lowered function is wrong as plain C in one thread too, where "
+        "nothing of this target's schedule, text or driver takes part",
+    ),
     Rule(
         "lower", {"cpu": WRONG},
         "the lowered function is wrong as plain C in one thread too, where nothing of this target's schedule, text or "
-        "driver takes part",
+        "driver takes part (what it was converted to could not be run, so the conversion cannot be excluded)",
     ),
     # A hazard in the text, which platforms let pass or not: elsewhere it is no less a hazard where the numbers come out right.
     Rule(

@@ -37,6 +37,7 @@ QUESTIONS: dict[str, str] = {
     "text": "Is the text free of hazards: reads before writes, threads that do not wait for each other?",
     "grid": "Is the same text right with more workgroups?",
     "cpu": "Is the lowered function right as plain C, in one thread?",
+    "converted": "Is the operator right as it was converted, before it is lowered?",
     "other schedule": "Is another schedule of the same lowered function right on this target?",
     "text elsewhere": "Is the same schedule's text for another target free of them?",
     "same schedule elsewhere": "Is the same schedule right on another target?",

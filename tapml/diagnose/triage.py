@@ -277,6 +277,13 @@ class _Probing:
             return Evidence("cpu", "not run", place, "cpu")
         return self._with_schedule("cpu", place, "serial")
 
+    def converted(self) -> Evidence:
+        where = "TVM's virtual machine"
+        outputs = self.bench.converted(self.operator, self.trial.inputs)
+        if isinstance(outputs, str):
+            return Evidence("converted", "not run", _first_line(outputs), where)
+        return self._seen("converted", judge(self.trial, [lambda: outputs]), where)
+
     def same_schedule_elsewhere(self) -> Evidence:
         place = self.places.other_target()
         if isinstance(place, str):
@@ -382,6 +389,7 @@ _PROBES: dict[str, Callable[[_Probing], Evidence]] = {
     "grid": _Probing.grid,
     "other schedule": _Probing.other_schedule,
     "cpu": _Probing.cpu,
+    "converted": _Probing.converted,
     "text elsewhere": _Probing.text_elsewhere,
     "same schedule elsewhere": _Probing.same_schedule_elsewhere,
     "other schedule elsewhere": _Probing.other_schedule_elsewhere,

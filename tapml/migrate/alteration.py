@@ -30,7 +30,8 @@ class Alteration:
         return body
 
     def mutation(self, operator: Operator) -> str | None:
-        """Lowering or schedule level: a name of `tapml.compile.mutations`, applied while compiling, whatever the target."""
+        """Conversion, lowering or schedule level: a name of `tapml.compile.mutations`, applied while compiling, whatever the
+        target."""
         return None
 
     def schedule(self, operator: Operator) -> str | None:

@@ -229,6 +229,11 @@ class Workbench:
             return result
         return replace(result, program=self._altered_program(operator, result.program))
 
+    def converted(self, operator: Operator, inputs: Sequence[HostArray]) -> list[HostArray] | str:
+        """What the operator's body gives as the compiler converted it, before it is lowered for any target, the alteration
+        applied; or why that could not be run. On this machine's processor."""
+        return self._compiler.evaluate(self.body(operator), inputs, self._recipe(operator).mutation)
+
     def variant(self, operator: Operator, **options: str) -> tuple[TargetChoice, Program | None]:
         """The target with other options, such as f16="0", and what would run there for this operator, the alteration applied: it
         runs on this very device. None when it does not compile."""

@@ -414,6 +414,12 @@ def first_content(value: TensorSpec | torch.Tensor, device: torch.device) -> tor
     return value.to(device)
 
 
+def function_of_numbers(target: str) -> Callable[..., float]:
+    """An ATen operator such as "aten.sin.default" as a function of Python's numbers, computed in float32."""
+    call = overload(target)
+    return lambda *numbers: float(call(*(torch.tensor(x, dtype=torch.float32) for x in numbers)))
+
+
 def tensor_from_host(array: HostArray, device: str | torch.device = "cpu") -> torch.Tensor:
     """A tensor over the array's own memory (copied only to reach another device). Must not be written to."""
     bits = array.view(np.int16) if array.dtype == ml_dtypes.bfloat16 else array

@@ -60,6 +60,8 @@ _SAID: dict[tuple[str, str], str] = {
     ("cpu", "right"): "The lowered function is right: plain C in one thread gives the expected numbers.",
     ("cpu", "wrong"): "The lowered function is wrong: plain C in one thread is wrong too.",
     ("cpu", "refused"): "Plain C in one thread could not be run.",
+    ("converted", "right"): "What it was converted to is right, before anything is lowered.",
+    ("converted", "wrong"): "What it was converted to is wrong already, before anything is lowered.",
     ("other schedule", "right"): "Another schedule of the same function is right on this target.",
     ("other schedule", "wrong"): "Other schedules are wrong on this target too.",
     ("text elsewhere", "right"): "The same schedule's text for another target has no such hazard.",

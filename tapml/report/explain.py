@@ -34,7 +34,7 @@ EXCEPTIONS = 3
 
 MEANING = {
     "precision": "the reference's own precision",
-    "convert": "the operator's graph, before the compiler",
+    "convert": "the operator's graph, or how the compiler converts it",
     "weights": "the weights on the device",
     "lower": "the lowered function, before any schedule",
     "launch": "the launch: its size, limits or bindings",

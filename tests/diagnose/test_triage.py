@@ -92,6 +92,11 @@ class OfTheGraph(Fault):
         return replace(body, nodes=tuple(replace(n, target=n.target.replace("silu", "relu")) for n in body.nodes))
 
 
+class OfTheConversion(Fault):
+    def mutation(self, operator: Operator) -> str | None:
+        return "exp2-for-exp" if operator.name == self.operator else None
+
+
 class OfTheLowering(Fault):
     def mutation(self, operator: Operator) -> str | None:
         return "half-accumulators" if operator.name == self.operator else None
@@ -163,10 +168,20 @@ def test_convert(diagnose: Diagnose) -> None:
     assert (found.status, found.stage) == ("fail", "convert")
 
 
-def test_lower(diagnose: Diagnose, need: Need) -> None:
+def outcome(found: Triage, probe: str) -> str:
+    evidence = found.of(probe)
+    assert evidence is not None
+    return evidence.outcome
+
+
+def test_a_wrong_conversion_is_told_from_a_wrong_lowering(diagnose: Diagnose, need: Need) -> None:
+    """Both are wrong as plain C. What the operator was converted to is run before it is lowered."""
     need("cpu")
+    found = diagnose(GATE, OfTheConversion(GATE))
+    assert found.stage == "convert" and (outcome(found, "graph"), outcome(found, "cpu")) == ("right", "wrong")
+    assert outcome(found, "converted") == "wrong"
     found = diagnose(LINEAR, OfTheLowering(LINEAR))
-    assert found.stage == "lower" and found.of("cpu").outcome == "wrong"  # type: ignore[union-attr]
+    assert found.stage == "lower" and (outcome(found, "cpu"), outcome(found, "converted")) == ("wrong", "right")
 
 
 def test_weights(diagnose: Diagnose) -> None:

@@ -37,7 +37,9 @@ def test_each_stage_by_the_pair_of_runs_that_names_it() -> None:
     assert stage(graph="wrong") == "convert"
     assert stage(uploads="right") == "weights"
     assert stage(grid="right") == "launch"
-    assert stage(cpu="wrong") == "lower"
+    assert stage(cpu="wrong", converted="wrong") == "convert"
+    assert stage(cpu="not run", converted="wrong") == "convert"
+    assert stage(cpu="wrong", converted="right") == stage(cpu="wrong") == "lower"
     assert stage(cpu="right", other_schedule="right", same_schedule_elsewhere="wrong") == "schedule"
     assert stage(cpu="right", other_schedule="right", same_schedule_elsewhere="right") == "codegen"
     assert stage(cpu="right", other_schedule="wrong", same_schedule_elsewhere="right") == "codegen"
@@ -104,6 +106,8 @@ def test_a_platform_that_is_absent_is_never_evidence_of_right(found: dict[str, O
         assert "another driver of the same language runs" not in words
     if probe == "cpu":
         assert "right as plain C" not in words
+    if probe == "converted":
+        assert "was converted to is" not in words
     if probe in (SAME,):
         assert "the same schedule is right on another" not in words
 
