@@ -107,6 +107,13 @@ class ConnectionLost(UnavailableError):
         self.final = final
 
 
+class AnotherDevice(ConnectionLost):
+    """A device across a connection came back as another one, to which what was found until then does not apply."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, final=True)
+
+
 def is_confined(error: Exception) -> bool:
     """Whether an error that was met in the work on one operator says nothing about the rest of the work. A damaged run, a device
     that is not there, a full disk and memory that ran out concern everything; most else is a bug, and no reason to stop."""

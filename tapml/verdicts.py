@@ -32,7 +32,8 @@ class Verdict:
     """The outcome for one operator. `error`, `bound` and `source_error` are in the unit of
     `tapml.carve.distance.distance`; None where no numbers were reached. `kernel` is the digest of the kernels that ran,
     `schedule` the one that was chosen, `cases` how many recorded calls were checked. `elements` counts the elements of all
-    outputs of those calls, `excluded` those of them that were not compared since the source is no judge of them."""
+    outputs of those calls, `excluded` those of them that were not compared since the source is no judge of them. `same_as` is the
+    operator that was tested in its place, where both run the same kernels and neither has weights."""
 
     operator: str
     signature: str
@@ -49,6 +50,7 @@ class Verdict:
     cases: int = 0
     elements: int = 0
     excluded: int = 0
+    same_as: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,8 +64,9 @@ class Verdict:
         _check_numbers(data)
         strict.maybe(strict.one_of, data, "stage", STAGES)
         strict.real(data, "seconds")
-        optional = {"schedule": None, "kernel": None} | known
+        optional = {"schedule": None, "kernel": None, "same_as": None} | known
         strict.maybe(strict.text, optional, "schedule")
+        strict.maybe(strict.text, optional, "same_as")
         strict.maybe(strict.hexadecimal, optional, "kernel")
         for key in {"cases", "elements", "excluded"} & known.keys():
             strict.whole(known, key)

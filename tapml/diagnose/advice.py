@@ -155,8 +155,8 @@ def _places(triage: Triage, context: Context) -> list[str]:
         name = schedule.where.rpartition(", ")[2]
         found.append(f"Use the schedule {name}, which was measured to be right here ({schedule.detail}): --target "
             f"{_with(context.target, name)}")
-    there = next((e for p in ("same schedule elsewhere", "other schedule "
-        "elsewhere") if (e := triage.of(p)) and e.outcome == "right"), None)
+    elsewhere = (triage.of(probe) for probe in ("same schedule elsewhere", "other schedule elsewhere"))
+    there = next((e for e in elsewhere if e is not None and e.outcome == "right"), None)
     if there is not None:
         target = there.where.partition(",")[0]
         found.append(f"Use the target {target} on this machine, where the operator was measured to be right ({there.detail}).")

@@ -22,6 +22,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,11 @@ from tapml.diagnose.own_method import OwnMethod
 from tapml.diagnose.places import Places
 from tapml.diagnose.rivals import DebugCompare, EndToEndOnly, RandomInputs
 from tapml.diagnose.trials import recorded
-from tapml.errors import DeviceError, DeviceLost, UsageError
+from tapml.errors import UsageError
 from tapml.inside import is_file, path_in
 from tapml.migrate.alteration import Alteration
 from tapml.migrate.journal import Header, Journal, read
+from tapml.migrate.outcome import Ran
 from tapml.migrate.records import target_folder
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
@@ -268,18 +270,16 @@ class _Bench:
     def _recorded_bits(self, operators: Sequence[Operator]) -> list[bytes] | None:
         """What these operators give on their recorded calls, bit for bit; None where one does not run."""
         bits: list[bytes] = []
-        try:
-            for operator in operators:
-                program = self.bench.program(operator)
-                if program is None:
+        for operator in operators:
+            program = self.bench.program(operator)
+            if program is None:
+                return None
+            for trial in recorded(self.run, self.bench.model, operator):
+                specs = [spec_of(r) for r in trial.expected]
+                outcome = self.bench.attempt(partial(self.bench.run, operator, program, trial.inputs, specs))
+                if not isinstance(outcome, Ran):
                     return None
-                for trial in recorded(self.run, self.bench.model, operator):
-                    for attempt in self.bench.attempts():
-                        with attempt:
-                            made = self.bench.run(operator, program, trial.inputs, [spec_of(r) for r in trial.expected])
-                    bits += [a.tobytes() for a in made]
-        except (DeviceError, DeviceLost):
-            return None
+                bits += [a.tobytes() for a in outcome.value]
         return bits
 
 

@@ -28,8 +28,9 @@ import numpy as np
 from tapml.carve.distance import distance
 from tapml.carve.reference import ReferenceMaker
 from tapml.carve.tolerance import FACTOR, Comparison, Reference, compare
-from tapml.errors import DeviceError, DeviceLost, TapmlError
+from tapml.errors import TapmlError
 from tapml.kernels import Program
+from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Workbench
 from tapml.operators.execute import HostFunction, host_function
 from tapml.operators.graph import Body, Operator
@@ -208,15 +209,10 @@ class Examiner:
 
         if program is None:
             return made(outcome, message, [])
-        try:
-            for attempt in self.bench.attempts():
-                with attempt:
-                    actual = self.bench.run(self.operator, program, inputs, body.output_specs, resident=False)
-        except DeviceError as error:
-            return made(Outcome("error", "driver" if error.stage == "driver" else "launch"), str(error), [])
-        except DeviceLost as error:
-            return made(Outcome("crash", "launch"), str(error), [])
-        found = [compare(y, r) for y, r in zip(actual, source, strict=True)]
+        ran = self.bench.attempt(lambda: self.bench.run(self.operator, program, inputs, body.output_specs, resident=False))
+        if not isinstance(ran, Ran):
+            return made(Outcome(ran.status, ran.stage), ran.text, [])
+        found = [compare(y, r) for y, r in zip(ran.value, source, strict=True)]
         wrong = max(range(len(found)), key=lambda k: (not found[k].passed, found[k].error))
         failed = not found[wrong].passed
         return made(Outcome("fail", "numeric") if failed else Outcome("pass", None), found[wrong].describe(), found, wrong)

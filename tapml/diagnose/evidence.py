@@ -19,9 +19,8 @@ from tapml.verdicts import Stage, Status
 Outcome = Literal["right", "wrong", "refused", "not run", "not needed"]
 
 FindingKind = Literal[
-    "race", "uninitialised read", "unwritten output", "out-of-bounds read", "out-of-bounds write", "launch size", "weight "
-    "differs",
-    "early return",
+    "race", "uninitialised read", "unwritten output", "out-of-bounds read", "out-of-bounds write", "launch size",
+    "weight differs", "early return",
 ]
 
 # Every probe, in the order in which they are made (cheap ones first), and the question that it answers.

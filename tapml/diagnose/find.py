@@ -42,7 +42,6 @@ from tapml.diagnose.bisected import BisectResult, Culprit, FailingSet, Missing
 from tapml.diagnose.parting import Further, compared, journalled
 from tapml.diagnose.whole import Checked, How, WholeModel
 from tapml.errors import UsageError
-from tapml.kernels import Program
 from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.inject import Inject
 from tapml.migrate.workbench import Progress, Workbench
@@ -99,17 +98,9 @@ class _Bisection:
         self.further: Further | None = None  # the check that is made instead of the run's, once it is wrong
         self.confidence = confidence
         self.tell = bench.telling(progress)
-        bench.compile(run.operators, self.tell)
+        self.programs, failures = bench.prepare(run.operators, self.tell)
         bench.check_injection(run.operators)
-        self.programs: dict[str, Program] = {}
-        self.missing: list[Missing] = []
-        for operator in run.operators:
-            program = bench.program(operator)
-            if program is None:
-                failure = bench.failure(operator)
-                self.missing.append(Missing(operator.name, failure.stage, failure.reason))
-            else:
-                self.programs[operator.name] = program
+        self.missing = [Missing(name, failure.stage, failure.text) for name, failure in failures.items()]
         self.tell("check", 0, RIGHT)
         self.whole = WholeModel(run, bench, self.programs)
         self.searched = 0  # runs that the searches made, and the most that they may have made

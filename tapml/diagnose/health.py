@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -32,13 +33,14 @@ from tapml.diagnose.anomalies import Kind, bad_elements
 from tapml.diagnose.headroom import Peak, bits
 from tapml.diagnose.health_result import Headroom, Health, Made, Range, Side
 from tapml.diagnose.watch import Seen, calls_of, watch
-from tapml.errors import DeviceError, DeviceLost, first_line, is_confined
+from tapml.errors import first_line, is_confined
 from tapml.generation import Call
 from tapml.kernels import Program
 from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject
 from tapml.migrate.model import Model
+from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
 from tapml.tensors import FLOATS, HostArray, dtype_name
@@ -205,34 +207,23 @@ class _Source:
 
 def _watch_target(bench: Workbench, calls: Sequence[Call], tell: Progress) -> Side:
     """The target with everything that compiles and that its device runs; begins anew without an operator that it refuses."""
-    bench.compile(bench.model.operators, tell)
-    programs: dict[str, Program] = {}
-    refused: dict[str, str] = {}
-    for operator in bench.model.operators:
-        program = bench.program(operator)
-        if program is None:
-            refused[operator.name] = bench.failure(operator).reason
-        else:
-            programs[operator.name] = program
-    for name, error in bench.refusals(programs).items():
+    programs, failures = bench.prepare(bench.model.operators, tell)
+    refused = {name: failure.text for name, failure in failures.items()}
+    for name, failed in bench.refusals(programs).items():
         del programs[name]
-        refused[name] = str(error)
+        refused[name] = failed.text
     while True:
         under_way: list[str] = []
-        try:
-            for attempt in bench.attempts():
-                with attempt:
-                    side = _watch_programs(bench, programs, calls, tell, refused, under_way)
-            return side
-        except (DeviceError, DeviceLost) as error:
-            # Values go up before the operator that reads them, and what the source refuses was made before.
-            suspects = error.suspects if isinstance(error, DeviceError) else ()
-            names = [name for name in suspects or under_way[:1] if name in programs]
-            if not names:
-                raise  # not at an operator of the target: uploading, or reading back
-            for name in names:
-                del programs[name]
-                refused[name] = str(error)
+        outcome = bench.attempt(partial(_watch_programs, bench, programs, calls, tell, refused, under_way))
+        if isinstance(outcome, Ran):
+            return outcome.value
+        # Values go up before the operator that reads them, and what the source refuses was made before.
+        names = [name for name in outcome.suspects or under_way[:1] if name in programs]
+        if not names:
+            outcome.get()  # not at an operator of the target: uploading, or reading back
+        for name in names:
+            del programs[name]
+            refused[name] = outcome.text
 
 
 def _watch_programs(

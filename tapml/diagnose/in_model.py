@@ -24,11 +24,11 @@ from tapml.diagnose.parting import journalled
 from tapml.diagnose.shots import Shot, fire
 from tapml.diagnose.trials import met
 from tapml.diagnose.whole import WholeModel
-from tapml.errors import DeviceError, DeviceLost
 from tapml.generation import Call
 from tapml.kernels import Program
 from tapml.migrate.end_to_end import Answer
 from tapml.migrate.operator_test import Trial
+from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
 from tapml.verdicts import Stage
@@ -56,12 +56,7 @@ class InModel:
 def in_model(run: RunFolder, bench: Workbench, operator: Operator, progress: Progress | None = None) -> InModel:
     """Compiles the whole model. Raises UnavailableError when the device was lost for good."""
     tell: Progress = progress or (lambda stage, done, total: None)
-    bench.compile(run.operators, progress)
-    programs: dict[str, Program] = {}
-    for each in run.operators:
-        program = bench.program(each)
-        if program is not None:
-            programs[each.name] = program
+    programs, failures = bench.prepare(run.operators, progress)
     whole = WholeModel(run, bench, programs)
     everything = frozenset(programs)
     evidence: list[Evidence] = []
@@ -71,8 +66,7 @@ def in_model(run: RunFolder, bench: Workbench, operator: Operator, progress: Pro
         started = time.monotonic()
         answer = whole.together(names).answer
         words = answer.reason if answer.error is None or answer.bound is None else _share(answer)
-        without = len(run.operators) - len(programs)
-        left = f"; {plural(without, 'operator')} without kernels" if without else ""
+        left = f"; {plural(len(failures), 'operator')} without kernels" if failures else ""
         evidence.append(Evidence(
             probe, "right" if answer.passed else "wrong" if answer.error is not None else "refused", words + left,
             f"{bench.choice}, {len(names)} of {plural(len(run.operators), 'operator')}",
@@ -118,16 +112,14 @@ def _met(
 ) -> tuple[Trial | None, Evidence]:
     """The first call of the model on which the operator is wrong, and what was seen."""
     started = time.monotonic()
-    trials: list[Trial] = []
-    stopped = ""
-    try:
-        for attempt in bench.attempts():
-            with attempt:
-                hybrid = bench.hybrid()
-                hybrid.offload(programs)
-                trials = list(met(run, bench.model, hybrid, operator, calls))
-    except (DeviceError, DeviceLost) as error:
-        stopped = str(error)
+
+    def collected() -> list[Trial]:
+        hybrid = bench.hybrid()
+        hybrid.offload(programs)
+        return list(met(run, bench.model, hybrid, operator, calls))
+
+    outcome = bench.attempt(collected)
+    trials, stopped = (outcome.value, "") if isinstance(outcome, Ran) else ([], outcome.text)
     worst: Shot | None = None
     for trial in trials:
         shot = fire(bench, operator, programs[operator.name], trial)

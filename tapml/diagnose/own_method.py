@@ -26,10 +26,11 @@ from tapml.diagnose.places import Places
 from tapml.diagnose.shots import fire
 from tapml.diagnose.triage import triage
 from tapml.diagnose.trials import met, recorded
-from tapml.errors import ConnectionLost, DeviceError, DeviceLost
+from tapml.errors import ConnectionLost
 from tapml.migrate.end_to_end import Reference
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.operator_test import OperatorTester, Trial
+from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
 from tapml.verdicts import Verdict
@@ -95,15 +96,17 @@ class OwnMethod:
         refused = next((o.name for o in self.bench.model.operators if self.bench.program(o) is None), None)
         if refused is not None:
             return f"{refused} does not compile"
-        try:
-            for attempt in self.bench.attempts():
-                with attempt:
-                    hybrid = self.bench.hybrid()
-                    hybrid.offload(self.bench.programs([o.name for o in self.bench.model.operators]))
-                    answer = self._reference.check(hybrid)
-        except (DeviceError, DeviceLost) as error:
-            return f"the run broke off: {error}"
-        return "" if answer.passed else answer.reason
+        reference = self._reference
+        outcome = self.bench.attempt(lambda: reference.check(self._everything()))
+        if not isinstance(outcome, Ran):
+            return f"the run broke off: {outcome.text}"
+        return "" if outcome.value.passed else outcome.value.reason
+
+    def _everything(self) -> Hybrid:
+        """The model with every operator on the target."""
+        hybrid = self.bench.hybrid()
+        hybrid.offload(self.bench.programs([o.name for o in self.bench.model.operators]))
+        return hybrid
 
     def _trial(self, operator: Operator, case: str | None) -> Trial | None:
         """The recorded call with this id, or the first."""
@@ -163,12 +166,7 @@ class OwnMethod:
         program = self.bench.program(operator)
         if program is None:
             return None
-        try:
-            for attempt in self.bench.attempts():
-                with attempt:
-                    hybrid = self.bench.hybrid()
-                    hybrid.offload(self.bench.programs([o.name for o in self.bench.model.operators]))
-                    trials = list(met(self.run, self.bench.model, hybrid, operator))
-        except (DeviceError, DeviceLost):
+        outcome = self.bench.attempt(lambda: list(met(self.run, self.bench.model, self._everything(), operator)))
+        if not isinstance(outcome, Ran):
             return None
-        return next((t for t in trials if fire(self.bench, operator, program, t).outcome != "right"), None)
+        return next((t for t in outcome.value if fire(self.bench, operator, program, t).outcome != "right"), None)

@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from tapml.carve.folder import RunFolder
-from tapml.errors import DeviceError, DeviceLost, RunError
+from tapml.carve.folder import Prompt, RunFolder
+from tapml.errors import RunError
 from tapml.generation import Call, decode_call, prefill_calls
 from tapml.kernels import Program
 from tapml.migrate.end_to_end import Oracle, PromptResult, Reference, compare_prompt, teacher_forced
 from tapml.migrate.hybrid import Hybrid
+from tapml.migrate.outcome import Ran
 from tapml.migrate.records import Records
 from tapml.migrate.workbench import Progress, Workbench
 
@@ -90,16 +91,17 @@ def compared(
     for prompt in run.prompts:
         if progress is not None:
             progress("compare", prompt.index, len(run.prompts))
-        try:
-            for attempt in bench.attempts():
-                with attempt:
-                    hybrid = bench.hybrid()
-                    if hybrid.offloaded != programs.keys():
-                        hybrid.offload(programs)
-                    result = compare_prompt(run, source, hybrid, prompt, tokens, oracle)
-        except (DeviceError, DeviceLost):
+
+        def answered(prompt: Prompt = prompt) -> PromptResult:
+            hybrid = bench.hybrid()
+            if hybrid.offloaded != programs.keys():
+                hybrid.offload(programs)
+            return compare_prompt(run, source, hybrid, prompt, tokens, oracle)
+
+        outcome = bench.attempt(answered)
+        if not isinstance(outcome, Ran):
             continue
-        parting = Parting.of(result)
+        parting = Parting.of(outcome.value)
         if parting is not None:
             return parting
     return None

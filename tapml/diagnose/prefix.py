@@ -36,6 +36,7 @@ import numpy as np
 from tapml.errors import DeviceError, DeviceLost, WrongValue, is_confined
 from tapml.kernels import Program
 from tapml.migrate.hybrid import makers, refusal
+from tapml.migrate.outcome import Lost, Refused
 from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Graph, Operator
 from tapml.tensors import HostArray, out_of_range
@@ -217,14 +218,13 @@ class PrefixHybrid:
 
     def _on_target(self, operator: Operator, inputs: Sequence[Value]) -> Made:
         specs = self._model.bodies[operator.signature].output_specs
-        try:
-            for attempt in self._bench.attempts():
-                with attempt:
-                    results = self._bench.run(operator, self._programs[operator.name], [v.array for v in inputs], specs)
-        except DeviceLost as error:
-            return Refusal("", str(error))
-        except DeviceError as error:
-            return Refusal(error.stage, str(error))
+        program, arrays = self._programs[operator.name], [v.array for v in inputs]
+        outcome = self._bench.attempt(lambda: self._bench.run(operator, program, arrays, specs))
+        if isinstance(outcome, Lost):
+            return Refusal("", str(outcome.error))
+        if isinstance(outcome, Refused):
+            return Refusal(outcome.error.stage, outcome.text)
+        results = outcome.value
         words = next((w for r, spec in zip(results, specs, strict=True) if (w := out_of_range(r, spec.dtype))), "")
         if words:
             raise WrongValue(operator.name, f"{operator.name}: {words}", (operator.name,))

@@ -37,11 +37,11 @@ import numpy as np
 
 from tapml.carve.folder import RunFolder
 from tapml.carve.tolerance import Comparison, Reference, compare, of_source
-from tapml.errors import DeviceError, DeviceLost
 from tapml.generation import greedy
 from tapml.kernels import Program
 from tapml.migrate.end_to_end import Oracle, check_calls
 from tapml.migrate.hybrid import Hybrid
+from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Operator
 from tapml.tensors import FLOATS, NUMPY, HostArray, as_read
@@ -100,13 +100,10 @@ class RandomInputs:
             return Finding(operator.name, elements, f"does not compile: {self.bench.failure(operator).reason}")
         for number in range(len(self.run.cases_of_signature(operator.signature))):
             drawn = self.draw(operator, number)
-            try:
-                for attempt in self.bench.attempts():
-                    with attempt:
-                        found = self._compare(operator, program, drawn)
-            except (DeviceError, DeviceLost) as error:
-                return Finding(operator.name, elements, f"does not run: {error}")
-            for comparison in found:
+            outcome = self.bench.attempt(lambda d=drawn: self._compare(operator, program, d))  # type: ignore[misc]
+            if not isinstance(outcome, Ran):
+                return Finding(operator.name, elements, f"does not run: {outcome.text}")
+            for comparison in outcome.value:
                 if not comparison.passed:
                     return Finding(operator.name, elements, f"draw {number}: {comparison.describe()}")
         return None
@@ -187,13 +184,10 @@ class DebugCompare:
         if refused is not None:
             return Finding(refused.name, _elements(self.bench, refused), "does not compile")
         running = [self.bench.model.operators[0]]
-        try:
-            for attempt in self.bench.attempts():
-                with attempt:
-                    found = self._first_mismatch(running)
-        except (DeviceError, DeviceLost) as error:
-            return Finding(running[0].name, _elements(self.bench, running[0]), f"the run broke off: {error}")
-        return found
+        outcome = self.bench.attempt(lambda: self._first_mismatch(running))
+        if isinstance(outcome, Ran):
+            return outcome.value
+        return Finding(running[0].name, _elements(self.bench, running[0]), f"the run broke off: {outcome.text}")
 
     def _first_mismatch(self, running: list[Operator]) -> Finding | None:
         visited: set[tuple[str, str]] = set()
@@ -272,15 +266,14 @@ class EndToEndOnly:
         refused = _refused(self.bench)
         if refused is not None:
             return Finding(None, None, "the model does not build")
-        try:
-            for attempt in self.bench.attempts():
-                with attempt:
-                    hybrid = self.bench.hybrid()
-                    hybrid.offload(self.bench.programs([o.name for o in self.bench.model.operators]))
-                    reason = self._decoder(hybrid) if self.run.decoder is not None else self._examples(hybrid)
-        except (DeviceError, DeviceLost) as error:
-            reason = f"the run broke off: {error}"
+        outcome = self.bench.attempt(self._difference)
+        reason = outcome.value if isinstance(outcome, Ran) else f"the run broke off: {outcome.text}"
         return Finding(None, None, reason) if reason else None
+
+    def _difference(self) -> str:
+        hybrid = self.bench.hybrid()
+        hybrid.offload(self.bench.programs([o.name for o in self.bench.model.operators]))
+        return self._decoder(hybrid) if self.run.decoder is not None else self._examples(hybrid)
 
     def _decoder(self, hybrid: Hybrid) -> str:
         shape, oracle = self.run.decoder, Oracle(self.run)

@@ -16,9 +16,9 @@ import numpy as np
 
 from tapml.carve.tolerance import Comparison, compare
 from tapml.diagnose.evidence import Outcome, ratio, worst_of
-from tapml.errors import DeviceError, DeviceLost
 from tapml.kernels import Program
 from tapml.migrate.operator_test import Trial
+from tapml.migrate.outcome import Failed, Lost, Ran
 from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Operator
 from tapml.tensors import HostArray, TensorSpec, spec_of
@@ -92,15 +92,15 @@ def fire(
 def _outputs(
     bench: Workbench, operator: Operator, program: Program, trial: Trial, specs: Sequence[TensorSpec], resident: bool
 ) -> Sequence[HostArray] | Shot:
-    try:
-        for attempt in bench.attempts():
-            with attempt:
-                outputs = bench.run(operator, program, trial.inputs, specs, resident)
-    except DeviceError as error:
-        return Shot(refused=error.stage, message=str(error))
-    except DeviceLost as error:
-        return Shot(lost=True, message=f"the device was lost: {error}")
-    return outputs
+    outcome = bench.attempt(lambda: bench.run(operator, program, trial.inputs, specs, resident))
+    return outcome.value if isinstance(outcome, Ran) else shot_of(outcome)
+
+
+def shot_of(outcome: Failed) -> Shot:
+    """No answer: the device refused, or died."""
+    if isinstance(outcome, Lost):
+        return Shot(lost=True, message=outcome.text)
+    return Shot(refused=outcome.error.stage, message=outcome.text)
 
 
 def judge(trial: Trial, runs: Sequence[Run]) -> Shot:

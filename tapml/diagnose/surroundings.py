@@ -27,10 +27,11 @@ import numpy as np
 
 from tapml.devices.buffers import as_bytes
 from tapml.diagnose.evidence import Finding
-from tapml.diagnose.shots import Shot, judge
-from tapml.errors import ConnectionLost, DeviceError, DeviceLost
+from tapml.diagnose.shots import Shot, judge, shot_of
+from tapml.errors import ConnectionLost, DeviceLost
 from tapml.kernels import Program
 from tapml.migrate.operator_test import Trial
+from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Workbench
 from tapml.tensors import NUMPY, HostArray, as_read, convert, spec_of
 
@@ -91,15 +92,8 @@ def run_surrounded(
     bench: Workbench, program: Program, inputs: Sequence[HostArray], memory: Memory, surround: int = SURROUND
 ) -> Held | Shot:
     """One run in buffers with surroundings. A shot where the device refused or died."""
-    try:
-        for attempt in bench.attempts():
-            with attempt:
-                held = _surrounded_once(bench, program, inputs, memory, surround)
-    except DeviceError as error:
-        return Shot(refused=error.stage, message=str(error))
-    except DeviceLost as error:
-        return Shot(lost=True, message=f"the device was lost: {error}")
-    return held
+    outcome = bench.attempt(lambda: _surrounded_once(bench, program, inputs, memory, surround))
+    return outcome.value if isinstance(outcome, Ran) else shot_of(outcome)
 
 
 def _surrounded_once(

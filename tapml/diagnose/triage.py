@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -31,13 +32,14 @@ from tapml.diagnose.places import Places
 from tapml.diagnose.schedules import fair, others, same_kernels
 from tapml.diagnose.shots import Shot, fire, judge, repeats_for
 from tapml.diagnose.surroundings import PLAIN, Watched, run_surrounded, watch
-from tapml.errors import DeviceError, DeviceLost, is_confined, unexpected
+from tapml.errors import is_confined, unexpected
 from tapml.kernels import Program
 from tapml.migrate.operator_test import Trial
+from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.execute import host_function
 from tapml.operators.graph import Operator
-from tapml.tensors import as_read, convert, spec_of
+from tapml.tensors import TensorSpec, as_read, convert, spec_of
 from tapml.verdicts import Status
 from tapml.words import plural
 
@@ -150,14 +152,10 @@ class _Probing:
         return Evidence("limits", "wrong" if words else "right", words or "all of them", self.bench.device.info.name)
 
     def load(self) -> Evidence:
-        try:
-            for attempt in self.bench.attempts():
-                with attempt:
-                    self.bench.runner.load(self.program)
-                    self.bench.device.synchronize()  # a device across a connection tells only now
-        except (DeviceError, DeviceLost) as error:
-            return Evidence("load", "refused", str(error), self.bench.device.info.driver)
-        return Evidence("load", "right", "it does", self.bench.device.info.driver)
+        outcome = self.bench.attempt(lambda: self.bench.load(self.program))
+        if isinstance(outcome, Ran):
+            return Evidence("load", "right", "it does", self.bench.device.info.driver)
+        return Evidence("load", "refused", outcome.text, self.bench.device.info.driver)
 
     def run(self) -> Evidence:
         if self.made["load"].outcome == "refused":
@@ -318,8 +316,8 @@ class _Probing:
             seen.append(evidence)
         best = next((e for e in seen if e.outcome == "wrong"), None) or next((e for e in seen if e.outcome == "refused"), None)
         told = "; ".join(f"{e.where}: {e.detail}" for e in seen) or "there is no other schedule"
-        return replace(best, detail=told, where=str(bench.choice)) if best else Evidence(probe, "not "
-            "run", told, str(bench.choice))
+        found = best or Evidence(probe, "not run", told)
+        return replace(found, detail=told, where=str(bench.choice))
 
     def _with_schedule(self, probe: str, bench: Workbench, schedule: str) -> Evidence:
         where = f"{bench.choice}, {schedule}"
@@ -360,15 +358,16 @@ class _Probing:
             None if found is None else found.bound, None if found is None else found.source_error,
         )  # fmt: skip
 
+    def _weight_there(self, key: str, spec: TensorSpec) -> bytes:
+        return self.bench.device.read(self.bench.weight_buffer(self.operator, key, spec.dtype), spec.nbytes)
+
     def _weights(self) -> list[Finding]:
         """Which weights on the device are not the model's."""
         found: list[Finding] = []
         for key, spec in zip(self.bench.model.weight_keys(self.operator), self.program.inputs, strict=True):
             if key is None:
                 continue
-            for attempt in self.bench.attempts():
-                with attempt:
-                    there = self.bench.device.read(self.bench.weight_buffer(self.operator, key, spec.dtype), spec.nbytes)
+            there = self.bench.attempt(partial(self._weight_there, key, spec)).get()
             clean = convert(self.bench.model.weight(key), spec.dtype)
             differs = _differing(there, clean.tobytes(), clean.dtype.itemsize)
             if differs:

@@ -24,11 +24,11 @@ from tapml.diagnose.prefix import BUDGET, PrefixHybrid
 from tapml.errors import DeviceError, DeviceLost, RunError
 from tapml.generation import Stepper
 from tapml.kernels import Program
-from tapml.migrate.end_to_end import Answer, Reference
+from tapml.migrate.end_to_end import Answer, Reference, answer_of
 from tapml.migrate.hybrid import Hybrid
+from tapml.migrate.outcome import Lost, Ran, Refused
 from tapml.migrate.workbench import Workbench
 from tapml.tensors import HostArray
-from tapml.verdicts import Stage
 
 How = Literal["together", "one by one"]
 
@@ -95,16 +95,17 @@ class WholeModel:
     def together(self, names: frozenset[str], calls: int | None = None) -> Checked:
         """The real hybrid."""
         watched: _Watched | None = None
-        try:
-            for attempt in self._bench.attempts():
-                with attempt:
-                    hybrid = self._bench.hybrid()
-                    watched = _Watched(hybrid)
-                    if hybrid.offloaded != names:
-                        hybrid.offload({name: self._programs[name] for name in sorted(names)})
-                    answer = self._first(calls).check(watched)
-        except (DeviceError, DeviceLost) as error:
-            answer = _refused(error)
+
+        def check() -> Answer:
+            nonlocal watched
+            hybrid = self._bench.hybrid()
+            watched = _Watched(hybrid)
+            if hybrid.offloaded != names:
+                hybrid.offload({name: self._programs[name] for name in sorted(names)})
+            return self._first(calls).check(watched)
+
+        outcome = self._bench.attempt(check)
+        answer = outcome.value if isinstance(outcome, Ran) else answer_of(outcome)
         return self._checked("together", names, calls, answer, watched)
 
     def one_by_one(self, names: frozenset[str], calls: int | None = None) -> Checked:
@@ -113,8 +114,10 @@ class WholeModel:
         watched = _Watched(self.engine)
         try:
             answer = self._first(calls).check(watched)
-        except (DeviceError, DeviceLost) as error:
-            answer = _refused(error)
+        except DeviceError as error:
+            answer = answer_of(Refused(error))
+        except DeviceLost as error:
+            answer = answer_of(Lost(error))
         return self._checked("one by one", names, calls, answer, watched)
 
     def _first(self, calls: int | None) -> Reference:
@@ -151,10 +154,3 @@ class _Watched:
         for key in sorted(outputs):
             self._digest.update(outputs[key].reshape(-1).view("uint8").data)
         return outputs
-
-
-def _refused(error: DeviceError | DeviceLost) -> Answer:
-    if isinstance(error, DeviceLost):
-        return Answer("crash", "launch", None, None, None, f"the device was lost: {error}")
-    stage: Stage = "driver" if error.stage == "driver" else "launch"
-    return Answer("error", stage, None, None, None, str(error))

@@ -29,6 +29,7 @@ from tapml.carve.late import check_calls as carve_calls
 from tapml.carve.tolerance import LEAST, Comparison, compare, compound_bound, of_source
 from tapml.errors import WrongValue, is_confined, unexpected
 from tapml.generation import Call, DecoderShape, Stepper, decode_call, greedy, prefill_calls
+from tapml.migrate.outcome import Failed
 from tapml.tensors import FLOATS, HostArray, dtype_name
 from tapml.verdicts import STAGES, STATUSES, Stage, Status
 
@@ -57,6 +58,11 @@ class Answer:
         error, bound, source = (strict.maybe(strict.real, data, key) for key in ("error", "bound", "source_error"))
         stage: Stage | None = strict.maybe(strict.one_of, data, "stage", STAGES)
         return Answer(strict.one_of(data, "status", STATUSES), stage, error, bound, source, strict.text(data, "reason"))
+
+
+def answer_of(outcome: Failed) -> Answer:
+    """What a check says that the device broke off."""
+    return Answer(outcome.status, outcome.stage, None, None, None, outcome.text)
 
 
 class Reference:

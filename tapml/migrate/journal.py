@@ -149,7 +149,7 @@ class Journal:
             os.fsync(self._file.fileno())
         except OSError as error:
             what = "The disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"The disk failed ({error})"
-            self._broken = f"{what}: the journal {self.path} could not be continued. Make room and run again with --resume."
+            self._broken = f"{what}: the journal {self.path} could not be continued. Make room there."
             raise UnavailableError(self._broken) from error
 
     def close(self) -> None:

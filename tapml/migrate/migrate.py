@@ -32,7 +32,7 @@ from typing import Any
 from tapml.carve.folder import RunFolder
 from tapml.carve.layout import folder_name as folder_name
 from tapml.devices.interface import DeviceInfo
-from tapml.errors import DeviceError, DeviceLost, UnavailableError, UsageError, WrongValue, is_confined, nearest
+from tapml.errors import AnotherDevice, DeviceLost, UnavailableError, UsageError, WrongValue, is_confined, nearest
 from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.end_to_end import (
     Answer,
@@ -40,6 +40,7 @@ from tapml.migrate.end_to_end import (
     Oracle,
     PromptResult,
     Reference,
+    answer_of,
     broken_off,
     compare_example,
     compare_prompt,
@@ -48,6 +49,7 @@ from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject
 from tapml.migrate.journal import Journal
 from tapml.migrate.operator_test import OperatorTester
+from tapml.migrate.outcome import Ran
 from tapml.migrate.picture import keep_picture
 from tapml.migrate.plan import Step, move
 from tapml.migrate.programs import keep
@@ -55,7 +57,7 @@ from tapml.migrate.records import file_name, header_of, target_folder
 from tapml.migrate.share import Crew, Share, are_several
 from tapml.migrate.workbench import Progress
 from tapml.operators.graph import Operator
-from tapml.verdicts import Stage, Verdict, summary
+from tapml.verdicts import Verdict, summary
 
 MAX_TOKENS = 16
 
@@ -137,7 +139,7 @@ def migrate(
             try:
                 return _Migration(run, tester, journal, names, max_tokens, progress).carry_out(started)
             except UnavailableError as error:
-                if "--resume" not in str(error):
+                if not isinstance(error, AnotherDevice):
                     error.args = (f"{error} What was found is kept: go on with --resume.",)
                 raise
 
@@ -281,15 +283,9 @@ class _Migration:
         if key not in self.answers:
             if self.reference is None:
                 self.reference = Reference.of(self.run, self.source)
-            try:
-                for attempt in self.bench.attempts():
-                    with attempt:
-                        answer = self.reference.check(self._hybrid(names))
-            except DeviceLost as error:
-                answer = Answer("crash", "launch", None, None, None, f"the device was lost: {error}")
-            except DeviceError as error:
-                stage: Stage = "driver" if error.stage == "driver" else "launch"
-                answer = Answer("error", stage, None, None, None, str(error))
+            reference = self.reference
+            outcome = self.bench.attempt(lambda: reference.check(self._hybrid(names)))
+            answer = outcome.value if isinstance(outcome, Ran) else answer_of(outcome)
             self.journal.append({"record": "check", "set": key, "size": len(names), "answer": answer.to_json()})
             self.answers[key] = answer
         return self.answers[key]
@@ -316,14 +312,14 @@ class _Migration:
 
     def _compare_one(self, index: int, offloaded: frozenset[str], oracle: Oracle) -> PromptResult:
         run = self.run
-        for attempt in self.bench.attempts():
-            with attempt:
-                hybrid = self._hybrid(offloaded)
-                if run.decoder is None:
-                    result = compare_example(run, self.source, hybrid, index, oracle)
-                else:
-                    result = compare_prompt(run, self.source, hybrid, run.prompts[index], self.max_tokens, oracle)
-        return result
+
+        def compared() -> PromptResult:
+            hybrid = self._hybrid(offloaded)
+            if run.decoder is None:
+                return compare_example(run, self.source, hybrid, index, oracle)
+            return compare_prompt(run, self.source, hybrid, run.prompts[index], self.max_tokens, oracle)
+
+        return self.bench.attempt(compared).get()
 
     def _hybrid(self, names: frozenset[str]) -> Hybrid:
         hybrid = self.bench.hybrid()

@@ -45,13 +45,14 @@ import numpy as np
 from tapml.carve.case import Case
 from tapml.carve.folder import RunFolder
 from tapml.carve.tolerance import FEW, Comparison, Reference, of_source
-from tapml.errors import DeviceError, DeviceLost, UsageError, WrongValue, first_line, is_confined, nearest, unexpected
+from tapml.errors import UsageError, WrongValue, first_line, is_confined, nearest, unexpected
 from tapml.kernels import Program
 from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject
 from tapml.migrate.judging import ByStep, Coverage, at_step, judged, why_out_of_range, worse
 from tapml.migrate.model import Model
+from tapml.migrate.outcome import Attempted, Failed, Ran
 from tapml.migrate.picture import picture
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
@@ -176,7 +177,7 @@ class OperatorTester:
             known = self._by_kernels.get((operator.signature, program.digest))
             if known is not None:
                 reason = f"same kernels as {known.operator} and no weights, so the same verdict: {known.reason}"
-                return replace(known, operator=operator.name, reason=reason, seconds=0.0)
+                return replace(known, operator=operator.name, reason=reason, seconds=0.0, same_as=known.operator)
         trials: Iterator[Trial]
         if own or weightless:
             trials = (self._recorded(case) for case in cases)
@@ -208,41 +209,44 @@ class OperatorTester:
     def test_cumulative(self, progress: Progress | None = None) -> Iterator[Verdict]:
         """One verdict an operator: the worst of all calls of the first prompt (prefill and a few decode steps), or of the first
         example. Operators that do not compile stay on the source, and their verdict says why."""
-        self._compile(self.model.operators, progress)
-        programs: dict[str, Program] = {}
-        verdicts: dict[str, Verdict] = {}
-        for operator in self.model.operators:
-            program = self._program(operator)
-            if isinstance(program, Verdict):
-                verdicts[operator.name] = program
-            else:
-                programs[operator.name] = program
         named = self.model.named
+        programs, failures = self.bench.prepare(self.model.operators, progress)
+        self.bench.check_injection(self.model.operators)
+        verdicts: dict[str, Verdict] = {name: failure.verdict for name, failure in failures.items()}
         for name, refused in self.bench.refusals(programs).items():
-            verdicts[name] = self._refused(named[name], programs.pop(name), refused, time.monotonic())
+            verdicts[name] = self._failed(named[name], programs.pop(name), refused, time.monotonic())
         compounds = {name: (self.run.compound_error(name), self.run.compound_spread(name)) for name in programs}
         source = Hybrid(self.model)
         tell = self.bench.telling(progress)
-        while True:
+        course = _Course()
+
+        def from_the_start() -> None:
+            nonlocal course
             course = _Course()
+            self._side_by_side(source, programs, compounds, tell, course)
+
+        while True:
+            outcome: Attempted[None] | Exception
             try:
-                for attempt in self.bench.attempts():
-                    with attempt:
-                        course = _Course()
-                        self._side_by_side(source, programs, compounds, tell, course)
-                break
+                outcome = self.bench.attempt(from_the_start)
             except Exception as error:
-                # Values go up before the operator that reads them is under way.
-                suspects = error.suspects if isinstance(error, DeviceError) else ()
-                names = [name for name in suspects or (course.under_way,) if name in programs]
-                if not names or not (isinstance(error, DeviceError | DeviceLost) or is_confined(error)):
-                    raise
-                for name in names:
-                    operator, program = named[name], programs.pop(name)
-                    verdicts[name] = (
-                        self._refused(operator, program, error, course.started)
-                        if isinstance(error, DeviceError | DeviceLost) else self._broken_off(operator, error, course.started)
-                    )  # fmt: skip
+                outcome = error
+            if isinstance(outcome, Ran):
+                break
+            # Values go up before the operator that reads them is under way.
+            suspects = () if isinstance(outcome, Exception) else outcome.suspects
+            names = [name for name in suspects or (course.under_way,) if name in programs]
+            if isinstance(outcome, Exception):
+                if not names or not is_confined(outcome):
+                    raise outcome
+            elif not names:
+                outcome.get()
+            for name in names:
+                operator, program = named[name], programs.pop(name)
+                verdicts[name] = (
+                    self._broken_off(operator, outcome, course.started) if isinstance(outcome, Exception)
+                    else self._failed(operator, program, outcome, course.started)
+                )  # fmt: skip
         verdicts |= course.verdicts
         for name, words in course.refusals.items():
             before = verdicts[name]
@@ -312,20 +316,15 @@ class OperatorTester:
         count = 0
         coverage = Coverage()
         for trial in trials:
-            try:
-                for attempt in self.bench.attempts():
-                    with attempt:
-                        actual = self._run(operator, program, trial)
-                        found = _compare(actual, trial)
-                        what = f"{trial.name}{how}"
-                        verdict = self._verdict(operator, program, found, what, started, actual, trial.expected)
-                        coverage.add(found, trial.inputs, trial.references, self.model.bodies[operator.signature])
-                        if verdict.status != "pass":
-                            self._pictures[operator.name] = _picture(found, actual, trial)
-                            verdict = replace(self._again(operator, program, trial, verdict, actual), cases=count + 1)
+            outcome = self.bench.attempt(lambda t=trial: self._tried(operator, program, t, how, started))  # type: ignore[misc]
+            if isinstance(outcome, Ran):
+                found, verdict = outcome.value
+                coverage.add(found, trial.inputs, trial.references, self.model.bodies[operator.signature])
                 count += 1
-            except (DeviceError, DeviceLost) as error:
-                verdict = self._refused(operator, program, error, started)
+                if verdict.status != "pass":
+                    verdict = replace(verdict, cases=count)
+            else:
+                verdict = self._failed(operator, program, outcome, started)
             if trial.case is not None:
                 self._measured(verdict, trial.case.id, trial.case.prompt, trial.case.step, trial.case.graph)
             if verdict.status != "pass":
@@ -340,6 +339,18 @@ class OperatorTester:
         if hollow:
             return replace(worst, status="unchecked", reason=f"{hollow}; {worst.reason}")
         return worst
+
+    def _tried(
+        self, operator: Operator, program: Program, trial: Trial, how: str, started: float
+    ) -> tuple[list[Comparison], Verdict]:
+        """One trial, repeated where it fails."""
+        actual = self._run(operator, program, trial)
+        found = _compare(actual, trial)
+        verdict = self._verdict(operator, program, found, f"{trial.name}{how}", started, actual, trial.expected)
+        if verdict.status != "pass":
+            self._pictures[operator.name] = _picture(found, actual, trial)
+            verdict = self._again(operator, program, trial, verdict, actual)
+        return found, verdict
 
     def _measured(self, verdict: Verdict, case: str | None, prompt: int, step: int, graph: str) -> None:
         """Keeps the numbers of one call, which the verdict on it has."""
@@ -373,14 +384,9 @@ class OperatorTester:
         )
         return replace(first, status="flaky", reason=reason)
 
-    def _refused(
-        self, operator: Operator, program: Program, error: DeviceError | DeviceLost, started: float
-    ) -> Verdict:
+    def _failed(self, operator: Operator, program: Program, outcome: Failed, started: float) -> Verdict:
         """What the device said instead of an answer."""
-        if isinstance(error, DeviceLost):
-            return self._made(operator, program, "crash", "launch", f"the device was lost: {error}", started)
-        stage: Stage = "driver" if error.stage == "driver" else "launch"
-        return self._made(operator, program, "error", stage, str(error), started)
+        return self._made(operator, program, outcome.status, outcome.stage, outcome.text, started)
 
     def _broken_off(self, operator: Operator, error: Exception, started: float) -> Verdict:
         """The verdict after an error that nobody foresaw."""

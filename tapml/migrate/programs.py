@@ -31,7 +31,7 @@ def keep(folder: Path, program: Program) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(program.to_json(), separators=(",", ":")))
     except OSError as error:
-        raise UnavailableError(f"{path} cannot be written ({error.strerror}). Make room and run again with --resume.") from error
+        raise UnavailableError(f"{path} cannot be written ({error.strerror}). Make room there.") from error
 
 
 def kept(folder: Path, digest: str) -> Program | None:

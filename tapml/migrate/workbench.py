@@ -3,9 +3,8 @@
     with Workbench(run, "opencl") as bench:
         bench.compile(operators)
         program = bench.program(operator)          None where there is none: bench.failure(operator) is the verdict
-        for attempt in bench.attempts():           a lost device is opened anew; a lost connection also repeats the body
-            with attempt:
-                outputs = bench.run(operator, program, inputs, specs)
+        match bench.attempt(lambda: bench.run(operator, program, inputs, specs)):      see tapml.migrate.outcome
+            case Ran(outputs): ...
 
 Each signature is compiled once. An alteration (an injected fault, see `tapml.migrate.alteration`) is applied here, per
 operator, so that everybody runs the same operators. A device that is lost takes its weights, kernels and buffers along:
@@ -14,12 +13,10 @@ everything that came from `runner` or `hybrid()` before is void.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from tapml.carve.folder import RunFolder
 from tapml.compile.compiler import Compiler, Result
@@ -27,17 +24,20 @@ from tapml.devices.buffers import WeightCache
 from tapml.devices.interface import Device
 from tapml.devices.open import address_of, open_device, redacted
 from tapml.devices.runner import ProgramRunner
-from tapml.errors import ConnectionLost, DeviceError, DeviceLost, OutOfMemory, UnavailableError
+from tapml.errors import AnotherDevice, ConnectionLost, DeviceError, DeviceLost, OutOfMemory, UnavailableError
 from tapml.kernels import Program
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject, Injection, loaded
 from tapml.migrate.model import Model
+from tapml.migrate.outcome import Attempted, Failed, Lost, NotCompiled, Ran, Refused
 from tapml.operators.graph import Body, Operator
 from tapml.targets.parse import TargetChoice, parse
 from tapml.targets.resolve import resolve
 from tapml.targets.target import Target
 from tapml.tensors import HostArray, TensorSpec, as_read
 from tapml.verdicts import Verdict
+
+T = TypeVar("T")
 
 # A device may be lost this often before the work stops: every loss costs seconds, and a driver that dies at everything
 # will not do better at the next operator.
@@ -326,29 +326,38 @@ class Workbench:
             digest = f"{digest} {self.alteration.digest} {operator.name}"
         return self._uploaded.get(digest, dtype, lambda: array)
 
-    def refusals(self, programs: Mapping[str, Program]) -> dict[str, DeviceError | DeviceLost]:
+    def prepare(
+        self, operators: Sequence[Operator], progress: Progress | None = None
+    ) -> tuple[dict[str, Program], dict[str, NotCompiled]]:
+        """Compiles all of them: the programs by operator, and why the others have none."""
+        self.compile(operators, progress)
+        programs: dict[str, Program] = {}
+        failures: dict[str, NotCompiled] = {}
+        for operator in operators:
+            program = self.program(operator)
+            if program is None:
+                failures[operator.name] = NotCompiled(self.failure(operator))
+            else:
+                programs[operator.name] = program
+        return programs, failures
+
+    def refusals(self, programs: Mapping[str, Program]) -> dict[str, Failed]:
         """Operators that the device refuses before anything runs: their kernels, or their weights. It may say so later than at
         the operator itself, so it is asked one by one."""
-        said: dict[str, DeviceError | DeviceLost | None] = {}
-        found: dict[str, DeviceError | DeviceLost] = {}
+        loaded: dict[str, Attempted[None]] = {}
+        found: dict[str, Failed] = {}
         for name, program in programs.items():
-            if program.digest not in said:
-                said[program.digest] = self._refused(partial(self._load, program))
-            error = said[program.digest] or self._refused(partial(self._upload, name, program))
-            if error is not None:
-                found[name] = error
+            if program.digest not in loaded:
+                loaded[program.digest] = self.attempt(partial(self.load, program))
+            outcome = loaded[program.digest]
+            if isinstance(outcome, Ran):
+                outcome = self.attempt(partial(self._upload, name, program))
+            if not isinstance(outcome, Ran):
+                found[name] = outcome
         return found
 
-    def _refused(self, work: Callable[[], None]) -> DeviceError | DeviceLost | None:
-        try:
-            for attempt in self.attempts():
-                with attempt:
-                    work()
-        except (DeviceError, DeviceLost) as error:
-            return error
-        return None
-
-    def _load(self, program: Program) -> None:
+    def load(self, program: Program) -> None:
+        """Gives the device the kernels. A device across a connection tells only when it is waited for what it thinks of them."""
         self.runner.load(program)
         self.device.synchronize()
 
@@ -367,9 +376,9 @@ class Workbench:
 
     def trim(self) -> None:
         """Frees device memory that nobody uses."""
-        for attempt in self.attempts():
-            with suppress(DeviceLost), attempt:  # a device that was lost has nothing to free
-                self.runner.pool.trim()
+        outcome = self.attempt(lambda: self.runner.pool.trim())
+        if isinstance(outcome, Refused):  # a device that was lost has nothing to free
+            outcome.get()
 
     def telling(self, progress: Progress | None) -> Progress:
         """`progress`, which also tells the hub of a device across a connection what goes on."""
@@ -383,17 +392,39 @@ class Workbench:
 
         return tell
 
-    def attempts(self) -> Iterator[Attempts]:
-        """Attempts at work on the device, mostly one. The body of `with` is carried out again, with the device opened anew, when
-        it raises ConnectionLost, which says nothing about the work, and once when it raises OutOfMemory, since the device then
-        holds nothing else. So a body must be repeatable, and take what it needs from the bench each time.
+    def attempt(self, work: Callable[[], T]) -> Attempted[T]:
+        """Work on the device, mostly done once. It is done again, with the device opened anew, after ConnectionLost, which says
+        nothing about the work, and once after OutOfMemory, since the device then holds nothing else. So it must be repeatable,
+        and take what it needs from the bench each time.
 
-        DeviceLost passes on with the device opened anew; a device that begins anew `MOST_RESTARTS` times in the same body is lost
-        too. UnavailableError passes on when the device was lost too often or cannot be opened again, ConnectionLost when the
-        connection cannot be had again."""
-        attempts = Attempts(self)
-        while not attempts.over:
-            yield attempts
+        A device that is lost over it is opened anew and not tried again; one that begins anew `MOST_RESTARTS` times at the same
+        work is lost too. Raises UnavailableError when the device was lost too often or cannot be opened again, ConnectionLost
+        when the connection cannot be had again, and whatever else the work raises."""
+        restarts, emptied = 0, False
+        while True:
+            try:
+                return Ran(work())
+            except ConnectionLost as error:
+                if error.final:
+                    raise
+                restarts += error.restarted
+                if restarts >= MOST_RESTARTS:
+                    return self._lost(DeviceLost(
+                        f"it went away {restarts} times in a row while running this. The last time: {error}"))
+                self.reopen(error)
+            except OutOfMemory as error:
+                if emptied:
+                    return Refused(error)
+                self.reopen(error)
+                emptied = True
+            except DeviceError as error:
+                return Refused(error)
+            except DeviceLost as error:
+                return self._lost(error)
+
+    def _lost(self, error: DeviceLost) -> Lost:
+        self.reopen(error)
+        return Lost(error)
 
     def reopen(self, error: UnavailableError) -> None:
         """The device anew, after DeviceLost, ConnectionLost or OutOfMemory; everything that was on it is gone. Raises
@@ -419,38 +450,7 @@ class Workbench:
                 raise
             raise ConnectionLost(str(again), final=True) from error
         if target.key != self.target.key:
-            raise ConnectionLost(
+            raise AnotherDevice(
                 f"Device {self.device_name} came back as another one, {self.device.info.name}, with other limits or features. "
-                "Run again without --resume to work with that one.", final=True,
+                "Begin anew to work with that one."
             ) from error
-
-
-class Attempts:
-    """See `Workbench.attempts`. `over` says that no further attempt is due."""
-
-    def __init__(self, bench: Workbench) -> None:
-        self._bench = bench
-        self._restarts = 0
-        self._emptied = False
-        self.over = False
-
-    def __enter__(self) -> None:
-        self.over = True
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        if isinstance(error, ConnectionLost) and not error.final:
-            self._restarts += error.restarted
-            if self._restarts >= MOST_RESTARTS:
-                lost = DeviceLost(f"it went away {self._restarts} times in a row while running this. The last time: {error}")
-                self._bench.reopen(lost)
-                raise lost from error
-            self._bench.reopen(error)
-            self.over = False
-        elif isinstance(error, OutOfMemory) and not self._emptied:
-            self._bench.reopen(error)
-            self._emptied = True
-            self.over = False
-        elif isinstance(error, DeviceLost):
-            self._bench.reopen(error)
-        return not self.over
-

@@ -211,16 +211,19 @@ def test_attempts(run: FakeRun, devices: Callable[..., list[FaultyDevice]]) -> N
     with Workbench(run, "cpu") as bench:  # type: ignore[arg-type]
 
         def attempt(*errors: Exception | None) -> int:
-            """How often the body is begun when it raises these one after the other."""
+            """How often the work is begun when it raises these one after the other."""
             course = iter(errors)
             count = 0
-            for tried in bench.attempts():
-                with tried:
-                    count += 1
-                    error = next(course)
-                    if error is not None:
-                        raise error
-            return count
+
+            def work() -> int:
+                nonlocal count
+                count += 1
+                error = next(course)
+                if error is not None:
+                    raise error
+                return count
+
+            return bench.attempt(work).get()
 
         away, restarted, full = ConnectionLost("away"), ConnectionLost("anew", restarted=True), OutOfMemory("full")
         assert attempt(None) == 1 and len(opened) == 1

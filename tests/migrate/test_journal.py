@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -157,7 +158,7 @@ except UnavailableError as error:
 """
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     count, message = told.split(" ", 1)
-    assert "--resume" in message and int(count) > 10
+    assert "Make room there" in message and int(count) > 10
     with Journal.open(tmp_path / "migrate.jsonl", HEADER, resume=True) as journal:
         assert journal.replayed == [verdict(n) for n in range(int(count))]
 
@@ -170,3 +171,24 @@ def test_a_broken_journal_takes_no_more(tmp_path: Path) -> None:
             journal.append(verdict(0))
     journal.close()
     assert json.loads((tmp_path / "migrate.jsonl").read_text())["record"] == "header"
+
+
+def test_what_was_appended_is_on_disk_before_append_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that takes records and fails to keep them says so when it is waited for, and only then."""
+    path = tmp_path / "migrate.jsonl"
+    waited: list[int] = []
+
+    def fsync(descriptor: int) -> None:
+        waited.append(os.fstat(descriptor).st_size)
+        if len(waited) > 2:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with Journal.open(path, HEADER) as journal:
+        monkeypatch.setattr(os, "fsync", fsync)
+        for n in range(2):
+            journal.append(verdict(n))
+            assert waited[-1] == path.stat().st_size, "all of it was written when the disk was waited for"
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match=r"The disk failed .*Make room there"):
+                journal.append(verdict(2))
+    assert len(waited) == 3, "a journal that failed takes no more records"

@@ -26,7 +26,6 @@ from tapml.verdicts import Measure, Verdict, summary
 
 # A letter a status: the first of its word where that tells them apart. "." is no verdict, "r" the source's own recording.
 LETTERS = {"pass": "p", "fail": "f", "flaky": "l", "error": "e", "crash": "c", "unchecked": "u", "skipped": "s"}
-SAME_KERNELS = "same kernels as "
 
 # How many cells all error maps of a side may have together.
 MOST_CELLS = 800_000
@@ -121,7 +120,7 @@ def _sheet(side: Side, sheet: Sheet, shared: Shared) -> dict[str, Any]:
         "reason": column(lambda v: shared.strings[v.reason]),
         "program": column(lambda v: _program(side, v, shared)),
         "cases": column(lambda v: v.cases),
-        "same_as": column(lambda v: shared.operators.get(_same_as(v))),
+        "same_as": column(lambda v: None if v.same_as is None else shared.operators.get(v.same_as)),
         **_excluded([(0, 0) if v is None else (v.excluded, v.elements) for v in verdicts]),
         "measures": _columns(measures, shared if side.number == 0 else None, shared.operators),
     }
@@ -141,11 +140,6 @@ def pictures(side: Side, shared: Shared) -> dict[str, Any]:
             found[str(shared.operators[verdict.operator])] = {k: v for k, v in drawn.items() if k not in ("operator", "kernel")}
             left -= size
     return found
-
-
-def _same_as(verdict: Verdict) -> str:
-    """The operator whose measured calls stand for this one: it runs the same kernels, and neither has weights. "" for none."""
-    return verdict.reason.removeprefix(SAME_KERNELS).partition(" ")[0] if verdict.reason.startswith(SAME_KERNELS) else ""
 
 
 def _program(side: Side, verdict: Verdict, shared: Shared) -> int | None:
