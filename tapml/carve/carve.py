@@ -118,7 +118,7 @@ def carve(
         with clock.stage("compare"):
             compared = job.compare(model, recording)
             warnings = [
-                *model.notes, *source_prompts.unused_inputs(model, prompts),
+                *model.notes, *job.exported.notes, *source_prompts.unused_inputs(model, prompts),
                 *cautions.weight_cautions(model, job.exported), *cautions.nothing_to_move(operators),
                 *cautions.answer_cautions(executor, job.exported.graphs, operators, bodies, model.dtype),
             ]

@@ -323,6 +323,11 @@ def _settle_module(
     far = _outputs_apart(got, wanted, allowed)
     if far <= limit:
         return far, dtype
+    if exported.notes:
+        raise ModelError(
+            f"The exported graph does not compute what {type(model.module).__name__} itself computes: its outputs are {far:.2g} "
+            f"apart (rounding is below {limit:g}). In this model {exported.notes[0]}. Give inputs that do."
+        )
     seen: list[tuple[str, torch.Tensor | None, torch.Tensor]] = []
     module.outputs(inputs, lambda path, given, made: seen.append((path, given, made)))
     weights = exported.tensors if module.dtype is None else _weights(exported, module)
@@ -412,6 +417,8 @@ def _outputs_apart(got: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.T
     worst = 0.0
     for key, value in wanted.items():
         other = got[key].cpu()
+        if other.shape != value.shape:
+            return float("inf")
         if not value.is_floating_point():
             differ = float((other != value).double().mean()) if value.numel() else 0.0
             worst = max(worst, float("inf") if differ > integers else 0.0)

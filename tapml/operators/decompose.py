@@ -21,6 +21,7 @@ from tapml.operators.execute import Slot, filled
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.graph import Body, Graph, Node, rename
 from tapml.operators.overload import named_dtype
+from tapml.operators.own_decompositions import OWN
 from tapml.operators.to_fx import argument, function
 from tapml.tensors import TensorSpec
 
@@ -126,7 +127,7 @@ def _table(program: Any, target: str, known: Callable[[str], bool]) -> dict[Any,
     found: dict[Any, Callable[..., Any]] = {}
     for fx in program.graph.nodes:
         if isinstance(fx.target, torch._ops.OpOverload) and not known(fx.target.__name__):
-            parts = core[fx.target] if fx.target in core else more.get(fx.target)
+            parts = OWN.get(fx.target) or (core[fx.target] if fx.target in core else more.get(fx.target))
             if parts is not None:
                 found[fx.target] = parts
     return found

@@ -27,11 +27,12 @@ import ml_dtypes
 import numpy as np
 import torch
 
+from tapml.errors import ModelError
 from tapml.operators.carried import as_complex
 from tapml.operators.graph import Body, Graph, Node, Operator, renamed
 from tapml.operators.loops import loop
 from tapml.operators.overload import literal, marked, named_dtype, overload, values_of
-from tapml.operators.stays import in_own_dtype, is_random
+from tapml.operators.stays import SIZED, in_own_dtype, is_random, word_of_target
 from tapml.tensors import FLOATS, HostArray, TensorSpec
 
 Tensors = Sequence[torch.Tensor]
@@ -379,7 +380,36 @@ def _function_of(node: Node) -> Callable[..., Any]:
     if (repeated := loop(node.target)) is not None:
         return repeated
     found: Callable[..., Any] = overload("aten.reshape.default" if node.target in _AS_RESHAPE else node.target)
-    return found
+    return _as_large(found, node) if word_of_target(node.target) in SIZED else found
+
+
+def _as_large(function: Callable[..., Any], node: Node) -> Callable[..., Any]:
+    """The function with results of the node's sizes, whatever data it gets: what is more is cut off, what is missing is zero.
+    Raises ModelError for packed sequences of other lengths, of which that would make none."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        made = function(*args, **kwargs)
+        several = made if isinstance(made, tuple) else (made,)
+        fitted = tuple(
+            _fitted(t, spec.shape) if isinstance(t, torch.Tensor) else t for t, spec in zip(several, node.outputs, strict=True)
+        )
+        if "pack" in node.target and any(a is not b for a, b in zip(several, fitted, strict=True)):
+            raise ModelError(
+                f"{node.target} gives other sizes than when the model was carved: its sequences have other lengths. A run has "
+                "the sizes of its example inputs; carve the model again with these."
+            )
+        return fitted if isinstance(made, tuple) else fitted[0]
+
+    return run
+
+
+def _fitted(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    if tuple(tensor.shape) == shape or tensor.dim() != len(shape):
+        return tensor
+    made = tensor.new_zeros(shape)
+    common = tuple(slice(min(a, b)) for a, b in zip(tensor.shape, shape, strict=True))
+    made[common] = tensor[common]
+    return made
 
 
 def _frees(reads: Sequence[Sequence[int]], keep: set[int]) -> list[list[int]]:

@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 from tapml.errors import ModelError
 from tapml.operators.carried import carried, decoded, encoded
 from tapml.operators.control_flow import higher_order, written_out
+from tapml.operators.counted import RULES, Call
 from tapml.operators.graph import Body, Graph, Node, Placeholder, Role, renamed
 from tapml.operators.loops import TARGETS
 from tapml.operators.normalise import normalise
@@ -80,7 +81,8 @@ def graph_from_exported(
 
 class _Reader:
     """One reading of one program. `values` maps names of fx nodes to names of graph values: dropped nodes to what
-    they equal, and inputs that are None to None. `within` has the specs of those that only the source has."""
+    they equal, and inputs that are None to None. `within` has the specs of those that only the source has, `parts` the names of
+    several results that are values of their own."""
 
     def __init__(
         self,
@@ -105,6 +107,7 @@ class _Reader:
         self.weights: dict[str, torch.Tensor] = {}
         self.nodes: list[Node] = []
         self.within: dict[str, TensorSpec] = {}
+        self.parts: dict[str, list[str]] = {}
         self.draws = 0
 
     def read(self) -> tuple[Graph, dict[str, torch.Tensor]]:
@@ -205,6 +208,8 @@ class _Reader:
             self._read_resize(fx)
             return
         specs = tuple(self._spec(fx, v) for v in val) if isinstance(val, list | tuple) else (self._spec(fx, val),)
+        if str(fx.target) in RULES and self._read_counted(fx, specs):
+            return
         if isinstance(val, list | tuple) and len(val) == 1:
             self._read_single(fx, word, specs[0])
             return
@@ -279,8 +284,41 @@ class _Reader:
             value = part(2, "aten.cat.default", ([value, zeros],), {}, wanted)
         self._append(fx, "aten.view.default", (value, list(after.shape)), {}, (after,))
 
+    def _read_counted(self, fx: Any, outputs: tuple[TensorSpec, ...]) -> bool:
+        """A call whose result is as large as the data say, where there is a way to write it with a size that is known."""
+        if any(node.name in self.within for node in fx.all_input_nodes):
+            return False
+        specs: dict[str, TensorSpec] = {}
+
+        def refer(argument: Any) -> Any:
+            if isinstance(argument, torch.fx.Node):
+                reference = self._argument(fx, argument)
+                specs[reference["ref"]] = self._spec(argument, argument.meta["val"])
+                return reference
+            return [refer(a) for a in argument] if isinstance(argument, list | tuple) else self._argument(fx, argument)
+
+        def make(target: str, args: tuple[Any, ...], kwargs: dict[str, Any], spec: TensorSpec) -> dict[str, str]:
+            name = f"{fx.name}_part{len(self.nodes)}"
+            self.nodes.append(Node(name, target, args, kwargs, (spec,), self._module(fx), _line(fx)))
+            specs[name] = spec
+            return {"ref": name}
+
+        args = tuple(refer(a) for a in fx.args)
+        kwargs = {key: value for key, argument in fx.kwargs.items() if (value := refer(argument)) is not None}
+        made = RULES[str(fx.target)](Call(args, kwargs, outputs, lambda reference: specs[reference["ref"]], make))
+        if made is None:
+            return False
+        if isinstance(made, list):
+            self.parts[fx.name] = [reference["ref"] for reference in made]
+        else:
+            self.values[fx.name] = made["ref"]
+        return True
+
     def _read_getitem(self, fx: Any) -> None:
         whole, index = fx.args
+        if whole.name in self.parts:
+            self.values[fx.name] = self.parts[whole.name][index]
+            return
         if len(whole.meta["val"]) == 1:
             self._same(fx, whole)
             return

@@ -1,5 +1,5 @@
-"""Rewrites of a graph that keep every value bit for bit: static shapes, an RMS norm's eps, no no-op views, nothing empty put
-beside something, no equal nodes, no dead nodes.
+"""Rewrites of a graph that keep every value bit for bit: static shapes, an RMS norm's eps, no no-op views, nothing empty
+computed, written or put beside something, no equal nodes, no dead nodes.
 
 Works on plain data, without torch. `tapml.operators.from_fx` calls `normalise` on what it read; the result is what the cutter
 sees.
@@ -34,6 +34,11 @@ _PYTHON_NAMES = {
 }
 _SAME_IF_SAME_SHAPE = (*_RESHAPES, "aten.expand.default", "aten.slice.Tensor")
 
+# Write into their first argument where their index says: the third argument, or for index_put any of the second.
+_WRITES = ("index_put", "index_add", "index_copy", "index_fill", "index_reduce", "scatter", "scatter_add", "scatter_reduce")
+
+_TAKES = ("index", "index_select", "gather", "take", "embedding")
+
 
 def normalise(graph: Graph) -> Graph:
     """The same graph with `-1` sizes and open slice ends written out, reshapes all written as view, constants as full, parts of
@@ -53,7 +58,7 @@ def normalise(graph: Graph) -> Graph:
             node = _part(node, whole[node.args[0]["ref"]])
         else:
             node = replace(node, args=tuple(rename(list(node.args), names)), kwargs=rename(node.kwargs, names))
-        node = _static(node, specs)
+        node = _of_one_number(_static(node, specs), kept)
         same = _same(node, specs)
         if same is not None:
             names[node.name] = same
@@ -114,10 +119,21 @@ def _same(node: Node, specs: dict[str, TensorSpec]) -> str | None:
         return str(node.args[0]["ref"])
     if node.target == "aten.cat.default" and len(node.args[0]) == 1:
         return str(node.args[0][0]["ref"])
+    if _word(node) in _WRITES and specs[node.args[0]["ref"]] == node.outputs[0] and _writes_nothing(node, specs):
+        return str(node.args[0]["ref"])
     return None
 
 
+def _writes_nothing(node: Node, specs: dict[str, TensorSpec]) -> bool:
+    """Whether the places that a node writes to are none."""
+    where = node.args[1] if _word(node) == "index_put" else [node.args[2]]
+    return any(index is not None and 0 in specs[index["ref"]].shape for index in where)
+
+
 def _static(node: Node, specs: dict[str, TensorSpec]) -> Node:
+    if len(node.outputs) == 1 and 0 in node.outputs[0].shape and node.outputs[0].dtype not in CARRIED_AS:
+        spec = node.outputs[0]  # no element, whatever they would be
+        return replace(node, target="aten.full.default", args=(list(spec.shape), 0), kwargs={"dtype": {"dtype": spec.dtype}})
     if node.target in _RESHAPES:
         return replace(node, target="aten.view.default", args=(node.args[0], list(node.outputs[0].shape)))
     if node.target == "aten.expand.default":
@@ -150,6 +166,17 @@ def _static(node: Node, specs: dict[str, TensorSpec]) -> Node:
         start, end = _index(start, size, 0), _index(end, size, size)
         return replace(node, args=(node.args[0], dim % len(specs[node.args[0]["ref"]].shape), start, end, step), kwargs={})
     return node
+
+
+def _of_one_number(node: Node, kept: dict[str, Node]) -> Node:
+    """What is taken out of a tensor whose elements are all one number is such a tensor."""
+    source = kept.get(node.args[0]["ref"]) if _word(node) in _TAKES and isinstance(node.args[0], dict) else None
+    if source is None or source.target != "aten.full.default" or 0 in source.outputs[0].shape:
+        return node
+    spec = node.outputs[0]
+    return replace(
+        node, target="aten.full.default", args=(list(spec.shape), source.args[1]), kwargs={"dtype": {"dtype": spec.dtype}}
+    )
 
 
 def rms_norm_eps(dtype: str) -> float:

@@ -14,11 +14,15 @@ from tapml.tensors import CARRIED_AS, COMPLEX, TensorSpec
 # Layers that PyTorch runs in one call, step after step.
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 
+# Calls whose result is as large as the data say, and that `tapml.operators.counted` does not write in another way.
+SIZED = ("_unique", "_unique2", "unique_dim", "unique_consecutive", "_pack_padded_sequence", "_pad_packed_sequence")
+
 REASONS = {
     "complex": "it computes with complex numbers, which no target has",
     "bits": "it reads the bits of numbers as another dtype",
     "random": "it draws random numbers (here with a fixed seed, so that runs agree)",
     "loop": "it repeats a part of the model in one call ({word})",
+    "size": "the size of what it gives depends on the data ({word})",
     "recurrent": "it is a recurrent layer in one call, which no target has",
 }
 _OTHER = "it computes in {dtypes}, which no target has"
@@ -31,7 +35,7 @@ def why_it_stays(body: Body) -> str:
     others = sorted({spec.dtype for node in body.nodes for spec in node.outputs if spec.dtype in CARRIED_AS})
     if sort == "bits" and others:
         return _OTHER.format(dtypes=" and ".join(others))
-    return REASONS.get(sort, "").format(word=_word(body.nodes[sorts.index(sort)]) if sort else "")
+    return REASONS.get(sort, "").format(word=word_of_target(body.nodes[sorts.index(sort)].target) if sort else "")
 
 
 def sort_of_stay(node: Node, reads: tuple[TensorSpec, ...]) -> str:
@@ -45,7 +49,9 @@ def sort_of_stay(node: Node, reads: tuple[TensorSpec, ...]) -> str:
         return "bits"
     if node.target.startswith("loops."):
         return "loop"
-    return "recurrent" if _word(node) in RECURRENT else ""
+    if word_of_target(node.target) in SIZED:
+        return "size"
+    return "recurrent" if word_of_target(node.target) in RECURRENT else ""
 
 
 def is_random(node: Node) -> bool:
@@ -59,5 +65,6 @@ def in_own_dtype(node: Node, reads: tuple[TensorSpec, ...]) -> bool:
     return sort_of_stay(node, reads) in ("bits", "random")
 
 
-def _word(node: Node) -> str:
-    return node.target.split(".")[1] if "." in node.target else node.target
+def word_of_target(target: str) -> str:
+    """"add" for aten.add.Tensor."""
+    return target.split(".")[1] if "." in target else target

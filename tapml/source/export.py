@@ -34,8 +34,8 @@ from tapml.tensors import TensorSpec
 class Exported:
     """`tensors` holds the weights by the keys that the graphs use, each once however many graphs and names it has. `states` has a
     spec a state; each starts as zeros, or as the tensor in `initial` if it is there. `decoder` is None for a module that is no
-    decoder; `examples` then holds its example inputs by the keys of the graph's inputs. All tensors have the form in which
-    operators hand them on (`tapml.operators.carried`)."""
+    decoder; `examples` then holds its example inputs by the keys of the graph's inputs, and `notes` what these fixed. All tensors
+    have the form in which operators hand them on (`tapml.operators.carried`)."""
 
     graphs: tuple[Graph, ...]
     tensors: dict[str, torch.Tensor]
@@ -43,6 +43,7 @@ class Exported:
     initial: dict[str, torch.Tensor]
     decoder: DecoderShape | None
     examples: dict[str, torch.Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def export(model: LoadedModel, *, chunk: int = 64, max_len: int = 256) -> Exported:
@@ -182,9 +183,10 @@ def _export_module(model: LoadedModel) -> Exported:
         ) from error
     if not outputs:
         raise ModelError(f"{model.name} returns no tensors, so there is nothing to compare.")
-    program = trace(wrapper, inputs)
+    notes: list[str] = []
+    program = trace(wrapper, inputs, notes)
     keys = tuple(_path_name(path) for path, _ in pytree.tree_flatten_with_path(inputs)[0])
     graph, tensors = graph_from_exported("forward", program, wrapper, keys, tuple(outputs), strip_prefix=MODEL)
     states = {p.key: p.spec for p in graph.states}
     initial = {key: carried(before[key]) for key in states}
-    return Exported((graph,), tensors, states, initial, None, examples)
+    return Exported((graph,), tensors, states, initial, None, examples, tuple(notes))

@@ -48,7 +48,7 @@ def unrolled(module: torch.nn.Module) -> Iterator[None]:
 
 def _layer(part: Any, input: Any, hx: Any = None) -> Any:
     if not isinstance(input, torch.Tensor):
-        return type(part).forward(part, input, hx)
+        return type(part).forward(part, input, _packed_zeros(part, input) if hx is None else hx)
     batched = input.dim() == 3
     x = input if batched else input.unsqueeze(1)
     if batched and part.batch_first:
@@ -81,6 +81,14 @@ def _layer(part: Any, input: Any, hx: Any = None) -> Any:
 def _zeros(part: Any, x: torch.Tensor) -> State:
     sizes = [part.proj_size or part.hidden_size] + ([part.hidden_size] if part.mode == "LSTM" else [])
     return tuple(x.new_zeros((x.shape[1], size)) for size in sizes)
+
+
+def _packed_zeros(part: Any, input: Any) -> Any:
+    """The first state for a packed sequence. The layer's own code takes a size from a tensor in a way that no trace knows."""
+    sizes = [part.proj_size or part.hidden_size] + ([part.hidden_size] if part.mode == "LSTM" else [])
+    layers, batch = part.num_layers * (2 if part.bidirectional else 1), int(input.batch_sizes[0])
+    made = tuple(input.data.new_zeros((layers, batch, size)) for size in sizes)
+    return made if part.mode == "LSTM" else made[0]
 
 
 def _run(part: Any, name: str, x: torch.Tensor, state: State, backwards: bool) -> tuple[torch.Tensor, State]:

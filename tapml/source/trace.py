@@ -2,6 +2,8 @@
 
     program = trace(module, kwargs)         an ExportedProgram of functional ATen, which keeps linear, silu, attention, … whole,
                                             and has pairs of real numbers for complex ones (`tapml.source.pairs`)
+    program = trace(module, kwargs, notes)  the same, with the sizes of the example where sizes depend on data
+                                            (`tapml.source.by_example`)
 
 `torch.export.export(…).run_decompositions({})` traces a model, then traces the result again to make it functional: 14 s for
 SmolLM2. The first trace can be functional itself, which takes 5 s with the garbage collector held off. The parts of torch that
@@ -16,7 +18,7 @@ import logging
 import re
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,37 +26,66 @@ from typing import Any
 import torch
 
 from tapml.errors import ModelError
+from tapml.source.by_example import by_example, depends_on_data, gave_up_on_data, is_machinery
 from tapml.source.messages import first_line
 from tapml.source.pairs import in_pairs
 from tapml.source.recurrent import unrolled
 
 _OPERATOR = re.compile(r"\baten[.:]+(\w+)(?:\.(\w+))?")
+# Calls that depend on data, in a note.
+_LISTED = 3
 _ADVICE = "Replace it with something whose shape and course do not depend on the data."
 
 
-def trace(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> torch.export.ExportedProgram:
-    """Exports a module called with keyword arguments; all shapes are those of the example. Weights are not copied. Raises
-    ModelError, naming the operator and the line of the model's code, when it does not export."""
-    from torch.export._trace import _export
-    from torch.export.exported_program import _override_composite_implicit_decomp, _split_decomp_table_to_cia_and_python_decomp
-    from torch.fx._lazy_graph_module import _use_lazy_graph_module
-
-    keep_whole, _ = _split_decomp_table_to_cia_and_python_decomp({})
+def trace(module: torch.nn.Module, kwargs: Mapping[str, Any], notes: list[str] | None = None) -> torch.export.ExportedProgram:
+    """Exports a module called with keyword arguments; all shapes are those of the example. Weights are not copied. Where sizes
+    or the course depend on the data, a caller that gives `notes` gets a program of those that the example gives, and a note that
+    says so. Raises ModelError, naming the operator and the line of the model's code, when it does not export."""
     try:
-        with (
-            warnings.catch_warnings(), _no_gradients(module), _no_collection(), _no_records(), _use_lazy_graph_module(True),
-            unrolled(module),
-            _override_composite_implicit_decomp(keep_whole),
-        ):
-            warnings.simplefilter("ignore")
-            program = _export(module, (), dict(kwargs), strict=False, pre_dispatch=False)
-            in_pairs(program)
+        program = _traced(module, kwargs)
+        if notes is None or not depends_on_data(program):
             return program
     except ModelError:
         raise
     except Exception as error:
         # A model's own code can raise anything, and torch wraps it in many ways.
+        if notes is None or not gave_up_on_data(_chain(error)):
+            raise ModelError(_explain(error)) from error
+    try:
+        with by_example() as seen:
+            program = _traced(module, kwargs)
+    except ModelError:
+        raise
+    except Exception as error:
         raise ModelError(_explain(error)) from error
+    notes.append(_fixed(seen))
+    return program
+
+
+def _fixed(seen: Iterable[tuple[str, str]]) -> str:
+    calls = [f"{word} at {place}" if place else word for word, place in seen]
+    listed = ", ".join(calls[:_LISTED]) + (f" and {len(calls) - _LISTED} more" if len(calls) > _LISTED else "")
+    return (
+        f"sizes or the course depend on the data ({listed}); the run has those that the example inputs give, and is right for "
+        "inputs that give the same"
+    )
+
+
+def _traced(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> torch.export.ExportedProgram:
+    from torch.export._trace import _export
+    from torch.export.exported_program import _override_composite_implicit_decomp, _split_decomp_table_to_cia_and_python_decomp
+    from torch.fx._lazy_graph_module import _use_lazy_graph_module
+
+    keep_whole, _ = _split_decomp_table_to_cia_and_python_decomp({})
+    with (
+        warnings.catch_warnings(), _no_gradients(module), _no_collection(), _no_records(), _use_lazy_graph_module(True),
+        unrolled(module),
+        _override_composite_implicit_decomp(keep_whole),
+    ):
+        warnings.simplefilter("ignore")
+        program = _export(module, (), dict(kwargs), strict=False, pre_dispatch=False)
+        in_pairs(program)
+        return program
 
 
 @contextmanager
@@ -85,19 +116,23 @@ def _no_collection() -> Iterator[None]:
 
 @contextmanager
 def _no_records() -> Iterator[None]:
-    """Torch describes each step of a trace to this logger in detail, as soon as anyone listens to all loggers."""
-    logger = logging.getLogger("torch.__trace")
-    was, logger.disabled = logger.disabled, True
+    """Torch describes each step of a trace to the first logger in detail, as soon as anyone listens to all loggers, and warns
+    through the second of symbols that a program of numbers has no use for."""
+    loggers = [logging.getLogger(name) for name in ("torch.__trace", "torch.fx.experimental.symbolic_shapes")]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
     try:
         yield
     finally:
-        logger.disabled = was
+        for logger, was in zip(loggers, before, strict=True):
+            logger.disabled = was
 
 
 def _explain(error: BaseException) -> str:
     """One line: which operator, at which line of the model's code, and why."""
     frames = [frame for one in _chain(error) for frame in traceback.extract_tb(one.__traceback__)]
-    own = [frame for frame in frames if not _is_machinery(frame.filename)]
+    own = [frame for frame in frames if not is_machinery(frame.filename)]
     message = " ".join(str(one) for one in _chain(error))
     named = next((f"aten.{m[1]}" + (f".{m[2]}" if m[2] else "") for m in _OPERATOR.finditer(message)), None)
     operator = named or _operator_under_way(error)
@@ -123,7 +158,7 @@ def _operator_under_way(error: BaseException) -> str | None:
                 found = str(function)
             elif hasattr(function, "__objclass__"):
                 found = f"{_plain(function.__objclass__)}.{function.__name__}"
-            machinery = _is_machinery(frame.f_code.co_filename)
+            machinery = is_machinery(frame.f_code.co_filename)
             if inside and machinery and "self" in frame.f_locals:
                 called = f"{_plain(type(frame.f_locals['self']))}.{frame.f_code.co_name}"
             inside = not machinery
@@ -143,11 +178,3 @@ def _chain(error: BaseException) -> list[BaseException]:
     while (cause := found[-1].__cause__ or found[-1].__context__) is not None and cause not in found:
         found.append(cause)
     return found
-
-
-def _is_machinery(file: str) -> bool:
-    """Frames of torch, of transformers' plumbing and of this package: not where a model computes."""
-    parts = Path(file).parts
-    if "transformers" in parts:
-        return "models" not in parts
-    return "torch" in parts or file.startswith("<") or Path(file).parent == Path(__file__).parent or "contextlib.py" in parts

@@ -20,7 +20,7 @@ from tapml.errors import ModelError
 from tapml.operators.cut import cut
 from tapml.operators.execute import GraphExecutor, host_from_tensor
 from tapml.operators.stays import why_it_stays
-from tapml.source.export import Exported, export
+from tapml.source.export import Exported, export, flat_outputs
 from tapml.source.load import load
 from tapml.source.model import LoadedModel
 from tests import models
@@ -202,6 +202,69 @@ def test_a_long_scan_is_one_call_that_stays() -> None:
     exported, executor, stay = cut_up(model)
     assert [why for _, why in stay] == ["it repeats a part of the model in one call (scan)"] and len(executor.operators) < 8
     torch.testing.assert_close(outputs(executor, exported)["output"], answer(model), rtol=1e-5, atol=1e-6)
+
+
+def assigned(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[x > 0] = x[x > 0] * 2
+    y[1:, x[0] > 0] = 7.0
+    return y
+
+
+def experts(x: Tensor) -> Tensor:
+    """Each takes the rows that chose it; nobody chose the last."""
+    shares, chosen = x.softmax(-1).topk(2, -1)
+    made = torch.zeros_like(x)
+    for number in range(5):
+        rows, place = torch.where(chosen == number)
+        made.index_add_(0, rows, (x[rows] * number).sin() * shares[rows, place, None])
+    return made
+
+
+# By what their sizes or their course depend on the data.
+SIZES: dict[str, Callable[[Tensor], Any]] = {
+    "index": lambda x: (x[x[:, 0] > 0], x[x > 0], x[:, x[0] > 0, None], x[0] if x[0, 0] > 99 else x[1]),
+    "nonzero": lambda x: (x.nonzero(), torch.argwhere(x > 0), torch.where(x > 9), (x[0, 0] < 9).nonzero()),
+    "masked_select": lambda x: (torch.masked_select(x, x[:, :1] > 0), torch.masked_select(x[0], x > 0.1)),
+    "unique": lambda x: (torch.unique(x > 0, return_inverse=True), torch.unique_consecutive(x[:, 0] > 0)),
+    "repeat_interleave": lambda x: (
+        x.repeat_interleave((x[:, 0] > 0).long() + 1, 0), torch.repeat_interleave((x[0] > 0).int()),
+        x.repeat_interleave((x[0, :1] > 9).long() + 2)),
+    "bincount": lambda x: (torch.bincount((x[0] > 0).int(), x[0], 4), torch.bincount((x > 0).flatten().long())),
+    "one_hot": lambda x: torch.nn.functional.one_hot((x[:, 0] > 0).long()),
+    "item": lambda x: (x[: int(x.abs().max()) + 1], x.split([int((x[:, 0] > 0).sum()), int((x[:, 0] <= 0).sum())])),
+    "equal": lambda x: x + 1 if torch.equal(x, x * 1) and torch.allclose(x, x + 1e-9) else x,
+    "assigned": assigned,
+    "experts": experts,
+}
+
+
+class Sized(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {key: function(self.linear(x)) for key, function in SIZES.items()}
+
+
+def test_sizes_that_depend_on_the_data_are_those_of_the_example() -> None:
+    torch.manual_seed(0)
+    model = load(Sized().eval(), example_inputs=(torch.randn(6, 4),))
+    exported, executor, stay = cut_up(model)
+    assert [why for _, why in stay] == [
+        f"the size of what it gives depends on the data ({word})" for word in ("_unique2", "unique_consecutive")]
+    agrees(model, exported)
+    torch.testing.assert_close(outputs(executor, exported), flat_outputs(answer(model)), rtol=1e-5, atol=1e-6)
+    empty = {n.target for n in exported.graphs[0].nodes if len(n.outputs) == 1 and 0 in n.outputs[0].shape}
+    assert empty == {"aten.full.default"}, "nothing is computed of no element"
+    (note,) = exported.notes
+    line = next(k for k, text in enumerate(Path(__file__).read_text().splitlines(), 1) if '"index": lambda' in text)
+    assert f"index at test_stays.py:{line}, item at test_stays.py:{line}, nonzero at test_stays.py:{line + 1} and" in note
+    other = {"x": torch.randn(6, 4, generator=torch.Generator().manual_seed(3))}
+    executor.step_tensors("forward", other)  # other numbers, and no error
+    with pytest.raises(ModelError, match="does not compute what Sized itself computes"):
+        compare_module(model, exported, [{key: host_from_tensor(t) for key, t in other.items()}])
 
 
 def test_a_run_says_what_stays_and_records_the_rest(tmp_path: Path) -> None:

@@ -33,9 +33,7 @@ def conv_net():
 
 class Gate(torch.nn.Module):
     def forward(self, x):
-        if x.sum() > 0:
-            return x * 2
-        return x
+        return x * float(x.detach().numpy().sum())
 
 
 def by_the_data():

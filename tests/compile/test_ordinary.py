@@ -148,6 +148,8 @@ CASES: dict[str, Callable[[], Made]] = {
     "rest of negatives": lambda: call("aten.remainder.Scalar", ints(9, low=-9, high=9).int(), 4),
     "softmax of nothing": lambda: call("aten._safe_softmax.default", NOTHING, -1),
     "gelu far out": lambda: call("aten.gelu.default", torch.tensor([-INF, INF, NAN, -1e5, 1e5, -4.0, 4.0, -3.99])),
+    **{f"the first {count} of what is not zero": lambda count=count: call(  # type: ignore[misc]
+        "aten.nonzero_static.default", X > 0, size=count) for count in (10, 40)},
     "take": lambda: call("aten.take.default", X, torch.tensor([3, -1, 40])),
 }
 

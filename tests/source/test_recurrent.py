@@ -13,6 +13,7 @@ from tapml.carve.carve import carve
 from tapml.errors import ModelError
 from tapml.operators.cut import cut
 from tapml.operators.execute import GraphExecutor
+from tapml.operators.stays import sort_of_stay
 from tapml.source.export import export, flat_outputs
 from tapml.source.load import load
 from tapml.source.recurrent import MOST_STEPS, unrolled
@@ -91,10 +92,13 @@ def test_a_model_with_them_moves(tmp_path: Path) -> None:
 class Packed(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.rnn = torch.nn.LSTM(5, 6)
+        self.rnn = torch.nn.LSTM(5, 6, bidirectional=True)
+        self.after = torch.nn.GRU(12, 4)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.rnn(torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 2])))[1][0]
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+        whole, (last, _) = self.rnn(packed)
+        return *torch.nn.utils.rnn.pad_packed_sequence(self.after(whole)[0]), last
 
 
 def test_steps_share_their_kernels(tmp_path: Path) -> None:
@@ -134,6 +138,17 @@ def test_what_is_not_written_out_is_one_call(module: torch.nn.Module, steps: int
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_packed_sequences_do_not_export() -> None:
-    with pytest.raises(ModelError, match="does not export"):
-        export(load(Packed().eval(), example_inputs=(torch.randn(3, 2, 5),)))
+def test_packed_sequences_are_calls_of_their_own() -> None:
+    """The lengths are those of the example: what is packed has as many rows as they have steps."""
+    model = load(Packed().eval(), example_inputs=(torch.randn(3, 2, 5), torch.tensor([2, 3])))
+    exported = export(model)
+    (graph,) = exported.graphs
+    kept = [node.target for node in graph.nodes if sort_of_stay(node, ())]
+    assert [t.split(".")[1] for t in kept] == ["_pack_padded_sequence", "lstm", "gru", "_pad_packed_sequence"]
+    with torch.no_grad():
+        wanted = flat_outputs(model.call(model.example_inputs))
+    executor = GraphExecutor.uncut(exported.graphs, exported.tensors, {})
+    found = executor.step_tensors("forward", exported.examples)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ModelError, match="its sequences have other lengths"):
+        executor.step_tensors("forward", {**exported.examples, "lengths": torch.tensor([1, 3])})
