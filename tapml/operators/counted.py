@@ -83,11 +83,30 @@ def _index_put(call: Call) -> Result:
     shape = call.given(values).shape
     at = place - whole + len(shape)
     if at < 0 or shape[at] == 1:
-        return None
+        return _one_for_all(call, at)
     if shape[at] == 0:
         return {"ref": str(value["ref"])}
     rest = _without_masks(call, indices, shape[at])
     return call.make("aten.index_put.default", (value, rest, values, *call.args[3:]), call.kwargs, call.outputs[0])
+
+
+def _one_for_all(call: Call, at: int) -> Result:
+    """What a mask names becomes the same everywhere: values are not counted along the dimension `at` (negative: they lack it)."""
+    value, indices, values = call.args[:3]
+    named = [i for i in indices if i is not None]
+    spec, shape = call.given(value), call.given(values).shape
+    if len(named) != 1 or not shape or call.argument(3, "accumulate", False):
+        return None
+    mask = call.given(named[0])
+    after = len(spec.shape) - len(indices) + 1 - len(mask.shape)
+    wide = TensorSpec((*mask.shape, *[1] * after), "bool")
+    there = call.make("aten.reshape.default", (named[0], list(wide.shape)), {}, TensorSpec(wide.shape, mask.dtype))
+    if mask.dtype != "bool":
+        there = call.make("aten._to_copy.default", (there,), {"dtype": {"dtype": "bool"}}, wide)
+    if at >= 0:
+        spread = TensorSpec((*shape[:at], *[1] * len(mask.shape), *shape[at + 1 :]), call.given(values).dtype)
+        values = call.make("aten.reshape.default", (values, list(spread.shape)), {}, spread)
+    return call.make("aten.where.self", (there, values, value), {}, call.outputs[0])
 
 
 def _is_mask(call: Call, index: Any) -> bool:

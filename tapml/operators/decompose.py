@@ -73,15 +73,21 @@ class _Same(dict[str, str]):
 
 
 class _Call(torch.nn.Module):  # type: ignore[misc]
-    """One call as a module over its tensors."""
+    """One call as a module over its tensors, as our own decomposition has it where there is one."""
 
-    def __init__(self, target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], outputs: tuple[TensorSpec, ...]
+    ) -> None:  # fmt: skip
         super().__init__()
-        self._call = (target, args, kwargs)
+        self._call = (OWN.get(target, target), args, kwargs)
+        self._more = outputs[1:]
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         target, args, kwargs = self._call
-        return target(*filled(args, tensors), **{key: filled(value, tensors) for key, value in kwargs.items()})
+        made = target(*filled(args, tensors), **{key: filled(value, tensors) for key, value in kwargs.items()})
+        if not self._more or not isinstance(made, torch.Tensor):
+            return made
+        return made, *(torch.zeros(spec.shape, dtype=named_dtype(spec.dtype)) for spec in self._more)
 
 
 def _traced(node: Node, specs: dict[str, tuple[TensorSpec, ...]], known: Callable[[str], bool]) -> tuple[Graph, list[str]]:
@@ -89,7 +95,7 @@ def _traced(node: Node, specs: dict[str, tuple[TensorSpec, ...]], known: Callabl
     given = list(node.reads)
     places = {name: Slot(k) for k, name in enumerate(given)}
     kwargs = {key: argument(value, places) for key, value in node.kwargs.items()}
-    call = _Call(function(node.target), argument(list(node.args), places), kwargs)
+    call = _Call(function(node.target), argument(list(node.args), places), kwargs, node.outputs)
     with FakeTensorMode():
         tensors = tuple(torch.empty(specs[name][0].shape, dtype=named_dtype(specs[name][0].dtype)) for name in given)
     try:

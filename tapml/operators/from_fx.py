@@ -46,6 +46,9 @@ _SAME_VALUE = ("alias", "detach", "lift_fresh_copy", "lift_fresh", "lift", "deta
 _COPIES = ("clone", "contiguous", "_to_copy")
 # Their value is their first argument where they are not in training.
 _DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+# They give as many tensors as are in the list that they take; of one tensor, this one in another shape.
+_OF_LISTS = ("meshgrid", "atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors")
+_SPLITS = ("unsafe_split_with_sizes", "hsplit", "vsplit", "dsplit")
 # Tagged as random because of an argument that is zero, or false, in a model that is evaluated: its name and place.
 _DRAWS_IF = {"scaled_dot_product_attention": ("dropout_p", 4), "rrelu": ("training", 3)}
 # The places of `dropout` and `train` among the arguments of recurrent layers in one call.
@@ -204,6 +207,8 @@ class _Reader:
             return
         if why := refused(fx.target):
             raise ModelError(_message(fx, why))
+        if word.startswith("as_strided") and not fx.args[0].meta["val"].is_contiguous():
+            raise ModelError(_message(fx, "reads the memory of a tensor that is not contiguous. Call contiguous() first"))
         if word == "resize":
             self._read_resize(fx)
             return
@@ -257,7 +262,10 @@ class _Reader:
         if word == "unbind":
             dim = fx.args[1] if len(fx.args) > 1 else fx.kwargs.get("dim", 0)
             self._append(fx, "aten.select.int", (self._argument(fx, fx.args[0]), dim, 0), {}, (spec,))
-        elif word in ("split", "split_with_sizes", "chunk", "tensor_split"):
+        elif word in _OF_LISTS:
+            (only,) = fx.args[0]
+            self._append(fx, "aten.view.default", (self._argument(fx, only), list(spec.shape)), {}, (spec,))
+        elif word in ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", *_SPLITS):
             self._same(fx, fx.args[0])
         else:
             raise ModelError(_message(fx, "returns a list of one tensor"))

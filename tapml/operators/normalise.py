@@ -58,7 +58,7 @@ def normalise(graph: Graph) -> Graph:
             node = _part(node, whole[node.args[0]["ref"]])
         else:
             node = replace(node, args=tuple(rename(list(node.args), names)), kwargs=rename(node.kwargs, names))
-        node = _of_one_number(_static(node, specs), kept)
+        node = _of_one_number(_static(node, specs), kept, specs)
         same = _same(node, specs)
         if same is not None:
             names[node.name] = same
@@ -168,8 +168,12 @@ def _static(node: Node, specs: dict[str, TensorSpec]) -> Node:
     return node
 
 
-def _of_one_number(node: Node, kept: dict[str, Node]) -> Node:
-    """What is taken out of a tensor whose elements are all one number is such a tensor."""
+def _of_one_number(node: Node, kept: dict[str, Node], specs: dict[str, TensorSpec]) -> Node:
+    """What is taken out of a tensor whose elements are all one number, or that has one element, is such a tensor."""
+    if _word(node) in _TAKES and isinstance(node.args[0], dict) and node.args[0]["ref"] in specs:
+        one, spec = specs[node.args[0]["ref"]], node.outputs[0]
+        if one.elements == 1 and len(one.shape) <= len(spec.shape) and one.dtype not in CARRIED_AS:
+            return replace(node, target="aten.expand.default", args=(node.args[0], list(spec.shape)), kwargs={})
     source = kept.get(node.args[0]["ref"]) if _word(node) in _TAKES and isinstance(node.args[0], dict) else None
     if source is None or source.target != "aten.full.default" or 0 in source.outputs[0].shape:
         return node

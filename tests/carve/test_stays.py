@@ -208,6 +208,8 @@ def assigned(x: Tensor) -> Tensor:
     y = x.clone()
     y[x > 0] = x[x > 0] * 2
     y[1:, x[0] > 0] = 7.0
+    y[x[:, 0] > 0] = x[0] * 3
+    y[:, x[0] > 0] = x[:, :1] * 5
     return y
 
 
@@ -225,7 +227,7 @@ def experts(x: Tensor) -> Tensor:
 SIZES: dict[str, Callable[[Tensor], Any]] = {
     "index": lambda x: (x[x[:, 0] > 0], x[x > 0], x[:, x[0] > 0, None], x[0] if x[0, 0] > 99 else x[1]),
     "nonzero": lambda x: (x.nonzero(), torch.argwhere(x > 0), torch.where(x > 9), (x[0, 0] < 9).nonzero()),
-    "masked_select": lambda x: (torch.masked_select(x, x[:, :1] > 0), torch.masked_select(x[0], x > 0.1)),
+    "masked_select": lambda x: (torch.masked_select(x[0, 0], x[0, 1] > -9), torch.masked_select(x, x[:, :1] > 0), torch.masked_select(x[0], x > 0.1)),
     "unique": lambda x: (torch.unique(x > 0, return_inverse=True), torch.unique_consecutive(x[:, 0] > 0)),
     "repeat_interleave": lambda x: (
         x.repeat_interleave((x[:, 0] > 0).long() + 1, 0), torch.repeat_interleave((x[0] > 0).int()),

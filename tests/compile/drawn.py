@@ -190,7 +190,7 @@ def tried_module(
     done = set() if done is None else done
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        program = trace(module, given)
+        program = trace(module, given, [])
         outputs = tuple(f"o{k}" for k in range(len(pytree.tree_leaves(module(**given)))))
     graph, weights = graph_from_exported("call", program, module, tuple(given), outputs)
     cuts, bodies = cut(graph)

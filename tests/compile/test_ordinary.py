@@ -6,6 +6,7 @@ An operator that TapML does not convert itself is written as torch decomposes it
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,6 +43,19 @@ def reduced(how: str, include_self: bool) -> Callable[[], Made]:
     return lambda: call(
         "aten.scatter_reduce.two", floats(3, 6), 1, ints(3, 6, high=6), floats(3, 6, seed=1), how, include_self=include_self
     )
+
+
+def bags(how: int) -> Callable[[], Made]:
+    """Of rows, one bag without any, in the end of which one row does not count. Only the first result is of use."""
+
+    def made() -> Made:
+        whole = call(
+            "aten.embedding_bag.padding_idx", floats(8, 5), ints(10, high=4), torch.tensor([0, 4, 4, 10]), False, how, False,
+            floats(10, seed=2) if how == 0 else None, True, 2)
+        body = replace(whole.body, outputs=whole.body.outputs[:1])
+        return Made(body, whole.inputs, whole.outputs[:1])
+
+    return made
 
 
 CASES: dict[str, Callable[[], Made]] = {
@@ -148,6 +162,31 @@ CASES: dict[str, Callable[[], Made]] = {
     "rest of negatives": lambda: call("aten.remainder.Scalar", ints(9, low=-9, high=9).int(), 4),
     "softmax of nothing": lambda: call("aten._safe_softmax.default", NOTHING, -1),
     "gelu far out": lambda: call("aten.gelu.default", torch.tensor([-INF, INF, NAN, -1e5, 1e5, -4.0, 4.0, -3.99])),
+    # written here, since torch has no decomposition
+    "memory in steps": lambda: call("aten.as_strided.default", X, [3, 4], [2, 5], 1),
+    "windows": lambda: call("aten.unfold.default", X, 1, 2, 1),
+    "put": lambda: call("aten.put.default", X, torch.tensor([3, 3, -1]), floats(3), True),
+    "scatter with a product": lambda: call(
+        "aten.scatter.value_reduce", floats(3, 6), 1, ints(3, 6, high=6), 2.0, reduce="multiply"),
+    "sum of products": lambda: call("aten.addbmm.default", floats(3, 5), floats(2, 3, 8), floats(2, 8, 5), beta=0.5, alpha=2),
+    "bilinear": lambda: call("aten.bilinear.default", floats(4, 5), floats(4, 6), floats(3, 5, 6), floats(3)),
+    "distances of all pairs": lambda: call("aten.pdist.default", floats(4, 8)),
+    "covariance": lambda: call(
+        "aten.cov.default", floats(3, 8), fweights=ints(8, low=1, high=4), aweights=floats(8, seed=1).abs()),
+    "correlation": lambda: call("aten.corrcoef.default", floats(3, 8)),
+    "histogram": lambda: call("aten.histc.default", torch.tensor([NAN, 0.5, -INF, INF, 2.0, -1.0, 1.0]), 5, -1, 1),
+    "histogram from least to greatest": lambda: call("aten.histc.default", X, 7),
+    "angle": lambda: call("aten.angle.default", torch.tensor([NAN, -1.0, 0.0, -0.0, 2.0, -INF])),
+    "into a diagonal": lambda: call("aten.diagonal_scatter.default", floats(5, 4), floats(3), 1),
+    "into memory in steps": lambda: call("aten.as_strided_scatter.default", floats(5, 4), floats(3, 2), [3, 2], [4, 1], 2),
+    "batch norm by the batch": lambda: call(
+        "aten.batch_norm.default", floats(2, 4, 3, 3, dtype=HALF), floats(4, dtype=HALF), None, None, None, True, 0.1, 1e-5,
+        False),
+    "largest of one": lambda: call("aten.max.dim", torch.tensor(3.0), 0),
+    **{f"bags, {how}": bags(how) for how in (0, 1, 2)},
+    **{f"determinant of {n} rows": lambda n=n: call("aten.linalg_det.default", floats(2, n, n)) for n in (1, 2, 3)},  # type: ignore[misc]
+    **{f"inverse of {n} rows": lambda n=n: call(  # type: ignore[misc]
+        "aten.linalg_inv.default", floats(2, n, n) + 2 * torch.eye(n)) for n in (1, 2, 3)},
     **{f"the first {count} of what is not zero": lambda count=count: call(  # type: ignore[misc]
         "aten.nonzero_static.default", X > 0, size=count) for count in (10, 40)},
     "take": lambda: call("aten.take.default", X, torch.tensor([3, -1, 40])),
