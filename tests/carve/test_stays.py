@@ -227,7 +227,8 @@ def experts(x: Tensor) -> Tensor:
 SIZES: dict[str, Callable[[Tensor], Any]] = {
     "index": lambda x: (x[x[:, 0] > 0], x[x > 0], x[:, x[0] > 0, None], x[0] if x[0, 0] > 99 else x[1]),
     "nonzero": lambda x: (x.nonzero(), torch.argwhere(x > 0), torch.where(x > 9), (x[0, 0] < 9).nonzero()),
-    "masked_select": lambda x: (torch.masked_select(x[0, 0], x[0, 1] > -9), torch.masked_select(x, x[:, :1] > 0), torch.masked_select(x[0], x > 0.1)),
+    "masked_select": lambda x: (
+        torch.masked_select(x[0, 0], x[0, 1] > -9), torch.masked_select(x, x[:, :1] > 0), torch.masked_select(x[0], x > 0.1)),
     "unique": lambda x: (torch.unique(x > 0, return_inverse=True), torch.unique_consecutive(x[:, 0] > 0)),
     "repeat_interleave": lambda x: (
         x.repeat_interleave((x[:, 0] > 0).long() + 1, 0), torch.repeat_interleave((x[0] > 0).int()),
