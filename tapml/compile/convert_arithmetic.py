@@ -35,9 +35,11 @@ from tapml.compile.tensor_expressions import (
     dtype_of,
     intrinsic,
     is_float,
+    is_hidden,
     is_nan,
     is_true,
     larger,
+    literal,
     rounded_to,
     shape_of,
     smaller,
@@ -51,7 +53,7 @@ Convert = Callable[[Any, Any], Any]
 
 def as_element(operand: Any, dtype: str) -> Element:
     """An element of a tensor, or a number, in `dtype`."""
-    return constant(operand, dtype) if isinstance(operand, bool | int | float) else to(operand, dtype)
+    return literal(operand, dtype) if isinstance(operand, bool | int | float) else to(operand, dtype)
 
 
 def beside(number: float | int | bool, dtype: str) -> float | int | bool:
@@ -84,7 +86,7 @@ def _arithmetic(f: Callable[[Element, Element, str], Element], swap: bool = Fals
             left, right = as_element(x, dtype), as_element(y, dtype)
             if swap:
                 left, right = right, left
-            return f(left, right if alpha == 1 else right * constant(alpha, dtype), dtype)
+            return f(left, right if alpha == 1 else right * literal(alpha, dtype), dtype)
 
         return broadcast(importer, spec.shape, spec.dtype, element, a, b)
 
@@ -276,8 +278,8 @@ def unary(f: Callable[[Element], Element]) -> Convert:
 
 
 def _divide(a: Element, b: Element, dtype: str) -> Element:
-    if isinstance(b, FloatImm) and b.value == 0:  # TVM refuses to divide by it
-        return a * constant(math.copysign(math.inf, b.value), dtype)
+    if is_hidden(b) and isinstance(b.args[0], FloatImm):  # 0, by which drivers divide in ways of their own
+        return a * constant(math.copysign(math.inf, b.args[0].value), dtype)
     return a / b if is_float(dtype) else tirx.floordiv(a, b)
 
 
@@ -479,17 +481,8 @@ _SIMPLE: dict[str, Callable[[Element], Element]] = {
 }
 
 
-def _times(a: Element, b: Element, dtype: str) -> Element:
-    """A product. TVM makes 0 of 0 times anything, also where that is NaN: NaN and infinities times 0."""
-    for number, other in ((a, b), (b, a)):
-        if is_float(dtype) and isinstance(number, FloatImm) and number.value == 0 and not isinstance(other, FloatImm):
-            undefined = tirx.Or(is_nan(other), _is_infinite(other))
-            return tirx.Select(undefined, constant(math.nan, dtype), constant(0, dtype))
-    return a * b
-
-
 _PAIRS: dict[str, Callable[[Element, Element, str], Element]] = {
-    "add": lambda a, b, d: a + b, "sub": lambda a, b, d: a - b, "mul": _times, "div": _divide,
+    "add": lambda a, b, d: a + b, "sub": lambda a, b, d: a - b, "mul": lambda a, b, d: a * b, "div": _divide,
     "floor_divide": _floor_divide, "remainder": _remainder, "maximum": lambda a, b, d: larger(a, b),
     "minimum": lambda a, b, d: smaller(a, b),
     "fmax": lambda a, b, d: tirx.Select(is_nan(a), b, tirx.Select(is_nan(b), a, tirx.max(a, b))),

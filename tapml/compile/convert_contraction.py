@@ -91,8 +91,9 @@ def _addmm(importer: Any, node: Any) -> Any:
 def _attention(importer: Any, node: Any) -> Any:
     """softmax(scale · q kᵀ + mask) v over q [..., H, L, D], k [..., H', S, D], v [..., H', S, E], H a multiple of H'.
 
-    A boolean mask is True where attention is allowed; a causal one allows key j for query i when j ≤ i. A query that may attend
-    to nothing gives zeros. With equal leading dimensions; scores are kept in float32."""
+    A boolean mask is True where attention is allowed, and -∞ is added elsewhere, so that NaN stays; a causal one allows key j for
+    query i when j ≤ i. A query that may attend to nothing gives zeros. With equal leading dimensions; scores are kept in
+    float32."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     q, k, v, mask, dropout, causal = (read(importer, node, i, n) for i, n in enumerate(names))
     if dropout:
@@ -126,7 +127,7 @@ def _attention(importer: Any, node: Any) -> Any:
         if mask is not None:
             entry = rest[0](*project(at, shape_of(mask)))
             boolean = dtype_of(mask) == "bool"
-            value = tirx.Select(is_true(entry), value, minus_infinity) if boolean else value + to(entry, dtype)
+            value += tirx.Select(is_true(entry), constant(0, dtype), minus_infinity) if boolean else to(entry, dtype)
         return tirx.Select(at[-1] <= at[-2], value, minus_infinity) if causal else value
 
     logits = compute(importer, scores_shape, dtype, masked, scores, *([] if mask is None else [mask]), name="masked")
@@ -150,8 +151,8 @@ def _check_heads(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], hea
 def softmax(importer: Any, x: Any, dim: int, dtype: str, empty_is_zero: bool = False) -> Any:
     """exp(x - max) / Σ exp(x - max) along `dim`, in `dtype`. A row of -∞ gives NaN as in PyTorch, zeros with `empty_is_zero`."""
     shape = shape_of(x)
-    if not shape:
-        return compute(importer, shape, dtype, lambda *at: constant(1, dtype))
+    if not shape:  # 1, or NaN
+        return broadcast(importer, shape, dtype, lambda e: tirx.exp(to(e, dtype) - to(e, dtype)), x)
     kept = tuple(n for j, n in enumerate(shape) if j != dim)
 
     def inside(at: Any, k: Any) -> list[Any]:
@@ -163,6 +164,8 @@ def softmax(importer: Any, x: Any, dim: int, dtype: str, empty_is_zero: bool = F
     top = reduce(
         importer, kept, dtype, [shape[dim]], lambda load, at, k: to(load(*inside(at, k[0])), dtype), x, combine=te.max, name="top"
     )
+    if empty_is_zero:  # exp(-∞ - 0) is 0
+        top = compute(importer, kept, dtype, lambda load, *at: _unless_empty(load(*at)), top, name="subtracted", apart=True)
     powers = compute(
         importer, shape, dtype, lambda load, m, *at: tirx.exp(to(load(*at), dtype) - m(*outside(at))), x, top, name="powers"
     )
@@ -175,6 +178,11 @@ def softmax(importer: Any, x: Any, dim: int, dtype: str, empty_is_zero: bool = F
         return load(*at) / below
 
     return compute(importer, shape, dtype, share, powers, total, name="share")
+
+
+def _unless_empty(top: Any) -> Any:
+    dtype = str(top.ty)
+    return tirx.Select(tirx.EQ(top, constant(-math.inf, dtype)), constant(0, dtype), top)
 
 
 def _softmax(importer: Any, node: Any) -> Any:

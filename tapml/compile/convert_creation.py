@@ -9,7 +9,7 @@ from tvm import relax, tirx
 
 from tapml.compile.convert_arithmetic import beside
 from tapml.compile.node_arguments import output, read
-from tapml.compile.tensor_expressions import Element, broadcast, compute, constant, is_float, to, wide
+from tapml.compile.tensor_expressions import Element, broadcast, compute, constant, is_float, literal, to, wide
 
 Convert = Callable[[Any, Any], Any]
 
@@ -19,12 +19,12 @@ def _filled(value_at: int | None, value: float = 0) -> Convert:
 
     def convert(importer: Any, node: Any) -> Any:
         spec = output(node)
-        number = value if value_at is None else read(importer, node, value_at, "fill_value", value)
-        if isinstance(number, relax.Expr):
-            return broadcast(importer, spec.shape, spec.dtype, lambda e: to(e, spec.dtype), number)
+        filling = value if value_at is None else read(importer, node, value_at, "fill_value", value)
+        if isinstance(filling, relax.Expr):
+            return broadcast(importer, spec.shape, spec.dtype, lambda e: to(e, spec.dtype), filling)
         if not is_float(spec.dtype):
-            number = beside(number, spec.dtype)
-        return compute(importer, spec.shape, spec.dtype, lambda *at: constant(number, spec.dtype), name="constant")
+            filling = beside(filling, spec.dtype)
+        return compute(importer, spec.shape, spec.dtype, lambda *at: literal(filling, spec.dtype), name="constant")
 
     return convert
 

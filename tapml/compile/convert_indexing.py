@@ -27,6 +27,7 @@ from tapml.compile.tensor_expressions import (
     is_true,
     key_dtype,
     key_of,
+    literal,
     long,
     of_key,
     project,
@@ -239,7 +240,7 @@ def _index_copy(importer: Any, node: Any) -> Any:
         def share(load_i: Any, load_s: Any, at: Any, k: Any) -> Any:
             place = [k[0] if j == dim else i for j, i in enumerate(at)]
             mine = tirx.EQ(_index(load_i(*([k[0]] if shape_of(index) else [])), shape[dim]), at[dim])
-            return tirx.if_then_else(mine, to(load_s(*place), kind) * constant(alpha, kind), constant(0, kind))
+            return tirx.if_then_else(mine, to(load_s(*place), kind) * literal(alpha, kind), constant(0, kind))
 
         added = reduce(importer, shape, kind, [count], share, index, source, name="added")
         return broadcast(importer, shape, dtype, lambda e, a: to(e, kind) + a, x, added)

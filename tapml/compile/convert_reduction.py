@@ -19,6 +19,7 @@ from tapml.compile.tensor_expressions import (
     compute,
     constant,
     dtype_of,
+    hidden,
     is_true,
     key_dtype,
     key_of,
@@ -84,9 +85,21 @@ def _mean(importer: Any, node: Any) -> Any:
     return _finish(importer, node, mean(importer, x, dims, dtype))
 
 
-def mean(importer: Any, x: Any, dims: Sequence[int], dtype: str) -> Any:
-    total = along(importer, x, dims, dtype, lambda e: to(e, dtype), te.sum)
+def mean(importer: Any, x: Any, dims: Sequence[int], dtype: str, whole: bool = False, divided: bool = False) -> Any:
+    """Σ x / n. With `whole` it is the mean also where the sum would overflow, as each x is first divided by a power of 2.
+    `divided` sees to it that compilers of WGSL do not divide the sum instead, which costs a little."""
     count = math.prod(shape_of(x)[j] for j in dims)
+    if whole and count > 1:
+        power_of_2 = 2 ** math.ceil(math.log2(count))
+        small = constant(1 / power_of_2, dtype)
+
+        def part(e: Any) -> Any:
+            value = to(e, dtype) * small
+            return hidden(value) if divided else value
+
+        total = along(importer, x, dims, dtype, part, te.sum)
+        return broadcast(importer, shape_of(total), dtype, lambda e: e * constant(power_of_2 / count, dtype), total)
+    total = along(importer, x, dims, dtype, lambda e: to(e, dtype), te.sum)
     if not count:
         return compute(importer, shape_of(total), dtype, lambda *at: constant(math.nan, dtype), name="nothing")
     factor = constant(1 / count, dtype)
@@ -94,12 +107,16 @@ def mean(importer: Any, x: Any, dims: Sequence[int], dtype: str) -> Any:
 
 
 def variance(importer: Any, x: Any, dims: Sequence[int], dtype: str, middle: Any, correction: float = 0) -> Any:
-    """Σ (x - mean)² / (n - correction), of which the divisor is 0 at the least."""
+    """Σ (x - mean)² / (n - correction)."""
     total = along(
         importer, x, dims, dtype, lambda e, m: (to(e, dtype) - m) * (to(e, dtype) - m), te.sum, middle
     )
-    count = max(math.prod(shape_of(x)[j] for j in dims) - correction, 0)
-    if count == 0:
+    return _over(importer, total, math.prod(shape_of(x)[j] for j in dims) - correction, dtype)
+
+
+def _over(importer: Any, total: Any, count: float, dtype: str) -> Any:
+    """A sum divided by `count`, or by 0 if that is less."""
+    if count <= 0:
         # 0/0 is NaN, and more than that by 0 is infinite.
         nothing, infinite, nan = (constant(v, dtype) for v in (0, math.inf, math.nan))
         return broadcast(importer, shape_of(total), dtype, lambda e: tirx.Select(e > nothing, infinite, nan), total)
@@ -112,12 +129,55 @@ def _var(std: bool, with_mean: bool) -> Convert:
         dims = _dims(read(importer, node, 1, "dim"), len(shape_of(x)))
         correction = node.kwargs.get("correction", 1)
         dtype = wide(output(node).dtype)
-        middle = mean(importer, x, dims, dtype)
-        spread = variance(importer, x, dims, dtype, middle, 1 if correction is None else correction)
-        result = _finish(importer, node, spread, lambda e: tirx.sqrt(to(e, dtype)) if std else e)
-        return [result, _finish(importer, node, middle, k=1)] if with_mean else result
+        scaled = std and dtype == "float32"
+        middle = mean(importer, x, dims, dtype, whole=True, divided=True)
+        divisor = 1 if correction is None else correction
+        if scaled:
+            result = _finish(importer, node, _deviation(importer, x, dims, middle, divisor))
+        else:
+            spread = variance(importer, x, dims, dtype, middle, divisor)
+            result = _finish(importer, node, spread, tirx.sqrt if std else lambda e: e)
+        return [result, _finish(importer, node, middle, _defined(x, dims), k=1)] if with_mean else result
 
     return convert
+
+
+def _defined(x: Any, dims: Sequence[int]) -> Callable[[Any], Any]:
+    """A mean as PyTorch gives it beside a variance: of more than one number it is NaN where it would be infinite."""
+
+    def f(middle: Any) -> Any:
+        dtype = str(middle.ty)
+        infinite = tirx.EQ(tirx.abs(middle), constant(math.inf, dtype))
+        return tirx.Select(infinite, constant(math.nan, dtype), middle)
+
+    return f if math.prod(shape_of(x)[j] for j in dims) > 1 else lambda middle: middle
+
+
+def _deviation(importer: Any, x: Any, dims: Sequence[int], middle: Any, correction: float) -> Any:
+    """√variance in float32. Squares overflow where the root does not, so what is squared is first divided by a power of 2 near
+    the largest."""
+    float32 = "float32"
+    shape = shape_of(x)
+
+    def difference(load: Any, m: Any, *at: Any) -> Any:
+        return to(load(*at), float32) - m(*[i for j, i in enumerate(at) if j not in dims])
+
+    apart = compute(importer, shape, float32, difference, x, middle, name="apart")
+    largest = extreme(importer, apart, dims, True, tirx.abs)
+
+    def exponent(top: Any) -> Any:
+        bits = tirx.shift_right(tirx.reinterpret("int32", top), tirx.const(23, "int32"))
+        return tirx.max(tirx.min(bits, tirx.const(253, "int32")), tirx.const(1, "int32"))
+
+    def power_of_2(biased: Any) -> Any:
+        return tirx.reinterpret(float32, tirx.shift_left(biased, tirx.const(23, "int32")))
+
+    kept, both = shape_of(largest), tirx.const(254, "int32")
+    shrink = broadcast(importer, kept, float32, lambda e: power_of_2(both - exponent(e)), largest)
+    grow = broadcast(importer, kept, float32, lambda e: power_of_2(exponent(e)), largest)
+    total = along(importer, apart, dims, float32, lambda e, s: (e * s) * (e * s), te.sum, shrink)
+    spread = _over(importer, total, math.prod(shape[j] for j in dims) - correction, float32)
+    return broadcast(importer, kept, float32, lambda e, g: tirx.sqrt(e) * g, spread, grow)
 
 
 def _prims_var(importer: Any, node: Any) -> Any:
@@ -128,7 +188,7 @@ def _prims_var(importer: Any, node: Any) -> Any:
     correction = read(importer, node, 2, "correction", 1)
     axes = _dims(dims, len(shape_of(x)))
     dtype = wide(output(node).dtype)
-    return _finish(importer, node, variance(importer, x, axes, dtype, mean(importer, x, axes, dtype), correction))
+    return _finish(importer, node, variance(importer, x, axes, dtype, mean(importer, x, axes, dtype, True), correction))
 
 
 def _layer_norm(importer: Any, node: Any) -> Any:
@@ -140,12 +200,12 @@ def _layer_norm(importer: Any, node: Any) -> Any:
     rank = len(spec.shape)
     dims = list(range(rank - len(normalized), rank))
     dtype = wide(spec.dtype)
-    middle = mean(importer, x, dims, dtype)
+    middle = mean(importer, x, dims, dtype, whole=True)
     scale = _inverse_deviation(importer, variance(importer, x, dims, dtype, middle), 1e-5 if eps is None else eps, dtype)
     y = _normalised(importer, spec, dtype, x, middle, scale, rank - len(normalized), weight, bias, len(normalized))
     if node.target.__name__ == "layer_norm.default":
         return y
-    return [y, _finish(importer, node, middle, k=1), _finish(importer, node, scale, k=2)]
+    return [y, _finish(importer, node, middle, _defined(x, dims), k=1), _finish(importer, node, scale, k=2)]
 
 
 def _inverse_deviation(importer: Any, spread: Any, eps: float, dtype: str) -> Any:
@@ -207,7 +267,7 @@ def _group_norm(importer: Any, node: Any) -> Any:
     n, channels, *rest = spec.shape
     size = channels // groups
     flat = reshape(importer, x, (n, groups, size * math.prod(rest)))
-    middle = mean(importer, flat, [2], dtype)
+    middle = mean(importer, flat, [2], dtype, whole=True)
     scale = _inverse_deviation(importer, variance(importer, flat, [2], dtype, middle), eps, dtype)
     factors = [t for t in (weight, bias) if t is not None]
 
@@ -221,7 +281,7 @@ def _group_norm(importer: Any, node: Any) -> Any:
         return value + to(loads.pop(0)(at[1]), dtype) if bias is not None else value
 
     y = compute(importer, spec.shape, spec.dtype, element, x, middle, scale, *factors, name="normalised")
-    return [y, _finish(importer, node, middle, k=1), _finish(importer, node, scale, k=2)] if native else y
+    return [y, _finish(importer, node, middle, _defined(flat, [2]), k=1), _finish(importer, node, scale, k=2)] if native else y
 
 
 def _batch_norm(importer: Any, node: Any) -> Any:
@@ -261,10 +321,12 @@ def _vector_norm(importer: Any, node: Any) -> Any:
     def power_of(e: Any) -> Any:
         if order == 0:
             return to(is_true(e), dtype)
-        return power(tirx.abs(to(e, dtype)), order, dtype)
+        return tirx.abs(to(e, dtype)) if single else power(tirx.abs(to(e, dtype)), order, dtype)
 
+    # The norm of a single number is its magnitude, also where its power overflows.
+    single = order != 0 and math.prod(shape_of(x)[j] for j in dims) == 1
     total = along(importer, x, dims, dtype, power_of, te.sum)
-    return _finish(importer, node, total, lambda e: e if order in (0, 1) else power(e, 1 / order, dtype))
+    return _finish(importer, node, total, lambda e: e if single or order in (0, 1) else power(e, 1 / order, dtype))
 
 
 def _cdist(importer: Any, node: Any) -> Any:
@@ -351,6 +413,7 @@ REDUCTION: dict[str, Convert] = {
     "var.correction": _var(std=False, with_mean=False),
     "std.correction": _var(std=True, with_mean=False),
     "var_mean.correction": _var(std=False, with_mean=True),
+    "std_mean.correction": _var(std=True, with_mean=True),
     "layer_norm.default": _layer_norm,
     "native_layer_norm.default": _layer_norm,
     "rms_norm.default": _rms_norm,

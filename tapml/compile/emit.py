@@ -21,6 +21,7 @@ from tvm.tirx.build import codegen_build
 from tapml.compile.function_texts import with_functions
 from tapml.compile.pieces import Piece
 from tapml.compile.plain_c import plain_c
+from tapml.compile.tensor_expressions import is_hidden, shown
 from tapml.kernels import Extent, Kernel
 from tapml.targets.target import Target
 
@@ -36,6 +37,14 @@ fn accurate_tanh(x : f32) -> f32 {
   let p = (((-0.006104948 * z + 0.021003641) * z - 0.053852497) * z + 0.13332782) * z - 0.33333329;
   let far = 1.0 - 2.0 / (exp(2.0 * min(abs(x), 20.0)) + 1.0);
   return select(select(sign(x) * far, x + x * z * p, abs(x) < 0.625), x, x != x);
+}
+"""
+
+# Compilers of WGSL take floats for real numbers, too: x - x is 0, x · 0 is 0. The sign of a number of workgroups is 0, which they
+# do not know.
+_UNKNOWN = """\
+fn unknown(x : f32) -> f32 {
+  return bitcast<f32>(bitcast<u32>(x) ^ (podArgs.packGridDimX & 0x80000000u));
 }
 """
 
@@ -67,7 +76,8 @@ def emit(piece: Piece, entry: str, target: Target, tvm_target: Any) -> Emitted:
         renamed = _with_own_tanh(renamed)
     device = _lowered(renamed, entry, tvm_target)
     if target.language == "wgsl":
-        device = _rests_by_division(device)
+        device = _unknown(_rests_by_division(device))
+    device = _made_anew(device, device.params, shown(device.body))
     order = [int(re.fullmatch(r"[a-z]+(\d+)_ptr", p.name).group(1)) for p in device.params]  # type: ignore[union-attr]
     grid, block = _launch(device)
     shared = _shared_bytes(device)
@@ -192,7 +202,7 @@ def _bits_of_numbers(device: Any) -> Any:
     of the number, which has none."""
 
     def bits(call: Any) -> Any:
-        if not call.op.same_as(ir.Op.get("tirx.reinterpret")) or not isinstance(call.args[0], tirx.FloatImm):
+        if not call.op.same_as(ir.Op.get("tirx.reinterpret")) or is_hidden(call) or not isinstance(call.args[0], tirx.FloatImm):
             return call
         return tirx.IntImm("int32", int(np.float32(call.args[0].value).view(np.int32)))
 
@@ -236,6 +246,44 @@ def _rests_by_division(device: Any) -> Any:
         return tirx.Sub(rest.a, tirx.Mul(tirx.Div(rest.a, rest.b), rest.b))
 
     return _made_anew(device, device.params, tvm_ffi.structural_map(device.body, [(tirx.Mod, divided)]))
+
+
+def _unknown(device: Any) -> Any:
+    """The same function where what is hidden from TVM's simplifier is also hidden from compilers of WGSL: of differences
+    those that a compiler may shorten, as both sides have something in common, and else all."""
+
+    def unknown(call: Any) -> Any:
+        if is_hidden(call) and str(call.ty) == "float32":
+            return tirx.call_pure_extern("float32", "unknown", call.args[0])
+        return call
+
+    def difference(node: Any) -> Any:
+        if is_hidden(node.b) and not _alike(node.a, node.b.args[0]):
+            return tirx.Sub(node.a, node.b.args[0])
+        return node
+
+    body = tvm_ffi.structural_map(device.body, [(tirx.Sub, difference)])
+    return _made_anew(device, device.params, tvm_ffi.structural_map(body, [(ir.Call, unknown)]))
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether both expressions have an element, a variable or a number in them; those of indices do not count."""
+    one, other = _read(a), _read(b)
+    numbers = [any(isinstance(v, tirx.FloatImm) for v in values) for values in (one, other)]
+    return all(numbers) or any(tvm_ffi.structural_equal(v, w) for v in one for w in other)
+
+
+def _read(value: Any) -> list[Any]:
+    found: list[Any] = []
+
+    def load(each: Any) -> Any:
+        found.append(each)
+        return tvm_ffi.WalkResult.SKIP
+
+    tvm_ffi.structural_walk(
+        value, [(ir.TensorLoad, load), (tirx.FloatImm, found.append), (ir.Var, found.append)], order="pre"
+    )
+    return found
 
 
 def _bound_by(stmt: Any, counted: list[Any]) -> None:
@@ -301,8 +349,9 @@ def _finished(kernel: Kernel, target: Target) -> Kernel:
     if kernel.language == "wgsl":
         # A minus is an operator in WGSL, and 2147483648 is no i32.
         source = _runtime_infinities(source.replace("-2147483648i", "(-2147483647i - 1i)"))
-        if "accurate_tanh(" in source:
-            source = _declared(_TANH, source)
+        for call, text in (("accurate_tanh(", _TANH), ("unknown(", _UNKNOWN)):
+            if call in source:
+                source = _declared(text, source)
         uniform = (grid[0] - 1,)
         grid = _folded(grid, target.limits.workgroups_per_dimension)
     elif kernel.language == "opencl-c":

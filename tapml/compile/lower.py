@@ -20,7 +20,7 @@ import tvm
 from tvm import relax, te, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from tapml.compile.tensor_expressions import constant
+from tapml.compile.tensor_expressions import literal
 
 _MAIN = "main"
 _WHOLE = "whole"
@@ -37,16 +37,16 @@ class _ConstantsToExpressions(PyExprMutator):  # type: ignore[misc]
         shape = tuple(int(n) for n in table.shape)
         flat = table.reshape(-1).tolist()
         if all(v == flat[0] or v != v for v in flat):
-            return self._emit(lambda: te.compute(_extents(shape), lambda *at: constant(flat[0], dtype), name="constant"))
+            return self._emit(lambda: te.compute(_extents(shape), lambda *at: literal(flat[0], dtype), name="constant"))
         if table.size > _LARGEST_TABLE:
             raise ValueError(f"a constant table of {table.size} elements inside an operator; expected it as a weight")
         strides = [int(np.prod(shape[k + 1 :], dtype=np.int64)) for k in range(len(shape))]
 
         def element(*at: Any) -> Any:
             place = sum((i * s for i, s in zip(at, strides, strict=True)), tirx.const(0, "int64"))
-            value = constant(flat[0], dtype)
-            for k, number in enumerate(flat[1:], 1):
-                value = tirx.Select(tirx.EQ(place, tirx.const(k, "int64")), constant(number, dtype), value)
+            value = literal(flat[0], dtype)
+            for k, each in enumerate(flat[1:], 1):
+                value = tirx.Select(tirx.EQ(place, tirx.const(k, "int64")), literal(each, dtype), value)
             return value
 
         return self._emit(lambda: te.compute(_extents(shape), element, name="table"))

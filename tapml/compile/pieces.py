@@ -19,7 +19,7 @@ from tvm import ir, s_tir, tirx
 from tvm.s_tir import SBlock, SBlockRealize
 from tvm.s_tir.dlight.analysis import normalize_prim_func
 
-from tapml.compile.tensor_expressions import APART
+from tapml.compile.tensor_expressions import APART, is_hidden
 
 # Repeating work is worth a launch of its own only beyond this many extra operations.
 _REPEAT_LIMIT = 200_000
@@ -81,6 +81,8 @@ def _cost(value: Any) -> tuple[int, int]:
 
     def visit(node: Any) -> None:
         nonlocal size, calls
+        if is_hidden(node):
+            return
         size += 1
         if isinstance(node, ir.Call):
             calls += getattr(node.op, "name", "") not in _CHEAP_CALLS

@@ -3,6 +3,9 @@
 `compute(importer, shape, dtype, f, *tensors)` emits one tensor expression: `f` gets a load function for each tensor, then
 the output's indices, and returns the element. `broadcast` does the same over tensors and numbers that broadcast together.
 All tensors are Relax variables with static shapes; dtypes are TapML's names.
+
+TVM's simplifier takes floats for real numbers: for it x - x is 0, x + y - x is y, x · 0 is 0. With infinities, NaN and rounding
+they are not, so what it would go by is `hidden` from it: the second operand of each difference, and zeros.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from tvm import relax, te, tirx
+import tvm_ffi
+from tvm import ir, relax, te, tirx
+from tvm.ir import PrimType
 
 from tapml.tensors import NUMPY
 
@@ -55,6 +60,38 @@ def constant(value: float | int | bool, dtype: str) -> Element:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} as {dtype}")
     return tirx.const(int(value), dtype)
+
+
+def hidden(element: Element) -> Element:
+    """The same element, as TVM's simplifier cannot see through it: the bits of a number as a number of the same dtype.
+    `shown` takes it away again, before code is generated."""
+    return ir.Call(ir.Op.get("tirx.reinterpret"), [element], None, [], None, PrimType(str(element.ty)))
+
+
+def is_hidden(node: Any) -> bool:
+    return isinstance(node, ir.Call) and node.op.same_as(ir.Op.get("tirx.reinterpret")) and str(node.ty) == str(node.args[0].ty)
+
+
+def shown(statement: Any) -> Any:
+    """A statement or an expression without what hides parts of it."""
+    return tvm_ffi.structural_map(statement, [(ir.Call, lambda call: call.args[0] if is_hidden(call) else call)])
+
+
+def literal(value: float | int | bool, dtype: str) -> Element:
+    """A number of the model. Unlike `constant`, a zero of floats is hidden: not all is 0 times it, and -0 plus it is 0."""
+    made = constant(value, dtype)
+    return hidden(made) if is_float(dtype) and value == 0 else made
+
+
+def _differences_kept(element: Element) -> Element:
+    """The same element, of which no difference of floats is simplified away."""
+
+    def kept(difference: Any) -> Any:
+        if not is_float(str(difference.ty)) or is_hidden(difference.b):
+            return difference
+        return tirx.Sub(difference.a, hidden(difference.b))
+
+    return tvm_ffi.structural_map(element, [(tirx.Sub, kept)])
 
 
 def to(element: Element, dtype: str) -> Element:
@@ -165,7 +202,7 @@ def compute(
     def expression(*arguments: Any) -> Any:
         loads = [_load(arguments[p]) for p in places]
         attrs = {APART: True} if apart else None
-        return te.compute(_long_shape(shape), lambda *at: to(f(*loads, *at), dtype), name=name, attrs=attrs)
+        return te.compute(_long_shape(shape), lambda *at: _differences_kept(to(f(*loads, *at), dtype)), name=name, attrs=attrs)
 
     return importer.block_builder.emit_te(expression, *distinct, primfunc_name_hint=name)
 
@@ -205,9 +242,11 @@ def reduce(
         loads = [_load(arguments[p]) for p in places]
         axes = [te.reduce_axis((tirx.const(0, "int64"), tirx.const(n, "int64")), name=f"k{j}") for j, n in enumerate(extents)]
         inner = tuple(axis.var for axis in axes)
-        return te.compute(
-            _long_shape(shape), lambda *at: combine(to(f(*loads, tuple(at), inner), dtype), axis=axes), name=name
-        )
+
+        def element(*at: Any) -> Element:
+            return combine(_differences_kept(to(f(*loads, tuple(at), inner), dtype)), axis=axes)
+
+        return te.compute(_long_shape(shape), element, name=name)
 
     return importer.block_builder.emit_te(expression, *distinct, primfunc_name_hint=name)
 
