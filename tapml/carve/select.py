@@ -7,7 +7,7 @@ importance (a limit of 3 uses the first three):
     1  first layer       the signature's first operator, its first call
     2  late step         the same operator as late in a generation as was reached (a full key-value cache, large positions)
     3  largest magnitude the largest |input|
-    4  non-finite        the first call with NaN or an infinity in an input or output, if there is one
+    4  non-finite        the first call with NaN or an infinity in an input or output, or an int64 beyond 32 bits, if there is one
     5  last layer        the signature's last operator, its first call in the last prompt
     6  widest range      the largest (max - min) of an output
     7  sample            what remains of the limit: a uniform random sample of all calls (seeded)
@@ -215,14 +215,14 @@ class Selection:
 
 
 def extent(tensor: torch.Tensor) -> tuple[float, float, bool]:
-    """(min, max, whether all is finite) of the ordinary values of a tensor; (0, 0, …) where there are none. Booleans and
-    empty tensors have none; of integers only the values count."""
+    """(min, max, whether all is finite, and an int64 within 32 bits) of the ordinary values of a tensor; (0, 0, …) where there
+    are none. Booleans and empty tensors have none."""
     if tensor.dtype == torch.bool or tensor.numel() == 0:
         return 0.0, 0.0, True
     lowest, highest = torch.aminmax(tensor)
     low, high = float(lowest), float(highest)
     if low > -MASK_VALUE and high < MASK_VALUE:  # False for NaN
-        return low, high, True
+        return low, high, tensor.dtype != torch.int64 or -(2.0**31) <= low <= high < 2.0**31
     clean = math.isfinite(low) and math.isfinite(high)
     ordinary = tensor[tensor.abs() < MASK_VALUE]
     if ordinary.numel() == 0:

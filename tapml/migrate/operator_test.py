@@ -24,7 +24,9 @@ outputs on the target, computed from what the target computed before, are compar
 follow from the source's own compound error. An operator that the device refuses leaves the target, and the model runs again.
 
 Integers are compared as the device stores them, before anything narrows them: one that is out of the range of the graph's dtype
-is a failure. No trouble with one operator ends the work on the others: an error that nobody foresaw is its verdict.
+is a failure. Where one inside an operator does not fit what the target stores it in, and more than its low bits are asked of
+it, the operator is right by chance: `unchecked`. No trouble with one operator ends the work on the others: an error that nobody
+foresaw is its verdict.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from typing import Any
 
 import numpy as np
 
+from tapml.carve.beyond import Inside
 from tapml.carve.case import Case
 from tapml.carve.folder import RunFolder
 from tapml.carve.tolerance import FEW, Comparison, Reference, of_source
@@ -107,6 +110,7 @@ class OperatorTester:
         self._by_kernels: dict[tuple[str, str], Verdict] = {}
         self._measures: dict[str, list[Measure]] = {}
         self._pictures: dict[str, dict[str, Any]] = {}
+        self._insides: dict[str, Inside | None] = {}
 
     def __enter__(self) -> OperatorTester:
         return self
@@ -315,12 +319,17 @@ class OperatorTester:
         worst: Verdict | None = None
         count = 0
         coverage = Coverage()
+        chance = ""
         for trial in trials:
             outcome = self.bench.attempt(lambda t=trial: self._tried(operator, program, t, how, started))  # type: ignore[misc]
             if isinstance(outcome, Ran):
                 found, verdict = outcome.value
                 coverage.add(found, trial.inputs, trial.references, self.model.bodies[operator.signature])
                 count += 1
+                inside = self._inside(operator, trial) if verdict.status in ("pass", "fail") else ""
+                if inside and verdict.status == "fail":
+                    verdict = replace(verdict, reason=f"{inside}; {verdict.reason}")
+                chance = chance or inside
                 if verdict.status != "pass":
                     verdict = replace(verdict, cases=count)
             else:
@@ -336,6 +345,8 @@ class OperatorTester:
             worst, cases=count, seconds=time.monotonic() - started, elements=coverage.elements, excluded=coverage.excluded,
         )  # fmt: skip
         hollow = coverage.hollow()
+        if chance:
+            hollow = f"{chance}: what comes out is right here by chance, so this shows nothing"
         if hollow:
             return replace(worst, status="unchecked", reason=f"{hollow}; {worst.reason}")
         return worst
@@ -351,6 +362,14 @@ class OperatorTester:
             self._pictures[operator.name] = _picture(found, actual, trial)
             verdict = self._again(operator, program, trial, verdict, actual)
         return found, verdict
+
+    def _inside(self, operator: Operator, trial: Trial) -> str:
+        """What to say of integers inside the operator that do not fit (`tapml.carve.beyond`)."""
+        signature = operator.signature
+        if signature not in self._insides:
+            self._insides[signature] = Inside.of(self.model.bodies[signature], self.bench.target.stored("int64"))
+        found = self._insides[signature]
+        return "" if found is None else found.beyond(trial.inputs)
 
     def _measured(self, verdict: Verdict, case: str | None, prompt: int, step: int, graph: str) -> None:
         """Keeps the numbers of one call, which the verdict on it has."""

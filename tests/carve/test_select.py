@@ -85,6 +85,13 @@ def test_each_slot_holds_what_it_says() -> None:
     assert disk.files[tally.slots[MAGNITUDE].file]["i0"][0] == -50.0
 
 
+def test_an_int64_beyond_32_bits_is_worth_a_slot() -> None:
+    """Its input and its range are no more extreme than those of the call before."""
+    assert extent(torch.tensor([2**31 - 1, -(2**31)])) == (-(2.0**31), 2.0**31 - 1, True)
+    assert not extent(torch.tensor([2**31]))[2] and not extent(torch.tensor([-(2**31) - 1]))[2]
+    assert extent(torch.tensor([2.0**31]))[2]
+
+
 def test_the_limit_takes_the_first_slots_and_is_never_exceeded() -> None:
     for limit in (1, 2, 3, 9):
         disk = Disk()

@@ -52,12 +52,22 @@ class Long(nn.Module):
         return torch.sort(ids)[0], torch.flip(self.stamps, [0]), hashed * 1_000_003, self.linear(x)
 
 
+class Hash(nn.Module):
+    """Products beyond 32 bits of which something is asked: a quotient, which is then wrong, and whether they are above 3, which
+    is right by chance."""
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        a, b = torch.sort(a)[0], torch.sort(b)[0]
+        return a * a // 1000, b * b > 3
+
+
 @cache
 def carved(name: str) -> RunFolder:
     torch.manual_seed(0)
     module, inputs = {
         "sum": lambda: (Sum(), (torch.tensor([0, 1, 5, 100, 127, 128, 200, 255], dtype=torch.uint8),)),
         "choice": lambda: (Choice(), (torch.randn(3, 16),)),
+        "hash": lambda: (Hash(), (torch.tensor([100_000, 7, 90_000]), torch.tensor([100_001, 8]))),
         "long": lambda: (Long(), (torch.tensor(BEYOND), torch.tensor([100_000, 7, -90_000]), torch.randn(2, 4))),
     }[name]()
     return tapml.carve(module.eval(), inputs, out=Path(mkdtemp(prefix="tapml-test-")) / "run").folder

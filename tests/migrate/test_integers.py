@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from tapml.carve.beyond import Inside
 from tapml.diagnose.find import bisect
 from tapml.diagnose.health import health
 from tapml.errors import DoesNotFit, RunError, WrongValue
@@ -23,6 +25,7 @@ from tapml.targets.resolve import resolve
 from tapml.targets.webgpu import STORAGE
 from tapml.tensors import as_read, convert, out_of_range
 from tapml.verdicts import Verdict
+from tests.compile.bodies import Result, chain
 from tests.migrate.integers import carved, far_away, far_index, fault, no_wrap
 
 
@@ -80,6 +83,37 @@ def test_integers_beyond_32_bits_are_verdicts_of_the_operators_that_meet_them() 
         assert verdicts["sort.2"].status == "fail"  # computed
         assert "the right answer holds 100000300000, and this target stores int64 as int32" in verdicts["sort.2"].reason
     assert failed(isolated("long", target="cpu")) == []
+
+
+def test_an_integer_beyond_32_bits_inside_an_operator_is_told() -> None:
+    wrong, by_chance = isolated("hash").values()
+    assert wrong.status == "fail"
+    assert wrong.reason.startswith("inside it, aten.mul.Tensor gives 8100000000, and this target stores int64 as int32; case")
+    assert by_chance.status == "unchecked"
+    assert "gives 10000200001, and this target stores int64 as int32: what comes out is right here by chance" in by_chance.reason
+    moved = migrate(carved("hash"), "opencl", fresh=True)
+    assert moved.kept_on_source == ("sort", "sort.2") and moved.end_to_end.passed
+    assert failed(isolated("hash", target="cpu")) == []
+
+
+def test_what_is_asked_of_an_integer_decides_whether_it_may_wrap() -> None:
+    x = torch.tensor([70_000, -3, 2**62])
+    product = ("aten.mul.Tensor", (x, x), {})
+
+    def beyond(*calls: Any, given: Any = None) -> str:
+        inside = Inside.of(chain(list(calls)).body, "int32")
+        return "" if inside is None else inside.beyond([x.numpy()] if given is None else given)
+
+    assert "aten.mul.Tensor gives 4900000000" in beyond(product, ("aten.remainder.Scalar", (Result(0), 7), {}))
+    assert "gives 4900000000" in beyond(product, ("aten._to_copy.default", (Result(0),), {"dtype": torch.float32}))
+    assert "gives 4900000000" in beyond(product, ("aten.mul.Scalar", (Result(0), 0.5), {}))
+    assert beyond(product, ("aten.bitwise_and.Scalar", (Result(0), 7), {})) == ""
+    assert beyond(product, ("aten.sub.Tensor", (Result(0), x), {}), ("aten.sum.default", (Result(1),), {})) == ""
+    remainder = ("aten.remainder.Scalar", (Result(0), 7), {})
+    assert beyond(product, remainder, given=[np.array([40_000, -3, 0])]) == ""  # they fit
+    endless = ("aten.masked_fill.Scalar", (x, x < 0, 2**63 - 1), {})
+    assert beyond(endless, ("aten.lt.Scalar", (Result(0), 7), {}), given=[np.array([1, -3]), np.array([False, True])]) == ""
+    assert Inside.of(chain([product, remainder]).body, "int64") is None
 
 
 def test_a_model_with_integers_beyond_32_bits_is_moved_without_them() -> None:
