@@ -23,6 +23,7 @@ from tapml.compile.tensor_expressions import (
     is_float,
     key_dtype,
     key_of,
+    key_of_nan,
     long,
     of_key,
     reduce,
@@ -107,10 +108,10 @@ def _median(importer: Any, node: Any) -> Any:
     dim = axis(dim, len(shape_of(x)))
     shape = shape_of(x)
     keys = _keys(importer, x)
-    nan = key_of(tirx.const(math.nan, "float32"))
+    nan = key_of_nan(dtype_of(x))
     kept = tuple(1 if j == dim else n for j, n in enumerate(shape))
     index = _ordered(importer, x, dim, (shape[dim] - 1) // 2, 1, False)[1]
-    if dtype_of(x).startswith(("float", "bfloat")) and dtype_of(x) != "float64":
+    if is_float(dtype_of(x)):
         def first_nan(load: Any, at: Any, k: Any) -> Any:
             full = [k[0] if j == dim else i for j, i in enumerate(at)]
             return tirx.Select(tirx.EQ(load(*full), nan), k[0], long(shape[dim]))
@@ -130,7 +131,7 @@ def _nanmedian(importer: Any, node: Any) -> Any:
     dim = axis(dim, len(shape_of(x)))
     shape = shape_of(x)
     kept = tuple(1 if j == dim else n for j, n in enumerate(shape))
-    nan = key_of(tirx.const(math.nan, "float32"))
+    nan = key_of_nan(dtype_of(x))
     order = _ordered(importer, x, dim, 0, shape[dim], False)[1]
 
     def number(load: Any, at: Any, k: Any) -> Any:
@@ -157,7 +158,7 @@ def _mode(importer: Any, node: Any) -> Any:
     dim = axis(read(importer, node, 1, "dim", -1), len(shape))
     count = shape[dim]
     kept = tuple(1 if j == dim else n for j, n in enumerate(shape))
-    nan = key_of(tirx.const(math.nan, "float32"))
+    nan = key_of_nan(dtype_of(x))
     values, order = _ordered(importer, x, dim, 0, count, False)
     keys = _keys(importer, values)
 

@@ -22,6 +22,7 @@ from tapml.compile.tensor_expressions import (
     is_float,
     key_dtype,
     key_of,
+    key_of_nan,
     long,
     of_key,
     reduce,
@@ -103,9 +104,9 @@ def _largest(importer: Any, node: Any, x: Any, windows: _Windows, with_indices: 
 
     def turned(flat: Any, key: Any) -> Any:
         """Of equal elements the first is meant, of several NaN the last."""
-        if not is_float(dtype) or dtype == "float64":
+        if not is_float(dtype):
             return flat
-        return tirx.Select(tirx.EQ(key, key_of(constant(math.nan, "float32"))), long(total - 1) - flat, flat)
+        return tirx.Select(tirx.EQ(key, key_of_nan(dtype)), long(total - 1) - flat, flat)
 
     where = reduce(importer, shape, "int64", windows.extent, candidate, x, top, combine=te.min, name="where_largest")
     return [value, broadcast(importer, shape, "int64", turned, where, top)]

@@ -77,7 +77,7 @@ def emit(piece: Piece, entry: str, target: Target, tvm_target: Any) -> Emitted:
     device = _lowered(renamed, entry, tvm_target)
     if target.language == "wgsl":
         device = _unknown(_rests_by_division(device))
-    device = _made_anew(device, device.params, shown(device.body))
+    device = _bits_of_numbers(_made_anew(device, device.params, shown(device.body)))
     order = [int(re.fullmatch(r"[a-z]+(\d+)_ptr", p.name).group(1)) for p in device.params]  # type: ignore[union-attr]
     grid, block = _launch(device)
     shared = _shared_bytes(device)
@@ -173,7 +173,7 @@ def _lowered(function: Any, entry: str, tvm_target: Any) -> Any:
     found = [f for f in module.functions.values() if int(f.attrs.get("calling_conv", 0)) == 2]
     if len(found) != 1:
         raise ValueError(f"a piece became {len(found)} device functions; expected one")
-    device = _chosen_by_branch(_bits_of_numbers(_from_infinity(found[0].with_attr("global_symbol", entry))))
+    device = _chosen_by_branch(_from_infinity(found[0].with_attr("global_symbol", entry)))
     module = tvm.IRModule({entry: device})
     for step in passes[-4:]:
         module = step(module)
@@ -202,7 +202,7 @@ def _bits_of_numbers(device: Any) -> Any:
     of the number, which has none."""
 
     def bits(call: Any) -> Any:
-        if not call.op.same_as(ir.Op.get("tirx.reinterpret")) or is_hidden(call) or not isinstance(call.args[0], tirx.FloatImm):
+        if not call.op.same_as(ir.Op.get("tirx.reinterpret")) or not isinstance(call.args[0], tirx.FloatImm):
             return call
         return tirx.IntImm("int32", int(np.float32(call.args[0].value).view(np.int32)))
 

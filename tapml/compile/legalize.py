@@ -33,7 +33,7 @@ from tvm import ir, tirx
 from tvm.ir import PrimType
 from tvm.s_tir import SBlock, SBlockRealize
 
-from tapml.compile.tensor_expressions import long
+from tapml.compile.tensor_expressions import is_nan, long
 from tapml.errors import DoesNotFit
 
 _BINARY = (
@@ -212,6 +212,8 @@ class _Rewriter:
         if isinstance(e, ir.TensorLoad):
             return self._load(e)
         if isinstance(e, ir.Call):
+            if e.op.same_as(ir.Op.get("tirx.isnan")) and self.renamed(str(e.args[0].ty)) == "float32":
+                return is_nan(x(e.args[0]))
             ty = str(e.ty.dtype) if isinstance(e.ty, PrimType) else None
             kept = e.ty if ty is None else PrimType(self.renamed(ty))
             made = ir.Call(e.op, [x(a) if isinstance(a, ir.Expr) else a for a in e.args], e.attrs, list(e.ty_args), None, kept)

@@ -11,6 +11,7 @@ they are not, so what it would go by is `hidden` from it: the second operand of 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -145,10 +146,14 @@ def rounded_to(element: Element, dtype: str) -> Element:
 
 def key_of(element: Element, largest: bool = True) -> Element:
     """An int32 (an integer of 64 bits for one) that orders elements as PyTorch does. Numbers compare as their keys do, -0 with 0
-    apart; NaN is beyond all of them: above where the largest is looked for, else below. float64 is its own key."""
+    apart; NaN is beyond all of them: above where the largest is looked for, else below. Of a float64 it is a float64: half of it,
+    which leaves room for NaN."""
     dtype = str(element.ty)
     if dtype == "float64":
-        return element
+        infinite, last = constant(math.inf, dtype), constant(sys.float_info.max, dtype)
+        half = element * constant(0.5, dtype)
+        key = tirx.Select(tirx.EQ(element, infinite), last, tirx.Select(tirx.EQ(element, -infinite), -last, half))
+        return tirx.Select(is_nan(element), infinite if largest else -infinite, key)
     if not is_float(dtype):
         return to(element, wide(dtype))
     bits = tirx.reinterpret("int32", to(element, "float32"))
@@ -162,13 +167,22 @@ def key_of(element: Element, largest: bool = True) -> Element:
 
 def of_key(key: Element, dtype: str) -> Element:
     """The element that has the key, in `dtype`."""
-    if dtype == "float64" or not is_float(dtype):
+    if not is_float(dtype):
         return to(key, dtype)
+    if dtype == "float64":
+        infinite, last = constant(math.inf, dtype), constant(sys.float_info.max, dtype)
+        number = tirx.Select(key >= last, infinite, tirx.Select(key <= -last, -infinite, key * constant(2, dtype)))
+        return tirx.Select(tirx.EQ(tirx.abs(key), infinite), constant(math.nan, dtype), number)
     nan = tirx.Or(tirx.EQ(key, tirx.const(_LAST, "int32")), tirx.EQ(key, tirx.const(-_LAST, "int32")))
     negative = key < tirx.const(0, "int32")
     bits = tirx.Select(negative, tirx.const(0, "int32") - key, key)
     magnitude = tirx.reinterpret("float32", tirx.Select(nan, tirx.const(_NAN, "int32"), bits))
     return to(tirx.Select(negative, -magnitude, magnitude), dtype)
+
+
+def key_of_nan(dtype: str) -> Element:
+    """The key of NaN where the largest is looked for, of elements of a floating point dtype."""
+    return constant(math.inf, dtype) if dtype == "float64" else tirx.const(_LAST, "int32")
 
 
 def key_dtype(dtype: str) -> str:

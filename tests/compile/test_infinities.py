@@ -52,6 +52,7 @@ CALLS: dict[str, Callable[[], Made]] = {
     "x + 0 · x · x": lambda: call("aten.addcmul.default", ROWS, ROWS, ROWS, value=0),
     "x + 0 · (y - x)": lambda: call("aten.lerp.Scalar", ROWS, ROWS.flip(0), 0.0),
     "zeros / x": lambda: of_result("zeros_like.default", (), "div.Tensor", Result(0), ROWS),
+    "zeros are no NaN": lambda: of_result("zeros_like.default", (), "isnan.default", Result(0)),
     "x / 0": lambda: call("aten.div.Scalar", ROWS, 0.0),
     "softmax of one": lambda: call("aten.softmax.int", SINGLE, -1),
     "softmax of a number": lambda: call("aten.softmax.int", torch.tensor(INF), -1),
