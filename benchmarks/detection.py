@@ -26,12 +26,12 @@ from measure import PROMPTS, save, smollm2
 
 import tapml
 from tapml.carve.folder import RunFolder
-from tapml.diagnose.bench import DEADLINE, spread
+from tapml.diagnose.bench.own_method import OwnMethod
+from tapml.diagnose.bench.stage import DEADLINE, spread
 from tapml.diagnose.faults.catalogue import CATALOGUE, sites
 from tapml.diagnose.faults.fault import FaultClass
-from tapml.diagnose.own_method import OwnMethod
-from tapml.diagnose.places import Places
-from tapml.diagnose.trials import recorded
+from tapml.diagnose.probes.reference_backends import ReferenceBackends
+from tapml.diagnose.probes.trials import recorded
 from tapml.errors import DeviceError, DeviceLost
 from tapml.migrate.alteration import Alteration
 from tapml.migrate.operator_test import OperatorTester
@@ -98,8 +98,8 @@ def clean(run: RunFolder, target: str) -> dict[str, Any]:
                 counts[verdict.status] += 1
                 if verdict.status not in ("pass", "skipped"):
                     alarms.append(f"{mode} {verdict.operator}: {verdict.status}: {verdict.reason}")
-        with Places(run, bench) as places:
-            wrong = OwnMethod(run, bench, places, ()).model_is_wrong()
+        with ReferenceBackends(run, bench) as backends:
+            wrong = OwnMethod(run, bench, backends, ()).model_is_wrong()
     if wrong:
         alarms.append(f"whole model: {wrong}")
     return {"verdicts": dict(counts), "alarms": alarms, "seconds": time.monotonic() - started}
@@ -108,10 +108,10 @@ def clean(run: RunFolder, target: str) -> dict[str, Any]:
 def faults(run: RunFolder, target: str, operators: int) -> dict[str, Any]:
     """Each class in up to so many operators: detected or not, and by what."""
     rows: list[dict[str, Any]] = []
-    with Workbench(run, target, deadline=DEADLINE) as bench, Places(run, bench) as places:
+    with Workbench(run, target, deadline=DEADLINE) as bench, ReferenceBackends(run, bench) as backends:
         tester = OperatorTester.over(run, bench)
         alarms = [f"{v.operator}: {v.status}: {v.reason}" for v in tester.test_all() if v.status not in ("pass", "skipped")]
-        whole = OwnMethod(run, bench, places, ())
+        whole = OwnMethod(run, bench, backends, ())
         if wrong := whole.model_is_wrong():
             alarms.append(f"whole model: {wrong}")
         for fault in CATALOGUE:

@@ -24,7 +24,7 @@ from pathlib import Path
 import fault_models
 from measure import RESULTS, brief, machine, save, smollm2, tapml
 
-from tapml.diagnose.bench_result import (
+from tapml.diagnose.bench.result import (
     METHODS,
     BenchResult,
     Clean,

@@ -35,12 +35,12 @@ from tapml.verdicts import Measure, Verdict, summary, worth_explaining
 if TYPE_CHECKING:
     import torch
 
-    from tapml.diagnose.bisected import BisectResult
-    from tapml.diagnose.explanation import Explanation
-    from tapml.diagnose.health_result import Health
+    from tapml.diagnose.bisect.result import BisectResult
+    from tapml.diagnose.explain.result import Explanation
+    from tapml.diagnose.health.result import Health
+    from tapml.migrate.device_pool import Share
     from tapml.migrate.inject import Inject
     from tapml.migrate.migrate import MigrationResult
-    from tapml.migrate.share import Share
     from tapml.report.html.page import Written
 
 Progress = Callable[[str, int, int], None]
@@ -193,21 +193,21 @@ class Run:
         fault: "FILE.py:FUNCTION", or the function itself. What was found is kept in the run, see `tapml.migrate.records`. Raises
         TargetError, UsageError, UnavailableError."""
         from tapml.devices.open import redacted
+        from tapml.migrate.device_pool import DevicePool, Share, are_several
         from tapml.migrate.operator_test import OperatorTester
         from tapml.migrate.records import keep_test
-        from tapml.migrate.share import Crew, Share, are_several
 
         started = time.monotonic()
         if mode == "isolated" and are_several(device):
-            with Crew(self.folder, target, device, inject) as crew:
-                operators = crew.tester.select(operator)
-                found = {verdict.operator: verdict for verdict in crew.test(operators, progress)}
+            with DevicePool(self.folder, target, device, inject) as pool:
+                operators = pool.tester.select(operator)
+                found = {verdict.operator: verdict for verdict in pool.test(operators, progress)}
                 verdicts = tuple(found[o.name] for o in operators)
-                keep_test(crew, target, device, mode, verdicts, merge=operator != "*")
-                measures = tuple(m for v in verdicts for m in crew.measures_of(v.operator))
+                keep_test(pool, target, device, mode, verdicts, merge=operator != "*")
+                measures = tuple(m for v in verdicts for m in pool.measures_of(v.operator))
                 return TestResult(
-                    str(crew.bench.choice), crew.bench.device.info, mode, verdicts, time.monotonic() - started, measures,
-                    crew.shares, Circumstances.of(crew.bench), self.folder.positions,
+                    str(pool.bench.choice), pool.bench.device.info, mode, verdicts, time.monotonic() - started, measures,
+                    pool.shares, Circumstances.of(pool.bench), self.folder.positions,
                 )
         with OperatorTester(self.folder, target, device, inject) as tester:
             if mode == "cumulative":
@@ -256,8 +256,8 @@ class Run:
         progress: Progress | None = None,
     ) -> BisectResult:
         """The smallest set of operators that makes the model wrong on the target; with `all_sets` every such set, one after the
-        other. `tokens` of each answer are compared where the short check is right. See `tapml.diagnose.find.bisect`."""
-        from tapml.diagnose.find import CONFIDENCE, bisect
+        other. `tokens` of each answer are compared where the short check is right. See `tapml.diagnose.bisect.stage.bisect`."""
+        from tapml.diagnose.bisect.stage import CONFIDENCE, bisect
 
         return bisect(
             self.folder, target, device, inject, all_sets, CONFIDENCE if confidence is None else confidence, progress, tokens
@@ -274,8 +274,8 @@ class Run:
         progress: Progress | None = None,
     ) -> Explanation:
         """At which stage an operator goes wrong, with the evidence, the smallest input and a reproducer. See
-        `tapml.diagnose.explain.explain`."""
-        from tapml.diagnose.explain import explain
+        `tapml.diagnose.explain.stage.explain`."""
+        from tapml.diagnose.explain.stage import explain
 
         return explain(self.folder, operator, target, device, inject, None if out is None else Path(out), progress)
 
@@ -289,8 +289,8 @@ class Run:
         progress: Progress | None = None,
     ) -> Health:
         """The first operators that make an overflow, an underflow, NaN or Inf on the source and on the target, and the room
-        that half precision leaves. See `tapml.diagnose.health.health`."""
-        from tapml.diagnose.health import health
+        that half precision leaves. See `tapml.diagnose.health.stage.health`."""
+        from tapml.diagnose.health.stage import health
 
         return health(self.folder, target, device, inject, prompt, progress)
 

@@ -28,6 +28,11 @@ LEVELS = (
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
+# A folder of diagnosis may import itself and those before it.
+WINGS = ("probes", "bisect", "minimise", "explain", "health", "faults", "bench")
+# What runs on every user's model must not load a fault.
+WITHOUT_FAULTS = ("probes", "bisect", "minimise", "explain", "health")
+
 # Third-party packages and the only parts of TapML that may import them.
 HOMES = {
     "torch": {"source", "operators", "carve"},
@@ -53,7 +58,7 @@ FRONT_DOORS = (PACKAGE / "__init__.py", PACKAGE / "carve" / "__init__.py")
 
 
 # Scripts that are copied into reproducers and run outside of TapML: they are text to the package.
-TEMPLATES = PACKAGE / "diagnose" / "templates"
+TEMPLATES = PACKAGE / "diagnose" / "minimise" / "templates"
 
 
 def sources() -> list[Path]:
@@ -110,6 +115,24 @@ def test_imports_go_one_way(path: Path) -> None:
                 assert LEVEL[other] <= LEVEL[part], f"{path}:{line}: {part} imports {module}, which comes after it"
         elif pieces[0] in HOMES:
             assert part in HOMES[pieces[0]], f"{path}:{line}: {pieces[0]} is imported in {sorted(HOMES[pieces[0]])} only"
+
+
+def test_diagnosis_is_a_row_of_folders_that_import_one_way() -> None:
+    root = PACKAGE / "diagnose"
+    assert {path.name for path in root.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(WINGS)
+    assert [path.name for path in root.glob("*.py")] == ["__init__.py"]
+    arrows = set()
+    for path in sources():
+        if root not in path.parents or path.parent == root:
+            continue
+        wing = path.relative_to(root).parts[0]
+        for line, module in imports(path):
+            if module.startswith("tapml.diagnose."):
+                other = module.split(".")[2]
+                assert WINGS.index(other) <= WINGS.index(wing), f"{path}:{line}: {wing} imports {module}, which comes after it"
+                assert other != "faults" or wing not in WITHOUT_FAULTS, f"{path}:{line}: {wing} imports a fault"
+                arrows.add((wing, other))
+    assert len({(wing, other) for wing, other in arrows if wing != other}) <= 10
 
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)

@@ -10,7 +10,7 @@ from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, NAMES, SOMETHING_FAILED, 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from tapml.diagnose.bisected import BisectResult
+    from tapml.diagnose.bisect.result import BisectResult
 
 NAME = "bisect"
 HELP = "find the smallest set of operators that makes the model wrong on a target"
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     from tapml.api import Run
-    from tapml.diagnose.find import CONFIDENCE, bisect
+    from tapml.diagnose.bisect.stage import CONFIDENCE, bisect
     from tapml.report.progress import Progress
 
     folder = Run.open(args.run).folder

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     from tapml.api import Run
-    from tapml.diagnose.explain import explain
+    from tapml.diagnose.explain.stage import explain
     from tapml.report.explain import view
     from tapml.report.progress import Progress
 

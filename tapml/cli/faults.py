@@ -10,7 +10,7 @@ from tapml.cli.verb import ALL_PASSED, DEVICE, NAMES, SOMETHING_FAILED, Outcome,
 from tapml.errors import UsageError
 
 if TYPE_CHECKING:
-    from tapml.diagnose.bench_result import BenchResult
+    from tapml.diagnose.bench.result import BenchResult
 
 NAME = "faults"
 HELP = "list the catalogue of faults, or put them into a model to see which are found"
@@ -60,7 +60,7 @@ def _list(args: argparse.Namespace) -> Outcome:
 
 def _bench(args: argparse.Namespace) -> Outcome:
     from tapml.carve.folder import RunFolder
-    from tapml.diagnose.bench import bench, bench_folder
+    from tapml.diagnose.bench.stage import bench, bench_folder
     from tapml.diagnose.faults.catalogue import find
     from tapml.report.console import facts
     from tapml.report.faults_bench import console_view, write_report

@@ -23,8 +23,8 @@ def run(args: argparse.Namespace) -> Outcome:
     from pathlib import Path
 
     from tapml.carve.folder import RunFolder
-    from tapml.diagnose.health import health
-    from tapml.diagnose.health_result import keep_health
+    from tapml.diagnose.health.result import keep_health
+    from tapml.diagnose.health.stage import health
     from tapml.report.health import view
     from tapml.report.progress import Progress
 

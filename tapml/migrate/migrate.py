@@ -34,6 +34,7 @@ from tapml.carve.layout import folder_name as folder_name
 from tapml.devices.interface import DeviceInfo
 from tapml.errors import AnotherDevice, DeviceLost, UnavailableError, UsageError, WrongValue, is_confined, nearest
 from tapml.migrate.circumstances import Circumstances
+from tapml.migrate.device_pool import DevicePool, Share, are_several
 from tapml.migrate.end_to_end import (
     Answer,
     EndToEnd,
@@ -54,7 +55,6 @@ from tapml.migrate.picture import keep_picture
 from tapml.migrate.plan import Step, move
 from tapml.migrate.programs import keep
 from tapml.migrate.records import file_name, header_of, target_folder
-from tapml.migrate.share import Crew, Share, are_several
 from tapml.migrate.workbench import Progress
 from tapml.operators.graph import Operator
 from tapml.verdicts import Verdict, summary
@@ -129,7 +129,8 @@ def migrate(
     """
     started = time.monotonic()
     names = _in_order(run, order)
-    with Crew(run, target, device, inject) if are_several(device) else OperatorTester(run, target, device, inject) as tester:
+    opened = DevicePool if are_several(device) else OperatorTester
+    with opened(run, target, device, inject) as tester:
         header = header_of(tester.bench, device, f"tokens={max_tokens} order={_hash(names) if order else 'default'}")
         if inject is not None:  # before there is a journal, which a fault that changes nothing would leave unfinished
             tester.bench.compile(run.operators, progress)
@@ -146,7 +147,7 @@ def migrate(
 
 class _Migration:
     def __init__(
-        self, run: RunFolder, tester: OperatorTester | Crew, journal: Journal, names: Sequence[str], max_tokens: int,
+        self, run: RunFolder, tester: OperatorTester | DevicePool, journal: Journal, names: Sequence[str], max_tokens: int,
         progress: Progress | None,
     ) -> None:
         self.run = run
@@ -204,7 +205,7 @@ class _Migration:
         )
 
     def _shares(self) -> tuple[Share, ...]:
-        if isinstance(self.tester, Crew):
+        if isinstance(self.tester, DevicePool):
             return self.tester.shares
         return (Share(self.bench.device_name, len(self.verdicts) - self.resumed, self.bench.device.info),)
 
@@ -224,7 +225,7 @@ class _Migration:
 
     def _tested(self, operators: Sequence[Operator]) -> Iterator[Verdict]:
         """In order by one device; as they come by several, of which one stays for what follows."""
-        if isinstance(self.tester, Crew):
+        if isinstance(self.tester, DevicePool):
             yield from self.tester.test(operators, self.tell)
             self.tester.dismiss()
             self.bench = self.tester.bench

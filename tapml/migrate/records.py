@@ -46,8 +46,8 @@ from tapml.migrate.programs import keep
 from tapml.verdicts import Measure, Verdict
 
 if TYPE_CHECKING:
+    from tapml.migrate.device_pool import DevicePool
     from tapml.migrate.operator_test import OperatorTester
-    from tapml.migrate.share import Crew
     from tapml.migrate.workbench import Workbench
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def header_of(bench: Workbench, device: str, settings: str) -> Header:
 
 
 def keep_test(
-    tester: OperatorTester | Crew, target: str, device: str, mode: str, verdicts: Sequence[Verdict], merge: bool = False
+    tester: OperatorTester | DevicePool, target: str, device: str, mode: str, verdicts: Sequence[Verdict], merge: bool = False
 ) -> None:
     """Writes what a test ("isolated" or "cumulative") found, and the kernels that it is about. `merge` keeps the results of other
     operators, where they are of the same run, target, device, compiler and fault. Warns where the folder cannot be written."""

@@ -18,7 +18,7 @@ from tapml.report.progress import seconds
 from tapml.words import plural
 
 if TYPE_CHECKING:
-    from tapml.diagnose.bisected import BisectResult, FailingSet
+    from tapml.diagnose.bisect.result import BisectResult, FailingSet
     from tapml.migrate.end_to_end import Answer
 
 COMMANDS_SHOWN = 3

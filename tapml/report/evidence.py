@@ -18,7 +18,7 @@ from rich.text import Text
 from tapml.report.console import number
 
 if TYPE_CHECKING:
-    from tapml.diagnose.evidence import Evidence
+    from tapml.diagnose.probes.evidence import Evidence
 
 MARK = {
     "right": ("✓", "green"), "wrong": ("✗", "bold red"), "refused": ("✗", "bold yellow"), "not run": ("–", "dim"),

@@ -26,7 +26,7 @@ from tapml.report.progress import seconds
 from tapml.words import place, plural
 
 if TYPE_CHECKING:
-    from tapml.diagnose.explanation import Explanation
+    from tapml.diagnose.explain.result import Explanation
     from tapml.tensors import HostArray
 
 ELEMENTS = 8

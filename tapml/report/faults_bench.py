@@ -17,7 +17,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tapml.diagnose.bench_result import (
+from tapml.diagnose.bench.result import (
     METHODS,
     RULES,
     BenchResult,

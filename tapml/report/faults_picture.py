@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tapml.diagnose.bench_result import METHODS, Method, Row, Totals, is_detected, operator_right, stage_right
+from tapml.diagnose.bench.result import METHODS, Method, Row, Totals, is_detected, operator_right, stage_right
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from tapml.report.console import number, shorten
 from tapml.words import plural
 
 if TYPE_CHECKING:
-    from tapml.diagnose.health_result import Headroom, Health, Made, Side
+    from tapml.diagnose.health.result import Headroom, Health, Made, Side
 
 ROWS = 12
 INPUTS_SHOWN = 4

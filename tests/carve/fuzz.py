@@ -24,8 +24,8 @@ from typing import Any
 import tapml
 from tapml.carve import layout
 from tapml.carve.writer import digest, seal
-from tapml.diagnose.health import health
-from tapml.diagnose.health_result import keep_health
+from tapml.diagnose.health.result import keep_health
+from tapml.diagnose.health.stage import health
 from tapml.errors import ModelError, RunError
 from tests.carve.tampered import signature_of
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import tapml
-from tapml.diagnose.health import health
-from tapml.diagnose.health_result import keep_health
+from tapml.diagnose.health.result import keep_health
+from tapml.diagnose.health.stage import health
 from tests.carve import runs
 from tests.carve.fuzz import Spoiler, drive
 

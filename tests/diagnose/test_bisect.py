@@ -13,10 +13,10 @@ import pytest
 from tapml.carve.folder import RunFolder
 from tapml.cli import bisect as verb
 from tapml.cli import main as cli
-from tapml.diagnose.bisected import BisectResult
-from tapml.diagnose.find import RIGHT, bisect
-from tapml.diagnose.prefix import Memory, Value, value_of
-from tapml.diagnose.whole import WholeModel
+from tapml.diagnose.bisect.model_check import ModelCheck
+from tapml.diagnose.bisect.prefix import Memory, Value, value_of
+from tapml.diagnose.bisect.result import BisectResult
+from tapml.diagnose.bisect.stage import RIGHT, bisect
 from tapml.errors import UsageError
 from tapml.migrate.alteration import Alteration
 from tapml.migrate.workbench import Workbench
@@ -38,8 +38,8 @@ def bench(make_run: MakeRun) -> Iterator[Workbench]:
         yield bench
 
 
-def whole(run: RunFolder, bench: Workbench, budget: int = 1 << 30) -> WholeModel:
-    return WholeModel(run, bench, bench.programs(list(bench.model.named)), budget)
+def whole(run: RunFolder, bench: Workbench, budget: int = 1 << 30) -> ModelCheck:
+    return ModelCheck(run, bench, bench.programs(list(bench.model.named)), budget)
 
 
 def check_counts(result: BisectResult) -> None:
@@ -159,7 +159,7 @@ def test_the_engine_and_the_hybrid_give_the_same_bits(need: Need, llama: RunFold
     assert model.engine.executed < small.engine.executed == small.engine.asked - _hits(small)
 
 
-def _hits(model: WholeModel) -> int:
+def _hits(model: ModelCheck) -> int:
     return model.engine.asked - model.engine.executed
 
 

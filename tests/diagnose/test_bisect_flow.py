@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tapml.devices.faulty import Fault, FaultyDevice
-from tapml.diagnose.bisected import BisectResult
-from tapml.diagnose.find import bisect
+from tapml.diagnose.bisect.result import BisectResult
+from tapml.diagnose.bisect.stage import bisect
 from tapml.errors import DeviceLost, UnavailableError
 from tapml.migrate import workbench
 from tapml.migrate.model import Model

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapml.diagnose.bisect import (
+from tapml.diagnose.bisect.search import (
     FAILURES,
     Known,
     Rate,

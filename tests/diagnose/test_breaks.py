@@ -12,8 +12,8 @@ import pytest
 from tapml.carve.folder import RunFolder
 from tapml.devices.faulty import Call, Fault, FaultyDevice
 from tapml.devices.open import open_device
-from tapml.diagnose.explain import explain
-from tapml.diagnose.health import health
+from tapml.diagnose.explain.stage import explain
+from tapml.diagnose.health.stage import health
 from tapml.errors import ConnectionLost
 from tapml.migrate import workbench
 from tests.conftest import MakeRun

@@ -17,8 +17,8 @@ from rich.console import Console, RenderableType
 import tapml
 from tapml.carve.folder import RunFolder
 from tapml.cli import explain as verb
-from tapml.diagnose.explain import explain, resolve_operator
-from tapml.diagnose.explanation import Explanation
+from tapml.diagnose.explain.result import Explanation
+from tapml.diagnose.explain.stage import explain, resolve_operator
 from tapml.errors import UsageError
 from tapml.migrate.alteration import Alteration
 from tapml.operators.graph import Operator
@@ -178,8 +178,8 @@ def half(operator, target, source):
 
 def test_an_operator_that_was_never_called(run: RunFolder, need: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     need("opencl")
-    monkeypatch.setattr("tapml.diagnose.explain.recorded", lambda *_: iter(()))
-    monkeypatch.setattr("tapml.diagnose.explain.met", lambda *_: iter(()))
+    monkeypatch.setattr("tapml.diagnose.explain.stage.recorded", lambda *_: iter(()))
+    monkeypatch.setattr("tapml.diagnose.explain.stage.met", lambda *_: iter(()))
     with pytest.raises(UsageError, match="was never called while"):
         explain(run, NORM, "opencl")
 
@@ -200,7 +200,7 @@ def test_lines_that_differ_in_numbers_only_are_folded() -> None:
 
 
 def test_hazards() -> None:
-    from tapml.diagnose.hazards import hazards
+    from tapml.diagnose.probes.hazards import hazards
     from tapml.kernels import Kernel
 
     def found(*lines: str) -> list[str]:

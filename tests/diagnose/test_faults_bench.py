@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from tapml.carve.folder import RunFolder
-from tapml.diagnose import rivals
-from tapml.diagnose.bench import ENDED, bench, bench_folder, spread
-from tapml.diagnose.bench_result import BenchResult, Fault, Found, Row, totals_of
+from tapml.diagnose.bench import baselines
+from tapml.diagnose.bench.baselines import DebugCompare, EndToEndOnly, RandomInputs, allclose
+from tapml.diagnose.bench.result import BenchResult, Fault, Found, Row, totals_of
+from tapml.diagnose.bench.stage import ENDED, bench, bench_folder, spread
 from tapml.diagnose.faults.catalogue import find, sites
 from tapml.diagnose.faults.fault import FaultClass, Site
-from tapml.diagnose.rivals import DebugCompare, EndToEndOnly, RandomInputs, allclose
 from tapml.errors import UsageError
 from tapml.migrate.alteration import Alteration
 from tapml.migrate.operator_test import OperatorTester
@@ -146,7 +146,7 @@ def test_debug_compare_looks_at_each_function_once(
     need: Need, llama: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(rivals, "allclose", lambda actual, expected: seen.append("") or "")
+    monkeypatch.setattr(baselines, "allclose", lambda actual, expected: seen.append("") or "")
     with Workbench(llama, need("opencl")) as bench_:
         assert DebugCompare(llama, bench_).find() is None
     assert len(seen) == len(llama.bodies) < len(llama.operators)

@@ -20,7 +20,7 @@ from tapml.carve.folder import RunFolder
 from tapml.cli import faults as verb
 from tapml.cli.verb import Outcome
 from tapml.devices.interface import DeviceInfo
-from tapml.diagnose.bench_result import METHODS, BenchResult, Fault, Found, Row
+from tapml.diagnose.bench.result import METHODS, BenchResult, Fault, Found, Row
 from tapml.diagnose.faults.catalogue import CATALOGUE, find
 from tapml.diagnose.faults.fault import FaultClass, Level
 from tapml.errors import RunError, TargetError, UsageError
@@ -152,7 +152,7 @@ def test_the_verb_hands_on_what_was_asked_and_writes_what_was_found(
         asked.update(more, run=run, target=target, device=device)
         return result((False, False))
 
-    monkeypatch.setattr("tapml.diagnose.bench.bench", bench)
+    monkeypatch.setattr("tapml.diagnose.bench.stage.bench", bench)
     monkeypatch.setattr(RunFolder, "open", lambda path: SimpleNamespace(path=path, digest="d"))
     words = ["run", "--faults", "3,rotary-pairing", "--operators", "2", "--seed", "5"]
     outcome = verb.run(typed(*words, "-o", str(tmp_path / "out")))
@@ -183,11 +183,12 @@ def test_what_people_run_reaches_no_fault() -> None:
             assert not other.startswith("tapml.diagnose.faults"), f"{name} imports {other}"
             seen.add(other)
             waiting.append(other)
-    assert {"tapml.migrate.workbench", "tapml.diagnose.find", "tapml.diagnose.explain"} <= seen
+    assert {"tapml.migrate.workbench", "tapml.diagnose.bisect.stage", "tapml.diagnose.explain.stage"} <= seen
 
 
 def test_loading_what_people_run_loads_no_fault() -> None:
-    modules = [*PRODUCT, "tapml.carve.carve", "tapml.migrate.migrate", "tapml.diagnose.find", "tapml.diagnose.explain"]
+    stages = ("carve.carve", "migrate.migrate", "diagnose.bisect.stage", "diagnose.explain.stage")
+    modules = [*PRODUCT, *(f"tapml.{stage}" for stage in stages)]
     code = (
         f"import sys, importlib\nfor name in {modules!r}: importlib.import_module(name)\n"
         "print([m for m in sys.modules if m.startswith('tapml.diagnose.faults')])"

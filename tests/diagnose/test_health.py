@@ -21,12 +21,12 @@ import tapml
 from tapml.carve.folder import RunFolder
 from tapml.cli import health as verb
 from tapml.devices.interface import Launch
-from tapml.diagnose.anatomy import Anatomy
-from tapml.diagnose.anomalies import bad_elements
-from tapml.diagnose.headroom import Peak
-from tapml.diagnose.health import _Findings, _judge_outputs, health
-from tapml.diagnose.health_result import keep_health, kept_health
-from tapml.diagnose.watch import calls_of, watch
+from tapml.diagnose.health.anatomy import Anatomy
+from tapml.diagnose.health.anomalies import bad_elements
+from tapml.diagnose.health.headroom import Peak
+from tapml.diagnose.health.result import keep_health, kept_health
+from tapml.diagnose.health.stage import _Findings, _judge_outputs, health
+from tapml.diagnose.probes.watch import calls_of, watch
 from tapml.errors import DeviceError, RunError, UsageError
 from tapml.migrate.alteration import Alteration
 from tapml.migrate.hybrid import Hybrid

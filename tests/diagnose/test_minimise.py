@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from tapml.carve.folder import RunFolder
-from tapml.diagnose.candidate import FLAKY_RUNS
-from tapml.diagnose.minimise import Minimised, NotFailing, minimise
+from tapml.diagnose.minimise.interestingness import FLAKY_RUNS
+from tapml.diagnose.minimise.stage import Minimised, NotFailing, minimise
 from tapml.errors import DeviceError
 from tapml.kernels import Program
 from tapml.migrate.alteration import Alteration

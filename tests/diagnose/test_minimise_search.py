@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapml.diagnose.shrink_body import Extent, find_extents, resized
-from tapml.diagnose.shrink_inputs import renumbered, smaller_inputs
-from tapml.diagnose.shrink_outputs import fewer, with_outputs
-from tapml.diagnose.shrink_values import complexity, simplify
+from tapml.diagnose.minimise.shrink_body import Extent, find_extents, resized
+from tapml.diagnose.minimise.shrink_inputs import renumbered, smaller_inputs
+from tapml.diagnose.minimise.shrink_outputs import fewer, with_outputs
+from tapml.diagnose.minimise.shrink_values import complexity, simplify
 from tapml.operators.execute import host_function
 from tapml.operators.graph import Body, Node
 from tapml.operators.infer import inferred

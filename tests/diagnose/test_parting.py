@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tapml.carve.folder import RunFolder
-from tapml.diagnose.explain import explain
-from tapml.diagnose.find import bisect
-from tapml.diagnose.parting import Parting
+from tapml.diagnose.bisect.parting import Parting
+from tapml.diagnose.bisect.stage import bisect
+from tapml.diagnose.explain.stage import explain
 from tapml.migrate.end_to_end import PromptResult
 from tapml.migrate.migrate import migrate
 from tests.diagnose.late_faults import carved, rotary_wrong_at

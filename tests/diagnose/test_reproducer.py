@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import tapml.diagnose.reproducer as reproducer
-from tapml.diagnose.minimise import minimise
-from tapml.diagnose.reproducer import write_reproducer
+import tapml.diagnose.minimise.reproducer as reproducer
+from tapml.diagnose.minimise.reproducer import write_reproducer
+from tapml.diagnose.minimise.stage import minimise
 from tapml.migrate.workbench import Workbench
 from tests.conftest import MakeRun
 from tests.diagnose.test_minimise import Text, inputs_of, started_wrong

@@ -11,10 +11,10 @@ import pytest
 
 from tapml.carve.folder import RunFolder
 from tapml.devices.interface import Device, Launch, ReadsInTurn
-from tapml.diagnose.evidence import Triage
-from tapml.diagnose.places import Places
-from tapml.diagnose.triage import triage
-from tapml.diagnose.trials import recorded
+from tapml.diagnose.explain.triage import triage
+from tapml.diagnose.probes.evidence import Triage
+from tapml.diagnose.probes.reference_backends import ReferenceBackends
+from tapml.diagnose.probes.trials import recorded
 from tapml.errors import DeviceError
 from tapml.kernels import Kernel, Program
 from tapml.migrate.alteration import Alteration
@@ -43,27 +43,27 @@ def bench(run: RunFolder) -> Iterator[Workbench]:
 
 
 @pytest.fixture(scope="module")
-def places(run: RunFolder, bench: Workbench) -> Iterator[Places]:
-    with Places(run, bench) as places:
-        yield places
+def backends(run: RunFolder, bench: Workbench) -> Iterator[ReferenceBackends]:
+    with ReferenceBackends(run, bench) as backends:
+        yield backends
 
 
 Diagnose = Callable[[str, Alteration | None], Triage]
 
 
 @pytest.fixture
-def diagnose(need: Need, run: RunFolder, bench: Workbench, places: Places) -> Iterator[Diagnose]:
+def diagnose(need: Need, run: RunFolder, bench: Workbench, backends: ReferenceBackends) -> Iterator[Diagnose]:
     need("opencl")
 
     def diagnosed(name: str, alteration: Alteration | None) -> Triage:
         bench.alter(alteration)
-        places.alter(alteration)
+        backends.alter(alteration)
         operator = run.operator(name)
-        return triage(bench, operator, next(recorded(run, bench.model, operator)), places)
+        return triage(bench, operator, next(recorded(run, bench.model, operator)), backends)
 
     yield diagnosed
     bench.alter(None)
-    places.alter(None)
+    backends.alter(None)
 
 
 class Fault(Alteration):
@@ -252,16 +252,16 @@ def test_a_read_behind_a_buffer(diagnose: Diagnose) -> None:
 def test_on_vulkan(need: Need, run: RunFolder) -> None:
     need("opencl")
     fault = OfTheText(NORM, lambda s: s.replace("sqrt(", "1.01f * sqrt("))
-    with Workbench(run, need("vulkan"), inject=fault) as bench, Places(run, bench) as places:
+    with Workbench(run, need("vulkan"), inject=fault) as bench, ReferenceBackends(run, bench) as backends:
         operator = run.operator(NORM)
-        found = triage(bench, operator, next(recorded(run, bench.model, operator)), places)
+        found = triage(bench, operator, next(recorded(run, bench.model, operator)), backends)
     assert (found.status, found.stage) == ("fail", "codegen")
     assert found.of("same schedule elsewhere").where.startswith("opencl")  # type: ignore[union-attr]
 
 
 def test_where_no_other_place_is_here_the_evidence_says_so(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cpu", "other_target"):
-        monkeypatch.setattr(Places, name, lambda self: "it is not here: no driver")
+        monkeypatch.setattr(ReferenceBackends, name, lambda self: "it is not here: no driver")
     found = diagnose(NORM, OfTheText(NORM, lambda s: s.replace("sqrt(", "1.01f * sqrt(")))
     assert found.stage is None and "none of the probes" in found.because
     assert {e.probe for e in found.evidence if e.detail == "it is not here: no driver"} >= {"cpu", "same schedule elsewhere"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapml.diagnose.decide import RULES, decide, needed
-from tapml.diagnose.evidence import QUESTIONS, Outcome
+from tapml.diagnose.explain.decide import RULES, decide, needed
+from tapml.diagnose.probes.evidence import QUESTIONS, Outcome
 from tapml.report.explain import MEANING
 from tapml.verdicts import STAGES
 

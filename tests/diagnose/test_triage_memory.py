@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tapml.diagnose.surroundings import RUNS, Held, Memory, findings_of
+from tapml.diagnose.probes.guard_bytes import RUNS, Held, Memory, findings_of
 
 SIX = len(RUNS)
 
@@ -38,11 +38,11 @@ def test_an_element_that_is_the_poison_was_never_written() -> None:
     assert [f.kind for f in found] == ["unwritten output"] and found[0].text.startswith("1 of 2 ")
 
 
-def test_a_result_that_follows_the_surroundings_was_read_out_of_bounds() -> None:
+def test_a_result_that_follows_the_guard_bytes_was_read_out_of_bounds() -> None:
     assert kinds([held(m.around, 2) for m in RUNS]) == ["out-of-bounds read"]
 
 
-def test_surroundings_that_changed_were_written_to() -> None:
+def test_guard_bytes_that_changed_were_written_to() -> None:
     found = findings_of([held(1, overwritten=("output 0",))] * SIX)
     assert [f.kind for f in found] == ["out-of-bounds write"] and "output 0" in found[0].text
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tapml.devices.faulty import Call, Fault, FaultyDevice
-from tapml.diagnose.bisected import BisectResult
-from tapml.diagnose.find import bisect
+from tapml.diagnose.bisect.result import BisectResult
+from tapml.diagnose.bisect.stage import bisect
 from tapml.errors import ConnectionLost, DeviceLost, OutOfMemory, UnavailableError
 from tapml.migrate import journal, workbench
 from tapml.migrate.migrate import MigrationResult, migrate

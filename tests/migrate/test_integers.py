@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tapml.carve.beyond import Inside
-from tapml.diagnose.find import bisect
-from tapml.diagnose.health import health
+from tapml.diagnose.bisect.stage import bisect
+from tapml.diagnose.health.stage import health
 from tapml.errors import DoesNotFit, RunError, WrongValue
 from tapml.migrate import workbench
 from tapml.migrate.migrate import migrate

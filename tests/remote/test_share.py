@@ -13,10 +13,10 @@ import pytest
 from tapml.api import Run
 from tapml.carve.folder import RunFolder
 from tapml.errors import UnavailableError, UsageError
+from tapml.migrate.device_pool import DevicePool, are_several, units_of
 from tapml.migrate.migrate import migrate
 from tapml.migrate.model import Model
 from tapml.migrate.records import Records
-from tapml.migrate.share import Crew, are_several, units_of
 from tapml.verdicts import Verdict
 from tests.conftest import MakeRun
 from tests.remote.processes import Agent, running_agent, running_hub
@@ -44,14 +44,14 @@ def alone(make_run: MakeRun) -> list[Verdict]:
 
 
 @contextmanager
-def crew_of(run: RunFolder, device: str) -> Iterator[Crew]:
+def pool_of(run: RunFolder, device: str) -> Iterator[DevicePool]:
     """With every device there before any begins."""
-    with Crew(run, TARGET, device) as crew:
+    with DevicePool(run, TARGET, device) as pool:
         until = time.monotonic() + 30
-        while not all(share.info for share in crew.shares):
-            assert time.monotonic() < until, crew.shares
+        while not all(share.info for share in pool.shares):
+            assert time.monotonic() < until, pool.shares
             time.sleep(0.01)
-        yield crew
+        yield pool
 
 
 def at(part: float, what: Callable[[], None]) -> Callable[[str, int, int], None]:
@@ -87,9 +87,9 @@ def test_one_is_killed_and_the_other_goes_on(
 ) -> None:
     url, (one, _) = agents
     run = make_run("llama")
-    with crew_of(run, f"one,two@{url}") as crew:
-        found = {v.operator: v for v in crew.test(run.operators, at(0.25, one.kill))}
-        first, second = crew.shares
+    with pool_of(run, f"one,two@{url}") as pool:
+        found = {v.operator: v for v in pool.test(run.operators, at(0.25, one.kill))}
+        first, second = pool.shares
     assert plain(tuple(found[o.name] for o in run.operators)) == alone
     assert 0 < first.operators < second.operators and not second.gone
     assert first.operators + second.operators == len(alone)
@@ -106,9 +106,9 @@ def test_all_are_killed(make_run: MakeRun, agents: tuple[str, list[Agent]]) -> N
 
     with (
         pytest.raises(UnavailableError, match=r"(?s)No device is left at http://.* one: .* two: ") as caught,
-        crew_of(run, f"one,two@{url}") as crew,
+        pool_of(run, f"one,two@{url}") as pool,
     ):
-        list(crew.test(run.operators, at(0.25, kill)))
+        list(pool.test(run.operators, at(0.25, kill)))
     assert caught.value.exit_code == 3 and "token" not in str(caught.value)
     with pytest.raises(UnavailableError, match=f"No device at the hub .* offers {TARGET}"):
         Run(run).test(TARGET, f"all@{url}")

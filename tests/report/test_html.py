@@ -23,7 +23,7 @@ from tapml.api import Run
 from tapml.carve.folder import RunFolder
 from tapml.carve.tolerance import of_source
 from tapml.cli import report as verb
-from tapml.diagnose.evidence import Evidence
+from tapml.diagnose.probes.evidence import Evidence
 from tapml.errors import RunError, UnavailableError, UsageError
 from tapml.migrate.picture import keep_picture, picture
 from tapml.migrate.programs import keep, kept

@@ -17,7 +17,7 @@ import pytest
 
 from tapml.carve.folder import RunFolder
 from tapml.carve.tolerance import of_source
-from tapml.diagnose.evidence import Evidence
+from tapml.diagnose.probes.evidence import Evidence
 from tapml.migrate.picture import keep_picture, picture
 from tapml.migrate.records import Records, target_folder
 from tapml.report.html.page import write_report

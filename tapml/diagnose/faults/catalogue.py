@@ -6,7 +6,7 @@
         …
         bench.alter(None)
 
-The classes are made in the files beside this one, by what they alter. What is done with them is for `tapml.diagnose.bench`.
+The classes are made in the files beside this one, by what they alter. What is done with them is for `tapml.diagnose.bench.stage`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 import tapml
 from tapml.api import Run
 from tapml.carve.folder import RunFolder
-from tapml.diagnose.health_result import kept_health
+from tapml.diagnose.health.result import kept_health
 from tapml.migrate.workbench import Progress
 from tapml.report.html.bodies import lines, source_lines
 from tapml.report.html.cases import case_data

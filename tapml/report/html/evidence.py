@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tapml import strict
-from tapml.diagnose.evidence import Evidence
+from tapml.diagnose.probes.evidence import Evidence
 from tapml.errors import RunError
 from tapml.inside import path_in, read_file
 from tapml.kernels import Kernel, Program, Step

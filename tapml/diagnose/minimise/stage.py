@@ -4,7 +4,7 @@
     found.elements_before, found.elements_after          e.g. 350208 and 2
     write_reproducer(folder, "vulkan", found, bench.device.info)
 
-The search, and what holds at each moment. `best` is a failing case (see `tapml.diagnose.candidate` for what failing is): it was
+The search, and what holds at each moment. `best` is a failing case (see `interestingness.py` for what failing is): it was
 run and judged, and is never replaced by a case that costs more. The cost is (elements of the inputs, elements and number of the
 values computed); steps on values leave it as it is and make values simpler. So each phase ends, and the phases go round only as
 long as one of them made progress:
@@ -29,11 +29,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from tapml.carve.tolerance import Comparison, Reference
-from tapml.diagnose.candidate import Examiner, Failing, NotFailing, Outcome
-from tapml.diagnose.shrink_body import Extent, find_extents, resized
-from tapml.diagnose.shrink_inputs import renumbered, smaller_inputs
-from tapml.diagnose.shrink_outputs import fewer
-from tapml.diagnose.shrink_values import Arrays, simplify
+from tapml.diagnose.minimise.interestingness import Failing, InterestingnessTest, NotFailing, Outcome
+from tapml.diagnose.minimise.shrink_body import Extent, find_extents, resized
+from tapml.diagnose.minimise.shrink_inputs import renumbered, smaller_inputs
+from tapml.diagnose.minimise.shrink_outputs import fewer
+from tapml.diagnose.minimise.shrink_values import Arrays, simplify
 from tapml.errors import ConnectionLost, UnavailableError
 from tapml.kernels import Program
 from tapml.migrate.workbench import Progress, Workbench
@@ -100,10 +100,10 @@ class _Search:
         self.seconds = seconds
         self.started = time.monotonic()
         self.steps: list[str] = []
-        self.examiner = Examiner(bench, operator, inputs, self._over)
-        self.taken = [self.examiner.first]
-        if self.examiner.flaky:
-            self.steps.append(f"the failure comes and goes: a candidate fails if any of {self.examiner.runs} runs does")
+        self.interesting = InterestingnessTest(bench, operator, inputs, self._over)
+        self.taken = [self.interesting.first]
+        if self.interesting.flaky:
+            self.steps.append(f"the failure comes and goes: a candidate fails if any of {self.interesting.runs} runs does")
 
     @property
     def best(self) -> Failing:
@@ -144,10 +144,10 @@ class _Search:
         return self.best.body.signature, b"".join(a.tobytes() for a in self.best.inputs if a.size < 1 << 16)
 
     def _confirm(self) -> None:
-        self.examiner.over = lambda: None
+        self.interesting.over = lambda: None
         while len(self.taken) > 1:
             try:
-                if self.examiner.confirm(self.best):
+                if self.interesting.confirm(self.best):
                     return
             except ConnectionLost:
                 raise
@@ -230,7 +230,7 @@ class _Search:
         """The first choice that the source accepts decides."""
         for choice in choices:
             try:
-                return self.examiner.examine(body, choice)
+                return self.interesting.examine(body, choice)
             except (IndexError, RuntimeError):  # what PyTorch raises for an index out of range, depending on the operator
                 continue
         return None
@@ -268,7 +268,7 @@ class _Search:
                 self._take(found, f"values ({calls or 'some'} tried): {zeros} are zero")
 
     def result(self) -> Minimised:
-        best, first = self.best, self.examiner.first
+        best, first = self.best, self.interesting.first
         return Minimised(
             operator=self.operator.name,
             body=best.body,
@@ -282,7 +282,7 @@ class _Search:
             elements_before=first.elements,
             elements_after=best.elements,
             steps=tuple(self.steps),
-            runs=self.examiner.runs,
+            runs=self.interesting.runs,
             seconds=time.monotonic() - self.started,
         )
 

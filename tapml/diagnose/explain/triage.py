@@ -1,8 +1,8 @@
 """Names the stage at which an operator goes wrong, by running it again with one thing changed at a time.
 
-    with Workbench(run, "opencl", inject="faults.py:broken") as bench, Places(run, bench) as places:
+    with Workbench(run, "opencl", inject="faults.py:broken") as bench, ReferenceBackends(run, bench) as backends:
         for trial in recorded(run, bench.model, operator):
-            result = triage(bench, operator, trial, places)
+            result = triage(bench, operator, trial, backends)
             if not result.passed: ...               result.stage, result.because, result.evidence, result.findings
 
 The probes and their questions are `evidence.QUESTIONS`, in this order: same kernels first (seconds), then other schedules, then
@@ -10,8 +10,8 @@ other targets, whose kernels must be compiled. What their outcomes mean together
 the stage any more is left out, and the evidence says so. Memory is always looked at. A fault that shows in some runs only is
 repeated until each probe would show it with 99% confidence, 20 times at most.
 
-Not here: choosing the trial (`tapml.diagnose.trials`), making the case smaller (`tapml.diagnose.minimise`), the whole model
-(`tapml.diagnose.whole_model`).
+Not here: choosing the trial (`probes/trials.py`), making the case smaller (`minimise/stage.py`), the whole model
+(`in_model.py`).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from functools import partial
 import numpy as np
 
 from tapml.carve.tolerance import compare
-from tapml.diagnose import hazards
-from tapml.diagnose.decide import Decision, decide, needed
-from tapml.diagnose.evidence import QUESTIONS, Evidence, Finding, FindingKind, Outcome, Triage, left_out, worst_of
-from tapml.diagnose.larger import beyond_limits, larger_grids
-from tapml.diagnose.places import Places
-from tapml.diagnose.schedules import fair, others, same_kernels
-from tapml.diagnose.shots import Shot, fire, judge, repeats_for
-from tapml.diagnose.surroundings import PLAIN, Watched, run_surrounded, watch
+from tapml.diagnose.explain.decide import Decision, decide, needed
+from tapml.diagnose.probes import hazards
+from tapml.diagnose.probes.evidence import QUESTIONS, Evidence, Finding, FindingKind, Outcome, Triage, left_out, worst_of
+from tapml.diagnose.probes.grid import beyond_limits, larger_grids
+from tapml.diagnose.probes.guard_bytes import PLAIN, Watched, run_guarded, watch
+from tapml.diagnose.probes.reference_backends import ReferenceBackends
+from tapml.diagnose.probes.schedules import fair, others, same_kernels
+from tapml.diagnose.probes.shots import Shot, fire, judge, repeats_for
 from tapml.errors import is_confined, unexpected
 from tapml.kernels import Program
 from tapml.migrate.operator_test import Trial
@@ -57,22 +57,24 @@ _HAZARD: dict[hazards.Kind, FindingKind] = {
 }  # fmt: skip
 
 
-def triage(bench: Workbench, operator: Operator, trial: Trial, places: Places, progress: Progress | None = None) -> Triage:
-    """The stage of the fault that `operator` shows on `trial`, and the evidence. `places` may be kept for many triages, altered
+def triage(
+    bench: Workbench, operator: Operator, trial: Trial, backends: ReferenceBackends, progress: Progress | None = None
+) -> Triage:
+    """The stage of the fault that `operator` shows on `trial`, and the evidence. `backends` may be kept for many triages, altered
     as `bench` is. Raises UnavailableError when the device is lost for good."""
-    return _Probing(bench, operator, trial, places, progress).carry_out()
+    return _Probing(bench, operator, trial, backends, progress).carry_out()
 
 
 class _Probing:
     """One triage: each probe is the method of its name, and gives one piece of evidence."""
 
     def __init__(
-        self, bench: Workbench, operator: Operator, trial: Trial, places: Places, progress: Progress | None
+        self, bench: Workbench, operator: Operator, trial: Trial, backends: ReferenceBackends, progress: Progress | None
     ) -> None:
         self.bench = bench
         self.operator = operator
         self.trial = trial
-        self.places = places
+        self.backends = backends
         self.tell: Progress = progress or (lambda stage, done, total: None)
         self.made: dict[str, Evidence] = {}
         self.findings: list[Finding] = []
@@ -225,7 +227,7 @@ class _Probing:
         return self._seen("uploads", shot, self.here)
 
     def text(self) -> Evidence:
-        """The hazards that the kernels' text has on any platform (`tapml.diagnose.hazards`)."""
+        """The hazards that the kernels' text has on any platform (`tapml.diagnose.probes.hazards`)."""
         if self.bench.target.language not in hazards.LANGUAGES:
             return Evidence("text", "not run", f"{self.bench.target.language} is not read for hazards", self.here)
         self.hazards = hazards.of_program(self.program.kernels)
@@ -235,13 +237,13 @@ class _Probing:
 
     def text_elsewhere(self) -> Evidence:
         """Wrong where the other text has a hazard of the same kind."""
-        place = self.places.other_target()
-        if isinstance(place, str):
-            return Evidence("text elsewhere", "not run", place)
-        where = f"{place.choice}, {self.program.schedule}"
-        made = place.compile_body(place.body(self.operator), self.operator, (self.program.schedule,))
-        if made.program is None or place.target.language not in hazards.LANGUAGES:
-            words = made.message or f"{place.target.language} is not read for hazards"
+        backend = self.backends.other_target()
+        if isinstance(backend, str):
+            return Evidence("text elsewhere", "not run", backend)
+        where = f"{backend.choice}, {self.program.schedule}"
+        made = backend.compile_body(backend.body(self.operator), self.operator, (self.program.schedule,))
+        if made.program is None or backend.target.language not in hazards.LANGUAGES:
+            words = made.message or f"{backend.target.language} is not read for hazards"
             return Evidence("text elsewhere", "not run", words, where)
         kinds = {h.kind for h in self.hazards}
         words = "; ".join(h.text for h in hazards.of_program(made.program.kernels) if h.kind in kinds)
@@ -255,7 +257,7 @@ class _Probing:
             return Evidence("grid", "not run", words, self.here)
         tried: list[str] = []
         for words, larger in larger_grids(self.program):
-            shot = self._surrounded(larger)
+            shot = self._guarded(larger)
             if shot.outcome == "right":
                 self.findings.append(Finding("launch size", f"right with {words}"))
                 return self._seen("grid", shot, self.here)
@@ -270,10 +272,10 @@ class _Probing:
         return self._any_schedule("other schedule", self.bench, others(self.program.schedule, self.bench.target))
 
     def cpu(self) -> Evidence:
-        place = self.places.cpu()
-        if isinstance(place, str):
-            return Evidence("cpu", "not run", place, "cpu")
-        return self._with_schedule("cpu", place, "serial")
+        backend = self.backends.cpu()
+        if isinstance(backend, str):
+            return Evidence("cpu", "not run", backend, "cpu")
+        return self._with_schedule("cpu", backend, "serial")
 
     def converted(self) -> Evidence:
         where = "TVM's virtual machine"
@@ -283,26 +285,26 @@ class _Probing:
         return self._seen("converted", judge(self.trial, [lambda: outputs]), where)
 
     def same_schedule_elsewhere(self) -> Evidence:
-        place = self.places.other_target()
-        if isinstance(place, str):
-            return Evidence("same schedule elsewhere", "not run", place)
-        return self._with_schedule("same schedule elsewhere", place, self.program.schedule)
+        backend = self.backends.other_target()
+        if isinstance(backend, str):
+            return Evidence("same schedule elsewhere", "not run", backend)
+        return self._with_schedule("same schedule elsewhere", backend, self.program.schedule)
 
     def other_schedule_elsewhere(self) -> Evidence:
-        place = self.places.other_target()
-        if isinstance(place, str):
-            return Evidence("other schedule elsewhere", "not run", place)
-        return self._any_schedule("other schedule elsewhere", place, others(self.program.schedule, place.target))
+        backend = self.backends.other_target()
+        if isinstance(backend, str):
+            return Evidence("other schedule elsewhere", "not run", backend)
+        return self._any_schedule("other schedule elsewhere", backend, others(self.program.schedule, backend.target))
 
     def other_driver(self) -> Evidence:
-        drivers, words = self.places.other_drivers()
+        drivers, words = self.backends.other_drivers()
         if not drivers:
             return Evidence("other driver", "not run", words)
-        place = drivers[0]
+        backend = drivers[0]
         if self.beyond:
             return Evidence("other driver", "not run", "a text that writes behind its buffers is at fault with any driver")
-        shot = fire(place, self.operator, self.program, self.trial, self.repeats, resident=False)
-        return self._seen("other driver", shot, place.device.info.driver)
+        shot = fire(backend, self.operator, self.program, self.trial, self.repeats, resident=False)
+        return self._seen("other driver", shot, backend.device.info.driver)
 
     # What they share.
 
@@ -340,11 +342,11 @@ class _Probing:
         """Whether the fault shows over some contents of memory only, so that the other runs must be judged over all of them."""
         return self.watched is not None and self.first is self.watched.shot
 
-    def _surrounded(self, program: Program) -> Shot:
+    def _guarded(self, program: Program) -> Shot:
         room = max([1 << 16, *(s.nbytes for s in program.outputs)])
 
         def once() -> object:
-            made = run_surrounded(self.bench, program, self.trial.inputs, PLAIN, min(room, 1 << 26))
+            made = run_guarded(self.bench, program, self.trial.inputs, PLAIN, min(room, 1 << 26))
             if isinstance(made, Shot):
                 return made
             return [as_read(a.reshape(r.shape), spec_of(r).dtype) for a, r in zip(made.outputs, self.trial.expected, strict=True)]

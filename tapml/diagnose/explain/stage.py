@@ -3,10 +3,10 @@
     found = explain(run, "layers.0.mlp.down_proj", "opencl", inject="faults.py:broken")
     found.stage, found.triage.evidence, found.minimised, found.reproducer, found.advice
 
-1. The operator runs on every recorded call; the first with which it is wrong is triaged (`tapml.diagnose.triage`).
-2. If it is right on all of them, the whole model is asked whether this operator makes it wrong (`tapml.diagnose.in_model`).
-3. The failing case is made smaller (`tapml.diagnose.minimise`) and written as a folder that runs without TapML.
-4. What to try follows from the evidence (`tapml.diagnose.advice`).
+1. The operator runs on every recorded call; the first with which it is wrong is triaged (`triage.py`).
+2. If it is right on all of them, the whole model is asked whether this operator makes it wrong (`in_model.py`).
+3. The failing case is made smaller (`minimise/stage.py`) and written as a folder that runs without TapML.
+4. What to try follows from the evidence (`advice.py`).
 
 All of it goes to `RUN/targets/TARGET/explain/OPERATOR/`: `evidence.json`, the kernels' source text, `reproducer/`.
 """
@@ -22,15 +22,15 @@ from pathlib import Path
 
 from tapml.carve.folder import RunFolder
 from tapml.carve.layout import operator_folder
-from tapml.diagnose.advice import Context, advise
-from tapml.diagnose.evidence import Evidence, Triage
-from tapml.diagnose.explanation import Explanation
-from tapml.diagnose.in_model import InModel, in_model
-from tapml.diagnose.places import Places
-from tapml.diagnose.shots import fire
-from tapml.diagnose.smallest import smallest
-from tapml.diagnose.triage import triage
-from tapml.diagnose.trials import met, recorded
+from tapml.diagnose.explain.advice import Context, advise
+from tapml.diagnose.explain.in_model import InModel, in_model
+from tapml.diagnose.explain.result import Explanation
+from tapml.diagnose.explain.triage import triage
+from tapml.diagnose.minimise.smallest import smallest
+from tapml.diagnose.probes.evidence import Evidence, Triage
+from tapml.diagnose.probes.reference_backends import ReferenceBackends
+from tapml.diagnose.probes.shots import fire
+from tapml.diagnose.probes.trials import met, recorded
 from tapml.errors import UsageError, nearest
 from tapml.inside import path_in
 from tapml.kernels import Program
@@ -70,10 +70,10 @@ def explain(
     found = resolve_operator(run, operator)
     if why := why_it_stays(run.bodies[found.signature]):
         raise UsageError(f"{found.name} stays on the source: {why}. No target has a kernel for it: there is nothing to explain.")
-    with Workbench(run, target, device, inject) as bench, Places(run, bench) as places:
+    with Workbench(run, target, device, inject) as bench, ReferenceBackends(run, bench) as backends:
         bench.check_injection([found])
         folder = out or path_in(target_folder(run, target), f"explain/{operator_folder(found.name)}")
-        return _Explaining(run, bench, places, found, folder, progress).carry_out(started)
+        return _Explaining(run, bench, backends, found, folder, progress).carry_out(started)
 
 
 def resolve_operator(run: RunFolder, text: str) -> Operator:
@@ -110,11 +110,12 @@ def _claim(folder: Path) -> None:
 
 class _Explaining:
     def __init__(
-        self, run: RunFolder, bench: Workbench, places: Places, operator: Operator, folder: Path, progress: Progress | None
+        self, run: RunFolder, bench: Workbench, backends: ReferenceBackends, operator: Operator, folder: Path,
+        progress: Progress | None,
     ) -> None:
         self.run = run
         self.bench = bench
-        self.places = places
+        self.backends = backends
         self.operator = operator
         self.folder = folder
         self.progress = progress
@@ -130,13 +131,13 @@ class _Explaining:
                 "with. Carve with a longer prompt or more --decode-steps."
             )
         trial = self._failing(trials)
-        found = triage(self.bench, self.operator, trial, self.places, self.progress)
+        found = triage(self.bench, self.operator, trial, self.backends, self.progress)
         model: InModel | None = None
         if found.passed:
             model = in_model(self.run, self.bench, self.operator, self.progress)
             if model.trial is not None:
                 trial = model.trial
-                found = triage(self.bench, self.operator, trial, self.places, self.progress)
+                found = triage(self.bench, self.operator, trial, self.backends, self.progress)
         program = self.bench.program(self.operator)
         for old in _RESULTS:
             shutil.rmtree(self.folder / old, ignore_errors=True)

@@ -5,8 +5,8 @@ of what hands values over?
     seen.stage         "state" where the operator is right with all that it is given, and the model is wrong because of it
     seen.trial         a call of the model with which the operator is wrong after all, for `triage`
 
-The model runs as it ships (`tapml.diagnose.whole`), with the calls and bounds of `tapml.migrate.end_to_end`, and where it is
-right there up to the step at which tokens parted in the last migration (`tapml.diagnose.parting`): with everything on the
+The model runs as it ships (`bisect/model_check.py`), with the calls and bounds of `tapml.migrate.end_to_end`, and where it is
+right there up to the step at which tokens parted in the last migration (`bisect/parting.py`): with everything on the
 target, with everything but this operator, and with this operator only. If the operator makes a difference, it runs once more on
 every input that it meets in the model, uploaded and read back one by one. Where it is right on all of them, the fault is in what
 lies between operators: states, positions, buffers that stay on the device.
@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tapml.carve.folder import RunFolder
-from tapml.diagnose.evidence import Evidence
-from tapml.diagnose.parting import journalled
-from tapml.diagnose.shots import Shot, fire
-from tapml.diagnose.trials import met
-from tapml.diagnose.whole import WholeModel
+from tapml.diagnose.bisect.model_check import ModelCheck
+from tapml.diagnose.bisect.parting import journalled
+from tapml.diagnose.probes.evidence import Evidence
+from tapml.diagnose.probes.shots import Shot, fire
+from tapml.diagnose.probes.trials import met
 from tapml.generation import Call
 from tapml.kernels import Program
 from tapml.migrate.end_to_end import Answer
@@ -57,7 +57,7 @@ def in_model(run: RunFolder, bench: Workbench, operator: Operator, progress: Pro
     """Compiles the whole model. Raises UnavailableError when the device was lost for good."""
     tell: Progress = progress or (lambda stage, done, total: None)
     programs, failures = bench.prepare(run.operators, progress)
-    whole = WholeModel(run, bench, programs)
+    whole = ModelCheck(run, bench, programs)
     everything = frozenset(programs)
     evidence: list[Evidence] = []
 

@@ -1,7 +1,7 @@
 """Whether a smaller case still fails in the same way: the question that minimising asks at every step.
 
-    examiner = Examiner(bench, operator, inputs)        raises NotFailing when the case does not fail to begin with
-    failing = examiner.examine(body, inputs)            None: it does not fail (or cannot be judged)
+    interesting = InterestingnessTest(bench, operator, inputs)        raises NotFailing when the case does not fail to begin with
+    failing = interesting.examine(body, inputs)            None: it does not fail (or cannot be judged)
 
 A candidate is a body as the source computes it, and inputs. It is compiled as the operator was (the same alteration, the
 schedule that failed), runs with every input uploaded as given, and is compared with what PyTorch answers, under the bound that
@@ -91,7 +91,7 @@ class Failing:
         return self.elements, sum(1 + s.elements for n in self.body.nodes for s in n.outputs)
 
 
-class Examiner:
+class InterestingnessTest:
     """See the module's docstring. `over` is asked before each candidate and ends the search by raising. `runs` says how often
     each candidate runs; `compiled` counts what went to the compiler."""
 

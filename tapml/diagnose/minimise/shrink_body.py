@@ -16,7 +16,7 @@ dividing, keeps axes larger than 1, so that broadcasting hides no disagreement. 
 multiplied as a whole; an integer is part of one only if it changes a shape. The search is cut off after PROBES runs of a
 node, which loses extents, never makes wrong ones.
 
-Whether an operator of a smaller size is still the same for its kernels is not decided here: `tapml.diagnose.minimise` compiles
+Whether an operator of a smaller size is still the same for its kernels is not decided here: `stage.py` compiles
 it and looks. Which values the smaller inputs get is in `shrink_inputs.py`.
 """
 

@@ -1,6 +1,6 @@
 """What `explain` found about one operator: everything that the console, the JSON and the report show.
 
-    found = explain(run, "layers.0.mlp.down_proj", "opencl")          see `tapml.diagnose.explain`
+    found = explain(run, "layers.0.mlp.down_proj", "opencl")          see `tapml.diagnose.explain.stage`
     found.stage, found.because, found.evidence, found.advice, found.reproducer
 """
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tapml.devices.interface import DeviceInfo
-from tapml.diagnose.evidence import Evidence, Triage
-from tapml.diagnose.in_model import InModel
+from tapml.diagnose.explain.in_model import InModel
+from tapml.diagnose.probes.evidence import Evidence, Triage
 from tapml.kernels import Program
 from tapml.migrate.circumstances import Circumstances
 from tapml.operators.graph import Operator
@@ -20,7 +20,7 @@ from tapml.tensors import HostArray
 from tapml.verdicts import Stage, Status
 
 if TYPE_CHECKING:
-    from tapml.diagnose.minimise import Minimised
+    from tapml.diagnose.minimise.stage import Minimised
 
 # Arrays of more elements than this are not written out in JSON or on the console; the reproducer has them.
 MOST_VALUES = 64

@@ -27,7 +27,7 @@ from tapml.carve.arrays import pack
 from tapml.carve.distance import scale_of
 from tapml.carve.tolerance import Reference
 from tapml.devices.interface import DeviceInfo
-from tapml.diagnose.minimise import Minimised
+from tapml.diagnose.minimise.stage import Minimised
 from tapml.kernels import Program
 from tapml.operators.graph import Body, Node
 from tapml.tensors import EPSILON, HostArray, convert

@@ -3,7 +3,7 @@
     found = watch(bench, operator, program, trial)
     found.shot, found.findings
 
-Every buffer is allocated with `SURROUND` bytes more than asked, and these bytes hold a pattern. Outputs and scratch hold poison
+Every buffer is allocated with `GUARD` bytes more than asked, and these bytes hold a pattern. Outputs and scratch hold poison
 before the launch. The run is repeated with other patterns and other poison:
 
 - the pattern is no longer there after the run: a write behind the end of a buffer;
@@ -12,9 +12,9 @@ before the launch. The run is repeated with other patterns and other poison:
   nobody wrote;
 - the result changes with nothing: a race.
 
-What this cannot see: reads and writes before the start of a buffer or farther than `SURROUND` bytes behind its end (a driver may
+What this cannot see: reads and writes before the start of a buffer or farther than `GUARD` bytes behind its end (a driver may
 end the process for them, which is seen); workgroup and private memory, which no caller can fill; on WGSL platforms an index
-behind the binding is clamped or dropped by the platform, so of those only what falls into the surroundings shows. A kernel that
+behind the binding is clamped or dropped by the platform, so of those only what falls into the guard bytes shows. A kernel that
 races may do so in no run of these few.
 """
 
@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tapml.devices.buffers import as_bytes
-from tapml.diagnose.evidence import Finding
-from tapml.diagnose.shots import Shot, judge, shot_of
+from tapml.diagnose.probes.evidence import Finding
+from tapml.diagnose.probes.shots import Shot, judge, shot_of
 from tapml.errors import ConnectionLost, DeviceLost
 from tapml.kernels import Program
 from tapml.migrate.operator_test import Trial
@@ -36,7 +36,7 @@ from tapml.migrate.workbench import Workbench
 from tapml.tensors import NUMPY, HostArray, as_read, convert, spec_of
 
 # Bytes behind the end of every buffer that are watched.
-SURROUND = 4096
+GUARD = 4096
 
 # Bytes that memory is filled with: NaN and -1; zeros; 1.3e19 in float32, 58.2 in float16, a large integer.
 NAN, ZERO, LARGE = 0xFF, 0x00, 0x5F
@@ -52,7 +52,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Held:
-    """What one run did: its outputs as stored, and the buffers ("output 0") whose surroundings it wrote to."""
+    """What one run did: its outputs as stored, and the buffers ("output 0") whose guard bytes it wrote to."""
 
     outputs: tuple[HostArray, ...]
     overwritten: tuple[str, ...]
@@ -76,7 +76,7 @@ def watch(bench: Workbench, program: Program, inputs: Sequence[HostArray], trial
     held: list[Held] = []
 
     def run(memory: Memory) -> Sequence[HostArray] | Shot:
-        made = run_surrounded(bench, program, inputs, memory)
+        made = run_guarded(bench, program, inputs, memory)
         if isinstance(made, Shot):
             return made
         held.append(made)
@@ -88,24 +88,24 @@ def watch(bench: Workbench, program: Program, inputs: Sequence[HostArray], trial
     return Watched(shot, tuple(findings_of(held)))
 
 
-def run_surrounded(
-    bench: Workbench, program: Program, inputs: Sequence[HostArray], memory: Memory, surround: int = SURROUND
+def run_guarded(
+    bench: Workbench, program: Program, inputs: Sequence[HostArray], memory: Memory, guard: int = GUARD
 ) -> Held | Shot:
-    """One run in buffers with surroundings. A shot where the device refused or died."""
-    outcome = bench.attempt(lambda: _surrounded_once(bench, program, inputs, memory, surround))
+    """One run in buffers with guard bytes. A shot where the device refused or died."""
+    outcome = bench.attempt(lambda: _guarded_once(bench, program, inputs, memory, guard))
     return outcome.value if isinstance(outcome, Ran) else shot_of(outcome)
 
 
-def _surrounded_once(
-    bench: Workbench, program: Program, inputs: Sequence[HostArray], memory: Memory, surround: int
+def _guarded_once(
+    bench: Workbench, program: Program, inputs: Sequence[HostArray], memory: Memory, guard: int
 ) -> Held:
     taken: list[int] = []
     device = bench.device
 
     def take(nbytes: int) -> int:
-        buffer = device.allocate(nbytes + surround)
+        buffer = device.allocate(nbytes + guard)
         taken.append(buffer)
-        device.write(buffer, bytes([memory.around]) * surround, nbytes)
+        device.write(buffer, bytes([memory.around]) * guard, nbytes)
         return buffer
 
     try:
@@ -129,13 +129,13 @@ def _surrounded_once(
         ]  # fmt: skip
         made = device.read_many(
             [(sources[k], spec.nbytes, 0) for k, spec in enumerate(program.outputs)]
-            + [(buffer, surround, nbytes) for _, buffer, nbytes in ends]
+            + [(buffer, guard, nbytes) for _, buffer, nbytes in ends]
         )
         outputs = tuple(
             np.frombuffer(data, NUMPY[spec.dtype]).reshape(spec.shape)
             for data, spec in zip(made, program.outputs, strict=False)
         )
-        pattern = bytes([memory.around]) * surround
+        pattern = bytes([memory.around]) * guard
         after = made[len(outputs) :]
         return Held(outputs, tuple(name for (name, _, _), end in zip(ends, after, strict=True) if end != pattern))
     except (DeviceLost, ConnectionLost):

@@ -5,7 +5,7 @@
     EndToEndOnly(run, bench).find()                     the model's answers only
 
 Each gives a `Finding` of whatever is on the workbench: of the clean model it is a false alarm. They are here to be measured
-against (`tapml.diagnose.bench`), so each is given its best chance: where its rule leaves something open, the reading that finds
+against (`stage.py`), so each is given its best chance: where its rule leaves something open, the reading that finds
 more was taken, and its paragraph says so. None of them poisons memory or repeats a run, since in practice nobody does there.
 
 `RandomInputs`. Unit tests of kernels as most projects write them: the right shapes, and every float drawn from the standard

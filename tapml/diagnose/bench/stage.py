@@ -3,7 +3,7 @@
     result = bench(run, "opencl", faults=["1", "rotary-pairing"], operators=3)
     result.rows, result.totals(), result.to_json()
 
-The methods are TapML's own (`own_method.py`) and three others (`rivals.py`); what counts as found is in `bench_result.py`. All
+The methods are TapML's own (`own_method.py`) and three others (`baselines.py`); what counts as found is in `result.py`. All
 of them look at the same kernels on the same device, which is opened once; the clean model is compiled once, and each method's
 verdict on it is taken once. After an alteration only those operators are tested again that it touches (`Workbench.altered`): all
 others run byte-identical kernels on identical inputs, so their verdicts are the clean ones. Checks of the whole model are made
@@ -29,14 +29,14 @@ from typing import Any
 import tapml
 from tapml.carve.folder import RunFolder
 from tapml.compile.cache import toolchain
-from tapml.diagnose.bench_result import METHODS, BenchResult, Clean, Fault, Found, Method, Row
+from tapml.diagnose.bench.baselines import DebugCompare, EndToEndOnly, RandomInputs
+from tapml.diagnose.bench.own_method import OwnMethod
+from tapml.diagnose.bench.result import METHODS, BenchResult, Clean, Fault, Found, Method, Row
 from tapml.diagnose.faults.catalogue import CATALOGUE, find, sites
 from tapml.diagnose.faults.fault import FaultClass
 from tapml.diagnose.faults.placed import edition
-from tapml.diagnose.own_method import OwnMethod
-from tapml.diagnose.places import Places
-from tapml.diagnose.rivals import DebugCompare, EndToEndOnly, RandomInputs
-from tapml.diagnose.trials import recorded
+from tapml.diagnose.probes.reference_backends import ReferenceBackends
+from tapml.diagnose.probes.trials import recorded
 from tapml.errors import UsageError
 from tapml.inside import is_file, path_in
 from tapml.migrate.alteration import Alteration
@@ -72,7 +72,7 @@ def bench(
         raise UsageError(f"--operators {operators} leaves nothing to bench. Give 1 or more.")
     started = time.monotonic()
     classes = CATALOGUE if faults is None else tuple(find(f) if isinstance(f, str) else f for f in faults)
-    with Workbench(run, target, device, deadline=DEADLINE) as clean, Places(run, clean) as places:
+    with Workbench(run, target, device, deadline=DEADLINE) as clean, ReferenceBackends(run, clean) as backends:
         header = Header(
             version=tapml.__version__, run=run.digest, target=str(clean.choice), target_key=clean.target.key,
             device=clean.device_name, compiler=toolchain(),
@@ -80,7 +80,7 @@ def bench(
             f"catalogue={edition()}",
         )  # fmt: skip
         with _journal(bench_folder(run, target) / "bench.jsonl", header) as journal:
-            made = _Bench(run, clean, places, journal, operators, seed, minimise, progress)
+            made = _Bench(run, clean, backends, journal, operators, seed, minimise, progress)
             return made.carry_out(classes, started)
 
 
@@ -100,8 +100,8 @@ def _journal(path: Path, header: Header) -> Journal:
 
 class _Bench:
     def __init__(
-        self, run: RunFolder, bench: Workbench, places: Places, journal: Journal, operators: int, seed: int, minimise: bool,
-        progress: Progress | None,
+        self, run: RunFolder, bench: Workbench, backends: ReferenceBackends, journal: Journal, operators: int, seed: int,
+        minimise: bool, progress: Progress | None,
     ) -> None:
         self.run = run
         self.bench = bench
@@ -110,7 +110,7 @@ class _Bench:
         self.seed = seed
         self.minimise = minimise
         self.tell = bench.telling(progress)
-        self.own = OwnMethod(run, bench, places, (), smaller=minimise)
+        self.own = OwnMethod(run, bench, backends, (), smaller=minimise)
         self.random = RandomInputs(run, bench, seed)
         self.debug_compare = DebugCompare(run, bench)
         self.end_to_end = EndToEndOnly(run, bench)

@@ -1,9 +1,9 @@
 """Several devices of one target that test the operators of a run together.
 
-    with Crew(run, "webgpu", "phone,tablet@http://…") as crew:         or "all@…": whatever offers the target at the hub
-        for verdict in crew.test(run.operators, progress): ...         as they come, in any order
-        crew.measures_of(verdict.operator), crew.shares
-        bench = crew.bench                                             one of those that are still there, for what comes after
+    with DevicePool(run, "webgpu", "phone,tablet@http://…") as pool:         or "all@…": whatever offers the target at the hub
+        for verdict in pool.test(run.operators, progress): ...         as they come, in any order
+        pool.measures_of(verdict.operator), pool.shares
+        bench = pool.bench                                             one of those that are still there, for what comes after
 
 Each device has a tester and a thread of its own, and takes the next operator when it is done with one, so a slow device does
 less. Operators that may share a verdict (no weights, the same kernels) stay together, in their order, so that what comes out is
@@ -89,7 +89,7 @@ def units_of(model: Model, operators: Sequence[Operator]) -> list[_Unit]:
     return list(found.values())
 
 
-class Crew:
+class DevicePool:
     """See the module's docstring. Waits until the first device is there. Raises UsageError and TargetError as a tester does, and
     UnavailableError when there is no device at all."""
 
@@ -122,7 +122,7 @@ class Crew:
             self.close()
             raise
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> DevicePool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

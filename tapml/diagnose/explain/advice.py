@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tapml.diagnose.evidence import Evidence, FindingKind, Triage
+from tapml.diagnose.probes.evidence import Evidence, FindingKind, Triage
 from tapml.kernels import Program
 from tapml.tensors import FLOATS, HostArray, dtype_name
 from tapml.verdicts import Stage

@@ -4,7 +4,7 @@
     Finding("out-of-bounds write", "…")
 
 A probe is one differential run: the same operator on the same input with one thing changed. Its outcome says what that run gave,
-never what it means; what outcomes mean together is `tapml.diagnose.decide`.
+never what it means; what outcomes mean together is `tapml.diagnose.explain.decide`.
 """
 
 from __future__ import annotations

@@ -7,12 +7,12 @@
 1. Everything that compiles goes to the target and the model is checked as it ships, a few times. Right each time, bit for bit the
    same: done.
    Right, and tokens part later on (the last migration saw it, or `tokens` are compared and do): the calls up to there are
-   the check from here on (`tapml.diagnose.parting`).
-2. The same set is checked operator by operator (`tapml.diagnose.prefix`). If it is wrong there too, the search goes on there,
+   the check from here on (`parting.py`).
+2. The same set is checked operator by operator (`prefix.py`). If it is wrong there too, the search goes on there,
    where a check shares all work with those before it. If it is right there, the fault is in no operator alone but in what lies
    between them: states and values that stay on the device, memory that they share. Then the search goes on with the real
    hybrid, and the stage of what is found is "state" (none is named where the fault comes and goes).
-3. The search (`tapml.diagnose.bisect`) looks at the calls up to the first wrong one only, and at the operators of their graphs:
+3. The search (`search.py`) looks at the calls up to the first wrong one only, and at the operators of their graphs:
    what runs later cannot have made an earlier call wrong. What it finds is made 1-minimal over all calls.
 4. The set alone is checked as it ships, then what is left without it. Where that is wrong again there are more sets.
 
@@ -27,7 +27,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tapml.carve.folder import RunFolder
-from tapml.diagnose.bisect import (
+from tapml.diagnose.bisect.model_check import Checked, How, ModelCheck
+from tapml.diagnose.bisect.parting import Further, compared, journalled
+from tapml.diagnose.bisect.result import BisectResult, Culprit, FailingSet, Missing
+from tapml.diagnose.bisect.search import (
     Known,
     Rate,
     Repeated,
@@ -38,9 +41,6 @@ from tapml.diagnose.bisect import (
     most_checks,
     repeats,
 )
-from tapml.diagnose.bisected import BisectResult, Culprit, FailingSet, Missing
-from tapml.diagnose.parting import Further, compared, journalled
-from tapml.diagnose.whole import Checked, How, WholeModel
 from tapml.errors import UsageError
 from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.inject import Inject
@@ -102,7 +102,7 @@ class _Bisection:
         bench.check_injection(run.operators)
         self.missing = [Missing(name, failure.stage, failure.text) for name, failure in failures.items()]
         self.tell("check", 0, RIGHT)
-        self.whole = WholeModel(run, bench, self.programs)
+        self.whole = ModelCheck(run, bench, self.programs)
         self.searched = 0  # runs that the searches made, and the most that they may have made
         self.allowed = 0
         self.rate: Rate | None = None  # of the whole, once it was seen to differ from run to run

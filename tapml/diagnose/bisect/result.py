@@ -8,8 +8,8 @@ from typing import Any
 
 from tapml.carve.late import positions_words
 from tapml.devices.interface import DeviceInfo
-from tapml.diagnose.bisect import Rate
-from tapml.diagnose.whole import How, RunRecord
+from tapml.diagnose.bisect.model_check import How, RunRecord
+from tapml.diagnose.bisect.search import Rate
 from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.end_to_end import Answer
 from tapml.verdicts import Stage

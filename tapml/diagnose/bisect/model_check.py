@@ -1,8 +1,8 @@
 """Checks of the whole model with some operators on the target, in two ways, and every one of them counted.
 
-    model = WholeModel(run, bench, programs)
+    model = ModelCheck(run, bench, programs)
     checked = model.together(names)            as it ships: the real hybrid, values and states stay on the device
-    checked = model.one_by_one(names)          operator by operator on host values, with a memory (`tapml.diagnose.prefix`)
+    checked = model.one_by_one(names)          operator by operator on host values, with a memory (`tapml.diagnose.bisect.prefix`)
     checked.answer, checked.call, checked.bits
 
 Both feed the calls of `tapml.migrate.end_to_end`, or after `turn_to` those of a check that goes further, and judge by its
@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tapml.carve.folder import RunFolder
-from tapml.diagnose.parting import Further
-from tapml.diagnose.prefix import BUDGET, PrefixHybrid
+from tapml.diagnose.bisect.parting import Further
+from tapml.diagnose.bisect.prefix import BUDGET, PrefixHybrid
 from tapml.errors import DeviceError, DeviceLost, RunError
 from tapml.generation import Stepper
 from tapml.kernels import Program
@@ -60,7 +60,7 @@ class RunRecord:
         return asdict(self)
 
 
-class WholeModel:
+class ModelCheck:
     """See the module's docstring. `programs` are those of the operators that can be on the target. Raises RunError where the
     source's own answer is NaN: whatever a target gives, nothing can be said of it."""
 

@@ -16,7 +16,7 @@ from typing import Any
 from tapml import strict
 from tapml.carve.folder import RunFolder
 from tapml.carve.layout import TARGET_FOLDER, folder_name
-from tapml.diagnose.anomalies import KINDS, Kind
+from tapml.diagnose.health.anomalies import KINDS, Kind
 from tapml.errors import RunError
 from tapml.inside import is_file, path_in, read_file
 from tapml.migrate.circumstances import Circumstances

@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tapml.diagnose.evidence import Triage
-from tapml.diagnose.minimise import Minimised, minimise
-from tapml.diagnose.reproducer import write_reproducer
-from tapml.diagnose.shots import fire
+from tapml.diagnose.minimise.reproducer import write_reproducer
+from tapml.diagnose.minimise.stage import Minimised, minimise
+from tapml.diagnose.probes.evidence import Triage
+from tapml.diagnose.probes.shots import fire
 from tapml.errors import TapmlError, is_confined, unexpected
 from tapml.kernels import Program
 from tapml.migrate.operator_test import Trial

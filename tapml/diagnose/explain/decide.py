@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tapml.diagnose.evidence import Outcome
+from tapml.diagnose.probes.evidence import Outcome
 from tapml.verdicts import Stage
 
 RIGHT: frozenset[Outcome] = frozenset({"right"})

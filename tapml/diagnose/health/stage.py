@@ -5,11 +5,11 @@
     found.target.made                               all that the target made, in the order in which it did
     found.headroom[0]                               the operator with the least room in float16
 
-A prompt goes through the model (prefill and the first decode steps, `tapml.diagnose.watch`). On the source every node inside an
+A prompt goes through the model (prefill and the first decode steps, `probes/watch.py`). On the source every node inside an
 operator is judged alone, on the target every operator by its outputs: each is computed again in float64 from the very inputs
-that it got (`tapml.diagnose.anomalies`), so what came in bad is nobody's doing but its maker's. Constants that a model puts among
+that it got (`anomalies.py`), so what came in bad is nobody's doing but its maker's. Constants that a model puts among
 its numbers (masks) are meant. Headroom is that of the source's numbers: inputs, weights, everything inside, and partial sums, for
-which there are bounds (`tapml.diagnose.anatomy`); each operator's own recorded calls count as well.
+which there are bounds (`anatomy.py`); each operator's own recorded calls count as well.
 
 A target runs with everything that compiles. An operator that its device refuses, or is lost at, stays on the source for the
 rest and is named.
@@ -28,11 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapml.carve.folder import RunFolder
-from tapml.diagnose.anatomy import Anatomy, Part, Values, largest
-from tapml.diagnose.anomalies import Kind, bad_elements
-from tapml.diagnose.headroom import Peak, bits
-from tapml.diagnose.health_result import Headroom, Health, Made, Range, Side
-from tapml.diagnose.watch import Seen, calls_of, watch
+from tapml.diagnose.health.anatomy import Anatomy, Part, Values, largest
+from tapml.diagnose.health.anomalies import Kind, bad_elements
+from tapml.diagnose.health.headroom import Peak, bits
+from tapml.diagnose.health.result import Headroom, Health, Made, Range, Side
+from tapml.diagnose.probes.watch import Seen, calls_of, watch
 from tapml.errors import first_line, is_confined
 from tapml.generation import Call
 from tapml.kernels import Program

@@ -4,7 +4,7 @@
 
 A kernel whose launch is too small leaves elements unwritten, and the same text with more workgroups writes them. A launch that
 was large enough gains nothing by more: threads beyond the end are stopped by the kernel's own condition, or write behind the end
-of their buffers, so these programs must be run in buffers with room behind them (`tapml.diagnose.surroundings`).
+of their buffers, so these programs must be run in buffers with room behind them (`tapml.diagnose.probes.guard_bytes`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """TapML's own way to a fault, as the bench measures it: what `tapml test`, `bisect` and `explain` do, on a workbench that is
 open.
 
-    method = OwnMethod(run, bench, places, passed=clean)
+    method = OwnMethod(run, bench, backends, passed=clean)
     found = method.find(operators)
     found.operator, found.stage, found.elements
 
@@ -20,12 +20,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from tapml.carve.folder import RunFolder
-from tapml.diagnose.find import bisect_over
-from tapml.diagnose.minimise import minimise
-from tapml.diagnose.places import Places
-from tapml.diagnose.shots import fire
-from tapml.diagnose.triage import triage
-from tapml.diagnose.trials import met, recorded
+from tapml.diagnose.bisect.stage import bisect_over
+from tapml.diagnose.explain.triage import triage
+from tapml.diagnose.minimise.stage import minimise
+from tapml.diagnose.probes.reference_backends import ReferenceBackends
+from tapml.diagnose.probes.shots import fire
+from tapml.diagnose.probes.trials import met, recorded
 from tapml.errors import ConnectionLost
 from tapml.migrate.end_to_end import Reference
 from tapml.migrate.hybrid import Hybrid
@@ -55,16 +55,16 @@ class Diagnosis:
 
 
 class OwnMethod:
-    """See the module's docstring. `places` are where triage runs things again; both are the caller's. `passed` are the operators
-    that pass on the clean model, and `model_passed` says whether that does."""
+    """See the module's docstring. `backends` are where triage runs things again; both are the caller's. `passed` are the
+    operators that pass on the clean model, and `model_passed` says whether that does."""
 
     def __init__(
-        self, run: RunFolder, bench: Workbench, places: Places, passed: Collection[str], model_passed: bool = True,
+        self, run: RunFolder, bench: Workbench, backends: ReferenceBackends, passed: Collection[str], model_passed: bool = True,
         smaller: bool = True,
     ) -> None:
         self.run = run
         self.bench = bench
-        self.places = places
+        self.backends = backends
         self.passed = frozenset(passed)
         self.model_passed = model_passed
         self.smaller = smaller
@@ -78,7 +78,7 @@ class OwnMethod:
 
     def find(self, operators: Sequence[Operator]) -> Diagnosis | None:
         """The fault on the workbench, looked for in these operators and then in the whole model."""
-        self.places.alter(self.bench.alteration)
+        self.backends.alter(self.bench.alteration)
         tester = OperatorTester.over(self.run, self.bench)
         for operator in operators:
             verdict = tester.test(operator.name)
@@ -125,7 +125,7 @@ class OwnMethod:
         if trial is None:
             return found
         try:
-            named = triage(self.bench, operator, trial, self.places)
+            named = triage(self.bench, operator, trial, self.backends)
             found = replace(found, stage=named.stage, reason=f"{reason}; {named.because}")
         except ConnectionLost:
             raise

@@ -1,10 +1,10 @@
-"""The other places where the same operator can be run: opened when first asked for, kept for the next triage.
+"""Other backends on which the same operator can be run: opened when first asked for, kept for the next triage.
 
-    with Places(run, bench) as places:
-        there = places.other_target()          a Workbench, or a text that says why there is none
-        places.alter(alteration)               for the next fault: every place gets what it shares of it
+    with ReferenceBackends(run, bench) as backends:
+        there = backends.other_target()          a Workbench, or a text that says why there is none
+        backends.alter(alteration)               for the next fault: each gets what it shares of it
 
-Which: `cpu`, plain C in one thread; another GPU target; other drivers of the same language. A place that is not here costs one
+Which: `cpu`, plain C in one thread; another GPU target; other drivers of the same language. A backend that is not here costs one
 attempt.
 """
 
@@ -20,7 +20,7 @@ from tapml.migrate.alteration import Alteration
 from tapml.migrate.workbench import Workbench
 from tapml.targets.known import TARGETS, WITHOUT_RUNTIME
 
-# Targets that share a language are no other place for a fault of the text; of these each is tried in order.
+# Targets that share a language are no other backend for a fault of the text; of these each is tried in order.
 OTHERS: dict[str, tuple[str, ...]] = {
     "opencl": ("vulkan", "webgpu"),
     "vulkan": ("opencl",),
@@ -28,14 +28,14 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "cpu": ("opencl", "vulkan"),
 }
 
-# What a place gets of the bench's alteration.
+# What a backend gets of the bench's alteration.
 Share = Literal["elsewhere", "nothing"]
 
 # How many devices of a platform are looked at for another driver.
 MOST_DEVICES = 4
 
 
-class Places:
+class ReferenceBackends:
     """See the module's docstring. `bench` is the target under diagnosis and stays the caller's."""
 
     def __init__(self, run: RunFolder, bench: Workbench) -> None:
@@ -46,25 +46,25 @@ class Places:
         self._shares: dict[str, Share] = {}
         self._drivers: tuple[list[str], str] | None = None
 
-    def __enter__(self) -> Places:
+    def __enter__(self) -> ReferenceBackends:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
-        """Closes every place that was opened."""
-        for place in self._opened.values():
-            if isinstance(place, Workbench):
-                place.close()
+        """Closes every backend that was opened."""
+        for backend in self._opened.values():
+            if isinstance(backend, Workbench):
+                backend.close()
         self._opened.clear()
 
     def alter(self, alteration: Alteration | None) -> None:
-        """What the bench has been altered to: the places get what they share of it."""
+        """What the bench has been altered to: the backends get what they share of it."""
         self._alteration = alteration
-        for name, place in self._opened.items():
-            if isinstance(place, Workbench):
-                place.alter(self._of(self._shares[name]))
+        for name, backend in self._opened.items():
+            if isinstance(backend, Workbench):
+                backend.alter(self._of(self._shares[name]))
 
     def cpu(self) -> Workbench | str:
         """Plain C in one thread."""
@@ -76,10 +76,10 @@ class Places:
         """Another target, of another language."""
         reasons: list[str] = []
         for name in OTHERS.get(self._bench.choice.name, tuple(n for n in TARGETS if n not in WITHOUT_RUNTIME)):
-            place = self._open(name)
-            if isinstance(place, Workbench):
-                return place
-            reasons.append(place)
+            backend = self._open(name)
+            if isinstance(backend, Workbench):
+                return backend
+            reasons.append(backend)
         return "; ".join(reasons)
 
     def other_drivers(self) -> tuple[list[Workbench], str]:
@@ -87,7 +87,7 @@ class Places:
         if self._drivers is None:
             self._drivers = self._look_for_drivers()
         names, words = self._drivers
-        return [place for name in names if isinstance(place := self._opened[name], Workbench)], words
+        return [backend for name in names if isinstance(backend := self._opened[name], Workbench)], words
 
     def _look_for_drivers(self) -> tuple[list[str], str]:
         language, own = self._bench.target.language, self._bench.device.info
@@ -98,14 +98,14 @@ class Places:
         for target in (name for name, t in TARGETS.items() if t.language == language and name not in WITHOUT_RUNTIME):
             for number in range(MOST_DEVICES):
                 name = f"{target}:device={number}"
-                place = self._open(name, "nothing")
-                if isinstance(place, str):
+                backend = self._open(name, "nothing")
+                if isinstance(backend, str):
                     break
-                if _identity(place.device.info) in seen:
-                    place.close()
+                if _identity(backend.device.info) in seen:
+                    backend.close()
                     self._opened[name] = "the same driver"
                     continue
-                seen.add(_identity(place.device.info))
+                seen.add(_identity(backend.device.info))
                 found.append(name)
         return found, "" if found else f"{own.name} is the only device here that takes {language}"
 

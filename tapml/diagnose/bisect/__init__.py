@@ -1,0 +1,1 @@
+"""The smallest set of operators that makes a migrated model wrong."""

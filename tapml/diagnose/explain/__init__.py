@@ -1,0 +1,1 @@
+"""The stage at which an operator goes wrong, by evidence."""

@@ -1,0 +1,1 @@
+"""Overflow, underflow, NaN and Inf back to the operator that made them."""
