@@ -13,9 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tapml.api import Run, TestResult, carve
+    from tapml.api import Run, carve
     from tapml.errors import TapmlError
     from tapml.migrate.migrate import MigrationResult
+    from tapml.migrate.tested import TestResult
     from tapml.verdicts import Verdict
 
 __version__ = "0.1.0"
@@ -23,7 +24,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "carve": "tapml.api",
     "Run": "tapml.api",
-    "TestResult": "tapml.api",
+    "TestResult": "tapml.migrate.tested",
     "MigrationResult": "tapml.migrate.migrate",
     "Verdict": "tapml.verdicts",
     "TapmlError": "tapml.errors",

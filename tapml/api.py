@@ -17,20 +17,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tapml.carve import layout
 from tapml.carve.case import Case
+from tapml.carve.detokenizer import Detokenizer
 from tapml.carve.folder import RunFolder
 from tapml.carve.writer import refuse_taken
-from tapml.devices.interface import DeviceInfo
-from tapml.errors import RunError
 from tapml.migrate.circumstances import Circumstances
+from tapml.migrate.tested import TestResult
 from tapml.operators.graph import Operator
-from tapml.verdicts import Measure, Verdict, summary, worth_explaining
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +35,6 @@ if TYPE_CHECKING:
     from tapml.diagnose.bisect.result import BisectResult
     from tapml.diagnose.explain.result import Explanation
     from tapml.diagnose.health.result import Health
-    from tapml.migrate.device_pool import Share
     from tapml.migrate.inject import Inject
     from tapml.migrate.migrate import MigrationResult
     from tapml.report.html.page import Written
@@ -83,69 +79,6 @@ def carve(
         **{name: value for name, value in given.items() if value is not None},
     )  # fmt: skip
     return Run.open(out)
-
-
-@dataclass(frozen=True)
-class TestResult:
-    """What testing a run on a target said. `verdicts` are in execution order, one an operator that was asked for; `measures` are
-    the calls that were measured for them. `devices` says which did how many; `device` is one of them. `circumstances` say what
-    the result is worth, `positions` which of the cache the recorded calls exercise (see `tapml.carve.late`), None for a module
-    that is no decoder."""
-
-    __test__ = False  # its name begins like a test's
-
-    target: str
-    device: DeviceInfo
-    mode: str
-    verdicts: tuple[Verdict, ...]
-    seconds: float
-    measures: tuple[Measure, ...] = ()
-    devices: tuple[Share, ...] = ()
-    circumstances: Circumstances = field(default_factory=Circumstances)
-    positions: dict[str, Any] | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Every operator passed; one that was skipped did not."""
-        return all(v.status == "pass" for v in self.verdicts)
-
-    @cached_property
-    def in_order(self) -> tuple[Verdict, ...] | None:
-        """Of a cumulative test those that did not pass, in the order in which the model ran into them: what comes behind a wrong
-        operator is wrong because of it. None for an isolated test."""
-        if self.mode != "cumulative":
-            return None
-        when: dict[str, int] = {}
-        for m in self.measures:
-            if m.status != "pass":
-                when[m.operator] = min(m.step, when.get(m.operator, m.step))
-        return tuple(sorted((v for v in self.verdicts if v.status != "pass"), key=lambda v: when.get(v.operator, 0)))
-
-    @property
-    def first_wrong(self) -> str | None:
-        """The first operator with wrong numbers in a cumulative test; None where there is none, or in an isolated test."""
-        return next((v.operator for v in self.in_order or () if v.status in ("fail", "flaky")), None)
-
-    @property
-    def to_explain(self) -> str | None:
-        """The operator to go on with: the first wrong one, or the worst."""
-        worst = worth_explaining(self.verdicts)
-        return self.first_wrong or (None if worst is None else worst.operator)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "target": self.target,
-            "device": self.device.to_json(),
-            "mode": self.mode,
-            "verdicts": [v.to_json() for v in self.verdicts],
-            "summary": summary(self.verdicts),
-            "seconds": self.seconds,
-            "devices": [share.to_json() for share in self.devices],
-            "first_wrong": self.first_wrong,
-            "passed": self.passed,
-            **self.circumstances.to_json(),
-            "positions": self.positions,
-        }
 
 
 class Run:
@@ -308,21 +241,11 @@ class Run:
 
     def text(self, tokens: Sequence[int]) -> str | None:
         """Tokens as text, without special tokens; None for a model that came without a tokenizer."""
-        return None if self._tokenizer is None else str(self._tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+        return self._detokenizer.text(tokens)
 
     @cached_property
-    def _tokenizer(self) -> Any | None:
-        if layout.TOKENIZER not in self.folder.manifest["files"]:
-            return None
-        from tokenizers import Tokenizer
-
-        try:
-            return Tokenizer.from_str(self.folder.content(layout.TOKENIZER).decode())
-        except RunError:
-            raise
-        except Exception as error:  # the library has no exception of its own
-            file = self.folder.path / layout.TOKENIZER
-            raise RunError(f"{file} is no tokenizer ({str(error)[:200]}). Carve again with --fresh.") from error
+    def _detokenizer(self) -> Detokenizer:
+        return Detokenizer(self.folder)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"

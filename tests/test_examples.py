@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tapml.api import Run, TestResult
+from tapml.api import Run
 from tapml.migrate.inject import InjectFunction
+from tapml.migrate.tested import TestResult
 from tests.conftest import MakeRun
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

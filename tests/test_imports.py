@@ -23,7 +23,8 @@ LEVELS = (
     {"carve", "compile", "targets", "devices", "remote"},
     {"migrate"},
     {"diagnose"},
-    {"report", "api"},
+    {"report"},
+    {"api"},
     {"cli", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

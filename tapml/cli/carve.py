@@ -93,7 +93,7 @@ def view(made: Run, out: str) -> tuple[RenderableType, ...]:
         rows = [rows[0], rows[-1]]
     for prompt in made.folder.prompts[:PROMPTS_SHOWN]:
         text = excerpt(prompt.text, len(prompt.tokens)) or f"({plural(len(prompt.tokens), 'token id')})"
-        rows += [("prompt", text), ("answer", answer(made, prompt.generated))]
+        rows += [("prompt", text), ("answer", answer(made.text, prompt.generated))]
     more = len(made.folder.prompts) - PROMPTS_SHOWN
     if more > 0:
         rows.append(("", f"… and {more} more"))

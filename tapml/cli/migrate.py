@@ -52,7 +52,7 @@ def view(args: argparse.Namespace, run: Run, result: MigrationResult) -> tuple[R
     return (
         VerdictTable(result.verdicts),
         "",
-        *answers(run, result),
+        *answers(run.folder, run.text, result),
         moved_line(result),
         *end_to_end_lines(result),
         *circumstance_lines(result.circumstances),

@@ -12,7 +12,7 @@ from tapml.whole_file import write_whole
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from tapml.api import TestResult
+    from tapml.migrate.tested import TestResult
 
 NAME = "test"
 HELP = "check every operator of a run on a target, against the recording"

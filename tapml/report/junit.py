@@ -17,7 +17,7 @@ from tapml.report.circumstances import sentences
 from tapml.verdicts import Status, Verdict
 
 if TYPE_CHECKING:
-    from tapml.api import TestResult
+    from tapml.migrate.tested import TestResult
 
 # Characters of one text.
 LONGEST = 20_000

@@ -17,7 +17,7 @@ from tapml.verdicts import STATUSES, Verdict, summary
 from tapml.words import plural
 
 if TYPE_CHECKING:
-    from tapml.api import TestResult
+    from tapml.migrate.tested import TestResult
 
 ROWS = 50
 REASON = 300

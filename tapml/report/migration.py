@@ -12,7 +12,8 @@ from tapml.report.console import excerpt, off_by, side_by_side
 from tapml.words import plural
 
 if TYPE_CHECKING:
-    from tapml.api import Run
+    from tapml.carve.detokenizer import Decode
+    from tapml.carve.folder import RunFolder
     from tapml.migrate.end_to_end import PromptResult
     from tapml.migrate.migrate import MigrationResult
 
@@ -20,16 +21,16 @@ PROMPTS_SHOWN = 3
 NAMES_SHOWN = 3
 
 
-def answers(run: Run, result: MigrationResult) -> Iterator[RenderableType]:
+def answers(run: RunFolder, text: Decode, result: MigrationResult) -> Iterator[RenderableType]:
     """Prompts with both answers side by side, those that differ first; nothing for a module that is no decoder."""
     found = [p for p in result.end_to_end.prompts if p.tokens_source]
     found.sort(key=lambda p: (p.passed, p.index))
     for prompt in found[:PROMPTS_SHOWN]:
-        given = run.folder.prompts[prompt.index]
-        text = excerpt(given.text, len(given.tokens)) or f"({plural(len(given.tokens), 'token id')})"
-        yield Text.assemble(("prompt  ", "dim"), (text, "bold"))
-        left = (f"reference · PyTorch, {run.facts.get('dtype', 'float32')}", answer(run, prompt.tokens_source))
-        right = (f"migrated · {result.target}", answer(run, prompt.tokens_target))
+        given = run.prompts[prompt.index]
+        words = excerpt(given.text, len(given.tokens)) or f"({plural(len(given.tokens), 'token id')})"
+        yield Text.assemble(("prompt  ", "dim"), (words, "bold"))
+        left = (f"reference · PyTorch, {run.manifest['result'].get('dtype', 'float32')}", answer(text, prompt.tokens_source))
+        right = (f"migrated · {result.target}", answer(text, prompt.tokens_target))
         yield side_by_side(left, right, prompt.tokens_match)
         if not prompt.passed:
             yield Text(prompt.reason, style="red")
@@ -40,10 +41,10 @@ def answers(run: Run, result: MigrationResult) -> Iterator[RenderableType]:
         yield Text(f"… and {plural(len(rest), 'more prompt')}, {equal} with equal answers\n", style="dim")
 
 
-def answer(run: Run, tokens: tuple[int, ...]) -> str:
+def answer(text: Decode, tokens: tuple[int, ...]) -> str:
     """An answer as text, or as token ids where the model came without a tokenizer."""
-    text = run.text(tokens)
-    return " ".join(map(str, tokens)) if text is None else text
+    found = text(tokens)
+    return " ".join(map(str, tokens)) if found is None else found
 
 
 def moved_line(result: MigrationResult) -> Text:

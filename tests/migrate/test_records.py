@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from tapml.api import Run, TestResult
+from tapml.api import Run
 from tapml.errors import RunError, UsageError
 from tapml.migrate import operator_test, workbench
 from tapml.migrate.migrate import migrate
 from tapml.migrate.model import Model
 from tapml.migrate.records import Records
+from tapml.migrate.tested import TestResult
 from tests.migrate.fake import FakeCompiler, FakeDevice, FakeRun
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 
-from tapml.api import TestResult
 from tapml.devices.interface import DeviceInfo
 from tapml.migrate.circumstances import Circumstances
+from tapml.migrate.tested import TestResult
 from tapml.report.junit import junit
 from tapml.report.markdown import markdown
 from tapml.verdicts import STATUSES, Measure, Status, Verdict

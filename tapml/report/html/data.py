@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tapml
-from tapml.api import Run
+from tapml.carve.detokenizer import Detokenizer
 from tapml.carve.folder import RunFolder
 from tapml.diagnose.health.result import kept_health
 from tapml.migrate.workbench import Progress
@@ -59,7 +59,7 @@ def _side(side: Side, shared: Shared) -> dict[str, Any]:
     migration = side.records.migration
     own = side.number == 0
     return side_data(side, shared) | {
-        "story": None if migration is None else story(side.run, migration, shared.operators, Run(side.run).text),
+        "story": None if migration is None else story(side.run, migration, shared.operators, Detokenizer(side.run).text),
         "pictures": pictures(side, shared),
         "explained": explained(side.records.folder, shared.operators, shared.kernels, side.injected) if own else {},
         "health": kept_health(side.run, side.records.target, side.injected) if own else None,

@@ -7,15 +7,14 @@ Operators are ranges of places in the run: [[0, 412], [414, 910]], ends included
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
+from tapml.carve.detokenizer import Decode
 from tapml.carve.folder import RunFolder
 from tapml.migrate.end_to_end import PromptResult
 from tapml.migrate.records import Sheet
 from tapml.report.html.numbers import short
-
-Decode = Callable[[Sequence[int]], str | None]
 
 
 def story(run: RunFolder, sheet: Sheet, operators: dict[str, int], text: Decode) -> dict[str, Any]:
