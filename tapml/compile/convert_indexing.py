@@ -508,8 +508,13 @@ def _expand(importer: Any, node: Any) -> Any:
     return broadcast(importer, output(node).shape, output(node).dtype, lambda e: e, read(importer, node, 0, "self"))
 
 
+# As many inputs as a kernel of the WebGPU default limits can read beside its output.
+_PARTS = 7
+
+
 def _joined(operation: Callable[..., Any]) -> Convert:
-    """`cat` and `stack`: parts of several dtypes take the result's; a part without elements only had a say in that."""
+    """`cat` and `stack`: parts of several dtypes take the result's; a part without elements only had a say in that. Many parts
+    are joined in groups, so that no kernel has to read more buffers than a device binds."""
 
     def convert(importer: Any, node: Any) -> Any:
         spec = output(node)
@@ -519,7 +524,13 @@ def _joined(operation: Callable[..., Any]) -> Convert:
             part if dtype_of(part) == spec.dtype else broadcast(importer, shape_of(part), spec.dtype, lambda e: e, part)
             for part in parts
         ]
-        return importer.block_builder.emit(operation(same, axis=axis(read(importer, node, 1, "dim", 0), len(spec.shape))))
+        along = axis(read(importer, node, 1, "dim", 0), len(spec.shape))
+        join = operation
+        while len(same) > _PARTS:
+            groups = [same[k : k + _PARTS] for k in range(0, len(same), _PARTS)]
+            same = [importer.block_builder.emit(join(group, axis=along)) for group in groups]
+            join = relax.op.concat
+        return importer.block_builder.emit(join(same, axis=along))
 
     return convert
 

@@ -1,8 +1,8 @@
 """Operators written with others where torch has no decomposition: `OWN`, by overload, as functions over torch tensors.
 
 They are traced in place of the operator (`tapml.operators.decompose`), so shapes are numbers here, and what they call is
-decomposed in its turn. One that gives None for its arguments raises
-NotImplementedError instead; one that gives a tensor where the operator gives several gives the first.
+decomposed in its turn. One that gives None for its arguments raises ValueError instead; one that gives a tensor where the
+operator gives several gives the first.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ def _for_these_arguments(rule: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         made = rule(*args, **kwargs)
         if made is None:
-            raise NotImplementedError("not for these arguments")
+            raise ValueError("not for these arguments")
         return made
 
     return run

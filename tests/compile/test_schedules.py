@@ -110,6 +110,17 @@ def test_too_many_buffers_are_spread_over_kernels() -> None:
     assert abs(run(program, made, "vulkan")[0] - made.outputs[0]).max() < 1e-5
 
 
+@pytest.mark.parametrize("joined", ["cat", "stack"])
+def test_many_parts_are_joined_in_groups_where_a_kernel_binds_few_buffers(joined: str) -> None:
+    """A dense block joins dozens of parts; WebGPU's default limits bind eight buffers."""
+    target, _ = platform("vulkan")
+    few = replace(target, limits=replace(target.limits, storage_buffers=8))
+    made = call(f"aten.{joined}.default", [floats(2, k % 3 + 1 if joined == "cat" else 2, 3, seed=k) for k in range(60)], 1)
+    program = build(made.body, few, "simple", lambda stage: None)
+    assert max(len(k.access) for k in program.kernels) <= 8
+    assert (run(program, made, "vulkan")[0] == made.outputs[0]).all()
+
+
 def test_a_binding_beyond_the_limit_is_refused_with_both_numbers() -> None:
     target, _ = platform("vulkan")
     small = replace(target, limits=replace(target.limits, binding_bytes=1000))
