@@ -8,7 +8,7 @@ import torch
 from tapml.errors import UnavailableError
 from tests.compile.drawn import Bench, Drawn, draw, operators, tried
 
-CALLS = 8
+CALLS = 12
 
 
 @pytest.fixture(scope="module", params=["opencl", "vulkan"])
@@ -19,9 +19,8 @@ def bench(request: pytest.FixtureRequest) -> Bench:
         pytest.skip(f"not run: {error}")
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_drawn_call_is_right_or_refused(bench: Bench, seed: int) -> None:
-    for drawn in draw(seed, CALLS):
+def test_a_drawn_call_is_right_or_refused(bench: Bench) -> None:
+    for drawn in draw(1, CALLS):
         outcome = tried(drawn, bench)
         assert outcome.state in ("right", "unchecked", "refused"), f"{drawn.text}: {outcome.state}, {outcome.detail}"
         assert outcome.state == "right" or outcome.detail, drawn.text

@@ -225,7 +225,7 @@ def test_a_time_left_is_told_when_it_is_worth_something(clock: list[float]) -> N
     assert all(a < 2.0 * b for a, b in zip(rest, true, strict=True)), f"{rest} s told, {true} s true"
 
 
-def test_progress_at_a_terminal_leaves_a_line_a_stage() -> None:
+def test_progress_at_a_terminal_leaves_a_line_a_stage(clock: list[float]) -> None:
     stream = Terminal()
     with Progress("carve", stream) as progress:
         progress("export")
