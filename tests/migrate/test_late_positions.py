@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,8 +44,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("target", ["opencl", "vulkan"])
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("fault", "target"), zip(FAULTS, itertools.cycle(("opencl", "vulkan"))))
 def test_a_kernel_that_is_wrong_late_fails(need: Need, run: RunFolder, target: str, fault: str) -> None:
     alteration, guilty = FAULTS[fault]
     with OperatorTester(run, need(target), inject=alteration) as tester:

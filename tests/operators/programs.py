@@ -33,13 +33,20 @@ class Program:
     strip_prefix: str = ""
 
 
-@cache
 def programs(arch: str) -> tuple[Program, Program]:
-    """Prefill (a chunk of 8) and decode of a small model with a cache of 16 positions."""
-    return of_model(causal_lm(arch))
+    """Prefill (a chunk of 8) and decode of a small model with a cache of 40 positions."""
+    return decoder(arch)[1:]
 
 
-def of_model(model: torch.nn.Module, chunk: int = 8, max_len: int = 16) -> tuple[Program, Program]:
+@cache
+def decoder(arch: str) -> tuple[source_export.Exported, Program, Program]:
+    """A small model as the source stage exports it, and its programs."""
+    return of_model(causal_lm(arch), max_len=40)
+
+
+def of_model(
+    model: torch.nn.Module, chunk: int = 8, max_len: int = 16
+) -> tuple[source_export.Exported, Program, Program]:
     traced: list[torch.export.ExportedProgram] = []
 
     def record(*args: Any) -> torch.export.ExportedProgram:
@@ -52,7 +59,7 @@ def of_model(model: torch.nn.Module, chunk: int = 8, max_len: int = 16) -> tuple
     prefill, decode = (
         Program(graph, exported.tensors, program, "model") for graph, program in zip(exported.graphs, traced[-2:], strict=True)
     )
-    return prefill, decode
+    return exported, prefill, decode
 
 
 def program(module: torch.nn.Module, inputs: dict[str, torch.Tensor], outputs: Sequence[str] = ("output",)) -> Program:

@@ -1,4 +1,5 @@
-"""Cutting keeps every node and every bit, and gives the operators that people expect."""
+"""Decoders as the source stage exports them generate what the model generates. Cutting them keeps every node and every bit, and
+gives the operators that people expect."""
 
 from __future__ import annotations
 
@@ -11,17 +12,32 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tapml.generation import greedy
 from tapml.operators.cut import cut
+from tapml.operators.execute import GraphExecutor
 from tapml.operators.graph import Body, Graph, Node, Operator, rename
 from tapml.operators.patterns import ANCHORS, HEAVY, word_of
-from tests.models import CAUSAL_LMS, conv_net, encoder
-from tests.operators.programs import check_values, program, programs
+from tests.models import CAUSAL_LMS, causal_lm, conv_net, encoder
+from tests.operators.programs import check_values, decoder, program, programs
 
+PROMPTS = ([5], [5, 9, 70, 3, 20, 44, 8, 91], [17, 30, 11, 5, 64, 100, 33, 12, 90, 41, 77])
 ANCHOR_WORDS = {word for kind in HEAVY for word in ANCHORS[kind]}
 
 
 def kinds(operators: tuple[Operator, ...]) -> dict[str, int]:
     return dict(Counter(operator.kind for operator in operators))
+
+
+@pytest.mark.parametrize("arch", CAUSAL_LMS)
+def test_greedy_tokens_equal_generate_s(arch: str) -> None:
+    exported, module = decoder(arch)[0], causal_lm(arch)
+    assert exported.decoder is not None
+    assert [g.name for g in exported.graphs] == ["prefill", "decode"]
+    stepper = GraphExecutor.uncut(exported.graphs, exported.tensors, {**exported.states, **exported.initial})
+    for prompt in PROMPTS:
+        got = [token for token, _ in greedy(stepper, prompt, exported.decoder, 16)]
+        answer = module.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False)
+        assert got == answer[0].tolist()[len(prompt) :], prompt
 
 
 @pytest.mark.parametrize("arch", CAUSAL_LMS)

@@ -137,7 +137,7 @@ def test_states_advance_after_the_graph_and_reset() -> None:
 
 def test_greedy_tokens_are_the_model_s_own() -> None:
     module = causal_lm("qwen2")
-    prefill, decode = of_model(module, chunk=4, max_len=32)
+    _, prefill, decode = of_model(module, chunk=4, max_len=32)
     found = [(graph, *cut(graph, graph.name)) for graph in (prefill.graph, decode.graph)]
     model = GraphExecutor(
         [graph for graph, _, _ in found], [o for _, operators, _ in found for o in operators], found[0][2] | found[1][2],
