@@ -38,7 +38,7 @@ def build(
 ) -> Program:
     """The program of a body. `mutation` names a fault of `tapml.compile.mutations` to put in. Raises whatever the stage that was
     last reported raised."""
-    faults = _Faults(mutation)
+    faults = Faults(mutation)
     inputs = tuple(_stored(s, target) for s in body.inputs)
     outputs = tuple(_stored(s, target) for s in body.output_specs)
     on_stage("convert")
@@ -75,7 +75,7 @@ def _stored(spec: TensorSpec, target: Target) -> TensorSpec:
 
 def _kernels(
     function: Any, kind: str, target: Target, schedule: str, on_stage: Callable[[str], None], on_note: Callable[[str], None],
-    faults: _Faults,
+    faults: Faults,
 ) -> list[Emitted]:
     tvm_target = device_target(target)
     emitted: list[Emitted] = []
@@ -93,7 +93,7 @@ def _kernels(
 
 
 def _piece_kernels(
-    piece: Piece, base: str, target: Target, tvm_target: Any, schedule: str, on_stage: Callable[[str], None], faults: _Faults
+    piece: Piece, base: str, target: Target, tvm_target: Any, schedule: str, on_stage: Callable[[str], None], faults: Faults
 ) -> list[Emitted]:
     """The kernels of one piece, in order."""
     on_stage("schedule")
@@ -104,7 +104,7 @@ def _piece_kernels(
     return [faults.emitted(schedule, emit(part, name, target, tvm_target)) for name, part in zip(names, parts, strict=True)]
 
 
-class _Faults:
+class Faults:
     """The fault that a caller asked for, if any; without one nothing of `tapml.compile.mutations` is loaded."""
 
     def __init__(self, name: str | None) -> None:

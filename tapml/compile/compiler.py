@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tapml.compile.cache import KernelCache
-from tapml.compile.exchange import read_outputs, write_inputs
+from tapml.compile.exchange import read, write
 from tapml.compile.process import COMMAND, WorkerProcess
 from tapml.compile.result import Attempt, Result, concluded
 from tapml.operators.graph import Body
@@ -107,10 +107,10 @@ class Compiler:
             self._pool.append(WorkerProcess(self._command))
         with tempfile.TemporaryDirectory(prefix="tapml-") as name:
             folder = Path(name)
-            write_inputs(folder, inputs)
+            write(folder, "input", inputs)
             job = {"body": body.to_json(), "evaluate": name, "mutation": mutation}
             answer = self._pool[0].compile(job, self.time_limit, self.memory_limit)
-            return answer.message if answer.status != "ok" else read_outputs(folder, body)
+            return answer.message if answer.status != "ok" else read(folder, "output", body.output_specs)
 
     def _compiled(self, missing: list[tuple[str, Body]], make: _Order) -> list[tuple[str, Result]] | _Results:
         if not missing:

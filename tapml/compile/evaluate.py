@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import tvm
 import tvm_ffi
 from tvm import ir, relax, tirx
 
+from tapml.compile.build import Faults
 from tapml.compile.function_texts import own_name
 from tapml.compile.importer import import_body
 from tapml.compile.legalize import IN_FLOAT32, legalize, rounded_last
@@ -42,14 +42,10 @@ def evaluate(body: Body, inputs: Sequence[HostArray], mutation: str | None = Non
     imported = import_body(body)
     found: dict[int, HostArray] = {output: inputs[source] for output, source in imported.forwards}
     if imported.computed:
-        module = relax.transform.LegalizeOps()(imported.module)
-        if mutation is not None:
-            from tapml.compile import mutations
-
-            module = mutations.converted(mutation, module)
+        module = Faults(mutation).converted(relax.transform.LegalizeOps()(imported.module))
         machine = relax.VirtualMachine(relax.build(_for_llvm(module), "llvm"), tvm.cpu())
         results = machine["main"](*(_to_tvm(a) for a in inputs))
-        found |= {output: _from_tvm(results[k], body.output_specs[output].dtype) for k, output in enumerate(imported.computed)}
+        found |= {output: results[k].numpy() for k, output in enumerate(imported.computed)}
     return [found[k] for k in range(len(body.outputs))]
 
 
@@ -87,8 +83,3 @@ def _to_tvm(array: HostArray) -> Any:
     made = tvm.runtime.empty(array.shape, str(array.dtype))
     made.copyfrom(np.ascontiguousarray(array).reshape(array.shape))
     return made
-
-
-def _from_tvm(tensor: Any, dtype: str) -> HostArray:
-    array: HostArray = tensor.numpy()
-    return array.view(ml_dtypes.bfloat16) if dtype == "bfloat16" and array.dtype != ml_dtypes.bfloat16 else array

@@ -30,7 +30,7 @@ def main() -> None:
 
     from tapml.compile.build import build
     from tapml.compile.evaluate import evaluate
-    from tapml.compile.exchange import read_inputs, write_outputs
+    from tapml.compile.exchange import read, write
     from tapml.operators.graph import Body
     from tapml.targets.target import Target
 
@@ -41,7 +41,7 @@ def main() -> None:
             body = Body.from_json(job["body"])
             if "evaluate" in job:
                 folder = Path(job["evaluate"])
-                write_outputs(folder, evaluate(body, read_inputs(folder, body), job["mutation"]))
+                write(folder, "output", evaluate(body, read(folder, "input", body.inputs), job["mutation"]))
                 _say(answers, {"evaluated": True})
                 continue
             notes: list[str] = []
