@@ -321,7 +321,7 @@ class OperatorTester:
         coverage = Coverage()
         chance = ""
         for trial in trials:
-            outcome = self.bench.attempt(lambda t=trial: self._tried(operator, program, t, how, started))  # type: ignore[misc]
+            outcome = self.bench.attempt(partial(self._tried, operator, program, trial, how, started))
             if isinstance(outcome, Ran):
                 found, verdict = outcome.value
                 coverage.add(found, trial.inputs, trial.references, self.model.bodies[operator.signature])

@@ -374,6 +374,12 @@ class Workbench:
             self._hybrid = Hybrid(self.model, self.runner, self.weight_buffer, on_upload)
         return self._hybrid
 
+    def everything(self) -> Hybrid:
+        """The hybrid with every operator on this device. All of them must have compiled (ValueError)."""
+        hybrid = self.hybrid()
+        hybrid.offload(self.programs([o.name for o in self.model.operators]))
+        return hybrid
+
     def trim(self) -> None:
         """Frees device memory that nobody uses."""
         outcome = self.attempt(lambda: self.runner.pool.trim())

@@ -41,20 +41,21 @@ class Call:
         spec = self.given(value)
         return self.make("aten.reshape.default", (value, [spec.elements]), {}, TensorSpec((spec.elements,), spec.dtype))
 
+    def found(self, mask: Reference, spec: TensorSpec) -> Reference:
+        """The indices of what is not zero, a row each, as many as `spec` [count, dimensions] says."""
+        return self.make("aten.nonzero_static.default", (mask,), {"size": spec.shape[0], "fill_value": 0}, spec)
+
     def places(self, mask: Reference, count: int) -> list[Reference]:
         """The indices [count] of what is not zero, a tensor for each dimension."""
         if not self.given(mask).shape:
             mask = self.flat(mask)
         rank = len(self.given(mask).shape)
-        found = TensorSpec((count, rank), "int64")
-        whole = self.make("aten.nonzero_static.default", (mask,), {"size": count, "fill_value": 0}, found)
+        whole = self.found(mask, TensorSpec((count, rank), "int64"))
         return [self.make("aten.select.int", (whole, 1, k), {}, TensorSpec((count,), "int64")) for k in range(rank)]
 
 
 def _nonzero(call: Call) -> Result:
-    return call.make(
-        "aten.nonzero_static.default", (call.args[0],), {"size": call.outputs[0].shape[0], "fill_value": 0}, call.outputs[0]
-    )
+    return call.found(call.args[0], call.outputs[0])
 
 
 def _nonzero_in_parts(call: Call) -> Result:

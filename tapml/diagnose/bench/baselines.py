@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -100,7 +101,7 @@ class RandomInputs:
             return Finding(operator.name, elements, f"does not compile: {self.bench.failure(operator).reason}")
         for number in range(len(self.run.cases_of_signature(operator.signature))):
             drawn = self.draw(operator, number)
-            outcome = self.bench.attempt(lambda d=drawn: self._compare(operator, program, d))  # type: ignore[misc]
+            outcome = self.bench.attempt(partial(self._compare, operator, program, drawn))
             if not isinstance(outcome, Ran):
                 return Finding(operator.name, elements, f"does not run: {outcome.text}")
             for comparison in outcome.value:
@@ -271,8 +272,7 @@ class EndToEndOnly:
         return Finding(None, None, reason) if reason else None
 
     def _difference(self) -> str:
-        hybrid = self.bench.hybrid()
-        hybrid.offload(self.bench.programs([o.name for o in self.bench.model.operators]))
+        hybrid = self.bench.everything()
         return self._decoder(hybrid) if self.run.decoder is not None else self._examples(hybrid)
 
     def _decoder(self, hybrid: Hybrid) -> str:

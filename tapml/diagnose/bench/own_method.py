@@ -97,16 +97,10 @@ class OwnMethod:
         if refused is not None:
             return f"{refused} does not compile"
         reference = self._reference
-        outcome = self.bench.attempt(lambda: reference.check(self._everything()))
+        outcome = self.bench.attempt(lambda: reference.check(self.bench.everything()))
         if not isinstance(outcome, Ran):
             return f"the run broke off: {outcome.text}"
         return "" if outcome.value.passed else outcome.value.reason
-
-    def _everything(self) -> Hybrid:
-        """The model with every operator on the target."""
-        hybrid = self.bench.hybrid()
-        hybrid.offload(self.bench.programs([o.name for o in self.bench.model.operators]))
-        return hybrid
 
     def _trial(self, operator: Operator, case: str | None) -> Trial | None:
         """The recorded call with this id, or the first."""
@@ -166,7 +160,7 @@ class OwnMethod:
         program = self.bench.program(operator)
         if program is None:
             return None
-        outcome = self.bench.attempt(lambda: list(met(self.run, self.bench.model, self._everything(), operator)))
+        outcome = self.bench.attempt(lambda: list(met(self.run, self.bench.model, self.bench.everything(), operator)))
         if not isinstance(outcome, Ran):
             return None
         return next((t for t in outcome.value if fire(self.bench, operator, program, t).outcome != "right"), None)

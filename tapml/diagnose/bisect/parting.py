@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from tapml.carve.folder import Prompt, RunFolder
 from tapml.errors import RunError
@@ -88,17 +89,17 @@ def compared(
     """The first prompt whose answer of so many tokens parts with these programs on the target; None where none does. A device
     that refuses, or is lost, says nothing about tokens: the check of the whole model has met that."""
     source, oracle = Hybrid(bench.model), Oracle(run)
+
+    def answered(prompt: Prompt) -> PromptResult:
+        hybrid = bench.hybrid()
+        if hybrid.offloaded != programs.keys():
+            hybrid.offload(programs)
+        return compare_prompt(run, source, hybrid, prompt, tokens, oracle)
+
     for prompt in run.prompts:
         if progress is not None:
             progress("compare", prompt.index, len(run.prompts))
-
-        def answered(prompt: Prompt = prompt) -> PromptResult:
-            hybrid = bench.hybrid()
-            if hybrid.offloaded != programs.keys():
-                hybrid.offload(programs)
-            return compare_prompt(run, source, hybrid, prompt, tokens, oracle)
-
-        outcome = bench.attempt(answered)
+        outcome = bench.attempt(partial(answered, prompt))
         if not isinstance(outcome, Ran):
             continue
         parting = Parting.of(outcome.value)
