@@ -25,6 +25,9 @@ from tapml.operators.graph import Body
 from tapml.targets.target import Target
 from tapml.tensors import TensorSpec
 
+# A schedule that unrolls a long expression makes text by the hundred kilobytes, with which a browser's compiler takes minutes.
+LONGEST_TEXT = 150_000
+
 Forwards = tuple[tuple[int, int], ...]
 
 
@@ -101,7 +104,11 @@ def _piece_kernels(
     parts = split_kernels(Piece(scheduled, piece.buffers, piece.writes))
     on_stage("codegen")
     names = [base] if len(parts) == 1 else [f"{base}_{k}" for k in range(len(parts))]
-    return [faults.emitted(schedule, emit(part, name, target, tvm_target)) for name, part in zip(names, parts, strict=True)]
+    kernels = [faults.emitted(schedule, emit(part, name, target, tvm_target)) for name, part in zip(names, parts, strict=True)]
+    for each in kernels:
+        if schedule not in ("simple", "serial") and len(each.kernel.source) > LONGEST_TEXT:
+            raise ValueError(f"{len(each.kernel.source):,} characters of text, more than {LONGEST_TEXT:,}")
+    return kernels
 
 
 class Faults:

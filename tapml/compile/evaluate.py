@@ -31,7 +31,7 @@ OPERATORS = {
     "sine": "sin", "cosine": "cos", "tangent": "tan",
     "log": "log", "log2": "log2", "log10": "log10", "logaddexp": "logaddexp", "nextafter": "nextafter",
     "fmod": "fmod.Tensor", "remainder": "remainder.Tensor", "floor_divide": "floor_divide",
-    "lgamma": "lgamma", "digamma": "digamma", "erfc": "erfc", "erfcx": "special_erfcx",
+    "lgamma": "lgamma", "digamma": "digamma", "erf": "erf", "erfc": "erfc", "erfcx": "special_erfcx",
     "i0": "i0", "i0e": "special_i0e", "i1": "special_i1", "i1e": "special_i1e",
 }  # fmt: skip
 

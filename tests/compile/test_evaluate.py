@@ -33,6 +33,7 @@ OWN: dict[str, Callable[[], Made]] = {
     "floor_divide": lambda: call("aten.floor_divide.default", X * 9, floats(3, 8, seed=1)),
     "lgamma": lambda: call("aten.lgamma.default", X * 5),
     "digamma": lambda: call("aten.digamma.default", X.abs() + 0.1),
+    "erf": lambda: call("aten.erf.default", X),
     "erfc": lambda: call("aten.erfc.default", X),
     "erfcx": lambda: call("aten.special_erfcx.default", X),
     "i0": lambda: call("aten.i0.default", X),

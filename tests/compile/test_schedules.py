@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from tapml.compile import schedules
-from tapml.compile.build import build
+from tapml.compile.build import LONGEST_TEXT, build
 from tapml.compile.emit import LimitError
 from tapml.kernels import Program
 from tapml.targets.known import TARGETS
@@ -51,6 +52,25 @@ def test_schedule(shape: str, target: str, schedule: str) -> None:
     if (target, schedule) == ("vulkan", "serial") and shape in ("many rows", "long reduction", "long argmax"):
         pytest.skip("llvmpipe ends a thread's loops after 65535 iterations: see docs/findings.md")
     check(SHAPES[shape](), target, schedule)
+
+
+def behind_linear(name: str) -> Made:
+    linear_call = ("aten.linear.default", (floats(8, 64), floats(64, 64), floats(64)), {})
+    return chain([linear_call, (f"aten.{name}.default", (Result(0),), {})])
+
+
+def test_gelu_behind_a_matrix_product_is_a_text_that_browsers_compile() -> None:
+    program = compiled(behind_linear("gelu"), "webgpu", "dlight")
+    assert sum(len(k.source) for k in program.kernels) < 60_000
+
+
+def test_what_a_schedule_would_write_out_too_long_is_done_by_the_simple_one() -> None:
+    made, notes = behind_linear("asinh"), list[str]()
+    program = build(made.body, TARGETS["vulkan"], "dlight", lambda stage: None, notes.append)
+    assert max(len(k.source) for k in program.kernels) < LONGEST_TEXT
+    assert any("characters of text" in note and "simple instead" in note for note in notes)
+    (values,) = run(program, made, "vulkan")
+    np.testing.assert_allclose(values, made.outputs[0], rtol=1e-5, atol=1e-5)
 
 
 def test_every_name_that_targets_ask_for_exists() -> None:

@@ -124,8 +124,8 @@ FLOATS = torch.tensor([0.0, -0.9, 2.5, 300.0, 3e9, -3e9, 2147483520.0, 214748364
 SMALL = torch.tensor([1, 100, -100, 44, -128], dtype=torch.int8)
 VALUES: dict[str, Callable[[], Made]] = {
     **{name: lambda name=name: call(f"aten.{name}.default", SPECIAL)
-       for name in ("lgamma", "digamma", "erfc", "special_erfcx", "i0", "special_i0e", "special_i1", "special_i1e", "softshrink",
-                    "special_log_ndtr")},
+       for name in ("lgamma", "digamma", "erf", "erfc", "special_erfcx", "i0", "special_i0e", "special_i1", "special_i1e",
+                    "softshrink", "special_log_ndtr")},
     "nextafter": lambda: call("aten.nextafter.default", EDGES.repeat_interleave(len(EDGES)), EDGES.repeat(len(EDGES))),
     "hypot": lambda: call("aten.hypot.default", EDGES.repeat_interleave(len(EDGES)), EDGES.repeat(len(EDGES))),
     "logcumsumexp": lambda: call("aten.logcumsumexp.default", ROWS, -1),
