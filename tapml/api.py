@@ -139,7 +139,7 @@ class Run:
                 keep_test(pool, target, device, mode, verdicts, merge=operator != "*")
                 measures = tuple(m for v in verdicts for m in pool.measures_of(v.operator))
                 return TestResult(
-                    str(pool.bench.choice), pool.bench.device.info, mode, verdicts, time.monotonic() - started, measures,
+                    str(pool.bench.choice), pool.bench.info, mode, verdicts, time.monotonic() - started, measures,
                     pool.shares, Circumstances.of(pool.bench), self.folder.positions,
                 )
         with OperatorTester(self.folder, target, device, inject) as tester:
@@ -150,7 +150,7 @@ class Run:
                 verdicts = tuple(tester.test_all(operator, progress))
             keep_test(tester, target, device, mode, verdicts, merge=operator != "*")
             measures = tuple(m for v in verdicts for m in tester.measures_of(v.operator))
-            info = tester.bench.device.info
+            info = tester.bench.info
             return TestResult(
                 str(tester.bench.choice), info, mode, verdicts, time.monotonic() - started, measures,
                 (Share(redacted(device), len(verdicts), info),), Circumstances.of(tester.bench), self.folder.positions,

@@ -21,6 +21,7 @@ LEVELS = (
     },
     {"source", "operators"},
     {"carve", "compile", "targets", "devices", "remote"},
+    {"backends"},
     {"migrate"},
     {"diagnose"},
     {"report"},

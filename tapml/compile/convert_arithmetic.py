@@ -23,7 +23,6 @@ from tapml.compile.special_functions import (
     hypotenuse,
     log1p,
     logarithm,
-    polynomial,
     sign_bit,
     with_sign,
 )

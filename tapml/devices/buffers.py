@@ -69,6 +69,15 @@ class BufferPool:
         self.held -= freed
         return freed
 
+    def clear(self) -> None:
+        """Frees all buffers on the device, those that were handed out too."""
+        for buffer in self._sizes:
+            self.device.free(buffer)
+        self.held -= self.in_use
+        self.in_use = 0
+        self._sizes.clear()
+        self.trim()
+
 
 class WeightCache:
     """Weights on the device by (content digest, dtype they are stored in). `bytes` counts what is there."""

@@ -48,7 +48,7 @@ class Circumstances:
             run_digest=bench.folder.digest, inject=None if alteration is None else alteration.text,
             kernels_changed=None if changed is None else changed[0], kernels=None if changed is None else changed[1],
             storage=changes(bench.target, dtypes),
-            not_checked=not_checked(bench.choice, bench.target, bench.device.info, dtypes),
+            not_checked=not_checked(bench.choice, bench.target, bench.info, dtypes),
         )
 
     def to_json(self) -> dict[str, Any]:

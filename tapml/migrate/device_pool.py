@@ -229,7 +229,7 @@ class DevicePool:
             fits = not over and self._target_key in ("", key)
             if fits:
                 self._target_key = key
-                member.tester, member.info = tester, tester.bench.device.info
+                member.tester, member.info = tester, tester.bench.info
                 for verdict in self._remembered:
                     tester.remember(verdict)
         if not fits:

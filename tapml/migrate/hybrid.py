@@ -6,7 +6,7 @@ batch with no read-back between. Weights go up once and stay, whatever the set; 
 plans. With every operator offloaded a decode step is the uploads of its inputs, one batch, and one read of the logits; with
 none it is the source, operator by operator.
 
-    hybrid = Hybrid(model, runner, weight_buffer)
+    hybrid = Hybrid(model, backend, weight_buffer)
     hybrid.offload({name: program for ...})
     tokens = [token for token, _ in greedy(hybrid, prompt, shape, 16)]
 
@@ -17,15 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from tapml.backends.interface import Backend, Compiled
 from tapml.devices.buffers import as_bytes
-from tapml.devices.interface import Launch, Part
-from tapml.devices.runner import ProgramRunner
+from tapml.devices.interface import Part
 from tapml.errors import DoesNotFit, ModelError, WrongValue, first_line, is_confined
-from tapml.kernels import Program
 from tapml.migrate.model import Model
 from tapml.migrate.schedule import (
     Call,
@@ -67,7 +66,7 @@ class _Write:
 
 @dataclass(frozen=True)
 class _Batch:
-    launches: tuple[Launch, ...]
+    work: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -101,19 +100,19 @@ class _Ready:
 
 
 class Hybrid:
-    """A `Stepper` (see `tapml.generation`). `runner` and `weight_buffer` may be left out as long as nothing is offloaded; they
-    stay the caller's. `close` gives back the buffers that were taken from the runner's pool."""
+    """A `Stepper` (see `tapml.generation`). `backend` and `weight_buffer` may be left out as long as nothing is offloaded; they
+    stay the caller's. `close` gives back the buffers that were taken from the backend's pool."""
 
     def __init__(
-        self, model: Model, runner: ProgramRunner | None = None, weight_buffer: WeightBuffer | None = None,
+        self, model: Model, backend: Backend | None = None, weight_buffer: WeightBuffer | None = None,
         on_upload: OnUpload | None = None,
     ) -> None:
         self._model = model
-        self._runner = runner
+        self._backend = backend
         self._weight_buffer = weight_buffer
         self._on_upload = on_upload
         self._keys = {name: {p.name: p.key for p in (*g.inputs, *g.states)} for name, g in model.graphs.items()}
-        self._programs: dict[str, Program] = {}
+        self._programs: dict[str, Compiled] = {}
         self._plans: dict[tuple[str, Layout, bool], _Ready] = {}
         self._arena: list[tuple[int, int]] = []  # (nbytes, buffer), transient, shared by all plans
         self._state_buffers: dict[tuple[str, int], tuple[int, int]] = {}  # (key, which) -> (nbytes, buffer)
@@ -125,9 +124,9 @@ class Hybrid:
     def offloaded(self) -> frozenset[str]:
         return frozenset(self._programs)
 
-    def offload(self, programs: Mapping[str, Program]) -> None:
+    def offload(self, programs: Mapping[str, Compiled]) -> None:
         """Sets which operators run on the device, with which programs, and resets the states. All others run on the source."""
-        if programs and (self._runner is None or self._weight_buffer is None):
+        if programs and (self._backend is None or self._weight_buffer is None):
             raise ValueError("a hybrid without a device cannot offload operators")
         unknown = set(programs) - {o.name for o in self._model.operators}
         if unknown:
@@ -166,10 +165,10 @@ class Hybrid:
         self._end(graph, ready, values)
 
     def close(self) -> None:
-        """Gives the transient and state buffers back to the runner's pool. Weights and kernels stay where they are."""
-        if self._runner is not None:
+        """Gives the transient and state buffers back to the backend's pool. Weights and kernels stay where they are."""
+        if self._backend is not None:
             for _, buffer in [*self._arena, *self._state_buffers.values()]:
-                self._runner.pool.release(buffer)
+                self._backend.pool.release(buffer)
         self._arena, self._state_buffers = [], {}
         self._plans.clear()
 
@@ -194,7 +193,7 @@ class Hybrid:
         """Carries out the plan over `values`, the host's values by name; yields the index of each observed operator. `strict`: an
         integer out of range is a WrongValue when it is read."""
         model = self._model
-        device = None if self._runner is None else self._runner.device
+        backend = self._backend
         operators = model.operators_of[graph]
         for action in ready.actions:
             if isinstance(action, Call):
@@ -210,16 +209,16 @@ class Hybrid:
             elif isinstance(action, Observe):
                 yield action.operator
             else:
-                assert device is not None
+                assert backend is not None
                 if isinstance(action, _Batch):
-                    device.run(action.launches)
+                    backend.submit(action.work)
                 elif isinstance(action, _Write):
                     array = values[action.value]
                     if self._on_upload is not None and action.value in self._keys[graph]:
                         array = self._on_upload(graph, self._keys[graph][action.value], array)
-                    device.write(action.buffer, as_bytes(self._stored(graph, action, array)))
+                    backend.write(action.buffer, as_bytes(self._stored(graph, action, array)))
                 else:
-                    for fetch, data in zip(action.fetches, device.read_many(action.parts), strict=True):
+                    for fetch, data in zip(action.fetches, backend.read_many(action.parts), strict=True):
                         array = np.frombuffer(data, NUMPY[fetch.stored.dtype], fetch.stored.elements)
                         values[fetch.value] = as_read(array.reshape(fetch.spec.shape), fetch.spec.dtype)
                         if strict:
@@ -321,22 +320,22 @@ class Hybrid:
                 else:
                     actions.append(_Fetches((fetch,)))
             elif isinstance(action, Submit):
-                launches: list[Launch] = []
+                work: list[Any] = []
                 for run in action.runs:
-                    assert self._runner is not None
+                    assert self._backend is not None
                     operator = operators[run.operator]
                     program = self._programs[operator.name]
                     places = [[buffer(p, operator) for p in group] for group in (run.inputs, run.outputs, run.scratch)]
-                    launches += self._runner.launches(program, *places)
-                if launches:
-                    actions.append(_Batch(tuple(launches)))
+                    work += self._backend.record(program, *places)
+                if work:
+                    actions.append(_Batch(tuple(work)))
             else:
                 actions.append(action)
         return _Ready(tuple(actions), plan)
 
     def _take_slots(self, sizes: Sequence[int]) -> list[int]:
         """A buffer for each slot: distinct within a plan, shared between plans, smallest sufficient one first."""
-        assert self._runner is not None or not sizes
+        assert self._backend is not None or not sizes
         free = list(self._arena)
         found: dict[int, int] = {}
         for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
@@ -345,17 +344,17 @@ class Hybrid:
                 entry = min(fitting)
                 free.remove(entry)
             else:
-                assert self._runner is not None
-                entry = (sizes[index], self._runner.pool.allocate(sizes[index]))
+                assert self._backend is not None
+                entry = (sizes[index], self._backend.pool.allocate(sizes[index]))
                 self._arena.append(entry)
             found[index] = entry[1]
         return [found[i] for i in range(len(sizes))]
 
     def _state_buffer(self, place: StatePlace) -> int:
-        assert self._runner is not None
+        assert self._backend is not None
         key = (place.key, place.which)
         if key not in self._state_buffers:
-            self._state_buffers[key] = (place.spec.nbytes, self._runner.pool.allocate(place.spec.nbytes))
+            self._state_buffers[key] = (place.spec.nbytes, self._backend.pool.allocate(place.spec.nbytes))
         nbytes, buffer = self._state_buffers[key]
         if nbytes < place.spec.nbytes:
             raise ValueError(f"state {place.key} is stored in {nbytes} bytes by one operator, {place.spec.nbytes} by another")

@@ -195,7 +195,7 @@ class _Migration:
             self.journal.append({"record": "done"})
         verdicts = tuple(kept.get(o.name, self.verdicts[o.name]) for o in self.run.operators)
         return MigrationResult(
-            target=str(self.bench.choice), device=self.bench.device.info, verdicts=verdicts,
+            target=str(self.bench.choice), device=self.bench.info, verdicts=verdicts,
             offloaded=tuple(o.name for o in self.run.operators if o.name in offloaded),
             kept_on_source=tuple(o.name for o in self.run.operators if o.name not in offloaded),
             end_to_end=EndToEnd(tuple(self.prompts[k] for k in sorted(self.prompts))),
@@ -207,7 +207,7 @@ class _Migration:
     def _shares(self) -> tuple[Share, ...]:
         if isinstance(self.tester, DevicePool):
             return self.tester.shares
-        return (Share(self.bench.device_name, len(self.verdicts) - self.resumed, self.bench.device.info),)
+        return (Share(self.bench.device_name, len(self.verdicts) - self.resumed, self.bench.info),)
 
     def _compile(self) -> None:
         """What is still to be tested, moved or compared needs its kernels; a cached kernel costs next to nothing."""

@@ -44,12 +44,12 @@ from typing import Any
 
 import numpy as np
 
+from tapml.backends.interface import Compiled
 from tapml.carve.beyond import Inside
 from tapml.carve.case import Case
 from tapml.carve.folder import RunFolder
 from tapml.carve.tolerance import FEW, Comparison, Reference, of_source
 from tapml.errors import UsageError, WrongValue, first_line, is_confined, nearest, unexpected
-from tapml.kernels import Program
 from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject
@@ -94,7 +94,7 @@ class OperatorTester:
     raises TargetError, UsageError and UnavailableError; testing raises UnavailableError when the device was lost for good."""
 
     def __init__(self, run: RunFolder, target: str, device: str = "local", inject: Inject | None = None) -> None:
-        self._stand(run, Workbench(run, target, device, inject))
+        self._stand(run, Workbench.on(run, target, device, inject))
 
     @classmethod
     def over(cls, run: RunFolder, bench: Workbench) -> OperatorTester:
@@ -259,7 +259,7 @@ class OperatorTester:
             yield verdicts.get(operator.name) or self._skipped(operator, programs[operator.name])
 
     def _side_by_side(
-        self, source: Hybrid, programs: Mapping[str, Program], compounds: Mapping[str, tuple[ByStep, ByStep]], tell: Progress,
+        self, source: Hybrid, programs: Mapping[str, Compiled], compounds: Mapping[str, tuple[ByStep, ByStep]], tell: Progress,
         course: _Course,
     ) -> None:
         """The worst verdict of each operator that ran on the target, from the initial states on, goes into `course`. Where an
@@ -294,7 +294,7 @@ class OperatorTester:
                     verdicts[operator.name] = replace(worse(before, verdict), cases=cases)
         target.close()
 
-    def _program(self, operator: Operator) -> Program | Verdict:
+    def _program(self, operator: Operator) -> Compiled | Verdict:
         """What to run, or why it cannot be."""
         program = self.bench.program(operator)
         return self.bench.failure(operator) if program is None else program
@@ -313,7 +313,7 @@ class OperatorTester:
         return Trial.computed(self.model, operator, inputs, case.label, case)
 
     def _judge(
-        self, operator: Operator, program: Program, trials: Iterator[Trial], how: str, started: float
+        self, operator: Operator, program: Compiled, trials: Iterator[Trial], how: str, started: float
     ) -> Verdict:
         """Runs trials until one fails; the verdict carries the numbers of the failed or else the worst one."""
         worst: Verdict | None = None
@@ -352,7 +352,7 @@ class OperatorTester:
         return worst
 
     def _tried(
-        self, operator: Operator, program: Program, trial: Trial, how: str, started: float
+        self, operator: Operator, program: Compiled, trial: Trial, how: str, started: float
     ) -> tuple[list[Comparison], Verdict]:
         """One trial, repeated where it fails."""
         actual = self._run(operator, program, trial)
@@ -379,13 +379,13 @@ class OperatorTester:
         )  # fmt: skip
         self._measures.setdefault(v.operator, []).append(measure)
 
-    def _run(self, operator: Operator, program: Program, trial: Trial) -> list[HostArray]:
+    def _run(self, operator: Operator, program: Compiled, trial: Trial) -> list[HostArray]:
         """The outputs of one run, in the graph's dtypes."""
         specs = [spec_of(r) for r in trial.expected]
         return self.bench.run(operator, program, trial.inputs, specs, keep=trial.case is not None)
 
     def _again(
-        self, operator: Operator, program: Program, trial: Trial, first: Verdict, outputs: Sequence[HostArray]
+        self, operator: Operator, program: Compiled, trial: Trial, first: Verdict, outputs: Sequence[HostArray]
     ) -> Verdict:
         """Repeats a failed trial. A loss of the device while repeating passes through."""
         bits = [_bits(outputs)]
@@ -403,7 +403,7 @@ class OperatorTester:
         )
         return replace(first, status="flaky", reason=reason)
 
-    def _failed(self, operator: Operator, program: Program, outcome: Failed, started: float) -> Verdict:
+    def _failed(self, operator: Operator, program: Compiled, outcome: Failed, started: float) -> Verdict:
         """What the device said instead of an answer."""
         return self._made(operator, program, outcome.status, outcome.stage, outcome.text, started)
 
@@ -417,7 +417,7 @@ class OperatorTester:
         )
 
     def _verdict(
-        self, operator: Operator, program: Program, found: Sequence[Comparison], what: str, started: float,
+        self, operator: Operator, program: Compiled, found: Sequence[Comparison], what: str, started: float,
         actual: Sequence[HostArray], expected: Sequence[HostArray],
     ) -> Verdict:
         """Of one trial: the numbers are those of the worst output."""
@@ -433,7 +433,7 @@ class OperatorTester:
             sum(c.excluded for c in found),
         )
 
-    def _skipped(self, operator: Operator, program: Program) -> Verdict:
+    def _skipped(self, operator: Operator, program: Compiled) -> Verdict:
         reason = (
             "no call was recorded of any operator with this signature, so there is nothing to compare with; carve with a longer "
             "prompt or more --decode-steps"
@@ -441,7 +441,7 @@ class OperatorTester:
         return self._made(operator, program, "skipped", None, reason, time.monotonic())
 
     def _made(
-        self, operator: Operator, program: Program, status: Status, stage: Stage | None, reason: str, started: float,
+        self, operator: Operator, program: Compiled, status: Status, stage: Stage | None, reason: str, started: float,
         found: Comparison | None = None, elements: int = 0, excluded: int = 0,
     ) -> Verdict:
         before = self.bench.schedules_that_failed(operator)

@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 
 from tapml import strict
+from tapml.backends.interface import Compiled
 from tapml.errors import RunError, UnavailableError
 from tapml.inside import is_file, read_file
 from tapml.kernels import Program
@@ -22,9 +23,10 @@ from tapml.whole_file import write_whole
 KERNEL_FOLDER = "kernels"
 
 
-def keep(folder: Path, program: Program) -> None:
-    """Writes a program into a target's folder, unless it is there. Raises UnavailableError when the disk takes no more."""
-    if there(folder, program.digest):
+def keep(folder: Path, program: Compiled) -> None:
+    """Writes a program into a target's folder, unless it is there or has no text. Raises UnavailableError when the disk takes no
+    more."""
+    if not isinstance(program, Program) or there(folder, program.digest):
         return
     path = folder / _name(program.digest)
     try:

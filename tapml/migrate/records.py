@@ -162,7 +162,7 @@ def header_of(bench: Workbench, device: str, settings: str) -> Header:
     return Header(
         version=tapml.__version__, run=bench.folder.digest, target=str(bench.choice), target_key=bench.target.key,
         device=redacted(device), inject=None if bench.alteration is None else bench.alteration.digest,
-        compiler=toolchain(), settings=settings, device_info=bench.device.info.to_json(), time=time.time(),
+        compiler=toolchain(), settings=settings, device_info=bench.info.to_json(), time=time.time(),
         fault=found.inject, storage=found.storage, not_checked=found.not_checked,
     )
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from tapml.kernels import Program
+from tapml.backends.interface import Compiled
 from tapml.operators.graph import Graph, Operator
 from tapml.tensors import TensorSpec
 
@@ -177,7 +177,7 @@ class _Slots:
 
 class _Planner:
     def __init__(
-        self, graph: Graph, operators: Sequence[Operator], programs: Mapping[str, Program], layout: Layout, observe: bool
+        self, graph: Graph, operators: Sequence[Operator], programs: Mapping[str, Compiled], layout: Layout, observe: bool
     ) -> None:
         self.graph = graph
         self.operators = operators
@@ -240,7 +240,7 @@ class _Planner:
                     if value in self.host and value not in self.places:
                         self._to_device(value, spec)
 
-    def _run(self, index: int, operator: Operator, program: Program) -> None:
+    def _run(self, index: int, operator: Operator, program: Compiled) -> None:
         inputs = tuple(self._to_device(v, s) for v, s in zip(operator.inputs, program.inputs, strict=True))
         forwards = dict(program.forwards)
         outputs: list[Place] = []
@@ -331,7 +331,7 @@ class _Planner:
 
 
 def plan_call(
-    graph: Graph, operators: Sequence[Operator], programs: Mapping[str, Program], layout: Layout, observe: bool = False
+    graph: Graph, operators: Sequence[Operator], programs: Mapping[str, Compiled], layout: Layout, observe: bool = False
 ) -> Plan:
     """The plan of one call of `graph`. `operators` are its operators in execution order; those that have a program run on
     the target. With `observe`, every operator's outputs are read back right after it. Raises ValueError where two programs

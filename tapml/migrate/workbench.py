@@ -1,6 +1,6 @@
-"""What testing, migrating and diagnosing stand on: one target, its device, the compiled operators, the weights that went up.
+"""What testing, migrating and diagnosing stand on: one backend, the compiled operators, the weights that went up.
 
-    with Workbench(run, "opencl") as bench:
+    with Workbench.on(run, "opencl") as bench:
         bench.compile(operators)
         program = bench.program(operator)          None where there is none: bench.failure(operator) is the verdict
         match bench.attempt(lambda: bench.run(operator, program, inputs, specs)):      see tapml.migrate.outcome
@@ -8,7 +8,7 @@
 
 Each signature is compiled once. An alteration (an injected fault, see `tapml.migrate.alteration`) is applied here, per
 operator, so that everybody runs the same operators. A device that is lost takes its weights, kernels and buffers along:
-everything that came from `runner` or `hybrid()` before is void.
+everything that came from `backend` or `hybrid()` before is void.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
+from tapml.backends.interface import Backend, Compiled, Prepared, Way
+from tapml.backends.kernels import Kernels
+from tapml.backends.on_device import DEADLINE
+from tapml.backends.open import open_backend
 from tapml.carve.folder import RunFolder
-from tapml.compile.compiler import Compiler, Result
 from tapml.devices.buffers import WeightCache
-from tapml.devices.interface import Device
-from tapml.devices.open import address_of, open_device, redacted
-from tapml.devices.runner import ProgramRunner
-from tapml.errors import AnotherDevice, ConnectionLost, DeviceError, DeviceLost, OutOfMemory, UnavailableError
+from tapml.devices.interface import DeviceInfo
+from tapml.errors import ConnectionLost, DeviceError, DeviceLost, OutOfMemory, UnavailableError
 from tapml.kernels import Program
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject, Injection, loaded
 from tapml.migrate.model import Model
 from tapml.migrate.outcome import Attempted, Failed, Lost, NotCompiled, Ran, Refused
 from tapml.operators.graph import Body, Operator
-from tapml.targets.parse import TargetChoice, parse
-from tapml.targets.resolve import resolve
+from tapml.targets.parse import TargetChoice
 from tapml.targets.target import Target
 from tapml.tensors import HostArray, TensorSpec, as_read
 from tapml.verdicts import Verdict
@@ -46,9 +46,6 @@ MOST_LOSSES = 32
 # A device across a connection that begins anew so often in a row at the same work is lost because of that work.
 MOST_RESTARTS = 3
 
-# Seconds that one call to the device may take before it counts as hung.
-DEADLINE = 120.0
-
 
 class Progress(Protocol):
     """Told how far a stage is; see `tapml.report.progress`."""
@@ -61,54 +58,73 @@ class _Recipe:
     """Everything that decides what compiling an operator gives, but for the target."""
 
     signature: str
-    schedules: tuple[str, ...]
-    mutation: str | None
+    way: Way
 
 
 class Workbench:
-    """See the module's docstring. Opening raises TargetError, UsageError (the injected fault) and UnavailableError. Where
-    `device` means any of several, the first that is had stays the one. `device_name` is for records: what was asked for, without
-    a token. `losses` counts how often the device was lost, `breaks` its connection."""
+    """See the module's docstring. It owns the backend and closes it, also when it cannot stand on it (UsageError: the injected
+    fault). `losses` counts how often the device was lost, `breaks` its connection."""
 
-    def __init__(
-        self, run: RunFolder, target: str, device: str = "local", inject: Inject | None = None,
-        deadline: float = DEADLINE,
-    ) -> None:
-        self._deadline = deadline
-        self.choice = parse(target)
-        self.alteration = loaded(inject)
+    def __init__(self, run: RunFolder, backend: Backend, inject: Inject | None = None) -> None:
+        self.backend = backend
         self.folder = run
-        self.model = Model.of(run)
         self.losses = 0
         self.breaks = 0
-        self.device_name = redacted(device)
-        self._weights = run.weights
-        self._where = device
-        self._results: dict[_Recipe, Result] = {}
         self.compiled = 0
-        self._programs: dict[tuple[str, tuple[str, ...]], Program] = {}
+        self._results: dict[_Recipe, Prepared] = {}
+        self._programs: dict[tuple[str, Way], Compiled] = {}
         self._bodies: dict[str, Body] = {}
         self._hybrid: Hybrid | None = None
-        self.target = self._open()
-        self._compiler = Compiler(self.target)
-        self._variants: dict[str, Compiler] = {}
-
-    def _open(self) -> Target:
-        """The device, and what the choice means on it. One that cannot be used is closed again."""
-        self._platform: Device = open_device(self.choice, self._where, deadline=self._deadline)
+        self._weights = run.weights
+        self._uploaded = WeightCache(backend.pool)
         try:
-            self._where = address_of(self._platform, self._where)
-            self._furnish()
-            return resolve(self.choice, self.device.info)
+            self.model = Model.of(run)
+            self.alteration = loaded(inject)
+            self._pass_through()
         except BaseException:
-            self._platform.close()
+            backend.close()
             raise
 
-    def _furnish(self) -> None:
-        """Everything that lies on the device, anew."""
-        self.device: Device = self._platform if self.alteration is None else self.alteration.device(self._platform)
-        self.runner = ProgramRunner(self.device)
-        self._uploaded = WeightCache(self.runner.pool)
+    @staticmethod
+    def on(
+        run: RunFolder, target: str, device: str = "local", inject: Inject | None = None, deadline: float = DEADLINE
+    ) -> Workbench:
+        """On the backend that the texts of the command line mean. Raises TargetError, UsageError (also for the injected fault)
+        and UnavailableError."""
+        return Workbench(run, open_backend(target, device, deadline), inject)
+
+    @property
+    def choice(self) -> TargetChoice:
+        return self.backend.choice
+
+    @property
+    def target(self) -> Target:
+        return self.backend.target
+
+    @property
+    def info(self) -> DeviceInfo:
+        return self.backend.info
+
+    @property
+    def device_name(self) -> str:
+        """What was asked for, without a token: for records."""
+        return self.backend.name
+
+    @property
+    def kernels(self) -> Kernels:
+        """The backend, where it has kernels; ValueError for any other."""
+        if not isinstance(self.backend, Kernels):
+            raise ValueError(f"{self.choice} has no kernels")
+        return self.backend
+
+    def _pass_through(self) -> None:
+        """The device as the alteration has it, with nothing on it where that is another than before."""
+        alteration = self.alteration
+        if self.backend.through(None if alteration is None else alteration.device):
+            self._void()
+
+    def _void(self) -> None:
+        self._uploaded = WeightCache(self.backend.pool)
         self._hybrid = None
 
     def __enter__(self) -> Workbench:
@@ -118,24 +134,18 @@ class Workbench:
         self.close()
 
     def close(self) -> None:
-        """Closes the device and ends the compiler's workers. May be called twice."""
-        for compiler in (self._compiler, *self._variants.values()):
-            compiler.close()
-        self.device.close()
+        """Closes the backend. May be called twice."""
+        self.backend.close()
 
     def alter(self, inject: Inject | None) -> None:
         """Takes another alteration, or none. The device, the weights on it and what was compiled stay."""
-        before, self.alteration = self.device, loaded(inject)
+        self.alteration = loaded(inject)
         self._programs.clear()
         self._bodies.clear()
         if self._hybrid is not None:
             self._hybrid.close()
             self._hybrid = None
-        altered = self._platform if self.alteration is None else self.alteration.device(self._platform)
-        if before is not altered:
-            self._uploaded.clear()
-            self.runner.pool.trim()
-            self._furnish()
+        self._pass_through()
 
     def body(self, operator: Operator) -> Body:
         """What is compiled for this operator: the source's body, or the altered one."""
@@ -163,8 +173,8 @@ class Workbench:
             return False
         recipe = self._recipe(operator)
         self._compile(recipe, self.body(operator))
-        program = self._results[recipe].program
-        if program is not None and alteration.program(operator, self.choice.name, program) is not program:
+        compiled = self._results[recipe].compiled
+        if compiled is not None and self._altered_program(operator, compiled) is not compiled:
             return True
         keys = [key for key in self.model.weight_keys(operator) if key is not None]
         return any(alteration.weight(operator, key, self.model.weight(key)) is not self.model.weight(key) for key in keys)
@@ -177,20 +187,20 @@ class Workbench:
             return
         done = 0
 
-        def on_result(signature: str, result: Result) -> None:
+        def on_prepared(signature: str, prepared: Prepared) -> None:
             nonlocal done
             done += 1
-            self.compiled += not result.cached
+            self.compiled += not prepared.cached
             if progress is not None:
                 progress("compile", done, len(wanted))
 
         if progress is not None:
             progress("compile", 0, len(wanted))
-        for schedules, mutation in dict.fromkeys((r.schedules, r.mutation) for r in wanted):
-            alike = {r.signature: body for r, body in wanted.items() if (r.schedules, r.mutation) == (schedules, mutation)}
-            found = self._compiler.compile(alike, on_result, schedules, mutation)
-            self._results |= {_Recipe(signature, schedules, mutation): result for signature, result in found.items()}
-        self._compiler.close()
+        for way in dict.fromkeys(r.way for r in wanted):
+            alike = {r.signature: body for r, body in wanted.items() if r.way == way}
+            found = self.backend.prepare(alike, on_prepared, way)
+            self._results |= {_Recipe(signature, way): prepared for signature, prepared in found.items()}
+        self.backend.rest()
 
     def check_injection(self, operators: Sequence[Operator]) -> None:
         """Raises UsageError where a function that rewrites kernels changes none of these operators', which are compiled if need
@@ -204,67 +214,65 @@ class Workbench:
         """Takes over what another bench of the very same target has compiled."""
         self._results |= other._results
 
-    def program(self, operator: Operator, schedules: Sequence[str] | None = None) -> Program | None:
+    def program(self, operator: Operator, schedules: Sequence[str] | None = None) -> Compiled | None:
         """What runs for this operator, the alteration applied; None when it did not compile, or stays on the source whatever the
         target. Compiles it if need be. `schedules` are tried instead of the target's own."""
         if self.model.why_it_stays(operator):
             return None
         recipe = self._recipe(operator, schedules)
         self._compile(recipe, self.body(operator))
-        program = self._results[recipe].program
-        if program is None:
+        compiled = self._results[recipe].compiled
+        if compiled is None:
             return None
-        key = (operator.name, recipe.schedules)
+        key = (operator.name, recipe.way)
         if key not in self._programs:
-            self._programs[key] = self._altered_program(operator, program)
+            self._programs[key] = self._altered_program(operator, compiled)
         return self._programs[key]
 
-    def compile_body(self, body: Body, operator: Operator | None = None, schedules: Sequence[str] | None = None) -> Result:
+    def compile_body(self, body: Body, operator: Operator | None = None, schedules: Sequence[str] | None = None) -> Prepared:
         """Compiles any body, with `operator`'s alteration of compiling and kernels where one is given. The compiler's workers
         stay ready for the next until the bench is closed."""
         recipe = replace(self._recipe(operator, schedules), signature=body.signature)
         self._compile(recipe, body)
-        result = self._results[recipe]
-        if result.program is None or operator is None:
-            return result
-        return replace(result, program=self._altered_program(operator, result.program))
+        prepared = self._results[recipe]
+        if prepared.compiled is None or operator is None:
+            return prepared
+        return replace(prepared, compiled=self._altered_program(operator, prepared.compiled))
 
     def converted(self, operator: Operator, inputs: Sequence[HostArray]) -> list[HostArray] | str:
         """What the operator's body gives as the compiler converted it, before it is lowered for any target, the alteration
         applied; or why that could not be run. On this machine's processor."""
-        return self._compiler.evaluate(self.body(operator), inputs, self._recipe(operator).mutation)
+        return self.kernels.converted(self.body(operator), inputs, self._recipe(operator).way)
 
-    def variant(self, operator: Operator, **options: str) -> tuple[TargetChoice, Program | None]:
+    def variant(self, operator: Operator, **options: str) -> tuple[TargetChoice, Compiled | None]:
         """The target with other options, such as f16="0", and what would run there for this operator, the alteration applied: it
         runs on this very device. None when it does not compile."""
-        choice = replace(self.choice, options={**self.choice.options, **options})
-        if str(choice) not in self._variants:
-            self._variants[str(choice)] = Compiler(resolve(choice, self.device.info))
-        compiler, recipe = self._variants[str(choice)], self._recipe(operator)
-        found = compiler.compile({recipe.signature: self.body(operator)}, None, recipe.schedules, recipe.mutation)
-        program = found[recipe.signature].program
-        return choice, None if program is None else self._altered_program(operator, program)
+        choice, prepared = self.kernels.variant(self.body(operator), self._recipe(operator).way, options)
+        compiled = prepared.compiled
+        return choice, None if compiled is None else self._altered_program(operator, compiled)
 
-    def _altered_program(self, operator: Operator, program: Program) -> Program:
-        return program if self.alteration is None else self.alteration.program(operator, self.choice.name, program)
+    def _altered_program(self, operator: Operator, compiled: Compiled) -> Compiled:
+        if self.alteration is None or not isinstance(compiled, Program):
+            return compiled
+        return self.alteration.program(operator, self.choice.name, compiled)
 
     def _recipe(self, operator: Operator | None, schedules: Sequence[str] | None = None) -> _Recipe:
         order = self.target.schedules if schedules is None else tuple(schedules)
         if operator is None:
-            return _Recipe("", order, None)
+            return _Recipe("", Way(order))
         alteration = self.alteration
         if alteration is None:
-            return _Recipe(operator.signature, order, None)
+            return _Recipe(operator.signature, Way(order))
         first = alteration.schedule(operator)
         if schedules is None and first is not None:
             order = (first, *(s for s in order if s != first))
         body = self.body(operator)
         clean = body is self.model.bodies[operator.signature]
-        return _Recipe(operator.signature if clean else body.signature, order, alteration.mutation(operator))
+        return _Recipe(operator.signature if clean else body.signature, Way(order, alteration.mutation(operator)))
 
     def _compile(self, recipe: _Recipe, body: Body) -> None:
         if recipe not in self._results:
-            found = self._compiler.compile({recipe.signature: body}, None, recipe.schedules, recipe.mutation)
+            found = self.backend.prepare({recipe.signature: body}, None, recipe.way)
             self._results[recipe] = found[recipe.signature]
             self.compiled += not found[recipe.signature].cached
 
@@ -272,9 +280,9 @@ class Workbench:
         """What the compiler said of the schedules that were tried before the one that was taken; "" when the first one was."""
         return self._results[self._recipe(operator)].message
 
-    def programs(self, names: Sequence[str]) -> Mapping[str, Program]:
+    def programs(self, names: Sequence[str]) -> Mapping[str, Compiled]:
         """The programs of these operators, all of which compiled."""
-        found: dict[str, Program] = {}
+        found: dict[str, Compiled] = {}
         for name in names:
             program = self.program(self.model.named[name])
             if program is None:
@@ -299,7 +307,7 @@ class Workbench:
     def run(
         self,
         operator: Operator,
-        program: Program,
+        program: Compiled,
         inputs: Sequence[HostArray],
         outputs: Sequence[TensorSpec],
         resident: bool = True,
@@ -312,7 +320,7 @@ class Workbench:
         keys = self.model.weight_keys(operator) if resident else (None,) * len(inputs)
         for array, key, spec in zip(inputs, keys, program.inputs, strict=True):
             given.append(array if key is None else self.weight_buffer(operator, key, spec.dtype))
-        results = self.runner.run_once(program, given, poison=True, keep=keep)
+        results = self.backend.run_once(program, given, poison=True, keep=keep)
         return [as_read(r.reshape(spec.shape), spec.dtype) for r, spec in zip(results, outputs, strict=True)]
 
     def weight_buffer(self, operator: Operator | None, key: str, dtype: str) -> int:
@@ -328,10 +336,10 @@ class Workbench:
 
     def prepare(
         self, operators: Sequence[Operator], progress: Progress | None = None
-    ) -> tuple[dict[str, Program], dict[str, NotCompiled]]:
+    ) -> tuple[dict[str, Compiled], dict[str, NotCompiled]]:
         """Compiles all of them: the programs by operator, and why the others have none."""
         self.compile(operators, progress)
-        programs: dict[str, Program] = {}
+        programs: dict[str, Compiled] = {}
         failures: dict[str, NotCompiled] = {}
         for operator in operators:
             program = self.program(operator)
@@ -341,14 +349,14 @@ class Workbench:
                 programs[operator.name] = program
         return programs, failures
 
-    def refusals(self, programs: Mapping[str, Program]) -> dict[str, Failed]:
+    def refusals(self, programs: Mapping[str, Compiled]) -> dict[str, Failed]:
         """Operators that the device refuses before anything runs: their kernels, or their weights. It may say so later than at
         the operator itself, so it is asked one by one."""
         loaded: dict[str, Attempted[None]] = {}
         found: dict[str, Failed] = {}
         for name, program in programs.items():
             if program.digest not in loaded:
-                loaded[program.digest] = self.attempt(partial(self.load, program))
+                loaded[program.digest] = self.attempt(partial(self.backend.load, program))
             outcome = loaded[program.digest]
             if isinstance(outcome, Ran):
                 outcome = self.attempt(partial(self._upload, name, program))
@@ -356,12 +364,7 @@ class Workbench:
                 found[name] = outcome
         return found
 
-    def load(self, program: Program) -> None:
-        """Gives the device the kernels. A device across a connection tells only when it is waited for what it thinks of them."""
-        self.runner.load(program)
-        self.device.synchronize()
-
-    def _upload(self, name: str, program: Program) -> None:
+    def _upload(self, name: str, program: Compiled) -> None:
         operator = self.model.named[name]
         for key, spec in zip(self.model.weight_keys(operator), program.inputs, strict=True):
             if key is not None:
@@ -371,7 +374,7 @@ class Workbench:
         """The hybrid on this device: one as long as the device lives and the alteration stays."""
         if self._hybrid is None:
             on_upload = None if self.alteration is None else self.alteration.value
-            self._hybrid = Hybrid(self.model, self.runner, self.weight_buffer, on_upload)
+            self._hybrid = Hybrid(self.model, self.backend, self.weight_buffer, on_upload)
         return self._hybrid
 
     def everything(self) -> Hybrid:
@@ -382,7 +385,7 @@ class Workbench:
 
     def trim(self) -> None:
         """Frees device memory that nobody uses."""
-        outcome = self.attempt(lambda: self.runner.pool.trim())
+        outcome = self.attempt(lambda: self.backend.pool.trim())
         if isinstance(outcome, Refused):  # a device that was lost has nothing to free
             outcome.get()
 
@@ -392,9 +395,7 @@ class Workbench:
         def tell(stage: str, done: int, total: int, /) -> None:
             if progress is not None:
                 progress(stage, done, total)
-            doing = getattr(self._platform, "doing", None)
-            if doing is not None:
-                doing(f"{stage} {done}/{total}" if total else stage)
+            self.backend.doing(f"{stage} {done}/{total}" if total else stage)
 
         return tell
 
@@ -433,30 +434,22 @@ class Workbench:
         return Lost(error)
 
     def reopen(self, error: UnavailableError) -> None:
-        """The device anew, after DeviceLost, ConnectionLost or OutOfMemory; everything that was on it is gone. Raises
-        UnavailableError or ConnectionLost instead when that has happened too often, or the device cannot be opened again."""
-        self.device.close()
+        """The backend anew, after DeviceLost, ConnectionLost or OutOfMemory; everything that was on it is gone. Raises
+        UnavailableError or ConnectionLost instead when that has happened too often, or it cannot be opened again."""
         if isinstance(error, DeviceLost):
             self.losses += 1
             if self.losses >= MOST_LOSSES:
+                self.close()
                 raise UnavailableError(
                     f"Target {self.choice}: the device was lost {self.losses} times; giving up. The last time: {error}"
                 ) from error
         if isinstance(error, ConnectionLost):
             self.breaks += 1
             if self.breaks >= MOST_LOSSES:
+                self.close()
                 raise ConnectionLost(
                     f"Target {self.choice}: the connection to {self.device_name} was lost {self.breaks} times; giving up. The "
                     f"last time: {error}", final=True,
                 ) from error
-        try:
-            target = self._open()
-        except UnavailableError as again:
-            if self.device_name == "local":
-                raise
-            raise ConnectionLost(str(again), final=True) from error
-        if target.key != self.target.key:
-            raise AnotherDevice(
-                f"Device {self.device_name} came back as another one, {self.device.info.name}, with other limits or features. "
-                "Begin anew to work with that one."
-            ) from error
+        self.backend.reopen()
+        self._void()

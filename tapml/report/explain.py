@@ -18,6 +18,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from tapml.backends.kernels import kernels_of
 from tapml.report.circumstances import circumstance_lines
 from tapml.report.console import STYLE, command, facts
 from tapml.report.evidence import chain, times_of
@@ -164,11 +165,12 @@ def _number(value: object) -> str:
 
 def _kernels(found: Explanation) -> Iterator[RenderableType]:
     program = found.program if found.minimised is None else found.minimised.program or found.program
-    if program is None or not program.kernels:
+    kernels = kernels_of(program)
+    if program is None or not kernels:
         return
     whose = "" if found.minimised is None else " for the smallest input"
-    yield Text(f"\nThe {'kernel' if len(program.kernels) == 1 else 'kernels'}{whose}", style="bold")
-    yield from kernels_view(program.kernels, program.schedule)
+    yield Text(f"\nThe {'kernel' if len(kernels) == 1 else 'kernels'}{whose}", style="bold")
+    yield from kernels_view(kernels, program.schedule)
     yield Text.assemble(("whole text: ", "dim"), ", ".join(place(p) for p in found.kernels_at))
 
 

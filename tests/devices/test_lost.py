@@ -40,5 +40,5 @@ def test_a_bench_that_cannot_be_made_leaves_no_device_behind(make_run: MakeRun, 
     run = make_run("encoder")
     before = psutil.Process().children()
     with pytest.raises(TargetError, match="float16"):
-        Workbench(run, "cpu:f16=1")
+        Workbench.on(run, "cpu:f16=1")
     assert psutil.Process().children() == before

@@ -33,7 +33,7 @@ def llama(make_run: MakeRun) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def bench(make_run: MakeRun) -> Iterator[Workbench]:
-    with Workbench(make_run("llama"), "opencl") as bench:
+    with Workbench.on(make_run("llama"), "opencl") as bench:
         bench.compile(bench.model.operators)
         yield bench
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tapml.backends import kernels, on_device
 from tapml.devices.faulty import Fault, FaultyDevice
 from tapml.diagnose.bisect.result import BisectResult
 from tapml.diagnose.bisect.stage import bisect
@@ -22,8 +23,8 @@ from tests.migrate.test_migrate_flow import influential
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRun]:
     run = FakeRun(tmp_path, seed=5, operators=14)
-    monkeypatch.setattr(workbench, "open_device", lambda choice, device, deadline: FakeDevice())
-    monkeypatch.setattr(workbench, "Compiler", FakeCompiler)
+    monkeypatch.setattr(on_device, "open_device", lambda choice, device, deadline: FakeDevice())
+    monkeypatch.setattr(kernels, "Compiler", FakeCompiler)
     monkeypatch.setattr(Model, "of", lambda run: run.model)
     monkeypatch.setattr(FakeCompiler, "run", run, raising=False)
     yield run
@@ -40,7 +41,7 @@ def entry(run: FakeRun, name: str) -> str:
 def test_a_driver_that_refuses_a_kernel(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = influential(run)[-2]
     fault = Fault("refuse", "load", entry=entry(run, bad))
-    monkeypatch.setattr(workbench, "open_device", lambda choice, device, deadline: FaultyDevice(FakeDevice(), [fault]))
+    monkeypatch.setattr(on_device, "open_device", lambda choice, device, deadline: FaultyDevice(FakeDevice(), [fault]))
     result = go(run)
     assert result.culprits == (bad,) and result.sets[0].stage == "driver" and result.sets[0].answer.status == "error"
     assert result.without is not None and result.without.passed and result.runs <= result.bound
@@ -58,7 +59,7 @@ def test_a_kernel_that_takes_the_device_along(run: FakeRun, monkeypatch: pytest.
                 raise DeviceLost("gone")
             super().run(batch)
 
-    monkeypatch.setattr(workbench, "open_device", lambda choice, device, deadline: Dying())
+    monkeypatch.setattr(on_device, "open_device", lambda choice, device, deadline: Dying())
     result = go(run)
     assert result.culprits == (bad,) and result.sets[0].answer.status == "crash"
     assert f"{bad}: gone" in result.sets[0].answer.reason
@@ -68,7 +69,7 @@ def test_a_kernel_that_takes_the_device_along(run: FakeRun, monkeypatch: pytest.
 def test_a_device_that_dies_again_and_again(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workbench, "MOST_LOSSES", 2)
     monkeypatch.setattr(
-        workbench, "open_device", lambda choice, device, deadline: FaultyDevice(FakeDevice(), [Fault("lose", "run")])
+        on_device, "open_device", lambda choice, device, deadline: FaultyDevice(FakeDevice(), [Fault("lose", "run")])
     )
     with pytest.raises(UnavailableError, match="lost 2 times"):
         go(run)
@@ -110,7 +111,7 @@ def test_a_fault_that_comes_and_goes(
     bad = influential(run)[-2]
     for name, value in {"bad": entry(run, bad), "share": share, "together": together, "coin": random.Random(6)}.items():
         monkeypatch.setattr(Changing, name, value)
-    monkeypatch.setattr(workbench, "open_device", lambda choice, device, deadline: Changing())
+    monkeypatch.setattr(on_device, "open_device", lambda choice, device, deadline: Changing())
     result = go(run)
     assert bad in result.culprits and result.flaky and result.without is not None and result.without.passed
     (found,) = result.sets
@@ -128,7 +129,7 @@ def test_a_fault_that_needs_a_neighbour(run: FakeRun, monkeypatch: pytest.Monkey
     bad = influential(run)[-2]
     for name, value in {"bad": entry(run, bad), "share": 1.0, "together": True}.items():
         monkeypatch.setattr(Changing, name, value)
-    monkeypatch.setattr(workbench, "open_device", lambda choice, device, deadline: Changing())
+    monkeypatch.setattr(on_device, "open_device", lambda choice, device, deadline: Changing())
     result = go(run)
     (found,) = result.sets
     assert bad in found.operators and len(found.operators) == 2 and found.how == "together" and found.stage == "state"

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from tapml.backends import on_device
 from tapml.carve.folder import RunFolder
 from tapml.devices.faulty import Call, Fault, FaultyDevice
 from tapml.devices.open import open_device
 from tapml.diagnose.explain.stage import explain
 from tapml.diagnose.health.stage import health
 from tapml.errors import ConnectionLost
-from tapml.migrate import workbench
 from tests.conftest import MakeRun
 
 Need = Callable[[str], str]
@@ -50,7 +50,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch) -> Breaking:
             opened.append(FaultyDevice(open_device(choice, device, deadline=deadline), faults))
             return opened[-1]
 
-        monkeypatch.setattr(workbench, "open_device", open_faulty)
+        monkeypatch.setattr(on_device, "open_device", open_faulty)
         return opened
 
     return set_fault
@@ -88,13 +88,13 @@ def test_a_connection_that_is_gone_ends_an_explanation(
 ) -> None:
     need("opencl")
     opened = breaking("read", 60)
-    open_faulty = workbench.open_device
+    open_faulty = on_device.open_device
 
     def gone(choice: Any, device: str, deadline: float) -> Any:
         if opened and choice.name == "opencl":
             raise ConnectionLost("nobody is there", final=True)
         return open_faulty(choice, device, deadline=deadline)
 
-    monkeypatch.setattr(workbench, "open_device", gone)
+    monkeypatch.setattr(on_device, "open_device", gone)
     with pytest.raises(ConnectionLost, match="nobody is there"):
         explain(run, NORM, "opencl", inject=f"{tmp_path / 'faults.py'}:broken", out=tmp_path / "out")

@@ -77,7 +77,7 @@ def test_findings_agree_with_verdicts_taken_separately(need: Need, llama: RunFol
     by_name = {row.name: row for row in result.rows}
     for row in result.rows:
         for fault in row.faults:
-            with Workbench(llama, "opencl") as clean:
+            with Workbench.on(llama, "opencl") as clean:
                 alteration = dict(sites(find(row.name), clean))[fault.operator]
             with OperatorTester(llama, "opencl", inject=alteration) as tester:
                 altered = [o.name for o in llama.operators if tester.bench.altered(o)]
@@ -147,7 +147,7 @@ def test_debug_compare_looks_at_each_function_once(
 ) -> None:
     seen: list[str] = []
     monkeypatch.setattr(baselines, "allclose", lambda actual, expected: seen.append("") or "")
-    with Workbench(llama, need("opencl")) as bench_:
+    with Workbench.on(llama, need("opencl")) as bench_:
         assert DebugCompare(llama, bench_).find() is None
     assert len(seen) == len(llama.bodies) < len(llama.operators)
 
@@ -162,10 +162,10 @@ def test_tolerance_of_debug_compare() -> None:
 
 
 def test_random_inputs(need: Need, make_run: MakeRun, llama: RunFolder) -> None:
-    with Workbench(make_run("conv_net"), need("opencl")) as bench_:
+    with Workbench.on(make_run("conv_net"), need("opencl")) as bench_:
         # Half of all variances drawn from N(0,1) are negative: the norm is no number then, on the target as in PyTorch.
         assert not list(RandomInputs(bench_.folder, bench_).find(bench_.model.operators))
-    with Workbench(llama, "opencl") as bench_:
+    with Workbench.on(llama, "opencl") as bench_:
         update = next(o for o in bench_.model.operators if o.kind == "cache_update" and o.graph == "prefill")
         drawn = [RandomInputs(llama, bench_, seed).draw(update, 0).inputs for seed in (1, 1, 2)]
         assert all(np.array_equal(a, b) for a, b in zip(drawn[0], drawn[1], strict=True))

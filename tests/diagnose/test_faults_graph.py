@@ -44,7 +44,7 @@ class Benches:
 
     def bench(self, name: str, target: str = "opencl") -> Workbench:
         if (name, target) not in self.made:
-            self.made[name, target] = Workbench(self.runs(name), target)
+            self.made[name, target] = Workbench.on(self.runs(name), target)
         return self.made[name, target]
 
 
@@ -231,7 +231,7 @@ def test_a_low_limit_is_an_error_at_launch(benches: Benches, need: Callable[[str
 
 def test_what_a_target_cannot_express_has_no_site(make_run: MakeRun, need: Callable[[str], str]) -> None:
     need("cpu")
-    with Workbench(make_run("gemma2"), "cpu") as bench:
+    with Workbench.on(make_run("gemma2"), "cpu") as bench:
         assert list(each_site(find("11"), bench)) == []
 
 

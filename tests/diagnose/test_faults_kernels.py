@@ -78,7 +78,7 @@ def testers(run: RunFolder) -> Iterator[Callable[[str], OperatorTester]]:
 
     def tester(target: str) -> OperatorTester:
         if target not in open_ones:
-            open_ones[target] = OperatorTester.over(run, Workbench(run, target))
+            open_ones[target] = OperatorTester.over(run, Workbench.on(run, target))
         open_ones[target].bench.alter(None)
         return open_ones[target]
 

@@ -58,7 +58,7 @@ def shrunk(bench: Workbench, run: RunFolder, name: str, rewrite: Rewrite) -> Min
 @pytest.mark.parametrize("target", ["opencl", "vulkan"])
 def test_wrong_sums_shrink_to_a_few_elements(target: str, make_run: MakeRun, need: Callable[[str], str]) -> None:
     run = make_run("llama")
-    with Workbench(run, need(target)) as bench:
+    with Workbench.on(run, need(target)) as bench:
         for name, most in (
             ("prefill/layers.0.self_attn.q_proj", 2),
             ("prefill/layers.0.input_layernorm", 2),
@@ -74,7 +74,7 @@ def test_wrong_sums_shrink_to_a_few_elements(target: str, make_run: MakeRun, nee
 def test_what_a_failure_needs_stays(make_run: MakeRun, need: Callable[[str], str]) -> None:
     """A sum that goes wrong from 8 elements on keeps 8 or more, and nothing else: one row, one output feature."""
     run = make_run("llama")
-    with Workbench(run, need("vulkan")) as bench:
+    with Workbench.on(run, need("vulkan")) as bench:
         found = shrunk(bench, run, "prefill/layers.0.input_layernorm", needs_many)
     assert 8 <= found.elements_after <= 64
     assert max(max(s.shape) for s in found.body.inputs) >= 8
@@ -83,13 +83,13 @@ def test_what_a_failure_needs_stays(make_run: MakeRun, need: Callable[[str], str
 def test_a_case_that_passes_is_refused(make_run: MakeRun, need: Callable[[str], str]) -> None:
     run = make_run("llama")
     name = "prefill/layers.0.mlp.gated_activation"
-    with Workbench(run, need("opencl")) as bench, pytest.raises(NotFailing, match="does not fail"):
+    with Workbench.on(run, need("opencl")) as bench, pytest.raises(NotFailing, match="does not fail"):
         minimise(bench, run.operator(name), inputs_of(run, name))
 
 
 def test_a_refused_kernel_shrinks_by_its_status_and_stage(make_run: MakeRun, need: Callable[[str], str]) -> None:
     run = make_run("llama")
-    with Workbench(run, need("opencl")) as bench:
+    with Workbench.on(run, need("opencl")) as bench:
         found = shrunk(bench, run, "prefill/layers.0.mlp.gated_activation", lambda source: source.replace("exp(", "expo("))
     assert (found.outcome.status, found.outcome.stage) == ("error", "driver")
     assert found.comparison is None and "expo" in found.message
@@ -116,7 +116,7 @@ def test_a_failure_that_comes_and_goes_is_repeated(
     make_run: MakeRun, need: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run("llama")
-    with Workbench(run, need("opencl")) as bench:
+    with Workbench.on(run, need("opencl")) as bench:
         monkeypatch.setattr(bench, "run", Sometimes(bench))
         found = shrunk(bench, run, "prefill/layers.0.input_layernorm", started_wrong)
     assert found.runs == FLAKY_RUNS
@@ -127,7 +127,7 @@ def test_a_failure_that_comes_and_goes_is_repeated(
 def test_no_time_keeps_the_case_that_was_given(make_run: MakeRun, need: Callable[[str], str]) -> None:
     run = make_run("llama")
     name = "prefill/layers.0.input_layernorm"
-    with Workbench(run, need("opencl")) as bench:
+    with Workbench.on(run, need("opencl")) as bench:
         bench.alter(Text(name, started_wrong))
         found = minimise(bench, run.operator(name), inputs_of(run, name), seconds=0.0)
     assert found.elements_after == found.elements_before
@@ -141,7 +141,7 @@ def test_a_device_that_goes_away_ends_with_the_best_so_far(
 
     run = make_run("llama")
     name = "prefill/layers.0.input_layernorm"
-    with Workbench(run, need("opencl")) as bench:
+    with Workbench.on(run, need("opencl")) as bench:
         bench.alter(Text(name, started_wrong))
         inner, calls = bench.run, 0
 

@@ -45,10 +45,10 @@ def run_alone(folder: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("target", ["cpu", "opencl", "vulkan"])
 def test_the_folder_runs_without_tapml(target: str, make_run: MakeRun, need: Callable[[str], str], tmp_path: Path) -> None:
     run = make_run("llama")
-    with Workbench(run, need(target)) as bench:
+    with Workbench.on(run, need(target)) as bench:
         bench.alter(Text(NAME, started_wrong))
         found = minimise(bench, run.operator(NAME), inputs_of(run, NAME), seconds=60.0)
-        folder = write_reproducer(tmp_path / "made", target, found, bench.device.info, "codegen: sums start wrong")
+        folder = write_reproducer(tmp_path / "made", target, found, bench.info, "codegen: sums start wrong")
     kernels = sorted(folder.glob("kernel_*"))
     assert kernels and found.program is not None
     faulty = run_alone(folder, tmp_path)
@@ -67,10 +67,10 @@ def test_the_folder_runs_without_tapml(target: str, make_run: MakeRun, need: Cal
 
 def test_the_readme_says_what_a_reader_upstream_needs(make_run: MakeRun, need: Callable[[str], str], tmp_path: Path) -> None:
     run = make_run("llama")
-    with Workbench(run, need("opencl")) as bench:
+    with Workbench.on(run, need("opencl")) as bench:
         bench.alter(Text(NAME, started_wrong))
         found = minimise(bench, run.operator(NAME), inputs_of(run, NAME), seconds=60.0)
-        info = bench.device.info
+        info = bench.info
         text = (write_reproducer(tmp_path, "opencl", found, info, "a note") / "README.md").read_text()
     wanted = ("a note", "aten.linear", info.name, info.driver, "Apache TVM", "pyopencl", "run.py", "kernel_0.cl", "Exit code")
     for part in wanted:

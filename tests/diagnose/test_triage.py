@@ -38,7 +38,7 @@ def run(make_run: MakeRun) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def bench(run: RunFolder) -> Iterator[Workbench]:
-    with Workbench(run, "opencl") as bench:
+    with Workbench.on(run, "opencl") as bench:
         yield bench
 
 
@@ -252,7 +252,7 @@ def test_a_read_behind_a_buffer(diagnose: Diagnose) -> None:
 def test_on_vulkan(need: Need, run: RunFolder) -> None:
     need("opencl")
     fault = OfTheText(NORM, lambda s: s.replace("sqrt(", "1.01f * sqrt("))
-    with Workbench(run, need("vulkan"), inject=fault) as bench, ReferenceBackends(run, bench) as backends:
+    with Workbench.on(run, need("vulkan"), inject=fault) as bench, ReferenceBackends(run, bench) as backends:
         operator = run.operator(NORM)
         found = triage(bench, operator, next(recorded(run, bench.model, operator)), backends)
     assert (found.status, found.stage) == ("fail", "codegen")

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tapml.backends.on_device import OnDevice
 from tapml.carve.case import Case
 from tapml.carve.tolerance import Accuracy, Reference
 from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
@@ -86,6 +87,13 @@ class FakeDevice(ReadsInTurn):
 
     def close(self) -> None:
         self.buffers.clear()
+
+
+class FakeBackend(OnDevice):
+    """What a hybrid needs of a backend, on a `FakeDevice`."""
+
+    def __init__(self, device: FakeDevice) -> None:
+        self._stand_on(device)
 
 
 class FakeModel(Model):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tapml.backends import kernels, on_device
 from tapml.devices.faulty import Call, Fault, FaultyDevice
 from tapml.diagnose.bisect.result import BisectResult
 from tapml.diagnose.bisect.stage import bisect
@@ -28,7 +29,7 @@ PHONE = "phone@http://localhost:1/?token=secret"
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRun]:
     run = FakeRun(tmp_path, seed=5, operators=10)
-    monkeypatch.setattr(workbench, "Compiler", FakeCompiler)
+    monkeypatch.setattr(kernels, "Compiler", FakeCompiler)
     monkeypatch.setattr(Model, "of", lambda run: run.model)
     monkeypatch.setattr(FakeCompiler, "run", run, raising=False)
     yield run
@@ -46,7 +47,7 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[FaultyDevice]
             opened.append(FaultyDevice(device(), faults[min(len(opened), len(faults) - 1)]))
             return opened[-1]
 
-        monkeypatch.setattr(workbench, "open_device", open_device)
+        monkeypatch.setattr(on_device, "open_device", open_device)
         return opened
 
     return set_faults
@@ -129,7 +130,7 @@ def test_a_device_that_begins_anew_at_the_same_work_is_lost_because_of_it(
                 raise ConnectionLost("the page was loaded anew", restarted=True)
             super().run(batch)
 
-    monkeypatch.setattr(workbench, "open_device", lambda choice, device, deadline: opened.append(device) or Dying())
+    monkeypatch.setattr(on_device, "open_device", lambda choice, device, deadline: opened.append(device) or Dying())
     result = go(run, device=PHONE)
     verdict = next(v for v in result.verdicts if v.operator == bad.name)
     assert verdict.status == "crash" and "went away 3 times in a row while running this" in verdict.reason
@@ -157,16 +158,16 @@ def test_a_device_that_does_not_come_back_leaves_a_journal_to_go_on_with(
     path = tmp_path / "targets" / "cpu" / "migrate.jsonl"
     whole = journal.read(path)[0]
     devices([Fault("away", "write", nth)])
-    first = workbench.open_device
+    first = on_device.open_device
 
     def open_once(choice: Any, device: str, deadline: float) -> Any:
-        monkeypatch.setattr(workbench, "open_device", gone)
+        monkeypatch.setattr(on_device, "open_device", gone)
         return first(choice, device, deadline=deadline)
 
     def gone(choice: Any, device: str, deadline: float) -> Any:
         raise UnavailableError("The phone is nowhere.")
 
-    monkeypatch.setattr(workbench, "open_device", open_once)
+    monkeypatch.setattr(on_device, "open_device", open_once)
     with pytest.raises(ConnectionLost, match=r"nowhere\. What was found is kept: go on with --resume\.") as caught:
         go(run, device=PHONE, fresh=True)
     assert caught.value.exit_code == 3
@@ -208,7 +209,7 @@ def test_what_needs_more_memory_than_there_is_is_an_error_with_everything_else_o
 
 def test_attempts(run: FakeRun, devices: Callable[..., list[FaultyDevice]]) -> None:
     opened = devices([])
-    with Workbench(run, "cpu") as bench:  # type: ignore[arg-type]
+    with Workbench.on(run, "cpu") as bench:  # type: ignore[arg-type]
 
         def attempt(*errors: Exception | None) -> int:
             """How often the work is begun when it raises these one after the other."""
@@ -237,10 +238,10 @@ def test_attempts(run: FakeRun, devices: Callable[..., list[FaultyDevice]]) -> N
         assert bench.losses == 1
         with pytest.raises(DeviceLost, match="gone"):
             attempt(DeviceLost("gone"), None)
-        assert bench.losses == 2 and bench.device is opened[-1]
+        assert bench.losses == 2 and bench.backend.device is opened[-1]
         with pytest.raises(KeyError):
             attempt(KeyError(), None)  # type: ignore[arg-type]
-        assert bench.device is opened[-1]
+        assert bench.backend.device is opened[-1]
 
 
 def test_a_device_that_comes_back_as_another_one_is_not_gone_on_with(
@@ -248,7 +249,7 @@ def test_a_device_that_comes_back_as_another_one_is_not_gone_on_with(
 ) -> None:
     devices([Fault("away", "run", nth=2)], [])
     calls = itertools.count()
-    real = workbench.resolve
-    monkeypatch.setattr(workbench, "resolve", lambda choice, info: replace(real(choice, info), schedules=("s",) * next(calls)))
+    real = on_device.resolve
+    monkeypatch.setattr(on_device, "resolve", lambda choice, info: replace(real(choice, info), schedules=("s",) * next(calls)))
     with pytest.raises(ConnectionLost, match="came back as another one, fake"):
         go(run, device=PHONE)

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tapml.devices.runner import ProgramRunner
 from tapml.migrate.hybrid import Hybrid
 from tapml.operators.graph import Operator
 from tapml.tensors import convert
-from tests.migrate.fake import FakeDevice, FakeModel, fake_model, reference
+from tests.migrate.fake import FakeBackend, FakeDevice, FakeModel, fake_model, reference
 
 
 class FakeWeights:
@@ -32,7 +31,7 @@ def setup(seed: int, **sizes: int) -> tuple[random.Random, FakeModel, FakeDevice
     rng = random.Random(seed)
     model = fake_model(rng, **sizes)
     device = FakeDevice()
-    return rng, model, device, Hybrid(model, ProgramRunner(device), FakeWeights(model, device))
+    return rng, model, device, Hybrid(model, FakeBackend(device), FakeWeights(model, device))
 
 
 def calls_for(rng: random.Random, model: FakeModel, count: int) -> list[tuple[str, Any]]:
@@ -101,8 +100,8 @@ def test_buffers_are_shared_and_given_back() -> None:
             hybrid.step(graph, {"x": x})
     assert device.made == made, "nothing is allocated, uploaded or loaded twice"
     hybrid.close()
-    assert hybrid._runner is not None
-    hybrid._runner.pool.trim()
+    assert hybrid._backend is not None
+    hybrid._backend.pool.trim()
     assert len(device.buffers) == weights
 
 

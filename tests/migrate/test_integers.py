@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from tapml.backends import on_device
 from tapml.carve.beyond import Inside
 from tapml.diagnose.bisect.stage import bisect
 from tapml.diagnose.health.stage import health
 from tapml.errors import DoesNotFit, RunError, WrongValue
-from tapml.migrate import workbench
 from tapml.migrate.migrate import migrate
 from tapml.migrate.model import Model
 from tapml.migrate.operator_test import OperatorTester
@@ -37,7 +37,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
         target = resolve(*args)
         return replace(target, storage={**target.storage, **{d: STORAGE[d] for d in ("int8", "uint8", "int16")}})
 
-    monkeypatch.setattr(workbench, "resolve", stored)
+    monkeypatch.setattr(on_device, "resolve", stored)
 
 
 def isolated(name: str, inject: Any = None, target: str = "opencl") -> dict[str, Verdict]:

@@ -76,7 +76,7 @@ def test_a_sliding_window_that_is_off_by_one_beyond_the_prompt_fails(need: Need,
 
 @pytest.mark.parametrize("fault", [ignores_keys_from(100), rotary_stops_at(100)], ids=["attention", "rotary"])
 def test_the_check_of_the_whole_model_sees_late_positions(need: Need, run: RunFolder, fault: Rewritten) -> None:
-    with Workbench(run, need("opencl"), inject=fault) as bench:
+    with Workbench.on(run, need("opencl"), inject=fault) as bench:
         names = [o.name for o in run.operators if fault.touches(o)]
         bench.compile([run.operator(name) for name in names])
         hybrid = bench.hybrid()

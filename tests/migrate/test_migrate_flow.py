@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from tapml.backends import kernels, on_device
 from tapml.devices.faulty import Fault, FaultyDevice
-from tapml.errors import RunError, UnavailableError, UsageError
+from tapml.errors import DeviceLost, RunError, UnavailableError, UsageError
 from tapml.migrate import journal, workbench
 from tapml.migrate.journal import Journal
 from tapml.migrate.migrate import MigrationResult, migrate
@@ -22,8 +23,8 @@ from tests.migrate.fake import FakeCompiler, FakeDevice, FakeRun
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRun]:
     run = FakeRun(tmp_path, seed=5, operators=14)
-    monkeypatch.setattr(workbench, "open_device", lambda choice, device, deadline: FakeDevice())
-    monkeypatch.setattr(workbench, "Compiler", FakeCompiler)
+    monkeypatch.setattr(on_device, "open_device", lambda choice, device, deadline: FakeDevice())
+    monkeypatch.setattr(kernels, "Compiler", FakeCompiler)
     monkeypatch.setattr(Model, "of", lambda run: run.model)
     monkeypatch.setattr(FakeCompiler, "run", run, raising=False)
     monkeypatch.setattr(FakeCompiler, "compiled", [])
@@ -107,7 +108,7 @@ def test_an_operator_that_passes_alone_and_fails_in_the_model(run: FakeRun, monk
                 if len(batch) > 1 and self.kernels[launch.kernel].entry == entry:
                     self.buffers[launch.buffers[-1]][0] ^= 1
 
-    monkeypatch.setattr(workbench, "open_device", lambda choice, device, deadline: Shy())
+    monkeypatch.setattr(on_device, "open_device", lambda choice, device, deadline: Shy())
     result = go(run)
     assert result.kept_on_source == (bad,)
     verdict = next(v for v in result.verdicts if v.operator == bad)
@@ -180,7 +181,7 @@ def test_a_lost_device_costs_one_verdict(run: FakeRun, monkeypatch: pytest.Monke
         opened.append(FaultyDevice(FakeDevice(), [] if opened else [Fault("lose", "run", nth=3)]))
         return opened[-1]
 
-    monkeypatch.setattr(workbench, "open_device", open_device)
+    monkeypatch.setattr(on_device, "open_device", open_device)
     result = go(run)
     assert len(opened) == 2
     crashed = [v for v in result.verdicts if v.status == "crash"]
@@ -195,10 +196,10 @@ def test_a_device_lost_in_a_check_is_a_failed_check(run: FakeRun, monkeypatch: p
     class Dying(FakeDevice):
         def run(self, batch: Any) -> None:
             if len(batch) > 1 and any(self.kernels[b.kernel].entry == entry for b in batch):
-                raise workbench.DeviceLost("gone")
+                raise DeviceLost("gone")
             super().run(batch)
 
-    monkeypatch.setattr(workbench, "open_device", lambda choice, device, deadline: Dying())
+    monkeypatch.setattr(on_device, "open_device", lambda choice, device, deadline: Dying())
     result = go(run)
     assert bad in result.kept_on_source and result.end_to_end.passed
     assert next(v for v in result.verdicts if v.operator == bad).status == "crash"
@@ -207,7 +208,7 @@ def test_a_device_lost_in_a_check_is_a_failed_check(run: FakeRun, monkeypatch: p
 def test_a_device_that_dies_again_and_again_ends_the_work(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workbench, "MOST_LOSSES", 3)
     monkeypatch.setattr(
-        workbench, "open_device", lambda choice, device, deadline: FaultyDevice(FakeDevice(), [Fault("lose", "run")])
+        on_device, "open_device", lambda choice, device, deadline: FaultyDevice(FakeDevice(), [Fault("lose", "run")])
     )
     with pytest.raises(UnavailableError, match="lost 3 times"):
         go(run)
@@ -217,7 +218,7 @@ def test_a_device_that_dies_again_and_again_ends_the_work(run: FakeRun, monkeypa
 
 def test_flaky_is_a_verdict_of_its_own(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        workbench, "open_device",
+        on_device, "open_device",
         lambda choice, device, deadline: FaultyDevice(FakeDevice(), [Fault("corrupt", "read", nth=2)]),
     )
     result = go(run)

@@ -155,7 +155,7 @@ def test_a_device_process_that_is_killed_costs_one_verdict(make_run: MakeRun, ne
     with OperatorTester(run, need("opencl")) as tester:
         for verdict in tester.test_all():
             statuses.append(verdict.status)
-            device: Any = tester.bench.device
+            device: Any = tester.bench.backend.device
             if len(statuses) == 1:
                 assert isinstance(device, ChildDevice)
                 os.kill(device.pid, signal.SIGKILL)

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from tapml.api import Run
-from tapml.errors import RunError, UsageError
-from tapml.migrate import operator_test, workbench
+from tapml.backends import kernels, on_device
+from tapml.errors import DeviceLost, RunError, UsageError
+from tapml.migrate import operator_test
 from tapml.migrate.migrate import migrate
 from tapml.migrate.model import Model
 from tapml.migrate.records import Records
@@ -25,8 +26,8 @@ from tests.migrate.fake import FakeCompiler, FakeDevice, FakeRun
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRun]:
     run = FakeRun(tmp_path, seed=5, operators=14)
-    monkeypatch.setattr(workbench, "open_device", lambda choice, device, deadline: FakeDevice())
-    monkeypatch.setattr(workbench, "Compiler", FakeCompiler)
+    monkeypatch.setattr(on_device, "open_device", lambda choice, device, deadline: FakeDevice())
+    monkeypatch.setattr(kernels, "Compiler", FakeCompiler)
     monkeypatch.setattr(Model, "of", lambda run: run.model)
     monkeypatch.setattr(FakeCompiler, "run", run, raising=False)
     yield run
@@ -210,10 +211,10 @@ def test_a_refused_launch_is_a_measure_without_numbers(run: FakeRun, monkeypatch
     class Refusing(FakeDevice):
         def run(self, batch: Any) -> None:
             if any(self.kernels[launch.kernel].entry == entry for launch in batch):
-                raise workbench.DeviceLost("gone")
+                raise DeviceLost("gone")
             super().run(batch)
 
-    monkeypatch.setattr(workbench, "open_device", lambda choice, device, deadline: Refusing())
+    monkeypatch.setattr(on_device, "open_device", lambda choice, device, deadline: Refusing())
     go(run)
     found = records(run).test
     assert found is not None

@@ -58,7 +58,7 @@ def test_a_decode_step_is_one_packet_each_way(make_run: MakeRun, need: Callable[
     agent.wait_ready(target)
     assert run.decoder is not None
     with OperatorTester(run, target, f"bench@{hub.url}") as tester:
-        bench, device = tester.bench, tester.bench.device
+        bench, device = tester.bench, tester.bench.backend.device
         assert isinstance(device, RemoteDevice)
         bench.compile(run.operators)
         hybrid = bench.hybrid()
@@ -84,7 +84,7 @@ def test_what_was_uploaded_once_is_not_uploaded_again(make_run: MakeRun, need: C
     uploaded: list[int] = []
     for _ in range(2):
         with OperatorTester(run, target, f"any@{hub.url}") as tester:
-            device = tester.bench.device
+            device = tester.bench.backend.device
             assert isinstance(device, RemoteDevice) and device.address == f"bench@{hub.url}"
             assert {verdict.status for verdict in tester.test_all("*")} == {"pass"}
             uploaded.append(device.uploaded)

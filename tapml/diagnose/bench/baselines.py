@@ -36,10 +36,10 @@ from functools import partial
 
 import numpy as np
 
+from tapml.backends.interface import Compiled
 from tapml.carve.folder import RunFolder
 from tapml.carve.tolerance import Comparison, Reference, compare, of_source
 from tapml.generation import greedy
-from tapml.kernels import Program
 from tapml.migrate.end_to_end import Oracle, check_calls
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.outcome import Ran
@@ -137,10 +137,10 @@ class RandomInputs:
             references = model.references(operator.signature).on_host(inputs)
         return Drawn(inputs, references)
 
-    def _compare(self, operator: Operator, program: Program, drawn: Drawn) -> list[Comparison]:
+    def _compare(self, operator: Operator, program: Compiled, drawn: Drawn) -> list[Comparison]:
         keys = self.bench.model.weight_keys(operator)
         given = [a if key is None else self._handed_over(operator, key, a) for a, key in zip(drawn.inputs, keys, strict=True)]
-        actual = self.bench.runner.run_once(program, given)
+        actual = self.bench.backend.run_once(program, given)
         return [
             compare(as_read(y.reshape(r.values.shape), r.dtype), r) for y, r in zip(actual, drawn.references, strict=True)
         ]
@@ -216,7 +216,7 @@ class DebugCompare:
             went_up[key] = array if alteration is None else alteration.value(graph, key, array)
             return went_up[key]
 
-        hybrid = Hybrid(model, self.bench.runner, self.bench.weight_buffer, on_upload)
+        hybrid = Hybrid(model, self.bench.backend, self.bench.weight_buffer, on_upload)
         try:
             hybrid.offload(self.bench.programs([o.name for o in model.operators]))
             states = dict(model.initial_states)

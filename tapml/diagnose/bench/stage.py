@@ -72,7 +72,7 @@ def bench(
         raise UsageError(f"--operators {operators} leaves nothing to bench. Give 1 or more.")
     started = time.monotonic()
     classes = CATALOGUE if faults is None else tuple(find(f) if isinstance(f, str) else f for f in faults)
-    with Workbench(run, target, device, deadline=DEADLINE) as clean, ReferenceBackends(run, clean) as backends:
+    with Workbench.on(run, target, device, deadline=DEADLINE) as clean, ReferenceBackends(run, clean) as backends:
         header = Header(
             version=tapml.__version__, run=run.digest, target=str(clean.choice), target_key=clean.target.key,
             device=clean.device_name, compiler=toolchain(),
@@ -144,7 +144,7 @@ class _Bench:
         self.journal.append({"record": "done"})
         return BenchResult(
             model=str(self.run.manifest["model"]["name"]), run=self.run.path.name, target=str(self.bench.choice),
-            device=self.bench.device.info.to_json(), operators=self.operators, seed=self.seed, minimised=self.minimise,
+            device=self.bench.info.to_json(), operators=self.operators, seed=self.seed, minimised=self.minimise,
             clean=self.clean, rows=tuple(rows), seconds=time.monotonic() - started, resumed=self.resumed,
         )  # fmt: skip
 

@@ -18,12 +18,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from tapml.backends.interface import Compiled
 from tapml.carve.folder import RunFolder
 from tapml.diagnose.bisect.parting import Further
 from tapml.diagnose.bisect.prefix import BUDGET, PrefixHybrid
 from tapml.errors import DeviceError, DeviceLost, RunError
 from tapml.generation import Stepper
-from tapml.kernels import Program
 from tapml.migrate.end_to_end import Answer, Reference, answer_of
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.outcome import Lost, Ran, Refused
@@ -64,7 +64,7 @@ class ModelCheck:
     """See the module's docstring. `programs` are those of the operators that can be on the target. Raises RunError where the
     source's own answer is NaN: whatever a target gives, nothing can be said of it."""
 
-    def __init__(self, run: RunFolder, bench: Workbench, programs: Mapping[str, Program], budget: int = BUDGET) -> None:
+    def __init__(self, run: RunFolder, bench: Workbench, programs: Mapping[str, Compiled], budget: int = BUDGET) -> None:
         self._bench = bench
         self._programs = dict(programs)
         self._run = run

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from tapml.backends.interface import Compiled
 from tapml.carve.folder import Prompt, RunFolder
 from tapml.errors import RunError
 from tapml.generation import Call, decode_call, prefill_calls
-from tapml.kernels import Program
 from tapml.migrate.end_to_end import Oracle, PromptResult, Reference, compare_prompt, teacher_forced
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.outcome import Ran
@@ -84,7 +84,7 @@ def journalled(run: RunFolder, bench: Workbench) -> list[Parting]:
 
 
 def compared(
-    run: RunFolder, bench: Workbench, programs: Mapping[str, Program], tokens: int, progress: Progress | None = None
+    run: RunFolder, bench: Workbench, programs: Mapping[str, Compiled], tokens: int, progress: Progress | None = None
 ) -> Parting | None:
     """The first prompt whose answer of so many tokens parts with these programs on the target; None where none does. A device
     that refuses, or is lost, says nothing about tokens: the check of the whole model has met that."""

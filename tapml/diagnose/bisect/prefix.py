@@ -33,8 +33,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from tapml.backends.interface import Compiled
 from tapml.errors import DeviceError, DeviceLost, WrongValue, is_confined
-from tapml.kernels import Program
 from tapml.migrate.hybrid import makers, refusal
 from tapml.migrate.outcome import Lost, Refused
 from tapml.migrate.workbench import Workbench
@@ -125,7 +125,7 @@ class PrefixHybrid:
     it; a device that was lost has been opened anew by then. In steady mode a refusal or loss is remembered like any other result:
     the same operator with the same inputs is not tried again."""
 
-    def __init__(self, bench: Workbench, programs: Mapping[str, Program], budget: int = BUDGET) -> None:
+    def __init__(self, bench: Workbench, programs: Mapping[str, Compiled], budget: int = BUDGET) -> None:
         self._bench = bench
         self._programs = dict(programs)
         self._model = bench.model

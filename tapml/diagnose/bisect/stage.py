@@ -75,7 +75,7 @@ def bisect(
     `inject`, TargetError and UnavailableError as `Workbench` does."""
     if not 0.0 < confidence < 1.0:
         raise UsageError(f"--confidence {confidence:g} is not between 0 and 1. Give a share such as 0.95.")
-    with Workbench(run, target, device, inject) as bench:
+    with Workbench.on(run, target, device, inject) as bench:
         return bisect_over(run, bench, progress, all_sets, confidence, tokens)
 
 
@@ -124,7 +124,7 @@ class _Bisection:
             last = None  # with nothing left on the target the model is the source
         engine = self.whole.engine
         return BisectResult(
-            target=str(self.bench.choice), device=self.bench.device.info, sets=tuple(sets),
+            target=str(self.bench.choice), device=self.bench.info, sets=tuple(sets),
             answer=None if first is None else first.checked.answer, without=last.checked.answer if last and sets else None,
             more=last is not None and not last.right, first_wrong_call=None if first is None else first.checked.call,
             confidence=self.confidence, rate=self.rate, unsteady=tuple(sorted(engine.unsteady)), offloaded=len(self.programs),

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tapml.backends.interface import Compiled
+from tapml.backends.kernels import kernels_of
 from tapml.diagnose.probes.evidence import Evidence, FindingKind, Triage
-from tapml.kernels import Program
 from tapml.tensors import FLOATS, HostArray, dtype_name
 from tapml.verdicts import Stage
 
@@ -35,7 +36,7 @@ class Context:
     run: str
     target: str
     operator: str
-    program: Program | None
+    program: Compiled | None
     values: Sequence[HostArray]
     cases: int
     wide: Evidence | None = None
@@ -96,7 +97,7 @@ def _numbers(triage: Triage, context: Context) -> list[str]:
     if worst is None or context.program is None or worst.actual is None or worst.expected is None:
         return found
     if not math.isfinite(worst.actual) and math.isfinite(worst.expected):
-        text = "\n".join(kernel.source for kernel in context.program.kernels)
+        text = "\n".join(kernel.source for kernel in kernels_of(context.program))
         floats = [a for a in context.values if dtype_name(a) in FLOATS and a.size]
         largest = max((_largest(a) for a in floats), default=0.0)
         stored = {s.dtype for s in context.program.inputs if s.dtype in EXP_OVERFLOWS}
@@ -132,8 +133,7 @@ def _by_stage(triage: Triage, context: Context) -> list[str]:
             "Look at how weights are packed, quantised or tied on their way to the device."]
     if stage == "launch":
         size = triage.found("launch size")
-        kernels = () if context.program is None else context.program.kernels
-        grids = ", ".join(f"{k.entry} {list(k.grid)} of {list(k.block)}" for k in kernels)
+        grids = ", ".join(f"{k.entry} {list(k.grid)} of {list(k.block)}" for k in kernels_of(context.program))
         if size is not None:
             return [f"Launch more workgroups: {size.text} (launched now: {grids}). Round the division up."]
         return [f"Stay within the device's limits (launched now: {grids}), or split the work into several launches."]

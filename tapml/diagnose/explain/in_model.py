@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from tapml.backends.interface import Compiled
 from tapml.carve.folder import RunFolder
 from tapml.diagnose.bisect.model_check import ModelCheck
 from tapml.diagnose.bisect.parting import journalled
@@ -25,7 +26,6 @@ from tapml.diagnose.probes.evidence import Evidence
 from tapml.diagnose.probes.shots import Shot, fire
 from tapml.diagnose.probes.trials import met
 from tapml.generation import Call
-from tapml.kernels import Program
 from tapml.migrate.end_to_end import Answer
 from tapml.migrate.operator_test import Trial
 from tapml.migrate.outcome import Ran
@@ -108,7 +108,7 @@ def in_model(run: RunFolder, bench: Workbench, operator: Operator, progress: Pro
 
 
 def _met(
-    run: RunFolder, bench: Workbench, operator: Operator, programs: dict[str, Program], calls: Sequence[Call] | None
+    run: RunFolder, bench: Workbench, operator: Operator, programs: dict[str, Compiled], calls: Sequence[Call] | None
 ) -> tuple[Trial | None, Evidence]:
     """The first call of the model on which the operator is wrong, and what was seen."""
     started = time.monotonic()

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tapml.backends.interface import Compiled
+from tapml.backends.kernels import kernels_of
 from tapml.devices.interface import DeviceInfo
 from tapml.diagnose.explain.in_model import InModel
 from tapml.diagnose.probes.evidence import Evidence, Triage
-from tapml.kernels import Program
 from tapml.migrate.circumstances import Circumstances
 from tapml.operators.graph import Operator
 from tapml.tensors import HostArray
@@ -36,7 +37,7 @@ class Explanation:
     target: str
     device: DeviceInfo
     triage: Triage
-    program: Program | None
+    program: Compiled | None
     module_lines: tuple[str, ...]
     cases: int
     elements: int
@@ -91,7 +92,7 @@ class Explanation:
             "minimised": None if self.minimised is None else self._small(self.minimised),
             "not_minimised": self.not_minimised or None,
             "kernels": [] if self.program is None
-            else [{**k.to_json(), "schedule": self.program.schedule} for k in self.program.kernels],
+            else [{**k.to_json(), "schedule": self.program.schedule} for k in kernels_of(self.program)],
             "folder": str(self.folder),
             "seconds": self.seconds,
         }  # fmt: skip
@@ -102,7 +103,7 @@ class Explanation:
             "expected": [_array(a) for a in small.expected],
             "actual": [_array(a) for a in self.actual],
             "steps": [str(step) for step in small.steps],
-            "kernels": [] if small.program is None else [k.to_json() for k in small.program.kernels],
+            "kernels": [k.to_json() for k in kernels_of(small.program)],
         }
 
 

@@ -20,6 +20,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tapml.backends.interface import Compiled
+from tapml.backends.kernels import kernels_of
 from tapml.carve.folder import RunFolder
 from tapml.carve.layout import operator_folder
 from tapml.diagnose.explain.advice import Context, advise
@@ -33,7 +35,6 @@ from tapml.diagnose.probes.shots import fire
 from tapml.diagnose.probes.trials import met, recorded
 from tapml.errors import UsageError, nearest
 from tapml.inside import path_in
-from tapml.kernels import Program
 from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject, Injection
@@ -70,7 +71,7 @@ def explain(
     found = resolve_operator(run, operator)
     if why := why_it_stays(run.bodies[found.signature]):
         raise UsageError(f"{found.name} stays on the source: {why}. No target has a kernel for it: there is nothing to explain.")
-    with Workbench(run, target, device, inject) as bench, ReferenceBackends(run, bench) as backends:
+    with Workbench.on(run, target, device, inject) as bench, ReferenceBackends(run, bench) as backends:
         bench.check_injection([found])
         folder = out or path_in(target_folder(run, target), f"explain/{operator_folder(found.name)}")
         return _Explaining(run, bench, backends, found, folder, progress).carry_out(started)
@@ -146,7 +147,7 @@ class _Explaining:
         if not found.passed and program is not None:
             self._draw(program, trial)
         explanation = Explanation(
-            operator=self.operator, target=str(self.bench.choice), device=self.bench.device.info, triage=found, program=program,
+            operator=self.operator, target=str(self.bench.choice), device=self.bench.info, triage=found, program=program,
             module_lines=self._lines(), cases=len(trials), elements=sum(a.size for a in trial.inputs), folder=self.folder,
             kernels_at=kernels, advice=advise(found, self._context(found, trial, program, len(trials), model)),
             seconds=time.monotonic() - started, model=model, minimised=small.case, actual=small.actual,
@@ -157,7 +158,7 @@ class _Explaining:
         (self.folder / _EVIDENCE).write_text(text + "\n", encoding="utf-8")
         return explanation
 
-    def _draw(self, program: Program, trial: Trial) -> None:
+    def _draw(self, program: Compiled, trial: Trial) -> None:
         """Keeps what the wrong output looks like, for the report."""
         shot = fire(self.bench, self.operator, program, trial)
         if shot.comparison is None or shot.comparison.passed:
@@ -179,7 +180,7 @@ class _Explaining:
         return trials[0]
 
     def _context(
-        self, found: Triage, trial: Trial, program: Program | None, cases: int, model: InModel | None
+        self, found: Triage, trial: Trial, program: Compiled | None, cases: int, model: InModel | None
     ) -> Context:
         keys = self.bench.model.weight_keys(self.operator)
         values = [a for a, key in zip(trial.inputs, keys, strict=True) if key is None]
@@ -195,7 +196,7 @@ class _Explaining:
         changed = alteration.changed.get(self.operator.name, (0, 0)) if isinstance(alteration, Injection) else (0, 0)
         return alteration.text if alteration is not None and changed[0] else ""
 
-    def _wide(self, found: Triage, trial: Trial, program: Program | None) -> Evidence | None:
+    def _wide(self, found: Triage, trial: Trial, program: Compiled | None) -> Evidence | None:
         """The same target with float16 computed in float32, where the operator is wrong and float16 plays a part."""
         if found.passed or program is None or not any(s.dtype == "float16" for s in (*program.inputs, *program.outputs)):
             return None
@@ -210,9 +211,9 @@ class _Explaining:
         body = self.bench.model.bodies[self.operator.signature]
         return tuple(dict.fromkeys(node.source for node in body.nodes if node.source))
 
-    def _write_kernels(self, program: Program | None) -> tuple[Path, ...]:
+    def _write_kernels(self, program: Compiled | None) -> tuple[Path, ...]:
         paths: list[Path] = []
-        for kernel in () if program is None else program.kernels:
+        for kernel in kernels_of(program):
             path = self.folder / "kernels" / f"{kernel.entry}.{ENDINGS[kernel.language]}"
             path.parent.mkdir(exist_ok=True)
             path.write_text(kernel.source, encoding="utf-8")

@@ -1,6 +1,6 @@
 """Names the stage at which an operator goes wrong, by running it again with one thing changed at a time.
 
-    with Workbench(run, "opencl", inject="faults.py:broken") as bench, ReferenceBackends(run, bench) as backends:
+    with Workbench.on(run, "opencl", inject="faults.py:broken") as bench, ReferenceBackends(run, bench) as backends:
         for trial in recorded(run, bench.model, operator):
             result = triage(bench, operator, trial, backends)
             if not result.passed: ...               result.stage, result.because, result.evidence, result.findings
@@ -23,6 +23,7 @@ from functools import partial
 
 import numpy as np
 
+from tapml.backends.kernels import kernels_of, with_kernels
 from tapml.carve.tolerance import compare
 from tapml.diagnose.explain.decide import Decision, decide, needed
 from tapml.diagnose.probes import hazards
@@ -91,9 +92,9 @@ class _Probing:
 
     def carry_out(self) -> Triage:
         compiled = self.bench.compile_body(self.bench.body(self.operator), self.operator, self._order())
-        if compiled.program is None:
+        if compiled.compiled is None:
             return self._not_compiled(compiled.stage, compiled.message, compiled.status == "crash")
-        self.program: Program = compiled.program
+        self.program = with_kernels(compiled.compiled)
         note = f" ({compiled.message})" if compiled.message else ""
         kernels = plural(len(self.program.kernels), "kernel")
         self.made["compile"] = Evidence(
@@ -150,14 +151,14 @@ class _Probing:
     # The probes, in the order of QUESTIONS.
 
     def limits(self) -> Evidence:
-        words = beyond_limits(self.program, self.bench.device.info)
-        return Evidence("limits", "wrong" if words else "right", words or "all of them", self.bench.device.info.name)
+        words = beyond_limits(self.program, self.bench.info)
+        return Evidence("limits", "wrong" if words else "right", words or "all of them", self.bench.info.name)
 
     def load(self) -> Evidence:
-        outcome = self.bench.attempt(lambda: self.bench.load(self.program))
+        outcome = self.bench.attempt(lambda: self.bench.backend.load(self.program))
         if isinstance(outcome, Ran):
-            return Evidence("load", "right", "it does", self.bench.device.info.driver)
-        return Evidence("load", "refused", outcome.text, self.bench.device.info.driver)
+            return Evidence("load", "right", "it does", self.bench.info.driver)
+        return Evidence("load", "refused", outcome.text, self.bench.info.driver)
 
     def run(self) -> Evidence:
         if self.made["load"].outcome == "refused":
@@ -242,11 +243,11 @@ class _Probing:
             return Evidence("text elsewhere", "not run", backend)
         where = f"{backend.choice}, {self.program.schedule}"
         made = backend.compile_body(backend.body(self.operator), self.operator, (self.program.schedule,))
-        if made.program is None or backend.target.language not in hazards.LANGUAGES:
+        if made.compiled is None or backend.target.language not in hazards.LANGUAGES:
             words = made.message or f"{backend.target.language} is not read for hazards"
             return Evidence("text elsewhere", "not run", words, where)
         kinds = {h.kind for h in self.hazards}
-        words = "; ".join(h.text for h in hazards.of_program(made.program.kernels) if h.kind in kinds)
+        words = "; ".join(h.text for h in hazards.of_program(kernels_of(made.compiled)) if h.kind in kinds)
         return Evidence("text elsewhere", "wrong" if words else "right", words or "it has none of the same kind", where)
 
     def grid(self) -> Evidence:
@@ -304,7 +305,7 @@ class _Probing:
         if self.beyond:
             return Evidence("other driver", "not run", "a text that writes behind its buffers is at fault with any driver")
         shot = fire(backend, self.operator, self.program, self.trial, self.repeats, resident=False)
-        return self._seen("other driver", shot, backend.device.info.driver)
+        return self._seen("other driver", shot, backend.info.driver)
 
     # What they share.
 
@@ -324,19 +325,19 @@ class _Probing:
     def _with_schedule(self, probe: str, bench: Workbench, schedule: str) -> Evidence:
         where = f"{bench.choice}, {schedule}"
         body = bench.body(self.operator)
-        unfair = fair(schedule, body, bench.device.info)
+        unfair = fair(schedule, body, bench.info)
         if unfair:
             return Evidence(probe, "not run", unfair, where)
         made = bench.compile_body(body, self.operator, (schedule,))
-        if made.program is None:
+        if made.compiled is None:
             return Evidence(probe, "not run", f"it does not compile: {_first_line(made.message)}", where)
-        if bench is self.bench and same_kernels(made.program, self.program):
+        if bench is self.bench and same_kernels(with_kernels(made.compiled), self.program):
             return Evidence(probe, "not run", "it gives the very same kernels", where)
         if self._memory_matters():
-            watched = watch(bench, made.program, self.trial.inputs, self.trial)
+            watched = watch(bench, made.compiled, self.trial.inputs, self.trial)
             seen = self._seen(probe, watched.shot, where)
             return replace(seen, outcome="wrong", detail="it writes behind its buffers") if beyond(watched) else seen
-        return self._seen(probe, fire(bench, self.operator, made.program, self.trial, self.repeats), where)
+        return self._seen(probe, fire(bench, self.operator, made.compiled, self.trial, self.repeats), where)
 
     def _memory_matters(self) -> bool:
         """Whether the fault shows over some contents of memory only, so that the other runs must be judged over all of them."""
@@ -361,7 +362,7 @@ class _Probing:
         )  # fmt: skip
 
     def _weight_there(self, key: str, spec: TensorSpec) -> bytes:
-        return self.bench.device.read(self.bench.weight_buffer(self.operator, key, spec.dtype), spec.nbytes)
+        return self.bench.backend.read_many([(self.bench.weight_buffer(self.operator, key, spec.dtype), spec.nbytes, 0)])[0]
 
     def _weights(self) -> list[Finding]:
         """Which weights on the device are not the model's."""

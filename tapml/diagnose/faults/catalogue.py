@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tapml.backends.interface import Compiled
 from tapml.diagnose.faults import device, graph, kernel_text, launch, lowering, schedule, state, weights
 from tapml.diagnose.faults.fault import FaultClass, Site
 from tapml.errors import UsageError, nearest
@@ -61,9 +62,13 @@ def each_site(fault: FaultClass, bench: Workbench) -> Iterator[tuple[str, Altera
 
 def _site(fault: FaultClass, bench: Workbench, operator: Operator) -> Site:
     """`program` is left None for faults that are put in before compiling: they do not look at it, and it takes time."""
-    program = bench.program(operator) if fault.level in _COMPILED else None
+    program = _with_kernels(bench.program(operator)) if fault.level in _COMPILED else None
 
     def compiled(name: str) -> Program | None:
-        return bench.program(operator, schedules=(name,))
+        return _with_kernels(bench.program(operator, schedules=(name,)))
 
     return Site(bench.folder, bench.target, program, compiled)
+
+
+def _with_kernels(compiled: Compiled | None) -> Program | None:
+    return compiled if isinstance(compiled, Program) else None

@@ -1,7 +1,7 @@
 """What a fault class is: facts about a real kind of bug, and how to put it into one operator.
 
     alteration = fault.place(operator, body, site)     None: this operator does not have what the fault needs
-    with Workbench(run, "opencl", inject=alteration) as bench: ...
+    with Workbench.on(run, "opencl", inject=alteration) as bench: ...
 
 A class is plain data around one function, `place`. It looks at an operator, its body and, through a `Site`, at the program
 that the operator compiles to, and returns the `Alteration` that makes just this one operator wrong. The classes stand in

@@ -27,6 +27,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from tapml.backends.interface import Compiled
 from tapml.carve.folder import RunFolder
 from tapml.diagnose.health.anatomy import Anatomy, Part, Values, largest
 from tapml.diagnose.health.anomalies import Kind, bad_elements
@@ -35,7 +36,6 @@ from tapml.diagnose.health.result import Headroom, Health, Made, Range, Side
 from tapml.diagnose.probes.watch import Seen, calls_of, watch
 from tapml.errors import first_line, is_confined
 from tapml.generation import Call
-from tapml.kernels import Program
 from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject
@@ -63,13 +63,13 @@ def health(
     if target is None:
         source, headroom = _Source(run, Model.of(run)).watch(calls, tell)
         return Health(source, None, headroom, facts, Circumstances(run.digest))
-    with Workbench(run, target, device, inject) as bench:
+    with Workbench.on(run, target, device, inject) as bench:
         bench.compile(run.operators, bench.telling(tell))
         bench.check_injection(run.operators)
         source, headroom = _Source(run, bench.model).watch(calls, tell)
         there = _watch_target(bench, calls, bench.telling(tell))
         facts |= {
-            "target": str(bench.choice), "device": bench.device_name, "device_info": bench.device.info.to_json(),
+            "target": str(bench.choice), "device": bench.device_name, "device_info": bench.info.to_json(),
             "inject": None if bench.alteration is None else bench.alteration.text,
         }  # fmt: skip
         circumstances = Circumstances.of(bench)
@@ -227,7 +227,7 @@ def _watch_target(bench: Workbench, calls: Sequence[Call], tell: Progress) -> Si
 
 
 def _watch_programs(
-    bench: Workbench, programs: Mapping[str, Program], calls: Sequence[Call], tell: Progress, refused: dict[str, str],
+    bench: Workbench, programs: Mapping[str, Compiled], calls: Sequence[Call], tell: Progress, refused: dict[str, str],
     under_way: list[str],
 ) -> Side:
     """`under_way` holds the name of the operator that comes next, for whoever has to say where a device gave up."""

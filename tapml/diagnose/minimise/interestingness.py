@@ -25,11 +25,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tapml.backends.interface import Compiled
 from tapml.carve.distance import distance
 from tapml.carve.reference import ReferenceMaker
 from tapml.carve.tolerance import FACTOR, Comparison, Reference, compare
 from tapml.errors import TapmlError
-from tapml.kernels import Program
 from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Workbench
 from tapml.operators.execute import HostFunction, host_function
@@ -69,7 +69,7 @@ class Failing:
     body: Body
     inputs: list[HostArray]
     references: list[Reference]
-    program: Program | None
+    program: Compiled | None
     comparisons: list[Comparison]
     outcome: Outcome
     message: str
@@ -103,7 +103,7 @@ class InterestingnessTest:
         self.over = over
         self.runs = 1
         self.compiled = 0
-        self._programs: dict[str, tuple[Program | None, Outcome, str]] = {}
+        self._programs: dict[str, tuple[Compiled | None, Outcome, str]] = {}
         self._functions: dict[str, HostFunction] = {}
         self._makers: dict[str, ReferenceMaker] = {}
         body = bench.model.bodies[operator.signature]
@@ -161,12 +161,12 @@ class InterestingnessTest:
         """Whether it fails again each of so many times (each time in any of `runs` runs)."""
         return all(self.examine(failing.body, failing.inputs) is not None for _ in range(times))
 
-    def _compile(self, body: Body) -> tuple[Program | None, Outcome, str]:
+    def _compile(self, body: Body) -> tuple[Compiled | None, Outcome, str]:
         if body.signature not in self._programs:
             self._programs[body.signature] = self._compiled(body)
         return self._programs[body.signature]
 
-    def _compiled(self, body: Body) -> tuple[Program | None, Outcome, str]:
+    def _compiled(self, body: Body) -> tuple[Compiled | None, Outcome, str]:
         self.compiled += 1
         given = body
         if self.bench.alteration is not None:
@@ -177,9 +177,9 @@ class InterestingnessTest:
             if given.output_specs != body.output_specs or given.inputs != body.inputs:
                 return None, Outcome("skipped", None), "the fault changes the specs of the smaller body"
         result = self.bench.compile_body(given, self.operator, self.schedules)
-        if result.program is None:
+        if result.compiled is None:
             return None, Outcome("crash" if result.status == "crash" else "error", result.stage), result.message
-        return result.program, Outcome("pass", None), result.message
+        return result.compiled, Outcome("pass", None), result.message
 
     def _exact(self, body: Body) -> HostFunction:
         if body.signature not in self._functions:

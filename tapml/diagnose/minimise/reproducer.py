@@ -1,6 +1,6 @@
 """A minimised failure as a folder that runs without TapML, to be sent to the makers of a driver or a compiler.
 
-    path = write_reproducer(Path("reproducer"), "vulkan", minimised, bench.device.info, note="codegen: …")
+    path = write_reproducer(Path("reproducer"), "vulkan", minimised, bench.info, note="codegen: …")
     $ python reproducer/run.py            exit code 1: the fault shows, 0: it does not, 2: it cannot be run here
 
     kernel_0.cl, …          the kernels as they ran (.wgsl, .c, .cu, .metal, .hip)
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tapml.backends.kernels import with_kernels
 from tapml.carve.arrays import pack
 from tapml.carve.distance import scale_of
 from tapml.carve.tolerance import Reference
@@ -44,7 +45,7 @@ _SHOWN = 16
 def write_reproducer(folder: Path, target: str, minimised: Minimised, device: DeviceInfo, note: str = "") -> Path:
     """Writes the folder (made if need be, files in it replaced) and returns it. `target` is what the user called it, `note` a
     line for the README. Raises ValueError when there is no kernel, because compiling is what fails."""
-    program = minimised.program
+    program = None if minimised.program is None else with_kernels(minimised.program)
     if program is None or not program.kernels:
         raise ValueError(f"{minimised.operator} has no kernel to reproduce the failure with")
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tapml.backends.interface import Compiled
 from tapml.diagnose.minimise.reproducer import write_reproducer
 from tapml.diagnose.minimise.stage import Minimised, minimise
 from tapml.diagnose.probes.evidence import Triage
 from tapml.diagnose.probes.shots import fire
 from tapml.errors import TapmlError, is_confined, unexpected
-from tapml.kernels import Program
 from tapml.migrate.operator_test import Trial
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
@@ -36,7 +36,7 @@ class Smallest:
 
 
 def smallest(
-    bench: Workbench, operator: Operator, found: Triage, trial: Trial, program: Program | None, folder: Path,
+    bench: Workbench, operator: Operator, found: Triage, trial: Trial, program: Compiled | None, folder: Path,
     progress: Progress | None = None,
 ) -> Smallest:
     """Minimises the trial and writes the reproducer to `folder`. Raises UnavailableError when the device is lost for good."""
@@ -56,7 +56,7 @@ def smallest(
         actual = fire(bench, operator, case.program, shown, case.runs, resident=False).outputs
     note = f"{found.stage}: {found.because}" if found.stage else found.because
     try:
-        path = write_reproducer(folder, str(bench.choice), case, bench.device.info, note)
+        path = write_reproducer(folder, str(bench.choice), case, bench.info, note)
     except Exception as error:
         return Smallest(case, actual, f"no reproducer was written: {_said(error)}")
     return Smallest(case, actual, "", path)

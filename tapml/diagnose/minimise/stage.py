@@ -2,7 +2,7 @@
 
     found = minimise(bench, operator, inputs)            inputs: all of the body's, in order, weights included
     found.elements_before, found.elements_after          e.g. 350208 and 2
-    write_reproducer(folder, "vulkan", found, bench.device.info)
+    write_reproducer(folder, "vulkan", found, bench.info)
 
 The search, and what holds at each moment. `best` is a failing case (see `interestingness.py` for what failing is): it was
 run and judged, and is never replaced by a case that costs more. The cost is (elements of the inputs, elements and number of the
@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tapml.backends.interface import Compiled
 from tapml.carve.tolerance import Comparison, Reference
 from tapml.diagnose.minimise.interestingness import Failing, InterestingnessTest, NotFailing, Outcome
 from tapml.diagnose.minimise.shrink_body import Extent, find_extents, resized
@@ -35,7 +36,6 @@ from tapml.diagnose.minimise.shrink_inputs import renumbered, smaller_inputs
 from tapml.diagnose.minimise.shrink_outputs import fewer
 from tapml.diagnose.minimise.shrink_values import Arrays, simplify
 from tapml.errors import ConnectionLost, UnavailableError
-from tapml.kernels import Program
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Body, Operator
 from tapml.tensors import HostArray
@@ -58,7 +58,7 @@ class Minimised:
     body: Body
     inputs: tuple[HostArray, ...]
     references: tuple[Reference, ...]
-    program: Program | None
+    program: Compiled | None
     comparison: Comparison | None
     wrong: int
     outcome: Outcome

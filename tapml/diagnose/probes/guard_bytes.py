@@ -25,11 +25,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tapml.backends.interface import Compiled
 from tapml.devices.buffers import as_bytes
 from tapml.diagnose.probes.evidence import Finding
 from tapml.diagnose.probes.shots import Shot, judge, shot_of
 from tapml.errors import ConnectionLost, DeviceLost
-from tapml.kernels import Program
 from tapml.migrate.operator_test import Trial
 from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Workbench
@@ -70,7 +70,7 @@ PLAIN = Memory()
 RUNS: tuple[Memory, ...] = (PLAIN, PLAIN, Memory(poison=ZERO), Memory(poison=LARGE), Memory(around=ZERO), Memory(around=LARGE))
 
 
-def watch(bench: Workbench, program: Program, inputs: Sequence[HostArray], trial: Trial) -> Watched:
+def watch(bench: Workbench, program: Compiled, inputs: Sequence[HostArray], trial: Trial) -> Watched:
     """Runs a program once with each of `RUNS`, every input uploaded as given. Raises UnavailableError only when the device
     cannot be opened again after it died."""
     held: list[Held] = []
@@ -89,7 +89,7 @@ def watch(bench: Workbench, program: Program, inputs: Sequence[HostArray], trial
 
 
 def run_guarded(
-    bench: Workbench, program: Program, inputs: Sequence[HostArray], memory: Memory, guard: int = GUARD
+    bench: Workbench, program: Compiled, inputs: Sequence[HostArray], memory: Memory, guard: int = GUARD
 ) -> Held | Shot:
     """One run in buffers with guard bytes. A shot where the device refused or died."""
     outcome = bench.attempt(lambda: _guarded_once(bench, program, inputs, memory, guard))
@@ -97,15 +97,15 @@ def run_guarded(
 
 
 def _guarded_once(
-    bench: Workbench, program: Program, inputs: Sequence[HostArray], memory: Memory, guard: int
+    bench: Workbench, program: Compiled, inputs: Sequence[HostArray], memory: Memory, guard: int
 ) -> Held:
     taken: list[int] = []
-    device = bench.device
+    backend = bench.backend
 
     def take(nbytes: int) -> int:
-        buffer = device.allocate(nbytes + guard)
+        buffer = backend.pool.allocate(nbytes + guard)
         taken.append(buffer)
-        device.write(buffer, bytes([memory.around]) * guard, nbytes)
+        backend.write(buffer, bytes([memory.around]) * guard, nbytes)
         return buffer
 
     try:
@@ -116,18 +116,18 @@ def _guarded_once(
         }  # fmt: skip
         for spec, value in zip(program.inputs, inputs, strict=True):
             buffers["input"].append(take(spec.nbytes))
-            device.write(buffers["input"][-1], as_bytes(convert(value, spec.dtype)))
+            backend.write(buffers["input"][-1], as_bytes(convert(value, spec.dtype)))
         for role in ("output", "scratch"):
             for nbytes in sizes[role]:
                 buffers[role].append(take(nbytes))
-                device.write(buffers[role][-1], bytes([memory.poison]) * nbytes)
-        device.run(bench.runner.launches(program, buffers["input"], buffers["output"], buffers["scratch"]))
+                backend.write(buffers[role][-1], bytes([memory.poison]) * nbytes)
+        backend.submit(backend.record(program, buffers["input"], buffers["output"], buffers["scratch"]))
         sources = dict(enumerate(buffers["output"])) | {o: buffers["input"][i] for o, i in program.forwards}
         ends = [
             (f"{role} {k}", buffer, nbytes)
             for role in buffers for k, (buffer, nbytes) in enumerate(zip(buffers[role], sizes[role], strict=True))
         ]  # fmt: skip
-        made = device.read_many(
+        made = backend.read_many(
             [(sources[k], spec.nbytes, 0) for k, spec in enumerate(program.outputs)]
             + [(buffer, guard, nbytes) for _, buffer, nbytes in ends]
         )
@@ -143,7 +143,7 @@ def _guarded_once(
         raise
     finally:
         for buffer in taken:
-            device.free(buffer)
+            backend.pool.release(buffer)
 
 
 def findings_of(held: Sequence[Held], runs: Sequence[Memory] = RUNS) -> list[Finding]:

@@ -90,7 +90,7 @@ class ReferenceBackends:
         return [backend for name in names if isinstance(backend := self._opened[name], Workbench)], words
 
     def _look_for_drivers(self) -> tuple[list[str], str]:
-        language, own = self._bench.target.language, self._bench.device.info
+        language, own = self._bench.target.language, self._bench.info
         if language == "c":
             return [], "there is one C compiler"
         found: list[str] = []
@@ -101,18 +101,18 @@ class ReferenceBackends:
                 backend = self._open(name, "nothing")
                 if isinstance(backend, str):
                     break
-                if _identity(backend.device.info) in seen:
+                if _identity(backend.info) in seen:
                     backend.close()
                     self._opened[name] = "the same driver"
                     continue
-                seen.add(_identity(backend.device.info))
+                seen.add(_identity(backend.info))
                 found.append(name)
         return found, "" if found else f"{own.name} is the only device here that takes {language}"
 
     def _open(self, target: str, share: Share = "elsewhere") -> Workbench | str:
         if target not in self._opened:
             try:
-                self._opened[target] = Workbench(self._run, target, inject=self._of(share))
+                self._opened[target] = Workbench.on(self._run, target, inject=self._of(share))
             except TargetError as error:
                 self._opened[target] = str(error)
             except TapmlError as error:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tapml.backends.interface import Compiled
 from tapml.carve.tolerance import Comparison, compare
 from tapml.diagnose.probes.evidence import Outcome, ratio, worst_of
-from tapml.kernels import Program
 from tapml.migrate.operator_test import Trial
 from tapml.migrate.outcome import Failed, Lost, Ran
 from tapml.migrate.workbench import Workbench
@@ -81,7 +81,7 @@ def share(found: Comparison) -> str:
 
 
 def fire(
-    bench: Workbench, operator: Operator, program: Program, trial: Trial, repeats: int = 1, resident: bool = True
+    bench: Workbench, operator: Operator, program: Compiled, trial: Trial, repeats: int = 1, resident: bool = True
 ) -> Shot:
     """Runs a program `repeats` times on a trial's inputs, over poisoned memory. Raises UnavailableError only when the device
     cannot be opened again after it died."""
@@ -90,7 +90,7 @@ def fire(
 
 
 def _outputs(
-    bench: Workbench, operator: Operator, program: Program, trial: Trial, specs: Sequence[TensorSpec], resident: bool
+    bench: Workbench, operator: Operator, program: Compiled, trial: Trial, specs: Sequence[TensorSpec], resident: bool
 ) -> Sequence[HostArray] | Shot:
     outcome = bench.attempt(lambda: bench.run(operator, program, trial.inputs, specs, resident))
     return outcome.value if isinstance(outcome, Ran) else shot_of(outcome)

@@ -1,0 +1,150 @@
+"""The seam between TapML and whatever executes operators: kernels of ours on a device, PyTorch, another engine.
+
+A backend prepares bodies, holds buffers, and carries out work that was recorded. What it makes of a body is a `Compiled`, which
+says which buffers one run of the operator needs, and nothing of how it runs. Handles of buffers are small integers of the
+backend's own. Work that was submitted runs in order, each part seeing what the ones before it wrote; `submit` may return before
+it is done, and `read_many` and `synchronize` wait for it.
+
+Errors are those of `tapml.devices.interface`: DeviceError for one refused request, after which the backend still works;
+DeviceLost and ConnectionLost when it is gone, after which only `reopen` and `close` may be called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from tapml.devices.buffers import BufferPool
+from tapml.devices.interface import Device, DeviceInfo, Part
+from tapml.operators.graph import Body
+from tapml.targets.parse import TargetChoice
+from tapml.targets.target import Target
+from tapml.tensors import HostArray, TensorSpec
+from tapml.verdicts import Stage
+
+
+class Compiled(Protocol):
+    """One operator, ready to run. `inputs` and `outputs` are specs as the backend stores them (an int64 input of the operator may
+    be int32 here); `scratch` are sizes in bytes of buffers that one run needs besides; an output that is an input unchanged is in
+    `forwards`, output index to input index, and its buffer is not written. Equal digests run equally."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def scratch(self) -> tuple[int, ...]: ...
+
+    @property
+    def forwards(self) -> tuple[tuple[int, int], ...]: ...
+
+    @property
+    def schedule(self) -> str:
+        """How it was made, as verdicts name it."""
+
+    @property
+    def digest(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What preparing one body gave. `compiled` is None unless `status` is "ok"; `stage` and `message` say what failed then, else
+    `message` says what was tried before. `seconds` is what it took, also when it came from a cache (`cached`)."""
+
+    compiled: Compiled | None
+    status: Literal["ok", "error", "crash"]
+    stage: Stage | None
+    message: str
+    seconds: float
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class Way:
+    """What is asked of preparing besides the target: `schedules` to be tried instead of the target's own (None: those), and a
+    fault to put in by its name (`tapml.compile.mutations`). Only backends with kernels know either; others prepare as always."""
+
+    schedules: tuple[str, ...] | None = None
+    mutation: str | None = None
+
+
+PLAIN = Way()
+
+# Told the key of a body as soon as it is prepared.
+OnPrepared = Callable[[str, Prepared], None]
+
+
+class Backend(Protocol):
+    """See the module's docstring. Not thread-safe: one caller at a time. `name` is what was asked for, without a token; `key` of
+    `target` is equal where bodies are prepared equally."""
+
+    choice: TargetChoice
+    name: str
+
+    @property
+    def target(self) -> Target:
+        """What the choice means here: the dtypes that values are stored in, and limits."""
+
+    @property
+    def info(self) -> DeviceInfo: ...
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether what runs are kernels that TapML generated: with a text, launches, schedules, and stages of a compiler of ours
+        that can be told apart. What is none of that is one stage, "backend"."""
+
+    @property
+    def pool(self) -> BufferPool:
+        """Buffers, which are used again."""
+
+    def prepare(
+        self, bodies: Mapping[str, Body], on_prepared: OnPrepared | None = None, way: Way = PLAIN
+    ) -> dict[str, Prepared]:
+        """One for each body, by the keys that they were given under. Never raises for a body that cannot be prepared."""
+
+    def rest(self) -> None:
+        """Ends processes that only preparing needs."""
+
+    def load(self, compiled: Compiled) -> None:
+        """Hands it to whatever runs it, and waits for what that says. Raises DeviceError when it is refused."""
+
+    def record(
+        self, compiled: Compiled, inputs: Sequence[int], outputs: Sequence[int], scratch: Sequence[int] | None = None
+    ) -> Sequence[Any]:
+        """One run over these buffers, as work that can be submitted any number of times while the buffers live. Without `scratch`
+        the backend uses its own, which all such work shares."""
+
+    def submit(self, work: Sequence[Any]) -> None:
+        """Carries out what `record` gave, in order."""
+
+    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
+        """Copies `data` into the buffer (see `Device.write`)."""
+
+    def read_many(self, parts: Sequence[Part]) -> list[bytes]:
+        """Several reads, each (buffer, nbytes, offset), after all that was submitted before."""
+
+    def run_once(
+        self, compiled: Compiled, inputs: Sequence[HostArray | int], poison: bool = False, keep: bool = False
+    ) -> list[HostArray]:
+        """One isolated run, host arrays (or buffers) in, outputs as the backend stores them. With `poison`, outputs and scratch
+        hold garbage before. `keep` as in `write`."""
+
+    def synchronize(self) -> None:
+        """Waits until all that was submitted is done."""
+
+    def doing(self, text: str) -> None:
+        """Tells whoever watches the device what goes on."""
+
+    def through(self, wrap: Callable[[Device], Device] | None) -> bool:
+        """From now on everything runs through the device that `wrap` gives; None: as it is. What lies on it is gone where that
+        changes anything, which is returned. ValueError for a backend without a device."""
+
+    def reopen(self) -> None:
+        """Anew, after it was lost or ran out of memory: everything that lay on it is gone. Raises as opening does, and
+        AnotherDevice where something else came back, which prepares differently."""
+
+    def close(self) -> None:
+        """May be called twice."""

@@ -1,0 +1,74 @@
+"""Kernels that TapML generates, on a device: the backend of every target that has a kernel language.
+
+Bodies are compiled in worker processes (`tapml.compile.compiler`), with a cache between; what comes out is a `Program`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from tapml.backends.interface import PLAIN, Compiled, OnPrepared, Prepared, Way
+from tapml.backends.on_device import DEADLINE, OnDevice
+from tapml.compile.compiler import Compiler
+from tapml.compile.result import Result
+from tapml.kernels import Kernel, Program
+from tapml.operators.graph import Body
+from tapml.targets.parse import TargetChoice
+from tapml.targets.resolve import resolve
+from tapml.tensors import HostArray
+
+
+class Kernels(OnDevice):
+    """Implements `tapml.backends.interface.Backend`."""
+
+    has_kernels = True
+
+    def __init__(self, choice: TargetChoice, device: str = "local", deadline: float = DEADLINE) -> None:
+        super().__init__(choice, device, deadline)
+        self._compiler = Compiler(self.target)
+        self._variants: dict[str, Compiler] = {}
+
+    def prepare(
+        self, bodies: Mapping[str, Body], on_prepared: OnPrepared | None = None, way: Way = PLAIN
+    ) -> dict[str, Prepared]:
+        tell = None if on_prepared is None else lambda key, result: on_prepared(key, _prepared(result))
+        found = self._compiler.compile(bodies, tell, way.schedules, way.mutation)
+        return {key: _prepared(result) for key, result in found.items()}
+
+    def variant(self, body: Body, way: Way, options: Mapping[str, str]) -> tuple[TargetChoice, Prepared]:
+        """The target with other options, such as f16="0", and what the body is there: it runs on this very device."""
+        choice = replace(self.choice, options={**self.choice.options, **options})
+        if str(choice) not in self._variants:
+            self._variants[str(choice)] = Compiler(resolve(choice, self.info))
+        found = self._variants[str(choice)].compile({"": body}, None, way.schedules, way.mutation)
+        return choice, _prepared(found[""])
+
+    def converted(self, body: Body, inputs: Sequence[HostArray], way: Way) -> list[HostArray] | str:
+        """What the body gives as the compiler converted it, before it is lowered for any target; or why that could not be run. On
+        this machine's processor."""
+        return self._compiler.evaluate(body, inputs, way.mutation)
+
+    def rest(self) -> None:
+        self._compiler.close()
+
+    def close(self) -> None:
+        for compiler in (self._compiler, *self._variants.values()):
+            compiler.close()
+        super().close()
+
+
+def _prepared(result: Result) -> Prepared:
+    return Prepared(result.program, result.status, result.stage, result.message, result.seconds, result.cached)
+
+
+def kernels_of(compiled: Compiled | None) -> tuple[Kernel, ...]:
+    """Its kernels; none where it has none."""
+    return compiled.kernels if isinstance(compiled, Program) else ()
+
+
+def with_kernels(compiled: Compiled) -> Program:
+    """The same with its kernels. ValueError where a backend without kernels made it."""
+    if not isinstance(compiled, Program):
+        raise ValueError("a backend without kernels made this")
+    return compiled

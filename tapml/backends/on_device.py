@@ -1,0 +1,131 @@
+"""A backend whose work is done by a `Device` (see `tapml.devices.interface`): everything but preparing bodies.
+
+The device is opened by its target's name, in a child process or across a connection, so that one that crashes or hangs costs a
+DeviceLost. Across a connection, where what was asked for may mean any of several, the first that is had stays the one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tapml.backends.interface import Compiled
+from tapml.devices.buffers import BufferPool
+from tapml.devices.interface import Device, DeviceInfo, Part
+from tapml.devices.open import address_of, open_device, redacted
+from tapml.devices.runner import ProgramRunner
+from tapml.errors import AnotherDevice, ConnectionLost, UnavailableError
+from tapml.kernels import Program
+from tapml.targets.parse import TargetChoice
+from tapml.targets.resolve import resolve
+from tapml.targets.target import Target
+from tapml.tensors import HostArray
+
+# Seconds that one call to the device may take before it counts as hung.
+DEADLINE = 120.0
+
+
+class OnDevice:
+    """All of `tapml.backends.interface.Backend` but `prepare` and `has_kernels`. Opening raises TargetError, UsageError for what
+    is no device, and UnavailableError."""
+
+    def __init__(self, choice: TargetChoice, device: str = "local", deadline: float = DEADLINE) -> None:
+        self.choice = choice
+        self.name = redacted(device)
+        self._where = device
+        self._deadline = deadline
+        self._wrap: Callable[[Device], Device] | None = None
+        self._target = self._open()
+
+    def _open(self) -> Target:
+        """The device, and what the choice means on it. One that cannot be used is closed again."""
+        self._platform: Device = open_device(self.choice, self._where, deadline=self._deadline)
+        try:
+            self._where = address_of(self._platform, self._where)
+            self._stand_on(self._platform if self._wrap is None else self._wrap(self._platform))
+            return resolve(self.choice, self.device.info)
+        except BaseException:
+            self._platform.close()
+            raise
+
+    def _stand_on(self, device: Device) -> None:
+        """With nothing on it yet."""
+        self.device = device
+        self.runner = ProgramRunner(device)
+
+    @property
+    def target(self) -> Target:
+        return self._target
+
+    @property
+    def info(self) -> DeviceInfo:
+        return self.device.info
+
+    @property
+    def pool(self) -> BufferPool:
+        return self.runner.pool
+
+    def rest(self) -> None:
+        pass
+
+    def load(self, compiled: Compiled) -> None:
+        self.runner.load(_program(compiled))
+        self.device.synchronize()  # a device across a connection tells only when it is waited for what it thinks of kernels
+
+    def record(
+        self, compiled: Compiled, inputs: Sequence[int], outputs: Sequence[int], scratch: Sequence[int] | None = None
+    ) -> Sequence[Any]:
+        return self.runner.launches(_program(compiled), inputs, outputs, scratch)
+
+    def submit(self, work: Sequence[Any]) -> None:
+        self.device.run(work)
+
+    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
+        self.device.write(buffer, data, offset, keep)
+
+    def read_many(self, parts: Sequence[Part]) -> list[bytes]:
+        return self.device.read_many(parts)
+
+    def run_once(
+        self, compiled: Compiled, inputs: Sequence[HostArray | int], poison: bool = False, keep: bool = False
+    ) -> list[HostArray]:
+        return self.runner.run_once(_program(compiled), inputs, poison, keep)
+
+    def synchronize(self) -> None:
+        self.device.synchronize()
+
+    def doing(self, text: str) -> None:
+        tell = getattr(self._platform, "doing", None)
+        if tell is not None:
+            tell(text)
+
+    def through(self, wrap: Callable[[Device], Device] | None) -> bool:
+        self._wrap = wrap
+        device = self._platform if wrap is None else wrap(self._platform)
+        if device is self.device:
+            return False
+        self.pool.clear()
+        self._stand_on(device)
+        return True
+
+    def reopen(self) -> None:
+        self.device.close()
+        try:
+            target = self._open()
+        except UnavailableError as error:
+            if self.name == "local":
+                raise
+            raise ConnectionLost(str(error), final=True) from error
+        if target.key != self._target.key:
+            raise AnotherDevice(
+                f"Device {self.name} came back as another one, {self.info.name}, with other limits or features. "
+                "Begin anew to work with that one."
+            )
+
+    def close(self) -> None:
+        self.device.close()
+
+
+def _program(compiled: Compiled) -> Program:
+    assert isinstance(compiled, Program), "a device runs what was made for devices"
+    return compiled
