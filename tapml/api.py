@@ -54,7 +54,7 @@ def carve(
     max_len: int | None = None,
     chunk: int | None = None,
     cases: int | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     tokenizer: Any | None = None,
     fresh: bool = False,
     progress: Progress | None = None,

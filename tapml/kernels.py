@@ -14,11 +14,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 from tapml import strict
+from tapml.languages import LANGUAGES, Extent
 from tapml.tensors import TensorSpec
 
-Language = Literal["opencl-c", "wgsl", "c", "cuda", "hip", "msl", "null"]
-LANGUAGES: tuple[Language, ...] = ("opencl-c", "wgsl", "c", "cuda", "hip", "msl", "null")
-Extent = tuple[int, int, int]
+__all__ = ["Argument", "Extent", "Kernel", "Program", "Step"]
 
 _ROLES = ("input", "output", "scratch")
 _LONGEST_SOURCE = 64_000_000
@@ -26,11 +25,11 @@ _LONGEST_SOURCE = 64_000_000
 
 @dataclass(frozen=True)
 class Kernel:
-    """One entry point. `access` has one item a buffer argument, in order: "read" or "read_write" ("write" counts as
-    the latter). `uniform` holds 32-bit words that WGSL kernels read from the uniform binding that follows the
-    buffers (empty: no such binding). `grid` counts workgroups, `block` the invocations in one."""
+    """One entry point, in the language of that name in `tapml.languages`. `access` has one item a buffer argument, in order:
+    "read" or "read_write" ("write" counts as the latter). `uniform` holds 32-bit words that WGSL kernels read from the uniform
+    binding that follows the buffers (empty: no such binding). `grid` counts workgroups, `block` the invocations in one."""
 
-    language: Language
+    language: str
     entry: str
     source: str
     access: tuple[str, ...]
@@ -58,7 +57,7 @@ class Kernel:
         """Raises ValueError, KeyError or TypeError for what is no kernel."""
         (gx, gy, gz), (bx, by, bz) = (strict.several(strict.whole, data, key) for key in ("grid", "block"))
         return Kernel(
-            strict.one_of(data, "language", LANGUAGES), strict.text(data, "entry", strict.LONGEST_NAME),
+            strict.one_of(data, "language", tuple(LANGUAGES)), strict.text(data, "entry", strict.LONGEST_NAME),
             strict.text(data, "source", _LONGEST_SOURCE), strict.several(strict.text, data, "access"),
             (gx, gy, gz), (bx, by, bz), strict.several(strict.whole, data, "uniform", -(2**32), 2**32),
         )

@@ -114,7 +114,7 @@ def convert(array: HostArray, dtype: str) -> HostArray:
         if low < limits.min or (high > limits.max and not endless):
             raise DoesNotFit(
                 f"{array.dtype} values from {low} to {high} do not fit {dtype}, in which this target stores them; a target with "
-                "64-bit integers can take them, such as cpu"
+                "64-bit integers can take them, such as the processor"
             )
         return np.clip(array, limits.min, limits.max).astype(want)
     with np.errstate(over="ignore"):  # a number beyond the dtype becomes an infinity, as on any device

@@ -15,10 +15,9 @@ PACKAGE = ROOT / "tapml"
 
 # A module may import its own level and those before it.
 LEVELS = (
-    {
-        "errors", "generation", "inside", "kernels", "printable", "private", "strict", "tensors", "verdicts", "whole_file",
-        "words",
-    },
+    {"errors", "generation", "inside", "limits", "printable", "private", "strict", "tensors", "verdicts", "whole_file", "words"},
+    {"languages"},
+    {"kernels"},
     {"source", "operators"},
     {"carve", "compile", "targets", "devices", "remote"},
     {"backends"},
@@ -60,7 +59,7 @@ FRONT_DOORS = (PACKAGE / "__init__.py", PACKAGE / "carve" / "__init__.py")
 
 
 # Scripts that are copied into reproducers and run outside of TapML: they are text to the package.
-TEMPLATES = PACKAGE / "diagnose" / "minimise" / "templates"
+TEMPLATES = PACKAGE / "languages" / "templates"
 
 
 def sources() -> list[Path]:
@@ -161,7 +160,7 @@ def modules_below(*parts: str) -> list[str]:
 
 
 def test_devices_and_targets_load_neither_torch_nor_tvm() -> None:
-    names = modules_below("errors", "tensors", "kernels", "verdicts", "generation", "targets", "devices")
+    names = modules_below("errors", "tensors", "languages", "kernels", "verdicts", "generation", "targets", "devices")
     assert len(names) > 15
     assert not {"torch", "tvm", "transformers"} & loaded_after(f"import {', '.join(names)}")
 

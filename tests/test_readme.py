@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tapml.cli.main import parse
-from tapml.targets.known import TARGETS, WITHOUT_RUNTIME
+from tapml.devices.known import WITHOUT_RUNTIME
+from tapml.targets.known import TARGETS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")])

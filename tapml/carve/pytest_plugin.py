@@ -27,6 +27,7 @@ from typing import Any, NoReturn, Protocol, Self
 import pytest
 
 from tapml.carve.folder import RunFolder
+from tapml.devices.known import PLATFORMS
 from tapml.errors import UnavailableError, UsageError
 from tapml.printable import cut, printable
 from tapml.verdicts import Verdict
@@ -54,7 +55,7 @@ Check = Callable[[str], None]
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("tapml", "carved operator tests")
     try:
-        group.addoption("--target", help="what to compile for and run on, e.g. opencl, vulkan, cpu (required)")
+        group.addoption("--target", help=f"what to compile for and run on, e.g. {', '.join(PLATFORMS)} (required)")
         group.addoption("--device", default="local", help="where to run: local, or NAME@URL at a tapml hub (default: local)")
         group.addoption("--inject", help="FILE.py:FUNCTION that changes kernel text, to see the tests fail")
         group.addoption("--skip-missing", action="store_true", help="skip the tests where the target is not there")
@@ -64,7 +65,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--target") and not config.getoption("--collect-only") and not config.getoption("--help"):
-        raise pytest.UsageError("Carved tests need a platform: add --target opencl (or vulkan, cpu, …; see tapml doctor).")
+        first, *more = PLATFORMS
+        raise pytest.UsageError(f"Carved tests need a platform: add --target {first} (or {', '.join(more)}; see tapml doctor).")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -18,12 +18,13 @@ from collections.abc import Mapping, Sequence
 from tapml.carve.case import Case
 from tapml.carve.layout import TEST_FOLDER
 from tapml.carve.writer import RunWriter
+from tapml.devices.known import PLATFORMS
 from tapml.operators.graph import Body, Operator
 from tapml.printable import printable
 
 _HEAD = '''"""Tests of the {operators} operators carved from {model}, on {cases} recorded calls of {signatures} different ones.
 
-    pytest {folder} --target opencl [--device NAME@URL] [--junitxml FILE] [-k q_proj]
+    pytest {folder} --target {target} [--device NAME@URL] [--junitxml FILE] [-k q_proj]
 
 Each test runs one operator on the target, as `tapml test` does, and compares with what the source answered: on its own recorded
 calls where it has some, else on the inputs of a call of an operator with equal kernels and with its own weights. The bound
@@ -70,9 +71,9 @@ _README = """# Operator tests of {model}
 
 {operators} operators, {signatures} of them different; {cases} calls of them were recorded while the model ran.
 
-    pytest {folder} --target opencl
-    pytest {folder} --target vulkan --junitxml results.xml
-    pytest {folder} --target opencl -k "layers.0 and q_proj"
+    pytest {folder} --target {target}
+    pytest {folder} --target {other} --junitxml results.xml
+    pytest {folder} --target {target} -k "layers.0 and q_proj"
 
 The name of a test ends in that of its operator, as `tapml explain` takes it: `test_operator[{example}]`.
 
@@ -105,6 +106,7 @@ def write_suite(
     facts = {
         "model": _told(model), "cases": len(cases), "operators": len(operators),
         "signatures": len(signatures), "folder": _told(str(run.path / TEST_FOLDER)),
+        "target": PLATFORMS[0], "other": PLATFORMS[1],
         "example": operators[0].name if operators else "OPERATOR", "weights": "\n".join(f"    {file}" for file in weight_files),
     }  # fmt: skip
     lines = [_HEAD.format(**facts)]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 
 from tapml.cli.verb import ALL_PASSED, Outcome
+from tapml.devices.known import PLATFORMS, is_native
+from tapml.targets.known import EXAMPLE
 
 NAME = "agent"
 HELP = "offer this machine's devices at a hub"
@@ -34,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", metavar="NAME", help="what it is called at the hub; the machine's name if not given")
     parser.add_argument(
         "--target", metavar="TARGET", action="append", default=[],
-        help="offer this target only, for example opencl:device=1; may be given several times. Without it: all that work, "
-        "but not cpu and no OpenCL on the processor, whose kernels are native code",
+        help=f"offer this target only, for example {EXAMPLE.name}:device=1; may be given several times. Without it: all that "
+        f"work, but no {' or '.join(filter(is_native, PLATFORMS))} on the processor, whose kernels are native code",
     )
     parser.add_argument("--memory", metavar="SIZE", type=size, help="the most that a client may allocate, for example 500M")
     parser.add_argument(
@@ -80,10 +82,9 @@ def run(args: argparse.Namespace) -> Outcome:
 def notices(named: list[str], unconfined: bool) -> list[str]:
     """What it means to offer the devices of this machine, a line each."""
     from tapml.devices.sandbox import measures
-    from tapml.remote.agent.offers import NATIVE
 
     lines = ["Kernels are programs: whoever may use this hub can run them on this machine."]
-    native = [name for name in named if name in NATIVE]
+    native = [name for name in named if is_native(name)]
     if native:
         lines.append(
             f"Offered by name: {' and '.join(native)}. Where they run on the processor, kernels are native code, as your user."

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tapml.cli.verb import ALL_PASSED, Outcome, count, prompts_of, quoted
+from tapml.targets.known import EXAMPLE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-len", metavar="N", type=count, help="positions in the cache (default: what the prompts need)")
     parser.add_argument("--chunk", metavar="N", type=count, help="tokens in one prefill call (default: 32)")
     parser.add_argument("--cases", metavar="N", type=count, help="most calls to keep of each different operator (default: 6)")
-    parser.add_argument("--source-device", metavar="D", default="cpu", help="where PyTorch runs the source: cpu (default), cuda")
+    parser.add_argument("--source-device", metavar="D", help="where PyTorch runs the source: cpu (default), cuda")
     parser.add_argument("--fresh", action="store_true", help="replace RUN if it is there")
 
 
@@ -103,7 +104,7 @@ def view(made: Run, out: str) -> tuple[RenderableType, ...]:
     warnings = [Text(line, style="yellow") for line in found.get("warnings", ())]
     if not found["operators"]:
         return (title, facts(rows), *warnings)
-    return (title, facts(rows), *warnings, "", command(quoted(["tapml", "migrate", out, "--target", "opencl"])))
+    return (title, facts(rows), *warnings, "", command(quoted(["tapml", "migrate", out, "--target", EXAMPLE.name])))
 
 
 def _stays(stays: Sequence[dict[str, str]]) -> str:

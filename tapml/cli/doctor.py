@@ -10,10 +10,13 @@ import argparse
 from typing import Any
 
 from tapml.cli.verb import ALL_PASSED, UNAVAILABLE, Outcome
+from tapml.languages.plain_c import LANGUAGE
+from tapml.targets.known import EXAMPLE, REFERENCE
 
 NAME = "doctor"
 HELP = "what can run here, and why the rest cannot"
 
+PLAIN_C = LANGUAGE.name
 PACKAGES = (
     "tapml",
     "torch",
@@ -35,7 +38,7 @@ TVM_SECONDS = 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", metavar="TARGET", help="look at this target only, for example opencl:device=1")
+    parser.add_argument("--target", metavar="TARGET", help=f"look at this target only, for example {EXAMPLE.name}:device=1")
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -58,17 +61,15 @@ def examine(targets: list[str]) -> dict[str, Any]:
 
     trials = [try_target(choice) for choice in [parse(text) for text in targets]]
     versions = installed()
-    compiler = {"tvm": tvm_state(versions), "c": None}
     found = find_compiler()
-    if found is not None:
-        compiler["c"] = f"{found[0]} ({found[1]})"
+    c_compiler = None if found is None else f"{found[0]} ({found[1]})"
     return {
-        "targets": [asdict(trial) for trial in trials],
+        "targets": [trial.to_json() for trial in trials],
         "versions": versions,
-        "compilers": compiler,
+        "compilers": {"tvm": tvm_state(versions), PLAIN_C: c_compiler},
         "cache": cache_state(),
         "machine": machine(),
-        "warnings": warnings_for(versions, compiler["c"]),
+        "warnings": warnings_for(versions, c_compiler),
         "confinement": [asdict(measure) for measure in measures()],
     }
 
@@ -124,7 +125,10 @@ def warnings_for(versions: dict[str, str | None], c_compiler: str | None) -> lis
             f"{GOOD_FFI} is tested. Try: pip install apache-tvm-ffi=={GOOD_FFI}"
         )
     if c_compiler is None:
-        found.append("There is no C compiler, so the target cpu, which tells a wrong driver from a wrong kernel, cannot be used.")
+        found.append(
+            f"There is no C compiler, so the target {REFERENCE.name}, which tells a wrong driver from a wrong kernel, cannot be "
+            "used."
+        )
     return found
 
 

@@ -6,6 +6,7 @@ import argparse
 
 from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, NAMES, SOMETHING_FAILED, Outcome
 from tapml.errors import UsageError
+from tapml.targets.known import EXAMPLE
 
 NAME = "health"
 HELP = "find the first operator that makes an overflow, NaN or Inf, and the room that half precision leaves"
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> Outcome:
     if args.target is None:
         given = [flag for flag, used in (("--inject", args.inject), ("--device", args.device != "local")) if used]
         if given:
-            raise UsageError(f"{' and '.join(given)} is about a target. Name one with --target T, as in --target opencl.")
+            raise UsageError(f"{' and '.join(given)} is about a target. Name one with --target T, as in --target {EXAMPLE.name}.")
     folder = RunFolder.open(Path(args.run))
     with Progress(NAME) as progress:
         found = health(folder, args.target, args.device, args.inject, args.prompt_index, progress)

@@ -35,6 +35,7 @@ from tapml.cli.verb import ALL_PASSED, INTERRUPTED, WRONG_USE, Outcome, Verb, ch
 from tapml.errors import TapmlError, UsageError, nearest
 from tapml.printable import bare, cut, guarded
 from tapml.remote.credentials import WARNING, conceal
+from tapml.targets.known import EXAMPLE
 from tapml.verdicts import finite
 from tapml.whole_file import write_whole
 
@@ -61,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Carve operator tests out of a working PyTorch model and migrate it, operator by operator, "
         "to young platforms.",
-        epilog="Start with: tapml carve MODEL -o RUN, then tapml migrate RUN --target opencl. "
+        epilog=f"Start with: tapml carve MODEL -o RUN, then tapml migrate RUN --target {EXAMPLE.name}. "
         "Exit codes: 0 everything passed, 1 something failed its check, 2 wrong use, "
         "3 a target or device is not available, 130 interrupted.",
     )

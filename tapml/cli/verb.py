@@ -22,7 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tapml.devices.known import PLATFORMS
 from tapml.errors import PromptError, UsageError
+from tapml.targets.known import EXAMPLE
 from tapml.whole_file import why_not
 
 if TYPE_CHECKING:
@@ -39,7 +41,10 @@ INJECT = (
     "run what FUNCTION(operator, target, source) returns in place of each kernel's source: a fault, to see it caught, or a "
     "kernel of your own"
 )
-NAMES = "opencl, vulkan, webgpu or cpu, as in opencl or opencl:device=1,f16=0 (tapml doctor says what runs here)"
+NAMES = (
+    f"{', '.join(PLATFORMS[:-1])} or {PLATFORMS[-1]}, as in {EXAMPLE.name} or {EXAMPLE.name}:device=1,f16=0 (tapml doctor says "
+    "what runs here)"
+)
 
 
 @dataclass(frozen=True)

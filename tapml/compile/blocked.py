@@ -18,6 +18,7 @@ from typing import Any
 import tvm_ffi
 from tvm import ir, tirx
 
+from tapml.languages import LANGUAGES
 from tapml.targets.target import Target
 
 # Below this many products a contraction is not worth the trouble.
@@ -112,16 +113,17 @@ def _uses_index(index: Any, variable: Any) -> bool:
 def tiling(rows: int, columns: int, summed: int, along: str, target: Target) -> Tiling | None:
     """The block sizes for a target, None where the extents do not divide. Measured on PoCL (vectors of 8, sixteen of them in
     registers) and llvmpipe (whose loads are dear, so that more results share one)."""
-    wgsl = target.language == "wgsl"
+    language = LANGUAGES[target.language]
+    together = language.threads_as_vector > 1
     vector = summed if along == "k" else columns
-    lanes = next((n for n in ((4,) if wgsl else (8, 4)) if vector % n == 0), 0)
+    lanes = next((n for n in language.lanes if vector % n == 0), 0)
     if not lanes:
         return None
-    high = _divisor(rows, 8 if wgsl else 4)
+    high = _divisor(rows, 8 if together else 4)
     left = columns if along == "k" else columns // lanes
-    wide = _divisor(left, (8 if wgsl and rows == 1 else 4) if along == "k" else (4 if rows == 1 else 2))
+    wide = _divisor(left, (8 if together and rows == 1 else 4) if along == "k" else (4 if rows == 1 else 2))
     groups = left // wide
-    if not wgsl:
+    if not together:
         return Tiling(_divisor(groups, 4), high, wide, lanes)
     # llvmpipe runs 8 threads as one vector: a workgroup of another number wastes part of it.
     threads = next((n for n in ((16, 8) if rows == 1 else (8,)) if groups % n == 0), _divisor(groups, 8))

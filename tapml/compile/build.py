@@ -15,13 +15,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tapml.compile import schedules
-from tapml.compile.emit import Emitted, LimitError, device_target, emit, nbytes
+from tapml.compile.emit import Emitted, device_target, emit, nbytes
 from tapml.compile.importer import import_body
 from tapml.compile.legalize import IN_FLOAT32, legalize, rounded_last
 from tapml.compile.lower import lower
 from tapml.compile.pieces import Piece, cut, prepare, split_kernels
 from tapml.kernels import Argument, Kernel, Program, Step
+from tapml.limits import LimitError
 from tapml.operators.graph import Body
+from tapml.targets.schedules import FALLBACKS, ONE_EACH
 from tapml.targets.target import Target
 from tapml.tensors import TensorSpec
 
@@ -88,10 +90,10 @@ def _kernels(
         try:
             emitted += _piece_kernels(piece, name, target, tvm_target, schedule, on_stage, faults)
         except Exception as error:
-            if schedule in ("simple", "serial"):
+            if schedule in FALLBACKS:
                 raise
-            on_note(f"{schedule} cannot do {name} ({type(error).__name__}: {_first_line(error)}); simple instead")
-            emitted += _piece_kernels(piece, name, target, tvm_target, "simple", on_stage, faults)
+            on_note(f"{schedule} cannot do {name} ({type(error).__name__}: {_first_line(error)}); {ONE_EACH} instead")
+            emitted += _piece_kernels(piece, name, target, tvm_target, ONE_EACH, on_stage, faults)
     return emitted
 
 
@@ -106,7 +108,7 @@ def _piece_kernels(
     names = [base] if len(parts) == 1 else [f"{base}_{k}" for k in range(len(parts))]
     kernels = [faults.emitted(schedule, emit(part, name, target, tvm_target)) for name, part in zip(names, parts, strict=True)]
     for each in kernels:
-        if schedule not in ("simple", "serial") and len(each.kernel.source) > LONGEST_TEXT:
+        if schedule not in FALLBACKS and len(each.kernel.source) > LONGEST_TEXT:
             raise ValueError(f"{len(each.kernel.source):,} characters of text, more than {LONGEST_TEXT:,}")
     return kernels
 

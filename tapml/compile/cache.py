@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SOURCES = (
-    "compile/*.py", "kernels.py", *(f"operators/{name}.py" for name in ("decompose", "from_fx", "graph", "normalise", "to_fx")),
+    "compile/*.py", "languages/*.py", "kernels.py",
+    *(f"operators/{name}.py" for name in ("decompose", "from_fx", "graph", "normalise", "to_fx")),
 )
 _MUTATIONS = "compile/mutations.py"  # faults that are put in on purpose: part of the key only where one is
 

@@ -20,37 +20,14 @@ from tvm.tirx.build import codegen_build
 
 from tapml.compile.function_texts import with_functions
 from tapml.compile.pieces import Piece
-from tapml.compile.plain_c import plain_c
 from tapml.compile.tensor_expressions import is_hidden, shown
 from tapml.kernels import Extent, Kernel
+from tapml.languages import LANGUAGES, Language
+from tapml.limits import LimitError
 from tapml.targets.target import Target
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _TAGS = ("blockIdx.x", "blockIdx.y", "blockIdx.z", "threadIdx.x", "threadIdx.y", "threadIdx.z")
-
-
-# TVM writes tanh for WGSL with (1 - exp(-2x)) in it, which cancels near 0. Here a polynomial there (degree 4 in x², fitted to
-# (tanh(x)/x - 1)/x² at Chebyshev's points; off by 1.5 units in the last place), and 1 - 2/(exp(2x) + 1) beyond.
-_TANH = """\
-fn accurate_tanh(x : f32) -> f32 {
-  let z = x * x;
-  let p = (((-0.006104948 * z + 0.021003641) * z - 0.053852497) * z + 0.13332782) * z - 0.33333329;
-  let far = 1.0 - 2.0 / (exp(2.0 * min(abs(x), 20.0)) + 1.0);
-  return select(select(sign(x) * far, x + x * z * p, abs(x) < 0.625), x, x != x);
-}
-"""
-
-# Compilers of WGSL take floats for real numbers, too: x - x is 0, x · 0 is 0. The sign of a number of workgroups is 0, which they
-# do not know.
-_UNKNOWN = """\
-fn unknown(x : f32) -> f32 {
-  return bitcast<f32>(bitcast<u32>(x) ^ (podArgs.packGridDimX & 0x80000000u));
-}
-"""
-
-
-class LimitError(Exception):
-    """A kernel asks for more than the target has; the message says what, how much, and the limit."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +39,8 @@ class Emitted:
 
 
 def device_target(target: Target) -> Any:
-    """TVM's target. Plain C is generated from an OpenCL device function, since TVM's C functions take packed arguments."""
-    kind = {"kind": "opencl", "max_num_threads": 1} if target.language == "c" else dict(target.tvm)
-    return tvm.target.Target({**kind, "host": "llvm"})
+    """TVM's target."""
+    return tvm.target.Target({**(LANGUAGES[target.language].generator or target.tvm), "host": "llvm"})
 
 
 def emit(piece: Piece, entry: str, target: Target, tvm_target: Any) -> Emitted:
@@ -72,11 +48,14 @@ def emit(piece: Piece, entry: str, target: Target, tvm_target: Any) -> Emitted:
     function = piece.function
     named = [tirx.decl_buffer(b.shape, b.dtype, f"{_role(k, piece)}{k}", scope=b.scope()) for k, b in enumerate(function.params)]
     renamed = _with_parameters(function, named)
-    if target.language == "wgsl":
-        renamed = _with_own_tanh(renamed)
+    language = LANGUAGES[target.language]
+    if language.own_tanh:
+        renamed = _with_own_tanh(renamed, language.own_tanh)
     device = _lowered(renamed, entry, tvm_target)
-    if target.language == "wgsl":
-        device = _unknown(_rests_by_division(device))
+    if language.rest_by_division:
+        device = _rests_by_division(device)
+    if language.unknown:
+        device = _unknown(device, language.unknown)
     device = _bits_of_numbers(_made_anew(device, device.params, shown(device.body)))
     order = [int(re.fullmatch(r"[a-z]+(\d+)_ptr", p.name).group(1)) for p in device.params]  # type: ignore[union-attr]
     grid, block = _launch(device)
@@ -84,7 +63,7 @@ def emit(piece: Piece, entry: str, target: Target, tvm_target: Any) -> Emitted:
     text = codegen_build(tvm.IRModule({entry: device}), device.attrs["target"]).inspect_source()
     text = _exact_numbers(text, device.body)
     access = tuple("read_write" if k in piece.writes else "read" for k in order)
-    kernel = _finished(Kernel(target.language, str(device.attrs["global_symbol"]), text, access, grid, block), target)
+    kernel = _finished(Kernel(target.language, str(device.attrs["global_symbol"]), text, access, grid, block), language, target)
     _check(kernel, shared, [piece.buffers[k] for k in order], target)
     return Emitted(kernel, tuple(piece.buffers[k] for k in order))
 
@@ -108,12 +87,12 @@ def _made_anew(function: Any, parameters: Sequence[Any], body: Any) -> Any:
     return made
 
 
-def _with_own_tanh(function: Any) -> Any:
-    """The same function with each float32 tanh as a call of the function that `_TANH` defines."""
+def _with_own_tanh(function: Any, name: str) -> Any:
+    """The same function with each float32 tanh as a call of the language's own."""
 
     def own(call: Any) -> Any:
         if call.op.same_as(ir.Op.get("tirx.tanh")) and str(call.ty) == "float32":
-            return tirx.call_pure_extern("float32", "accurate_tanh", call.args[0])
+            return tirx.call_pure_extern("float32", name, call.args[0])
         return call
 
     return _made_anew(function, function.params, tvm_ffi.structural_map(function.body, [(ir.Call, own)]))
@@ -248,13 +227,13 @@ def _rests_by_division(device: Any) -> Any:
     return _made_anew(device, device.params, tvm_ffi.structural_map(device.body, [(tirx.Mod, divided)]))
 
 
-def _unknown(device: Any) -> Any:
-    """The same function where what is hidden from TVM's simplifier is also hidden from compilers of WGSL: of differences
+def _unknown(device: Any, name: str) -> Any:
+    """The same function where what is hidden from TVM's simplifier is also hidden from the language's compilers: of differences
     those that a compiler may shorten, as both sides have something in common, and else all."""
 
     def unknown(call: Any) -> Any:
         if is_hidden(call) and str(call.ty) == "float32":
-            return tirx.call_pure_extern("float32", "unknown", call.args[0])
+            return tirx.call_pure_extern("float32", name, call.args[0])
         return call
 
     def difference(node: Any) -> Any:
@@ -341,74 +320,23 @@ def _exact_numbers(source: str, body: Any) -> str:
     )
 
 
-def _finished(kernel: Kernel, target: Target) -> Kernel:
-    """The text as the platform wants it, and for WGSL the launch folded into its limits."""
-    source = re.sub(r"^//.*\n", "", kernel.source, flags=re.MULTILINE).strip() + "\n"
-    uniform: tuple[int, ...] = ()
-    grid = kernel.grid
-    if kernel.language == "wgsl":
-        # A minus is an operator in WGSL, and 2147483648 is no i32.
-        source = _runtime_infinities(source.replace("-2147483648i", "(-2147483647i - 1i)"))
-        for call, text in (("accurate_tanh(", _TANH), ("unknown(", _UNKNOWN)):
-            if call in source:
-                source = _declared(text, source)
-        uniform = (grid[0] - 1,)
-        grid = _folded(grid, target.limits.workgroups_per_dimension)
-    elif kernel.language == "opencl-c":
-        # 2147483648 is a long there, and an infinity may be a double: `select` takes two of one type.
-        source = re.sub(r"-2147483648(?![\w.])", "(-2147483647 - 1)", source).replace("INFINITY", "as_float(0x7f800000)")
-    source = with_functions(source, kernel.language)
-    if kernel.language == "c":
-        source = plain_c(source)
+def _finished(kernel: Kernel, language: Language, target: Target) -> Kernel:
+    """The text as the platform wants it, and the launch as the language has it."""
+    source = language.finished(re.sub(r"^//.*\n", "", kernel.source, flags=re.MULTILINE).strip() + "\n")
+    grid, uniform = language.launched(kernel.grid, target.limits.max_workgroups_per_dimension)
+    source = language.prelude + with_functions(source, language)
     return Kernel(kernel.language, kernel.entry, source, kernel.access, grid, kernel.block, uniform)
-
-
-def _folded(grid: Extent, limit: int) -> Extent:
-    """TVM's WGSL reads workgroup x as z · (number along x) + x, so a long x is folded over z."""
-    x, y, z = grid
-    if z != 1:
-        raise LimitError(f"a WGSL kernel with {z} workgroups along z, which the code generator needs for folding x")
-    layers = -(-x // limit)
-    return (-(-x // layers), y, layers)
-
-
-_NOT_FINITE = {"inf": "0x7f800000u", "-inf": "0xff800000u", "nan": "0x7fc00000u"}
-
-
-def _runtime_infinities(source: str) -> str:
-    """WGSL refuses a constant expression that is not finite; the bits of one in a variable are no constant expression."""
-    declared: set[str] = set()
-
-    def replaced(match: re.Match[str]) -> str:
-        name, half = match.group("name"), match.group("dtype") in ("f16", "h")
-        declared.add(name)
-        single = f"bitcast<f32>({_variable(name)})"
-        return f"f16({single})" if half else single
-
-    source = re.sub(r"(?P<dtype>f32|f16)\((?P<name>-?inf|nan)\)", replaced, source)
-    source = re.sub(r"(?<![\w.])(?P<name>-?inf|nan)(?P<dtype>f|h|)(?![\w(])", replaced, source)
-    lines = [f"var<private> {_variable(n)} : u32 = {_NOT_FINITE[n]};\n" for n in sorted(declared)]
-    return _declared("".join(lines), source)
-
-
-def _declared(declarations: str, source: str) -> str:
-    """WGSL with these before its own declarations; directives must stay the first."""
-    return re.sub(r"\A((enable|requires|diagnostic)\b[^;]*;\s*)*", lambda directives: directives[0] + declarations, source)
-
-
-def _variable(name: str) -> str:
-    return {"inf": "bits_of_inf", "-inf": "bits_of_minus_inf", "nan": "bits_of_nan"}[name]
 
 
 def _check(kernel: Kernel, shared: int, buffers: Sequence[Any], target: Target) -> None:
     limits = target.limits
     checks = [
-        ("invocations in a workgroup", math.prod(kernel.block), limits.workgroup_invocations),
-        ("bytes of workgroup memory", shared, limits.workgroup_memory),
-        ("storage buffers", len(buffers), limits.storage_buffers),
-        ("bytes in one binding", max(nbytes(b) for b in buffers), limits.binding_bytes),
-        ("workgroups along a dimension", max(kernel.grid), limits.workgroups_per_dimension),
+        ("invocations in a workgroup", math.prod(kernel.block), limits.max_workgroup_invocations),
+        ("bytes of workgroup memory", shared, limits.max_workgroup_memory_bytes),
+        ("storage buffers", len(buffers), limits.max_storage_buffers),
+        ("bytes in one binding", max(nbytes(b) for b in buffers), limits.max_binding_bytes),
+        ("workgroups along a dimension", max(kernel.grid), limits.max_workgroups_per_dimension),
     ]
     for what, need, limit in checks:
-        if need > limit:
+        if limit is not None and need > limit:
             raise LimitError(f"kernel {kernel.entry} needs {need} {what}; {target.name} has {limit}")

@@ -2,7 +2,7 @@
 variables would repeat its parts hundreds of times.
 
     own("sine", x)                        the call in a tensor expression
-    with_functions(source, "wgsl")        the kernel's text with the functions that it calls, in its language
+    with_functions(source, language)      the kernel's text with the functions that it calls, in its language
 
 Each is written once, in the part of WGSL that a few replacements turn into C: typed `let` and `var`, `if`, `while`, no vectors. A
 number that is not finite is made from bits that the function was given, as WGSL refuses a constant one.
@@ -17,6 +17,7 @@ from tvm import ir, tirx
 
 from tapml.compile.texts_elementary import ELEMENTARY
 from tapml.compile.texts_special import SPECIAL_TEXTS
+from tapml.languages import Language
 
 _PREFIX = "own_"
 
@@ -27,19 +28,6 @@ _TEXTS: dict[str, str] = ELEMENTARY | SPECIAL_TEXTS
 _HOME = {name: key for key, text in _TEXTS.items() for name in re.findall(rf"fn {_PREFIX}(\w+)", text)}
 
 NAMES = frozenset(_HOME)
-
-# What the C dialects write before a function, and how they look at a number's bits.
-_DIALECTS = {
-    "opencl-c": ("", "as_uint", "as_float"),
-    "cuda": ("static __device__ ", "__float_as_uint", "__uint_as_float"),
-    "msl": ("static ", "as_type<uint>", "as_type<float>"),
-    "c": ("static ", "own_bits", "own_number"),
-}
-_C_TYPES = {"f32": "float", "u32": "unsigned int", "i32": "int"}
-_C_BITS = """\
-static unsigned int own_bits(float x) { union { float f; unsigned int u; } both; both.f = x; return both.u; }
-static float own_number(unsigned int x) { union { float f; unsigned int u; } both; both.u = x; return both.f; }
-"""
 
 
 def own(name: str, *arguments: Any) -> Any:
@@ -55,21 +43,19 @@ def own_name(call: Any) -> str | None:
     return name.removeprefix(_PREFIX) if name.startswith(_PREFIX) else None
 
 
-def with_functions(source: str, language: str) -> str:
-    """The text of a kernel with the functions that it calls before it. Raises ValueError where a target has no text to put them
-    in (ROCm, for which the compiler emits assembly)."""
+def with_functions(source: str, language: Language) -> str:
+    """The text of a kernel with the functions that it calls before it. Raises ValueError where a language has no text to put
+    them in."""
     called = _called(source)
     if not called:
         return source
     texts = "".join(_TEXTS[name] for name in _TEXTS if name in called)
-    if language != "wgsl" and language not in _DIALECTS:
+    if language.functions is None:
         names = ", ".join(sorted(called))
-        raise ValueError(f"{names}: functions that come as text, and the compiler emits no text for {language}")
-    if language != "wgsl":
-        texts = _as_c(texts, language)
+        raise ValueError(f"{names}: functions that come as text, and the compiler emits no text for {language.name}")
     where = re.search(r'^(extern "C"|__kernel|kernel|fn|@|struct|var|void)', source, flags=re.MULTILINE)
     assert where, "a kernel begins somewhere"
-    return source[: where.start()] + texts + source[where.start() :]
+    return source[: where.start()] + language.functions(texts) + source[where.start() :]
 
 
 def _called(text: str) -> set[str]:
@@ -81,19 +67,3 @@ def _called(text: str) -> set[str]:
         texts = "".join(_TEXTS[name] for name in new)
         new = {_HOME[name] for name in re.findall(rf"\b{_PREFIX}(\w+)\(", texts)} - found
     return found
-
-
-def _as_c(text: str, language: str) -> str:
-    before, bits, number = _DIALECTS[language]
-
-    def head(match: re.Match[str]) -> str:
-        parameters = re.sub(r"(\w+) : (\w+)", lambda m: f"{_C_TYPES[m[2]]} {m[1]}", match[2])
-        return f"{before}{_C_TYPES[match[3]]} {match[1]}({parameters}) {{"
-
-    text = re.sub(r"^fn (\w+)\((.*)\) -> (\w+) \{", head, text, flags=re.MULTILINE)
-    text = re.sub(r"\blet (\w+) : (\w+) =", lambda m: f"const {_C_TYPES[m[2]]} {m[1]} =", text)
-    text = re.sub(r"\bvar (\w+) : (\w+) =", lambda m: f"{_C_TYPES[m[2]]} {m[1]} =", text)
-    text = re.sub(r"\babs\(", "fabs(", text)
-    text = text.replace("bitcast<u32>(", f"{bits}(").replace("bitcast<f32>(", f"{number}(")
-    text = re.sub(r"\b(f32|u32|i32)\(", lambda m: f"({_C_TYPES[m[1]]})(", text)
-    return (_C_BITS if language == "c" else "") + text

@@ -35,6 +35,7 @@ from tvm.s_tir import SBlock, SBlockRealize
 
 from tapml.compile.tensor_expressions import is_nan, long
 from tapml.errors import DoesNotFit
+from tapml.targets.known import REFERENCE
 
 _BINARY = (
     tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Mod, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max, tirx.EQ, tirx.NE, tirx.LT,
@@ -57,7 +58,8 @@ _LEAVING = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.FloorDiv, tirx.LShift, 
 # Calls that give one of their operands, or nothing new.
 _CHOOSING = ("tirx.if_then_else", "tirx.likely")
 _BEYOND = (
-    "the number {} does not fit int32, in which this target stores int64; a target with 64-bit integers can take it, such as cpu"
+    "the number {} does not fit int32, in which this target stores int64; a target with 64-bit integers can take it, such as "
+    f"{REFERENCE.name}"
 )
 
 

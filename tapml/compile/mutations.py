@@ -22,22 +22,16 @@ from tvm import ir, tirx
 from tvm.s_tir import SBlock
 
 from tapml.compile.function_texts import own_name
-
-# What brings the work items of a workgroup together, as each language's text has it.
-BARRIERS = {
-    "opencl-c": "barrier(CLK_LOCAL_MEM_FENCE);",
-    "wgsl": "workgroupBarrier();",
-    "cuda": "__syncthreads();",
-    "hip": "__syncthreads();",
-    "msl": "threadgroup_barrier(mem_flags::mem_threadgroup);",
-}
-_FALLBACKS = ("simple", "serial")
+from tapml.languages import LANGUAGES, Language
+from tapml.targets.schedules import FALLBACKS
 
 # Lanes of a subgroup that the code of "assumed-subgroup" takes for granted.
 _ASSUMED_LANES = 32
 
-# A step of a reduction over shared memory: the lanes below a bound add what lies that far above them.
-_TREE_STEP = re.compile(r"^\s*if \((?P<condition>.*(?:get_local_id|threadIdx).* < (?P<stride>\d+)i?)\) \{$")
+
+def _tree_step(language: Language, line: str) -> re.Match[str] | None:
+    """A step of a reduction over shared memory: the lanes below a bound add what lies that far above them."""
+    return re.match(rf"^\s*if \((?P<condition>.*(?:{language.lane}).* < (?P<stride>\d+)i?)\) \{{$", line.rstrip("\n"))
 
 
 def converted(name: str, module: Any) -> Any:
@@ -65,9 +59,8 @@ def scheduled(name: str, schedule: str, function: Any) -> Any:
 def emitted(name: str, schedule: str, source: str, language: str) -> str:
     """A kernel's text with the fault `name` in it. Raises ValueError for an unknown name."""
     change = _EMITTED.get(_known(name))
-    if change is None or schedule in _FALLBACKS or language not in BARRIERS:
-        return source
-    return change(source, BARRIERS[language])
+    known = LANGUAGES[language]
+    return change(source, known) if change is not None and known.barrier and schedule not in FALLBACKS else source
 
 
 def _known(name: str) -> str:
@@ -178,37 +171,37 @@ def _rebuilt(block: Any, body: Any, init: Any) -> Any:
 # Schedules, in the text that they became
 
 
-def _missing_barriers(source: str, barrier: str) -> str:
+def _missing_barriers(source: str, language: Language) -> str:
     """Nothing waits for anything."""
-    return "".join(line for line in source.splitlines(keepends=True) if line.strip() != barrier)
+    return "".join(line for line in source.splitlines(keepends=True) if line.strip() != language.barrier)
 
 
-def _assumed_subgroup(source: str, barrier: str) -> str:
+def _assumed_subgroup(source: str, language: Language) -> str:
     """The last steps of a reduction over shared memory do without barriers, as if 32 lanes always ran in step."""
     lines = source.splitlines(keepends=True)
     kept: list[str] = []
     for line in lines:
-        step = _TREE_STEP.match(line.rstrip("\n"))
-        if step and int(step["stride"]) < _ASSUMED_LANES and kept and kept[-1].strip() == barrier:
+        step = _tree_step(language, line)
+        if step and int(step["stride"]) < _ASSUMED_LANES and kept and kept[-1].strip() == language.barrier:
             kept.pop()
         kept.append(line)
     return "".join(kept)
 
 
-def _early_return(source: str, barrier: str) -> str:
+def _early_return(source: str, language: Language) -> str:
     """The upper half of the lanes that share a reduction leave the kernel at once."""
     lines = source.splitlines(keepends=True)
-    steps = [m for line in lines if (m := _TREE_STEP.match(line.rstrip("\n")))]
+    steps = [m for line in lines if (m := _tree_step(language, line))]
     entry = next((k for k, line in enumerate(lines) if line.endswith(") {\n") and not line[0].isspace()), None)
-    if barrier not in source or not steps or entry is None:
+    if language.barrier not in source or not steps or entry is None:
         return source
     condition = max(steps, key=lambda m: int(m["stride"]))["condition"]
     return "".join([*lines[: entry + 1], f"  if (!({condition})) {{ return; }}\n", *lines[entry + 1 :]])
 
 
-def _uninitialised_accumulators(source: str, barrier: str) -> str:
+def _uninitialised_accumulators(source: str, language: Language) -> str:
     """Accumulators of kernels with shared memory keep what lay in their memory before."""
-    if barrier not in source:
+    if language.barrier not in source:
         return source
     lines = source.splitlines(keepends=True)
     summed = set(re.findall(r"^\s*(\w+)\[[^\n]*?\] = (?:\(|fma\(|max\(|min\()[^\n]*?\b\1\[", source, flags=re.MULTILINE))
@@ -222,7 +215,7 @@ _LOWERED: dict[str, Callable[[Any], Any]] = {
     "max-from-zero": _max_from_zero,
     "half-angles": _half_angles,
 }
-_EMITTED: dict[str, Callable[[str, str], str]] = {
+_EMITTED: dict[str, Callable[[str, Language], str]] = {
     "missing-barriers": _missing_barriers,
     "assumed-subgroup": _assumed_subgroup,
     "early-return": _early_return,

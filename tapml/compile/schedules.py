@@ -30,14 +30,13 @@ from tapml.compile.blocked import find_contraction, schedule_contraction, tiling
 from tapml.compile.epilogue import in_the_writers_threads
 from tapml.compile.ownership import foreign_read
 from tapml.compile.pieces import is_reduction
+from tapml.targets.schedules import ON_PROCESSOR, ONE_EACH, ONE_FOR_ALL, SCHEDULES, WAITING
 from tapml.targets.target import Target
 
 logger = logging.getLogger(__name__)
 
 # Reductions of this many steps are cut in two when they have no more than _FEW results, those of _TOO_LONG always.
 _LONG, _FEW, _TOO_LONG = 4096, 512, 60_000
-
-NAMES = ("dlight", "blocked", "simple", "serial")
 
 
 class ScheduleFailure(Exception):
@@ -48,13 +47,13 @@ def apply(name: str, function: Any, target: Target, tvm_target: Any) -> Any:
     """The function with its loops bound to threads. Raises ScheduleFailure for an unknown name and where a thread would read what
     another one keeps to itself, and TVM's errors."""
     rules: dict[str, Callable[[Any, Target, Any], Any]] = {
-        "dlight": _dlight, "blocked": _blocked, "simple": _simple, "serial": _serial,
+        WAITING: _dlight, ON_PROCESSOR: _blocked, ONE_EACH: _simple, ONE_FOR_ALL: _serial,
     }
     if name not in rules:
-        raise ScheduleFailure(f"no schedule {name!r}; known: {', '.join(NAMES)}")
+        raise ScheduleFailure(f"no schedule {name!r}; known: {', '.join(SCHEDULES)}")
     scheduled = rules[name](function, target, tvm_target)
     # What dlight's rules gave was looked at one by one.
-    foreign = None if name == "dlight" else foreign_read(scheduled)
+    foreign = None if name == WAITING else foreign_read(scheduled)
     if foreign is not None:
         raise ScheduleFailure(foreign)
     return scheduled
@@ -118,7 +117,7 @@ def _blocked(function: Any, target: Target, tvm_target: Any) -> Any:
 
 
 def _simple(function: Any, target: Target, tvm_target: Any) -> Any:
-    return _one_thread_each(function, min(64, target.limits.workgroup_invocations))
+    return _one_thread_each(function, min(64, target.limits.max_workgroup_invocations or 64))
 
 
 def _serial(function: Any, target: Target, tvm_target: Any) -> Any:

@@ -91,7 +91,7 @@ class ChildDevice:
             raise
         try:
             info = reply[1]
-            self._info = DeviceInfo(**(info | {"features": tuple(info["features"])}))
+            self._info = DeviceInfo.from_json(info)
         except (TypeError, KeyError, IndexError) as error:
             self._end()
             raise UnavailableError(f"{platform} is not available: its process did not say what it is.") from error

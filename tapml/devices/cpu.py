@@ -29,11 +29,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tapml.devices.handles import Handles, check_binding, check_range, padded
+from tapml.devices.handles import Handles, check_binding, check_language, check_range, padded
 from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.devices.pick import pick
 from tapml.errors import DeviceError, OutOfMemory, UnavailableError, UsageError
 from tapml.kernels import Kernel
+from tapml.languages.plain_c import LANGUAGE
+from tapml.limits import Limits
 from tapml.private import private_folder
 from tapml.source.bounded import bounded, limit_of_environment
 from tapml.source.cache import cache_folder
@@ -62,22 +64,23 @@ class CpuDevice(ReadsInTurn):
     """Implements `tapml.devices.interface.Device`. Raises UnavailableError when there is no C compiler, TargetError when
     `device` is not the one processor."""
 
-    def __init__(self, device: str | None = None) -> None:
+    def __init__(self, platform: str = "cpu", language: str = LANGUAGE.name, device: str | None = None) -> None:
         compiler = find_compiler()
         if compiler is None:
             raise UnavailableError(
-                f"cpu is not available: no C compiler found ({', '.join(COMPILERS)}). "
+                f"{platform} is not available: no C compiler found ({', '.join(COMPILERS)}). "
                 "Install one (Debian, Ubuntu: apt install gcc; macOS: xcode-select --install)."
             )
         self._compiler, self._version = compiler
-        pick("cpu", [processor_name()], device)
-        memory = memory_bytes()
+        pick(platform, [processor_name()], device)
+        self._language = language
+        memory = self._room = memory_bytes()
         self._info = DeviceInfo(
-            platform="cpu",
+            platform=platform,
             name=processor_name(),
             driver=f"{self._compiler} ({self._version})",
             software=False,
-            limits={"max_buffer_bytes": memory, "max_binding_bytes": memory},
+            limits=Limits(max_buffer_bytes=memory, max_binding_bytes=memory),
             features=("float64",),
         )
         self._buffers: Handles[_Memory] = Handles("buffer")
@@ -91,7 +94,7 @@ class CpuDevice(ReadsInTurn):
 
     def allocate(self, nbytes: int) -> int:
         self._check_open()
-        size, room = padded(nbytes), self._info.limits["max_buffer_bytes"]
+        size, room = padded(nbytes), self._room
         if self._bytes + size > room:
             raise OutOfMemory(f"no room for {size} bytes: {self._bytes} of {room} are in use")
         try:
@@ -117,10 +120,12 @@ class CpuDevice(ReadsInTurn):
 
     def load(self, kernel: Kernel) -> int:
         self._check_open()
-        if kernel.language != "c":
-            raise DeviceError("driver", f"cpu takes c, and kernel {kernel.entry} is {kernel.language}")
+        name = self._info.platform
+        check_language(name, self._language, kernel)
         if kernel.grid != (1, 1, 1) or kernel.block != (1, 1, 1):
-            raise DeviceError("driver", f"kernel {kernel.entry} has grid {kernel.grid}, block {kernel.block}; cpu makes one call")
+            raise DeviceError(
+                "driver", f"kernel {kernel.entry} has grid {kernel.grid}, block {kernel.block}; {name} makes one call"
+            )
         try:
             function = getattr(self._library(kernel), kernel.entry)
         except AttributeError as error:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import re
 
 from tapml.kernels import Kernel
+from tapml.languages import LANGUAGES
 
-LANGUAGES = ("c", "opencl-c")
 HEADERS = ("stdbool.h", "stdint.h", "math.h", "tgmath.h")
 
 _OWN = re.compile(rf"^#include <(?:{'|'.join(map(re.escape, HEADERS))})>$", re.MULTILINE)
@@ -48,7 +48,7 @@ _RULES = (
 
 def reaches_out(kernel: Kernel) -> str:
     """In a time that grows with the length of the text only."""
-    if kernel.language not in LANGUAGES:
+    if not LANGUAGES[kernel.language].native:
         return ""
     text = _OWN.sub("", kernel.source).replace("??=", "#").replace("??/", "\\")
     text = _CONTINUED.sub("", text).replace("%:", "#")

@@ -15,13 +15,15 @@ import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from tapml.devices.handles import Handles, check_binding, check_range, padded
+from tapml.devices.handles import Handles, check_binding, check_language, check_range, padded
 from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.devices.pick import pick
 from tapml.errors import DeviceError, DeviceLost, OutOfMemory, UnavailableError
 from tapml.kernels import Kernel
+from tapml.languages.wgsl import LANGUAGE
+from tapml.limits import Limits
 
 INSTALL = (
     "Install the GPU's own driver, or Mesa's software Vulkan for one that runs on the processor "
@@ -69,7 +71,7 @@ class GpuDevice(ReadsInTurn):
     """Implements `tapml.devices.interface.Device`. Raises UnavailableError when wgpu or an adapter is missing, TargetError when
     `device` matches none."""
 
-    def __init__(self, platform: Literal["vulkan", "webgpu"], device: str | None = None) -> None:
+    def __init__(self, platform: str, language: str = LANGUAGE.name, device: str | None = None) -> None:
         try:
             import wgpu
         except (ImportError, OSError, RuntimeError) as error:
@@ -88,6 +90,7 @@ class GpuDevice(ReadsInTurn):
         except Exception as error:  # wgpu raises bare RuntimeError and its own types here
             raise UnavailableError(f"{platform} adapter {adapter.info['device']} gives no device: {error}") from error
         self._queue: Any = self._device.queue
+        self._language = language
         self._info = _describe(platform, adapter, self._device)
         self._buffers: Handles[_Buffer] = Handles("buffer")
         self._kernels: Handles[_Loaded] = Handles("kernel")
@@ -103,8 +106,8 @@ class GpuDevice(ReadsInTurn):
     def allocate(self, nbytes: int) -> int:
         self._check_open()
         size = padded(nbytes)
-        largest = min(self._info.limits["max_buffer_bytes"], self._info.limits["max_binding_bytes"])
-        if size > largest:
+        largest = self._info.limits.largest_buffer
+        if largest is not None and size > largest:
             raise DeviceError("launch", f"a buffer of {size} bytes is more than {self._info.name} can bind ({largest})")
         try:
             memory = self._device.create_buffer(size=size, usage=self._usage)
@@ -168,8 +171,7 @@ class GpuDevice(ReadsInTurn):
 
     def load(self, kernel: Kernel) -> int:
         self._check_open()
-        if kernel.language != "wgsl":
-            raise DeviceError("driver", f"{self._info.platform} takes wgsl, and kernel {kernel.entry} is {kernel.language}")
+        check_language(self._info.platform, self._language, kernel)
         types = ["read-only-storage" if mode == "read" else "storage" for mode in kernel.access]
         uniform = None
         try:
@@ -306,13 +308,13 @@ def _describe(platform: str, adapter: Any, device: Any) -> DeviceInfo:
         name=info["device"],
         driver=driver,
         software=info["adapter_type"] == "CPU",
-        limits={
-            "max_buffer_bytes": limits["max-buffer-size"],
-            "max_binding_bytes": limits["max-storage-buffer-binding-size"],
-            "max_workgroup_invocations": limits["max-compute-invocations-per-workgroup"],
-            "max_workgroup_memory_bytes": limits["max-compute-workgroup-storage-size"],
-            "max_workgroups_per_dimension": limits["max-compute-workgroups-per-dimension"],
-            "max_storage_buffers": limits["max-storage-buffers-per-shader-stage"],
-        },
+        limits=Limits(
+            max_buffer_bytes=limits["max-buffer-size"],
+            max_binding_bytes=limits["max-storage-buffer-binding-size"],
+            max_workgroup_invocations=limits["max-compute-invocations-per-workgroup"],
+            max_workgroup_memory_bytes=limits["max-compute-workgroup-storage-size"],
+            max_workgroups_per_dimension=limits["max-compute-workgroups-per-dimension"],
+            max_storage_buffers=limits["max-storage-buffers-per-shader-stage"],
+        ),
         features=tuple(name for name, feature in names if feature in device.features),
     )

@@ -1,12 +1,16 @@
 """The table behind a device's handles, and the checks that every device makes in the same way.
 
-What is caught here is a mistake of the caller, so it is a ValueError, on every device alike.
+What is caught here is a mistake of the caller, so it is a ValueError, on every device alike; but a kernel in another language
+is refused as a driver would refuse it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
+
+from tapml.errors import DeviceError
+from tapml.kernels import Kernel
 
 T = TypeVar("T")
 
@@ -87,3 +91,9 @@ def check_binding(entry: str, access: Sequence[str], buffers: Sequence[int]) -> 
         for mode, buffer in zip(access, buffers, strict=True):
             if mode != "read" and buffers.count(buffer) > 1:
                 raise ValueError(f"kernel {entry} writes buffer {buffer}, which is also bound to another argument")
+
+
+def check_language(name: str, language: str, kernel: Kernel) -> None:
+    """A device called `name` takes kernels in its target's language only: any other is refused as a driver would refuse it."""
+    if kernel.language != language:
+        raise DeviceError("driver", f"{name} takes {language}, and kernel {kernel.entry} is {kernel.language}")

@@ -18,24 +18,28 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from tapml.kernels import Kernel
+from tapml.limits import Limits
 
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """What a device is. `platform` names the interface ("opencl", "vulkan", …); `software` is True for a driver
-    that emulates a GPU on the processor; `limits` holds sizes in bytes or counts (`max_buffer_bytes`, `max_binding_bytes`,
-    `max_workgroup_invocations`, `max_workgroup_memory_bytes`, `max_workgroups_per_dimension`, `max_storage_buffers`);
-    `features` what is optional ("float16", "subgroups", …)."""
+    """What a device is. `platform` names the target that it was opened for ("opencl", "vulkan", …); `software` is True for a
+    driver that emulates a GPU on the processor; `features` is what is optional ("float16", "subgroups", …)."""
 
     platform: str
     name: str
     driver: str
     software: bool
-    limits: dict[str, int] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
     features: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "limits": self.limits.to_json()}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> DeviceInfo:
+        """Raises TypeError or KeyError for what describes no device."""
+        return DeviceInfo(**{**data, "limits": Limits.from_json(data["limits"]), "features": tuple(data["features"])})
 
 
 # What one of several reads asks for: buffer, nbytes, offset.

@@ -15,6 +15,7 @@ from tapml.devices.handles import Handles, check_binding, check_range, padded
 from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.errors import DeviceError
 from tapml.kernels import Kernel
+from tapml.limits import Limits
 
 # Larger than any real buffer: a request above it is refused, so that the refusal can be tested here too.
 LARGEST = 2**33
@@ -23,8 +24,8 @@ LARGEST = 2**33
 class NullDevice(ReadsInTurn):
     """Implements `tapml.devices.interface.Device`; takes kernels of every language."""
 
-    def __init__(self, platform: str = "null") -> None:
-        self._info = DeviceInfo(platform, "null", "none", software=True, limits={"max_buffer_bytes": LARGEST})
+    def __init__(self, platform: str = "null", language: str = "null", device: str | None = None) -> None:
+        self._info = DeviceInfo(platform, "null", "none", software=True, limits=Limits(max_buffer_bytes=LARGEST))
         self._buffers: Handles[NDArray[np.uint8]] = Handles("buffer")
         self._kernels: Handles[Kernel] = Handles("kernel")
         self.loaded: list[Kernel] = []

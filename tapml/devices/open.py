@@ -15,9 +15,10 @@ import importlib.util
 from dataclasses import dataclass
 
 from tapml.devices.interface import Device, DeviceInfo
+from tapml.devices.known import DEVICES, NULL, RUNNABLE, WITHOUT_RUNTIME
 from tapml.errors import TargetError, UnavailableError
 from tapml.remote.address import RemoteName
-from tapml.targets.known import RUNNABLE, WITHOUT_RUNTIME
+from tapml.targets.known import TARGETS
 from tapml.targets.parse import TargetChoice, parse
 
 PROBE_SECONDS = 60.0
@@ -31,8 +32,8 @@ def open_device(
     """`target` is the text of `--target` or what `parse` made of it; the text "null" is accepted too. `deadline` is in seconds
     for one call to the child. Raises TargetError for names that do not exist, UsageError for what is no address, UnavailableError
     with the reason when the platform or device is not there."""
-    if target == "null":
-        return open_here("null", None)
+    if target == NULL:
+        return open_here(NULL, None)
     choice = parse(target) if isinstance(target, str) else target
     if device != "local":
         if "@" not in device:
@@ -69,24 +70,14 @@ def address_of(device: Device, asked: str) -> str:
 
 
 def open_here(platform: str, device: str | None) -> Device:
-    """The platform's device in this process. Each binding is imported only when its platform is opened."""
-    if platform == "opencl":
-        from tapml.devices.opencl import OpenClDevice
-
-        return OpenClDevice(device)
-    if platform in ("vulkan", "webgpu"):
-        from tapml.devices.gpu import GpuDevice
-
-        return GpuDevice("vulkan" if platform == "vulkan" else "webgpu", device)
-    if platform == "cpu":
-        from tapml.devices.cpu import CpuDevice
-
-        return CpuDevice(device)
-    if platform == "null":
-        from tapml.devices.null import NullDevice
-
-        return NullDevice()
-    raise ValueError(f"no platform {platform!r}")
+    """The platform's device in this process. Each binding is imported only when its platform is opened. `platform` is a target's
+    name, or "null"."""
+    if platform == NULL:
+        return DEVICES[NULL].open(NULL, NULL, device)
+    if platform not in RUNNABLE:
+        raise ValueError(f"no platform {platform!r}")
+    target = TARGETS[platform]
+    return DEVICES[target.device].open(platform, target.language, device)
 
 
 @dataclass(frozen=True)

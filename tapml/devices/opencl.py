@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tapml.devices.handles import Handles, check_binding, check_range, padded
+from tapml.devices.handles import Handles, check_binding, check_language, check_range, padded
 from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.devices.pick import pick
 from tapml.errors import DeviceError, DeviceLost, OutOfMemory, UnavailableError
 from tapml.kernels import Kernel
+from tapml.languages.opencl_c import LANGUAGE
+from tapml.limits import Limits
 
 LOST = ("OUT_OF_RESOURCES", "INVALID_COMMAND_QUEUE", "INVALID_CONTEXT", "DEVICE_NOT_AVAILABLE")
 INSTALL = (
@@ -38,7 +40,7 @@ class OpenClDevice(ReadsInTurn):
     """Implements `tapml.devices.interface.Device`. Raises UnavailableError when pyopencl or a driver is missing, TargetError
     when `device` matches none."""
 
-    def __init__(self, device: str | None = None) -> None:
+    def __init__(self, platform: str = "opencl", language: str = LANGUAGE.name, device: str | None = None) -> None:
         try:
             import pyopencl
         except (ImportError, OSError) as error:
@@ -51,7 +53,8 @@ class OpenClDevice(ReadsInTurn):
         except self._cl.Error as error:
             raise UnavailableError(f"OpenCL device {chosen.name.strip()} cannot be opened: {error}") from error
         self._device = chosen
-        self._info = _describe(self._cl, chosen)
+        self._language = language
+        self._info = _describe(platform, self._cl, chosen)
         self._buffers: Handles[Any] = Handles("buffer")
         self._kernels: Handles[_Loaded] = Handles("kernel")
         self._bytes = 0
@@ -65,8 +68,8 @@ class OpenClDevice(ReadsInTurn):
     def allocate(self, nbytes: int) -> int:
         self._check_open()
         size = padded(nbytes)
-        largest = self._info.limits["max_buffer_bytes"]
-        if size > largest:
+        largest = self._info.limits.max_buffer_bytes
+        if largest is not None and size > largest:
             raise DeviceError("launch", f"a buffer of {size} bytes is more than {self._info.name} allows ({largest})")
         if self._bytes + size > self._room:
             raise OutOfMemory(f"no room for {size} bytes on {self._info.name}: {self._bytes} of {self._room} are in use")
@@ -106,14 +109,12 @@ class OpenClDevice(ReadsInTurn):
 
     def load(self, kernel: Kernel) -> int:
         self._check_open()
-        if kernel.language != "opencl-c":
-            raise DeviceError("driver", f"OpenCL takes opencl-c, and kernel {kernel.entry} is {kernel.language}")
+        check_language("OpenCL", self._language, kernel)
         x, y, z = kernel.block
-        if x * y * z > self._info.limits["max_workgroup_invocations"]:
+        most = self._info.limits.max_workgroup_invocations
+        if most is not None and x * y * z > most:
             raise DeviceError(
-                "driver",
-                f"kernel {kernel.entry} has workgroups of {x * y * z} invocations; {self._info.name} allows "
-                f"{self._info.limits['max_workgroup_invocations']}",
+                "driver", f"kernel {kernel.entry} has workgroups of {x * y * z} invocations; {self._info.name} allows {most}"
             )
         try:
             with warnings.catch_warnings():
@@ -203,7 +204,7 @@ def _choose(cl: Any, wanted: str | None) -> Any:
     return devices[index]
 
 
-def _describe(cl: Any, device: Any) -> DeviceInfo:
+def _describe(platform: str, cl: Any, device: Any) -> DeviceInfo:
     extensions = device.extensions.split()
     features = [
         feature
@@ -211,18 +212,18 @@ def _describe(cl: Any, device: Any) -> DeviceInfo:
         if extension in extensions
     ]
     return DeviceInfo(
-        platform="opencl",
+        platform=platform,
         name=device.name.strip(),
         driver=f"{device.platform.name.strip()} {device.driver_version.strip()} ({device.version.strip()})",
         software=bool(device.type & cl.device_type.CPU),
-        limits={
-            "max_buffer_bytes": int(device.max_mem_alloc_size),
-            "max_binding_bytes": int(device.max_mem_alloc_size),
-            "max_workgroup_invocations": int(device.max_work_group_size),
-            "max_workgroup_memory_bytes": int(device.local_mem_size),
-            "max_workgroups_per_dimension": 2**31 - 1,
-            "max_storage_buffers": int(device.max_parameter_size) // 8,
-            "memory_bytes": int(device.global_mem_size),
-        },
+        limits=Limits(
+            max_buffer_bytes=int(device.max_mem_alloc_size),
+            max_binding_bytes=int(device.max_mem_alloc_size),
+            max_workgroup_invocations=int(device.max_work_group_size),
+            max_workgroup_memory_bytes=int(device.local_mem_size),
+            max_workgroups_per_dimension=2**31 - 1,
+            max_storage_buffers=int(device.max_parameter_size) // 8,
+            memory_bytes=int(device.global_mem_size),
+        ),
         features=tuple(features),
     )

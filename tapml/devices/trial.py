@@ -7,58 +7,34 @@ reads what the first wrote, downloads and compares; every number must be exactly
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from tapml.devices.buffers import as_bytes
 from tapml.devices.child import ChildDevice
 from tapml.devices.interface import Device, DeviceInfo, Launch
+from tapml.devices.known import WITHOUT_RUNTIME
 from tapml.devices.open import open_device
 from tapml.devices.sandbox import Sandbox
 from tapml.errors import UnavailableError
-from tapml.kernels import Kernel, Language
-from tapml.targets.known import TARGETS, WITHOUT_RUNTIME
+from tapml.kernels import Kernel
+from tapml.languages import LANGUAGES
+from tapml.languages.language import TRIAL, TRIAL_BLOCK, TRIAL_COUNT
+from tapml.targets.known import TARGETS
 from tapml.targets.parse import TargetChoice, parse
 
 SECONDS = 60.0
-COUNT = 1000  # not a multiple of the workgroup, so that the guard at the end works too
-BLOCK = 64
-GRID = (COUNT + BLOCK - 1) // BLOCK
-
-OPENCL_C = f"""
-__kernel void tapml_trial(__global const float* x, __global float* y) {{
-  const int i = get_global_id(0);
-  if (i < {COUNT}) y[i] = 2.0f * x[i] + 1.0f;
-}}
-"""
-WGSL = f"""
-@group(0) @binding(0) var<storage, read> x : array<f32>;
-@group(0) @binding(1) var<storage, read_write> y : array<f32>;
-struct Arguments {{ count : u32 }}
-@group(0) @binding(2) var<uniform> arguments : Arguments;
-@compute @workgroup_size({BLOCK})
-fn tapml_trial(@builtin(global_invocation_id) id : vec3<u32>) {{
-  if (id.x < arguments.count) {{ y[id.x] = 2.0 * x[id.x] + 1.0; }}
-}}
-"""
-C = f"""
-void tapml_trial(const float* x, float* y) {{
-  for (int i = 0; i < {COUNT}; ++i) y[i] = 2.0f * x[i] + 1.0f;
-}}
-"""
 
 
-def trial_kernel(language: Language) -> Kernel:
-    """y = 2 x + 1 over `COUNT` float32. ValueError for a language that no device here takes."""
-    access = ("read", "read_write")
-    if language == "opencl-c":
-        return Kernel(language, "tapml_trial", OPENCL_C, access, (GRID, 1, 1), (BLOCK, 1, 1))
-    if language == "wgsl":
-        return Kernel(language, "tapml_trial", WGSL, access, (GRID, 1, 1), (BLOCK, 1, 1), (COUNT,))
-    if language == "c":
-        return Kernel(language, "tapml_trial", C, access, (1, 1, 1), (1, 1, 1))
-    raise ValueError(f"no trial kernel in {language}")
+def trial_kernel(language: str) -> Kernel:
+    """y = 2 x + 1 over `TRIAL_COUNT` float32. ValueError for a language that no device here takes."""
+    known = LANGUAGES[language]
+    if not known.trial:
+        raise ValueError(f"no trial kernel in {language}")
+    grid, block = (-(-TRIAL_COUNT // TRIAL_BLOCK), TRIAL_BLOCK) if known.threads else (1, 1)
+    return Kernel(language, TRIAL, known.trial, ("read", "read_write"), (grid, 1, 1), (block, 1, 1), known.trial_uniform)
 
 
 @dataclass(frozen=True)
@@ -71,6 +47,9 @@ class Trial:
     info: DeviceInfo | None
     reason: str
     seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "info": None if self.info is None else self.info.to_json()}
 
 
 def try_target(target: str | TargetChoice, seconds: float = SECONDS, sandbox: Sandbox | None = None) -> Trial:
@@ -97,9 +76,9 @@ def try_target(target: str | TargetChoice, seconds: float = SECONDS, sandbox: Sa
     return outcome(not wrong, device.info, wrong)
 
 
-def try_device(device: Device, language: Language) -> str:
+def try_device(device: Device, language: str) -> str:
     """Runs the trial kernel; returns "" when every number is right, else what is wrong. Raises DeviceError and DeviceLost."""
-    x = np.arange(COUNT, dtype=np.float32) - 500.0
+    x = np.arange(TRIAL_COUNT, dtype=np.float32) - 500.0
     buffers = [device.allocate(x.nbytes) for _ in range(3)]
     kernel = device.load(trial_kernel(language))
     device.write(buffers[0], as_bytes(x))
@@ -113,4 +92,4 @@ def try_device(device: Device, language: Language) -> str:
     if not wrong.size:
         return ""
     at = int(wrong[0])
-    return f"A small kernel ran, but {wrong.size} of {COUNT} numbers are wrong: number {at} is {y[at]}, not {expected[at]}."
+    return f"A small kernel ran, but {wrong.size} of {TRIAL_COUNT} numbers are wrong: number {at} is {y[at]}, not {expected[at]}."

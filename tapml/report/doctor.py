@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from tapml.devices.known import on_processor
+from tapml.languages.plain_c import LANGUAGE
 from tapml.report.console import amount
 from tapml.words import plural
 
+PLAIN_C = LANGUAGE.name
 BYTES = ("max_buffer_bytes", "max_binding_bytes", "max_workgroup_memory_bytes", "memory_bytes")
 
 
@@ -17,7 +20,7 @@ def draw(data: dict[str, Any]) -> tuple[str, ...]:
         lines += _target(target)
     lines += ["", "Versions", *_pairs({k: v or "not installed" for k, v in data["versions"].items()})]
     compilers, cache, machine = data["compilers"], data["cache"], data["machine"]
-    lines += ["", "Compilers", *_pairs({"tvm": compilers["tvm"], "c": compilers["c"] or "none found"})]
+    lines += ["", "Compilers", *_pairs({"tvm": compilers["tvm"], PLAIN_C: compilers[PLAIN_C] or "none found"})]
     lines += ["", "Machine", *_pairs({
         "system": machine["system"],
         "processor": f"{machine['processor']}, {machine['cores']} cores usable",
@@ -43,7 +46,8 @@ def _target(target: dict[str, Any]) -> list[str]:
         lines += [f"      {line}" for line in target["reason"].splitlines()]
     if info is None:
         return lines
-    kind = "processor" if info["platform"] == "cpu" else "software driver on the processor" if info["software"] else "hardware"
+    kind = "software driver on the processor" if info["software"] else "hardware"
+    kind = "processor" if on_processor(info["platform"]) else kind
     lines.append(f"      device    {info['name']} ({kind})")
     lines.append(f"      driver    {info['driver']}")
     limits = ", ".join(f"{_short(k)} {_limit(k, v)}" for k, v in info["limits"].items())

@@ -16,10 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tapml.report.console import number
+from tapml.targets.known import REFERENCE
 
 if TYPE_CHECKING:
     from tapml.diagnose.probes.evidence import Evidence
 
+CPU = REFERENCE.name
 MARK = {
     "right": ("✓", "green"), "wrong": ("✗", "bold red"), "refused": ("✗", "bold yellow"), "not run": ("–", "dim"),
     "open": ("·", "dim"),
@@ -57,9 +59,9 @@ _SAID: dict[tuple[str, str], str] = {
     ("text", "wrong"): "The text has a hazard.",
     ("grid", "right"): "The same text is right with more workgroups: too few were launched.",
     ("grid", "wrong"): "More workgroups do not help: the launch is large enough.",
-    ("cpu", "right"): "The lowered function is right: plain C in one thread gives the expected numbers.",
-    ("cpu", "wrong"): "The lowered function is wrong: plain C in one thread is wrong too.",
-    ("cpu", "refused"): "Plain C in one thread could not be run.",
+    (CPU, "right"): "The lowered function is right: plain C in one thread gives the expected numbers.",
+    (CPU, "wrong"): "The lowered function is wrong: plain C in one thread is wrong too.",
+    (CPU, "refused"): "Plain C in one thread could not be run.",
     ("converted", "right"): "What it was converted to is right, before anything is lowered.",
     ("converted", "wrong"): "What it was converted to is wrong already, before anything is lowered.",
     ("other schedule", "right"): "Another schedule of the same function is right on this target.",

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from tapml.remote.credentials import VARIABLE
 from tapml.remote.hub.qr import qr_text
+from tapml.targets.known import BROWSER
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def show_listening(console: Console, hub: Listening) -> None:
     _line(console, ("  page     ", "dim"), (hub.page, "cyan"))
     _line(console, ("  token    ", "dim"), f"export {VARIABLE}={hub.token}")
     _line(console, ("  offer    ", "dim"), f"tapml agent {hub.place}")
-    _line(console, ("  use      ", "dim"), f"tapml migrate RUN --target webgpu --device any@{hub.place}")
+    _line(console, ("  use      ", "dim"), f"tapml migrate RUN --target {BROWSER.name} --device any@{hub.place}")
     _line(console)
     if hub.local:
         _line(console, "Phones and other machines cannot reach it. To let them in: ", ("tapml hub --host 0.0.0.0", "cyan"))
@@ -55,7 +56,7 @@ def show_pairing(console: Console, url: str, seconds: float, more: bool) -> None
 
 
 _WARNING = (
-    "The phone's browser will warn that the connection is not private. That is expected: browsers give WebGPU to HTTPS pages",
+    "The phone's browser will warn that the connection is not private. That is expected: browsers give their GPU to HTTPS pages",
     "only, and nobody vouches for a certificate that a hub makes itself. Tap Advanced, then Proceed to {host} (Chrome), or Show",
     "Details, then visit this website (Safari). Programs trust it by the fingerprint at the end of the token.",
 )

@@ -15,14 +15,14 @@ from rich.padding import Padding
 from rich.syntax import Syntax
 from rich.text import Text
 
+from tapml.languages import LANGUAGES
+
 if TYPE_CHECKING:
     from tapml.kernels import Kernel
 
 LINES = 60
 FEWEST = 12
 
-# Pygments' name for each language; WGSL reads well enough as Rust where Pygments does not know it.
-LEXER = {"opencl-c": "c", "c": "c", "wgsl": "rust", "cuda": "cuda", "hip": "cuda", "msl": "cpp", "null": "text"}
 
 
 def kernels_view(kernels: Sequence[Kernel], schedule: str) -> Iterator[RenderableType]:
@@ -39,7 +39,7 @@ def _size(extent: tuple[int, int, int]) -> str:
 
 def _code(kernel: Kernel, most: int) -> RenderableType:
     text = "\n".join(folded(kernel.source, most))
-    return Syntax(text, LEXER[kernel.language], theme="ansi_dark", background_color="default", word_wrap=True)
+    return Syntax(text, LANGUAGES[kernel.language].lexer, theme="ansi_dark", background_color="default", word_wrap=True)
 
 
 def folded(source: str, most: int = LINES) -> list[str]:

@@ -47,14 +47,16 @@ def load(
     spec: str | Path | torch.nn.Module,
     *,
     dtype: str | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     example_inputs: Mapping[str, Any] | tuple[Any, ...] | None = None,
     tokenizer: Any | None = None,
 ) -> LoadedModel:
-    """See the module's docstring. `dtype` is "float32", "float16" or "bfloat16"; `device` "cpu" or "cuda[:N]". `example_inputs`
+    """See the module's docstring. `dtype` is "float32", "float16" or "bfloat16"; `device` "cpu" (None too) or
+    "cuda[:N]". `example_inputs`
     (keyword arguments or positional ones) and `tokenizer` replace the model's own. Raises ModelError."""
     if dtype is not None and dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not supported. {nearest(dtype, DTYPES)}")
+    device = device or "cpu"
     _check_device(device)
     with _quiet():
         notes: list[str] = []

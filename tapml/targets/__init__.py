@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tapml.targets.known import TARGETS, WITHOUT_RUNTIME
+from tapml.targets.known import TARGETS
 from tapml.targets.parse import TargetChoice, parse
 from tapml.targets.resolve import resolve
-from tapml.targets.target import Limits, Target
+from tapml.targets.target import Target
 
-__all__ = ["TARGETS", "WITHOUT_RUNTIME", "Limits", "Target", "TargetChoice", "parse", "resolve"]
+__all__ = ["TARGETS", "Target", "TargetChoice", "parse", "resolve"]

@@ -7,19 +7,22 @@ portable C has no type for it.
 
 from __future__ import annotations
 
-from tapml.targets.target import Limits, Target
+from tapml.languages import plain_c
+from tapml.limits import Limits
+from tapml.targets.target import Target
 
 TARGET = Target(
     name="cpu",
-    language="c",
+    language=plain_c.LANGUAGE.name,
+    device="cpu",
     tvm={"kind": "c"},
     storage={"float16": "float32", "bfloat16": "float32"},
     schedules=("serial",),
     limits=Limits(
-        workgroup_invocations=1,
-        workgroup_memory=2**20,
-        workgroups_per_dimension=1,
-        binding_bytes=2**40,
-        storage_buffers=256,
+        max_workgroup_invocations=1,
+        max_workgroup_memory_bytes=2**20,
+        max_workgroups_per_dimension=1,
+        max_binding_bytes=2**40,
+        max_storage_buffers=256,
     ),
 )

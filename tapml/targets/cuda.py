@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from tapml.targets.target import Limits, Target
+from tapml.languages import cuda_c
+from tapml.limits import Limits
+from tapml.targets.target import Target
 
 TARGET = Target(
     name="cuda",
-    language="cuda",
+    language=cuda_c.LANGUAGE.name,
+    device="cuda",
     tvm={
         "kind": "cuda",
         "arch": "sm_80",
@@ -18,10 +21,10 @@ TARGET = Target(
     storage={"int64": "int32", "bool": "int32", "bfloat16": "float32"},
     schedules=("dlight", "simple"),
     limits=Limits(
-        workgroup_invocations=1024,
-        workgroup_memory=49152,
-        workgroups_per_dimension=65535,
-        binding_bytes=2**40,
-        storage_buffers=256,
+        max_workgroup_invocations=1024,
+        max_workgroup_memory_bytes=49152,
+        max_workgroups_per_dimension=65535,
+        max_binding_bytes=2**40,
+        max_storage_buffers=256,
     ),
 )

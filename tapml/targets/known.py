@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from tapml.targets import cpu, cuda, metal, opencl, rocm, vulkan, webgpu
+import importlib
+
 from tapml.targets.target import Target
 
-TARGETS: dict[str, Target] = {
-    t.name: t
-    for t in (cpu.TARGET, opencl.TARGET, vulkan.TARGET, webgpu.TARGET, cuda.TARGET, metal.TARGET, rocm.TARGET)
-}
+FILES = (
+    "cpu",
+    "opencl",
+    "vulkan",
+    "webgpu",
+    "cuda",
+    "metal",
+    "rocm",
+)
 
-# Targets that this version cannot run kernels on, and what it can do.
-WITHOUT_RUNTIME = {
-    "cuda": "kernels can be generated for it, but this version cannot run them",
-    "metal": "kernels can be generated for it, but this version cannot run them",
-    "rocm": "the compiler needs a ROCm installation to generate kernels for it, and this version cannot run them",
-}
 
-RUNNABLE = tuple(name for name in TARGETS if name not in WITHOUT_RUNTIME)
+def _of(file: str) -> Target:
+    found: Target = importlib.import_module(f"tapml.targets.{file}").TARGET
+    return found
 
-SCHEDULES = ("dlight", "blocked", "simple", "serial")
+
+TARGETS: dict[str, Target] = {target.name: target for target in map(_of, FILES)}
+
+# What diagnosis holds the others against: neither threads nor a driver take part in it, and it stores what the model has.
+REFERENCE = TARGETS["cpu"]
+
+# The target whose kernels run in a browser, too, and the one that examples are given with.
+BROWSER, EXAMPLE = TARGETS["webgpu"], TARGETS["opencl"]

@@ -4,11 +4,14 @@ launches them.
 
 from __future__ import annotations
 
-from tapml.targets.target import Limits, Target
+from tapml.languages import msl
+from tapml.limits import Limits
+from tapml.targets.target import Target
 
 TARGET = Target(
     name="metal",
-    language="msl",
+    language=msl.LANGUAGE.name,
+    device="metal",
     tvm={
         "kind": "metal",
         "max_num_threads": 256,
@@ -19,10 +22,10 @@ TARGET = Target(
     storage={"int64": "int32", "bool": "int32", "float64": "float32", "bfloat16": "float32"},
     schedules=("dlight", "simple"),
     limits=Limits(
-        workgroup_invocations=1024,
-        workgroup_memory=32768,
-        workgroups_per_dimension=2**31 - 1,
-        binding_bytes=2**40,
-        storage_buffers=30,
+        max_workgroup_invocations=1024,
+        max_workgroup_memory_bytes=32768,
+        max_workgroups_per_dimension=2**31 - 1,
+        max_binding_bytes=2**40,
+        max_storage_buffers=30,
     ),
 )

@@ -6,11 +6,14 @@ float16 and float64 need the extensions cl_khr_fp16 and cl_khr_fp64: `resolve` a
 
 from __future__ import annotations
 
-from tapml.targets.target import Limits, Target
+from tapml.languages import opencl_c
+from tapml.limits import Limits
+from tapml.targets.target import Target
 
 TARGET = Target(
     name="opencl",
-    language="opencl-c",
+    language=opencl_c.LANGUAGE.name,
+    device="opencl",
     tvm={"kind": "opencl", "max_num_threads": 256, "max_shared_memory_per_block": 32768, "thread_warp_size": 1},
     storage={
         "int64": "int32",
@@ -21,10 +24,10 @@ TARGET = Target(
     },
     schedules=("dlight", "simple"),
     limits=Limits(
-        workgroup_invocations=256,
-        workgroup_memory=32768,
-        workgroups_per_dimension=2**31 - 1,
-        binding_bytes=2**40,
-        storage_buffers=64,
+        max_workgroup_invocations=256,
+        max_workgroup_memory_bytes=32768,
+        max_workgroups_per_dimension=2**31 - 1,
+        max_binding_bytes=2**40,
+        max_storage_buffers=64,
     ),
 )

@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tapml.errors import TargetError, nearest
-from tapml.targets.known import SCHEDULES, TARGETS
+from tapml.targets.known import TARGETS
+from tapml.targets.schedules import SCHEDULES
 
 OPTIONS = {"f16": "0 or 1", "schedule": ", ".join(SCHEDULES), "device": "an index, or a part of the device's name"}
 

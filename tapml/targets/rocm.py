@@ -4,11 +4,15 @@ on one. This version has no runtime that launches them.
 
 from __future__ import annotations
 
-from tapml.targets.target import Limits, Target
+from tapml.languages import hip
+from tapml.limits import Limits
+from tapml.targets.target import Target
 
 TARGET = Target(
     name="rocm",
-    language="hip",
+    language=hip.LANGUAGE.name,
+    device="rocm",
+    without_device="the compiler needs a ROCm installation to generate kernels for it, and this version cannot run them",
     tvm={
         "kind": "rocm",
         "mcpu": "gfx1100",
@@ -20,10 +24,10 @@ TARGET = Target(
     storage={"int64": "int32", "bool": "int32", "bfloat16": "float32"},
     schedules=("dlight", "simple"),
     limits=Limits(
-        workgroup_invocations=1024,
-        workgroup_memory=65536,
-        workgroups_per_dimension=2**31 - 1,
-        binding_bytes=2**40,
-        storage_buffers=256,
+        max_workgroup_invocations=1024,
+        max_workgroup_memory_bytes=65536,
+        max_workgroups_per_dimension=2**31 - 1,
+        max_binding_bytes=2**40,
+        max_storage_buffers=256,
     ),
 )

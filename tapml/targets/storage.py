@@ -12,16 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tapml.devices.interface import DeviceInfo
+from tapml.languages import LANGUAGES
 from tapml.targets.parse import TargetChoice
 from tapml.targets.target import Target
 from tapml.tensors import FLOATS
-
-# What has to be there for a dtype to be computed in, by language, as its specification calls it.
-FEATURES = {
-    ("opencl-c", "float16"): "cl_khr_fp16",
-    ("opencl-c", "float64"): "cl_khr_fp64",
-    ("wgsl", "float16"): "shader-f16",
-}
 
 
 def changes(target: Target, dtypes: Iterable[str]) -> dict[str, str]:
@@ -45,9 +39,10 @@ def not_checked(choice: TargetChoice, target: Target, info: DeviceInfo, dtypes: 
 
 
 def _why(choice: TargetChoice, target: Target, info: DeviceInfo, dtype: str) -> str:
-    if dtype == "float16" and choice.f16 is False and target.language != "c":
+    language = LANGUAGES[target.language]
+    if dtype == "float16" and choice.f16 is False and language.has_half:
         return f"{choice} asks for float32"
-    feature = FEATURES.get((target.language, dtype))
+    feature = language.optional_dtypes.get(dtype)
     return f"{target.name} has none" if feature is None else f"{info.name} has no {feature}"
 
 

@@ -9,37 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
-if TYPE_CHECKING:
-    from tapml.kernels import Language
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Sizes in bytes unless the name says otherwise. Defaults are the WebGPU specification's guaranteed minimum."""
-
-    workgroup_invocations: int = 256
-    workgroup_memory: int = 16384
-    workgroups_per_dimension: int = 65535
-    binding_bytes: int = 128 * 2**20
-    storage_buffers: int = 8
+from tapml.limits import Limits
 
 
 @dataclass(frozen=True)
 class Target:
-    """`tvm` are the attributes of the compiler's target ("kind" included). `storage` maps a dtype of the model to the one
-    that the target stores and computes it in; dtypes not named stay. `schedules` are tried in this order until one
-    compiles."""
+    """`language` and `device` are names in `tapml.languages` and in `tapml.devices.known`; where there is no such device, kernels
+    cannot be run, and `without_device` is why. `tvm` are the attributes of the compiler's target ("kind" included). `storage`
+    maps a dtype of the model to the one that the target stores and computes it in; dtypes not named stay. `schedules` are tried
+    in this order until one compiles."""
 
     name: str
-    language: Language
+    language: str
+    device: str
     tvm: dict[str, Any]
     storage: dict[str, str]
     schedules: tuple[str, ...]
-    limits: Limits = field(default_factory=Limits)
-    options: dict[str, str] = field(default_factory=dict)
+    limits: Limits
+    without_device: str = "kernels can be generated for it, but this version cannot run them"
 
     @property
     def key(self) -> str:
@@ -51,11 +41,8 @@ class Target:
         return self.storage.get(dtype, dtype)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "limits": self.limits.to_json()}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Target:
-        return Target(
-            data["name"], data["language"], data["tvm"], data["storage"], tuple(data["schedules"]),
-            Limits(**data["limits"]), data["options"],
-        )
+        return Target(**{**data, "schedules": tuple(data["schedules"]), "limits": Limits.from_json(data["limits"])})

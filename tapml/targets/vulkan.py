@@ -4,12 +4,15 @@ takes what the adapter has, where `webgpu` stays within what every browser has.
 
 from __future__ import annotations
 
-from tapml.targets.target import Limits, Target
+from tapml.languages import wgsl
+from tapml.limits import Limits
+from tapml.targets.target import Target
 from tapml.targets.webgpu import STORAGE
 
 TARGET = Target(
     name="vulkan",
-    language="wgsl",
+    language=wgsl.LANGUAGE.name,
+    device="wgpu",
     tvm={
         "kind": "webgpu",
         "max_num_threads": 256,
@@ -20,10 +23,10 @@ TARGET = Target(
     storage=STORAGE,
     schedules=("dlight", "simple"),
     limits=Limits(
-        workgroup_invocations=256,
-        workgroup_memory=32768,
-        workgroups_per_dimension=65535,
-        binding_bytes=2**31,
-        storage_buffers=32,
+        max_workgroup_invocations=256,
+        max_workgroup_memory_bytes=32768,
+        max_workgroups_per_dimension=65535,
+        max_binding_bytes=2**31,
+        max_storage_buffers=32,
     ),
 )

@@ -6,7 +6,9 @@ WGSL has 32-bit integers and float32, with float16 where the device offers it; e
 
 from __future__ import annotations
 
-from tapml.targets.target import Limits, Target
+from tapml.languages import wgsl
+from tapml.limits import Limits
+from tapml.targets.target import Target
 
 STORAGE = {
     "int64": "int32",
@@ -21,7 +23,8 @@ STORAGE = {
 
 TARGET = Target(
     name="webgpu",
-    language="wgsl",
+    language=wgsl.LANGUAGE.name,
+    device="wgpu",
     tvm={
         "kind": "webgpu",
         "max_num_threads": 256,
@@ -32,10 +35,10 @@ TARGET = Target(
     storage=STORAGE,
     schedules=("dlight", "simple"),
     limits=Limits(
-        workgroup_invocations=256,
-        workgroup_memory=16384,
-        workgroups_per_dimension=65535,
-        binding_bytes=2**31,
-        storage_buffers=8,
+        max_workgroup_invocations=256,
+        max_workgroup_memory_bytes=16384,
+        max_workgroups_per_dimension=65535,
+        max_binding_bytes=2**31,
+        max_storage_buffers=8,
     ),
 )

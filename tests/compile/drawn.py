@@ -26,10 +26,10 @@ from torch.utils import _pytree as pytree
 
 from tapml.carve.reference import ReferenceMaker
 from tapml.compile.build import build
-from tapml.compile.emit import LimitError
 from tapml.compile.importer import ConversionError
 from tapml.compile.schedules import ScheduleFailure
 from tapml.errors import DoesNotFit, ModelError, first_line
+from tapml.limits import LimitError
 from tapml.migrate.judging import Coverage, judged
 from tapml.operators.cut import cut
 from tapml.operators.execute import GraphExecutor, host_from_tensor

@@ -107,7 +107,7 @@ def test_a_crash_is_not_kept(fakes: Fakes) -> None:
 def test_another_target_or_another_body_is_another_entry(fakes: Fakes) -> None:
     fakes.compile(body("plain"))
     assert not fakes.compile(body("plain", 5))[0].cached
-    other = replace(TARGET, limits=replace(TARGET.limits, storage_buffers=3))
+    other = replace(TARGET, limits=replace(TARGET.limits, max_storage_buffers=3))
     assert not fakes.compile(body("plain"), target=other)[0].cached
 
 

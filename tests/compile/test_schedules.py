@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from tapml.compile import schedules
 from tapml.compile.build import LONGEST_TEXT, build
-from tapml.compile.emit import LimitError
 from tapml.kernels import Program
+from tapml.limits import LimitError
 from tapml.targets.known import TARGETS
+from tapml.targets.schedules import SCHEDULES
 from tests.compile.bodies import Made, Result, call, chain, check, compiled, platform, run
 from tests.compile.test_conversions import attention, floats
 
@@ -75,7 +75,7 @@ def test_what_a_schedule_would_write_out_too_long_is_done_by_the_simple_one() ->
 
 def test_every_name_that_targets_ask_for_exists() -> None:
     asked = {s for t in TARGETS.values() for s in t.schedules} | {"blocked"}
-    assert asked <= set(schedules.NAMES)
+    assert asked <= set(SCHEDULES)
 
 
 @pytest.mark.parametrize(("target", "vector"), [("opencl", "float8"), ("vulkan", "vec4<f32>")])
@@ -111,7 +111,7 @@ def test_constants_keep_all_their_digits(target: str) -> None:
 def test_a_wgsl_launch_is_folded_into_the_limit() -> None:
     target, _ = platform("vulkan")
     made = call("aten.add.Tensor", floats(64 * 40), 1.0)
-    small = replace(target, limits=replace(target.limits, workgroups_per_dimension=16))
+    small = replace(target, limits=replace(target.limits, max_workgroups_per_dimension=16))
     (kernel,) = build(made.body, small, "simple", lambda stage: None).kernels
     assert kernel.grid == (14, 1, 3) and kernel.uniform == (39,)
     program = build(made.body, small, "simple", lambda stage: None)
@@ -120,7 +120,7 @@ def test_a_wgsl_launch_is_folded_into_the_limit() -> None:
 
 def test_too_many_buffers_are_spread_over_kernels() -> None:
     target, _ = platform("vulkan")
-    few = replace(target, limits=replace(target.limits, storage_buffers=4))
+    few = replace(target, limits=replace(target.limits, max_storage_buffers=4))
     parts = [floats(3, 4, seed=k) for k in range(6)]
     made = chain([("aten.add.Tensor", (parts[0], parts[1]), {})]
                  + [("aten.mul.Tensor", (Result(k), parts[k + 2]), {}) for k in range(4)])
@@ -134,7 +134,7 @@ def test_too_many_buffers_are_spread_over_kernels() -> None:
 def test_many_parts_are_joined_in_groups_where_a_kernel_binds_few_buffers(joined: str) -> None:
     """A dense block joins dozens of parts; WebGPU's default limits bind eight buffers."""
     target, _ = platform("vulkan")
-    few = replace(target, limits=replace(target.limits, storage_buffers=8))
+    few = replace(target, limits=replace(target.limits, max_storage_buffers=8))
     made = call(f"aten.{joined}.default", [floats(2, k % 3 + 1 if joined == "cat" else 2, 3, seed=k) for k in range(60)], 1)
     program = build(made.body, few, "simple", lambda stage: None)
     assert max(len(k.access) for k in program.kernels) <= 8
@@ -143,7 +143,7 @@ def test_many_parts_are_joined_in_groups_where_a_kernel_binds_few_buffers(joined
 
 def test_a_binding_beyond_the_limit_is_refused_with_both_numbers() -> None:
     target, _ = platform("vulkan")
-    small = replace(target, limits=replace(target.limits, binding_bytes=1000))
+    small = replace(target, limits=replace(target.limits, max_binding_bytes=1000))
     with pytest.raises(LimitError, match=r"needs 4000 bytes in one binding; vulkan has 1000"):
         build(call("aten.neg.default", floats(1000)).body, small, "simple", lambda stage: None)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tapml.kernels import Extent, Kernel, Language
+from tapml.kernels import Extent, Kernel
 
 COUNT = 100
 BLOCK = 32
@@ -15,7 +15,7 @@ _WGSL_HEAD = """
 """
 
 
-def elementwise(language: Language, expression: str, entry: str = "apply") -> Kernel:
+def elementwise(language: str, expression: str, entry: str = "apply") -> Kernel:
     """y[i] = expression of x[i] and y[i], for i below COUNT."""
     grid: Extent = ((COUNT + BLOCK - 1) // BLOCK, 1, 1)
     if language == "c":
@@ -39,7 +39,7 @@ def elementwise(language: Language, expression: str, entry: str = "apply") -> Ke
 PLUS_ONE = elementwise("c", "x[i] + 1")
 
 
-def workgroups(language: Language) -> Kernel | None:
+def workgroups(language: str) -> Kernel | None:
     """y[group of a 2 x 3 x 2 grid, row by row] = 1 + its number; None where there are no workgroups."""
     if language == "opencl-c":
         source = (
@@ -57,7 +57,7 @@ def workgroups(language: Language) -> Kernel | None:
     return None
 
 
-def unlaunchable(language: Language) -> Kernel | None:
+def unlaunchable(language: str) -> Kernel | None:
     """A kernel that the driver accepts, with a launch that it must refuse; None where every launch is a plain call."""
     good = elementwise(language, "x[i]")
     if language == "opencl-c":
@@ -68,7 +68,7 @@ def unlaunchable(language: Language) -> Kernel | None:
     return None
 
 
-def endless(language: Language) -> Kernel:
+def endless(language: str) -> Kernel:
     """Never returns."""
     if language == "c":
         source = "void spin(volatile float* x) { for (;;) x[0] += 1.0f; }"

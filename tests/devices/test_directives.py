@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tapml.compile.plain_c import plain_c
 from tapml.devices.cpu import FLAGS, find_compiler
 from tapml.devices.directives import reaches_out
-from tapml.kernels import Kernel, Language
+from tapml.kernels import Kernel
+from tapml.languages.plain_c import PRELUDE
 
 BODY = "void f(float* x) { x[0] = 1; }\n"
 
 
-def kernel(source: str, language: Language = "c") -> Kernel:
+def kernel(source: str, language: str = "c") -> Kernel:
     return Kernel(language, "f", source, ("read_write",), (1, 1, 1), (1, 1, 1))
 
 
@@ -40,7 +40,7 @@ OTHERS = [
 
 @pytest.mark.parametrize("language", ["c", "opencl-c"])
 @pytest.mark.parametrize("text", INCLUDES + OTHERS)
-def test_what_reaches_out_is_found(text: str, language: Language) -> None:
+def test_what_reaches_out_is_found(text: str, language: str) -> None:
     for around in ("{}", BODY + "{}", "{}\n" + BODY):
         assert reaches_out(kernel(around.replace("{}", text), language))
 
@@ -61,7 +61,7 @@ def test_these_spellings_do_include(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [
-    BODY, plain_c(BODY), "#define TWO 2\n#ifdef TWO\n#endif\n#undef TWO\n" + BODY, "#pragma unroll 4\n", "#pragma unroll\n",
+    BODY, PRELUDE + BODY, "#define TWO 2\n#ifdef TWO\n#endif\n#undef TWO\n" + BODY, "#pragma unroll 4\n", "#pragma unroll\n",
     "#pragma OPENCL EXTENSION cl_khr_fp16 : enable\n", "#pragma OPENCL FP_CONTRACT OFF\n", "#if 0\n#elif 1\n#else\n#endif",
     "__kernel __attribute__((reqd_work_group_size(8, 1, 1))) void f(__global float* x) { x[0] = 1; }",
     "#define NAME(x) #x\n", "#error this is no device\n",

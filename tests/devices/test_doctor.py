@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 
 from tapml.cli import doctor
-from tapml.devices import landlock, seccomp, trial
+from tapml.devices import landlock, seccomp
 from tapml.devices.faulty import Fault, FaultyDevice
 from tapml.devices.null import NullDevice
 from tapml.devices.open import open_here
 from tapml.devices.trial import try_device, try_target
 from tapml.errors import DeviceLost, TargetError, UnavailableError
+from tapml.languages import LANGUAGES
+from tapml.languages.plain_c import LANGUAGE as plain_c
 from tapml.report.doctor import draw
 
 
@@ -45,10 +48,10 @@ def test_wrong_numbers_mean_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     good = try_target("cpu")
     if not good.ready:
         pytest.skip(f"not run: {good.reason}")
-    monkeypatch.setattr(trial, "C", trial.C.replace("+ 1.0f", "+ 1.5f"))
+    monkeypatch.setitem(LANGUAGES, "c", replace(plain_c, trial=plain_c.trial.replace("+ 1.0f", "+ 1.5f")))
     bad = try_target("cpu")
     assert not bad.ready and bad.info is not None and "numbers are wrong" in bad.reason
-    monkeypatch.setattr(trial, "C", trial.C.replace("2.0f", "nonsense"))
+    monkeypatch.setitem(LANGUAGES, "c", replace(plain_c, trial=plain_c.trial.replace("2.0f", "nonsense")))
     refused = try_target("cpu")
     assert not refused.ready and "nonsense" in refused.reason
 

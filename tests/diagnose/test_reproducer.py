@@ -19,7 +19,7 @@ from tests.conftest import MakeRun
 from tests.diagnose.test_minimise import Text, inputs_of, started_wrong
 
 NAME = "prefill/layers.0.self_attn.q_proj"
-TEMPLATES = sorted((Path(reproducer.__file__).parent / "templates").glob("run_*.py"))
+TEMPLATES = sorted(reproducer.TEMPLATES.glob("run_*.py"))
 
 # Runs a script with nothing of this project importable: isolated, from another folder, and with a finder that refuses.
 ALONE = """

@@ -28,6 +28,7 @@ from tapml.devices.interface import DeviceInfo, Launch
 from tapml.devices.null import LARGEST, NullDevice
 from tapml.errors import DeviceError, OutOfMemory
 from tapml.kernels import Kernel
+from tapml.limits import Limits
 from tapml.remote.agent.session import Session
 from tapml.remote.agent.store import Store
 from tapml.remote.channel import Channel, Gap
@@ -164,7 +165,7 @@ class AddingDevice(NullDevice):
 
     def __init__(self) -> None:
         super().__init__("webgpu")
-        limits = {"max_buffer_bytes": LARGEST, "max_binding_bytes": LARGEST}
+        limits = Limits(max_buffer_bytes=LARGEST, max_binding_bytes=LARGEST)
         self._info = DeviceInfo("webgpu", "fake", "none", True, limits)
 
     def allocate(self, nbytes: int) -> int:

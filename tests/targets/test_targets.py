@@ -9,19 +9,20 @@ import pytest
 
 from tapml.devices.interface import DeviceInfo
 from tapml.errors import TargetError
-from tapml.targets import TARGETS, Limits, Target, TargetChoice, parse, resolve
-from tapml.targets.known import SCHEDULES
+from tapml.limits import Limits
+from tapml.targets import TARGETS, Target, TargetChoice, parse, resolve
+from tapml.targets.schedules import SCHEDULES
 from tapml.tensors import NUMPY
 
 GPU = DeviceInfo(
     "vulkan", "a GPU", "its driver", software=False,
-    limits={
-        "max_workgroup_invocations": 128,
-        "max_workgroup_memory_bytes": 8192,
-        "max_workgroups_per_dimension": 65535,
-        "max_binding_bytes": 2**20,
-        "max_storage_buffers": 2**20,
-    },
+    limits=Limits(
+        max_workgroup_invocations=128,
+        max_workgroup_memory_bytes=8192,
+        max_workgroups_per_dimension=65535,
+        max_binding_bytes=2**20,
+        max_storage_buffers=2**20,
+    ),
 )
 
 
@@ -80,9 +81,9 @@ def test_targets_are_sound_data(target: Target) -> None:
 def test_limits_shrink_to_the_device_and_never_grow() -> None:
     target = resolve(parse("vulkan"), GPU)
     whole = TARGETS["vulkan"].limits
-    assert target.limits == Limits(128, 8192, 65535, 2**20, whole.storage_buffers)
+    assert target.limits == replace(GPU.limits, max_storage_buffers=whole.max_storage_buffers)
     assert target.tvm["max_num_threads"] == 128 and target.tvm["max_shared_memory_per_block"] == 8192
-    assert resolve(parse("vulkan"), replace(GPU, limits={})).limits == whole
+    assert resolve(parse("vulkan"), replace(GPU, limits=Limits())).limits == whole
     assert TARGETS["vulkan"].tvm["max_num_threads"] == 256, "the target itself stays as it is"
 
 
@@ -134,7 +135,7 @@ def test_keys_tell_apart_what_compiles_apart() -> None:
     others = [
         resolve(parse("vulkan"), replace(GPU, software=True)),
         resolve(parse("vulkan"), replace(GPU, features=("float16",))),
-        resolve(parse("vulkan"), replace(GPU, limits={})),
+        resolve(parse("vulkan"), replace(GPU, limits=Limits())),
         resolve(parse("webgpu"), GPU),
     ]
     assert len({t.key for t in (plain, *others)}) == 5

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tapml.diagnose.probes.evidence import Outcome
+from tapml.diagnose.probes.evidence import CPU, Outcome
 from tapml.verdicts import Stage
 
 RIGHT: frozenset[Outcome] = frozenset({"right"})
@@ -100,17 +100,17 @@ RULES: tuple[Rule, ...] = (
     ),
     # What it was converted to, and the lowered function, without any of the target's threads.
     Rule(
-        "convert", {"cpu": NOT_RIGHT, "converted": WRONG},
+        "convert", {CPU: NOT_RIGHT, "converted": WRONG},
         "what the operator was converted to is wrong before it is lowered, where no schedule, text or driver of this target "
         "takes part",
     ),
     Rule(
-        "lower", {"cpu": WRONG, "converted": RIGHT},
+        "lower", {CPU: WRONG, "converted": RIGHT},
         "what the operator was converted to is right, and its lowered function is wrong as plain C in one thread too, where "
         "nothing of this target's schedule, text or driver takes part",
     ),
     Rule(
-        "lower", {"cpu": WRONG},
+        "lower", {CPU: WRONG},
         "the lowered function is wrong as plain C in one thread too, where nothing of this target's schedule, text or "
         "driver takes part (what it was converted to could not be run, so the conversion cannot be excluded)",
     ),
@@ -175,12 +175,12 @@ RULES: tuple[Rule, ...] = (
         "the text of this one cannot be excluded)",
     ),
     Rule(
-        "codegen", {"cpu": RIGHT, OTHER: WRONG},
+        "codegen", {CPU: RIGHT, OTHER: WRONG},
         "the lowered function is right as plain C, and every schedule is wrong on this target (no other target is here to "
         "tell the text from the driver)",
     ),
     Rule(
-        "codegen", {"cpu": RIGHT},
+        "codegen", {CPU: RIGHT},
         "the lowered function is right as plain C (no other schedule and no other target could be run, so schedule and "
         "driver cannot be excluded)",
     ),

@@ -35,6 +35,7 @@ from tapml.diagnose.probes.shots import fire
 from tapml.diagnose.probes.trials import met, recorded
 from tapml.errors import UsageError, nearest
 from tapml.inside import path_in
+from tapml.languages import LANGUAGES
 from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject, Injection
@@ -46,9 +47,6 @@ from tapml.operators.graph import Operator
 from tapml.operators.stays import why_it_stays
 from tapml.verdicts import finite
 from tapml.words import place
-
-ENDINGS = {"opencl-c": "cl", "wgsl": "wgsl", "c": "c", "cuda": "cu", "hip": "hip", "msl": "metal", "null": "txt"}
-
 
 # What a folder of results holds.
 _EVIDENCE = "evidence.json"
@@ -214,7 +212,7 @@ class _Explaining:
     def _write_kernels(self, program: Compiled | None) -> tuple[Path, ...]:
         paths: list[Path] = []
         for kernel in kernels_of(program):
-            path = self.folder / "kernels" / f"{kernel.entry}.{ENDINGS[kernel.language]}"
+            path = self.folder / "kernels" / f"{kernel.entry}.{LANGUAGES[kernel.language].suffix}"
             path.parent.mkdir(exist_ok=True)
             path.write_text(kernel.source, encoding="utf-8")
             paths.append(path)

@@ -27,7 +27,7 @@ from tapml.backends.kernels import kernels_of, with_kernels
 from tapml.carve.tolerance import compare
 from tapml.diagnose.explain.decide import Decision, decide, needed
 from tapml.diagnose.probes import hazards
-from tapml.diagnose.probes.evidence import QUESTIONS, Evidence, Finding, FindingKind, Outcome, Triage, left_out, worst_of
+from tapml.diagnose.probes.evidence import CPU, QUESTIONS, Evidence, Finding, FindingKind, Outcome, Triage, left_out, worst_of
 from tapml.diagnose.probes.grid import beyond_limits, larger_grids
 from tapml.diagnose.probes.guard_bytes import PLAIN, Watched, run_guarded, watch
 from tapml.diagnose.probes.reference_backends import ReferenceBackends
@@ -35,11 +35,13 @@ from tapml.diagnose.probes.schedules import fair, others, same_kernels
 from tapml.diagnose.probes.shots import Shot, fire, judge, repeats_for
 from tapml.errors import is_confined, unexpected
 from tapml.kernels import Program
+from tapml.languages import LANGUAGES
 from tapml.migrate.operator_test import Trial
 from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.execute import host_function
 from tapml.operators.graph import Operator
+from tapml.targets.schedules import ONE_FOR_ALL
 from tapml.tensors import TensorSpec, as_read, convert, spec_of
 from tapml.verdicts import Status
 from tapml.words import plural
@@ -229,7 +231,7 @@ class _Probing:
 
     def text(self) -> Evidence:
         """The hazards that the kernels' text has on any platform (`tapml.diagnose.probes.hazards`)."""
-        if self.bench.target.language not in hazards.LANGUAGES:
+        if not hazards.is_read(self.bench.target.language):
             return Evidence("text", "not run", f"{self.bench.target.language} is not read for hazards", self.here)
         self.hazards = hazards.of_program(self.program.kernels)
         self.findings += [Finding(_HAZARD[h.kind], h.text) for h in self.hazards]
@@ -243,7 +245,7 @@ class _Probing:
             return Evidence("text elsewhere", "not run", backend)
         where = f"{backend.choice}, {self.program.schedule}"
         made = backend.compile_body(backend.body(self.operator), self.operator, (self.program.schedule,))
-        if made.compiled is None or backend.target.language not in hazards.LANGUAGES:
+        if made.compiled is None or not hazards.is_read(backend.target.language):
             words = made.message or f"{backend.target.language} is not read for hazards"
             return Evidence("text elsewhere", "not run", words, where)
         kinds = {h.kind for h in self.hazards}
@@ -268,15 +270,15 @@ class _Probing:
         return Evidence("grid", "wrong", f"wrong with {'; '.join(tried)}", self.here)
 
     def other_schedule(self) -> Evidence:
-        if self.bench.target.language == "c":
+        if not LANGUAGES[self.bench.target.language].threads:
             return Evidence("other schedule", "not run", "plain C has one schedule", self.here)
         return self._any_schedule("other schedule", self.bench, others(self.program.schedule, self.bench.target))
 
     def cpu(self) -> Evidence:
         backend = self.backends.cpu()
         if isinstance(backend, str):
-            return Evidence("cpu", "not run", backend, "cpu")
-        return self._with_schedule("cpu", backend, "serial")
+            return Evidence(CPU, "not run", backend, CPU)
+        return self._with_schedule(CPU, backend, ONE_FOR_ALL)
 
     def converted(self) -> Evidence:
         where = "TVM's virtual machine"
@@ -390,7 +392,7 @@ _PROBES: dict[str, Callable[[_Probing], Evidence]] = {
     "text": _Probing.text,
     "grid": _Probing.grid,
     "other schedule": _Probing.other_schedule,
-    "cpu": _Probing.cpu,
+    CPU: _Probing.cpu,
     "converted": _Probing.converted,
     "text elsewhere": _Probing.text_elsewhere,
     "same schedule elsewhere": _Probing.same_schedule_elsewhere,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tapml.devices.interface import Device, DeviceInfo, Launch, Part
-from tapml.diagnose.faults.fault import FaultClass, Site
+from tapml.diagnose.faults.fault import FaultClass, Site, cannot
 from tapml.errors import DeviceError
 from tapml.kernels import Kernel, Program
 from tapml.migrate.alteration import Alteration
@@ -117,7 +117,7 @@ def _low_limit(operator: Operator, body: Body, site: Site) -> LowLimit | None:
     return LowLimit(operator.name, max(bound) - 1) if bound and max(bound) > 1 else None
 
 
-_CANNOT = dict.fromkeys(("cpu", "cuda", "rocm"), _POINTERS)
+_CANNOT = cannot(lambda language: _POINTERS if language.plain_pointers else "")
 
 CLASSES = (
     FaultClass(

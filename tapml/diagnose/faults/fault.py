@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tapml.carve.folder import RunFolder
 from tapml.kernels import Program
+from tapml.languages import LANGUAGES, Language
 from tapml.operators.graph import Body, Operator
+from tapml.targets.known import TARGETS
 from tapml.targets.target import Target
 from tapml.verdicts import Stage
 
@@ -60,3 +62,13 @@ class FaultClass:
             "number": self.number, "name": self.name, "title": self.title, "level": self.level, "stage": self.stage,
             "imitates": self.imitates, "seen_in": list(self.seen_in), "cannot": dict(self.cannot),
         }
+
+
+def cannot(why: Callable[[Language], str]) -> dict[str, str]:
+    """Which targets cannot express a fault, and why, by what `why` says of their languages; "" for one that can."""
+    return {target.name: words for target in TARGETS.values() if (words := why(LANGUAGES[target.language]))}
+
+
+def without_threads(words: str) -> dict[str, str]:
+    """The targets where a kernel is one call in one thread cannot, for this reason."""
+    return cannot(lambda language: "" if language.threads else words)

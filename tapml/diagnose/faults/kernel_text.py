@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from tapml.diagnose.faults import text_edits
-from tapml.diagnose.faults.fault import FaultClass, Site
+from tapml.diagnose.faults.fault import FaultClass, Site, without_threads
 from tapml.diagnose.faults.placed import Rewritten
 from tapml.diagnose.faults.source_text import KernelText, names
 from tapml.kernels import Program
@@ -22,7 +22,7 @@ from tapml.operators.graph import Body, Operator
 Edit = Callable[[KernelText], str]
 _ROUNDS = ("aten.round.default", "aten.round.decimals")
 _SOFTMAX = ("aten.scaled_dot_product_attention.default", "aten.softmax.int", "aten._softmax.default")
-_NO_VECTORS = {"cpu": "kernels for the processor are scheduled for one thread and have no vectors"}
+_NO_VECTORS = without_threads("kernels for the processor are scheduled for one thread and have no vectors")
 
 
 def edited(program: Program, edit: Edit, every: bool) -> Program:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tapml.diagnose.faults.fault import FaultClass, Site
+from tapml.diagnose.faults.fault import FaultClass, Site, without_threads
 from tapml.diagnose.faults.placed import Rewritten
 from tapml.kernels import Extent, Program
 from tapml.migrate.alteration import Alteration
@@ -41,9 +41,9 @@ def _place(operator: Operator, body: Body, site: Site) -> Alteration | None:
 SHORT_GRID = FaultClass(
     12, "short-grid", "the last workgroup is not launched", "launch", "launch",
     "The number of workgroups rounded down where it should be rounded up, or cut off at a dimension's limit. The limit itself, "
-    "65,535 in Vulkan, is not reached by models of this size; what is lost beyond it is lost here at the end.",
+    "65,535 on many a GPU, is not reached by models of this size; what is lost beyond it is lost here at the end.",
     ("ggml-org/llama.cpp#19965", "pytorch/executorch#20583", "ml-explore/mlx#4250"),
-    {"cpu": "kernels for the processor are one launch of one thread"},
+    without_threads("kernels for the processor are one launch of one thread"),
     _place,
 )
 

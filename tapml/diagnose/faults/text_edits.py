@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from tapml.diagnose.faults.source_text import KernelText, Loop, arguments, closing, indices, loops, names, reindexed, stripped
+from tapml.languages import LANGUAGES
 
 _NUMBER = r"(?:\(\w+\))?-?\d[\d.e+-]*f?"
 _CONSTANT = re.compile(r"^\(*\d+i?\)*$")
@@ -99,8 +100,7 @@ def aligned_down(kernel: KernelText) -> str:
 
 def truncated(kernel: KernelText) -> str:
     """Rounding to the nearest integer cuts the fraction off instead."""
-    rounding = r"\bround\(" if kernel.language == "wgsl" else r"\b(?:rint|nearbyint)f?\("
-    return re.sub(rounding, "trunc(", kernel.source)
+    return re.sub(LANGUAGES[kernel.language].rounding, "trunc(", kernel.source)
 
 
 def wrong_lane(kernel: KernelText) -> str:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tapml.carve.tolerance import Comparison
+from tapml.targets.known import REFERENCE
 from tapml.verdicts import Stage, Status
 
 Outcome = Literal["right", "wrong", "refused", "not run", "not needed"]
@@ -22,6 +23,9 @@ FindingKind = Literal[
     "race", "uninitialised read", "unwritten output", "out-of-bounds read", "out-of-bounds write", "launch size",
     "weight differs", "early return",
 ]
+
+# The probe that runs an operator on the target that diagnosis holds the others against.
+CPU = REFERENCE.name
 
 # Every probe, in the order in which they are made (cheap ones first), and the question that it answers.
 QUESTIONS: dict[str, str] = {
@@ -35,7 +39,7 @@ QUESTIONS: dict[str, str] = {
     "memory": "Does the result depend on nothing but the inputs, and does nothing else get written?",
     "text": "Is the text free of hazards: reads before writes, threads that do not wait for each other?",
     "grid": "Is the same text right with more workgroups?",
-    "cpu": "Is the lowered function right as plain C, in one thread?",
+    CPU: "Is the lowered function right as plain C, in one thread?",
     "converted": "Is the operator right as it was converted, before it is lowered?",
     "other schedule": "Is another schedule of the same lowered function right on this target?",
     "text elsewhere": "Is the same schedule's text for another target free of them?",

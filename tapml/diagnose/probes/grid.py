@@ -15,13 +15,14 @@ from dataclasses import replace
 
 from tapml.devices.interface import DeviceInfo
 from tapml.kernels import Extent, Kernel, Program
+from tapml.languages import LANGUAGES
 
 _Change = Callable[[Extent], Extent]
 
 
 def larger_grids(program: Program) -> Iterator[tuple[str, Program]]:
     """Programs with more workgroups, the smallest change first, and words for each. None for a language without workgroups."""
-    if any(kernel.language == "c" for kernel in program.kernels) or not program.kernels:
+    if any(not LANGUAGES[kernel.language].threads for kernel in program.kernels) or not program.kernels:
         return
     yield "1 more workgroup along each axis", _with(program, lambda g: (g[0] + 1, g[1] + 1, g[2] + 1))
     for axis, name in enumerate("xyz"):
@@ -34,17 +35,18 @@ def beyond_limits(program: Program, info: DeviceInfo) -> str:
     limits = info.limits
     found: list[str] = []
     for kernel in program.kernels:
-        for what, need, name in (
-            ("invocations in a workgroup", math.prod(kernel.block), "max_workgroup_invocations"),
-            ("workgroups along a dimension", max(kernel.grid), "max_workgroups_per_dimension"),
-            ("buffers", len(kernel.access), "max_storage_buffers"),
+        for what, need, most in (
+            ("invocations in a workgroup", math.prod(kernel.block), limits.max_workgroup_invocations),
+            ("workgroups along a dimension", max(kernel.grid), limits.max_workgroups_per_dimension),
+            ("buffers", len(kernel.access), limits.max_storage_buffers),
         ):
-            if name in limits and need > limits[name]:
-                found.append(f"kernel {kernel.entry} asks for {need} {what}, and {info.name} has {limits[name]}")
+            if most is not None and need > most:
+                found.append(f"kernel {kernel.entry} asks for {need} {what}, and {info.name} has {most}")
     largest = max([s.nbytes for s in (*program.inputs, *program.outputs)] + list(program.scratch), default=0)
     for name in ("max_buffer_bytes", "max_binding_bytes"):
-        if name in limits and largest > limits[name]:
-            found.append(f"a buffer of {largest} bytes is bound, and {info.name} has {limits[name]} ({name})")
+        most = getattr(limits, name)
+        if most is not None and largest > most:
+            found.append(f"a buffer of {largest} bytes is bound, and {info.name} has {most} ({name})")
     return "; ".join(found)
 
 

@@ -11,8 +11,8 @@ Three kinds, by reading statements in their order, without following loops back:
 - "no barrier": a shared array is written at one index and read at another (or the other way round), with no barrier in between;
 - "early return": a thread may leave before a barrier that the others wait at.
 
-The text is that of TVM's generators for OpenCL C and WGSL (one statement a line); other languages give none. An array that is
-handed to a function, or reached through a pointer, is not followed.
+The text is that of TVM's generators (one statement a line), in a language that says what declares an array; others give none. An
+array that is handed to a function, or reached through a pointer, is not followed.
 """
 
 from __future__ import annotations
@@ -23,21 +23,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tapml.kernels import Kernel
+from tapml.languages import LANGUAGES, Language
 
 Kind = Literal["uninitialised", "no barrier", "early return"]
 
-_PRIVATE = {
-    "opencl-c": re.compile(r"^\s+(?!__local|__global|return\b)[a-z]\w*\s+(\w+)\[\d+\];$"),
-    "wgsl": re.compile(r"^\s+var (\w+) : array<.*>;$"),
-}
-_SHARED = {
-    "opencl-c": re.compile(r"^\s*__local\b.*?(\w+)\[\d+\];$"),
-    "wgsl": re.compile(r"^\s*var<workgroup> (\w+) : array<.*>;$"),
-}
-LANGUAGES = tuple(_PRIVATE)
-
-_BARRIER = re.compile(r"\bbarrier\(|\bworkgroupBarrier\(")
-_LOCAL_ID = re.compile(r"get_local_id|threadIdx|local_invocation")
 _RETURN = re.compile(r"\breturn\b\s*;")
 
 
@@ -59,13 +48,20 @@ class _Access:
 
 def hazards(kernel: Kernel) -> tuple[Hazard, ...]:
     """Each array and kind once."""
-    if kernel.language not in _PRIVATE:
+    language = LANGUAGES[kernel.language]
+    if not is_read(kernel.language):
         return ()
     lines = [_plain(line) for line in kernel.source.splitlines()]
-    private = _declared(lines, _PRIVATE[kernel.language])
-    shared = _declared(lines, _SHARED[kernel.language])
-    found = [*_uninitialised(lines, private | shared), *_no_barrier(lines, shared), *_early_return(lines)]
+    private, shared = _declared(lines, language.private_array), _declared(lines, language.shared_array)
+    found = [
+        *_uninitialised(lines, private | shared), *_no_barrier(lines, shared, language), *_early_return(lines, language),
+    ]  # fmt: skip
     return tuple(dict.fromkeys(found))
+
+
+def is_read(language: str) -> bool:
+    """Whether texts of a language are read for hazards."""
+    return LANGUAGES[language].private_array is not None
 
 
 def of_program(kernels: Iterable[Kernel]) -> tuple[Hazard, ...]:
@@ -78,8 +74,8 @@ def _plain(line: str) -> str:
     return re.sub(r"\(\(\w*\s*__local \w+\*\)(\w+)\)\[", r"\1[", line)
 
 
-def _declared(lines: Iterable[str], pattern: re.Pattern[str]) -> frozenset[str]:
-    return frozenset(m.group(1) for line in lines if (m := pattern.match(line)))
+def _declared(lines: Iterable[str], pattern: re.Pattern[str] | None) -> frozenset[str]:
+    return frozenset(m.group(1) for line in lines if pattern is not None and (m := pattern.match(line)))
 
 
 def _uninitialised(lines: Iterable[str], arrays: frozenset[str]) -> list[Hazard]:
@@ -97,11 +93,11 @@ def _uninitialised(lines: Iterable[str], arrays: frozenset[str]) -> list[Hazard]
     return found
 
 
-def _no_barrier(lines: Iterable[str], shared: frozenset[str]) -> list[Hazard]:
+def _no_barrier(lines: Iterable[str], shared: frozenset[str], language: Language) -> list[Hazard]:
     found: list[Hazard] = []
     since = {name: _Access() for name in shared}
     for line in lines:
-        if _BARRIER.search(line):
+        if language.waits(line):
             since = {name: _Access() for name in shared}
             continue
         writes, reads = _accesses(line, shared)
@@ -124,13 +120,13 @@ def _no_barrier(lines: Iterable[str], shared: frozenset[str]) -> list[Hazard]:
     return found
 
 
-def _early_return(lines: list[str]) -> list[Hazard]:
-    last = max((k for k, line in enumerate(lines) if _BARRIER.search(line)), default=-1)
+def _early_return(lines: list[str], language: Language) -> list[Hazard]:
+    last = max((k for k, line in enumerate(lines) if language.waits(line)), default=-1)
     for k, line in enumerate(lines[: last + 1]):
         if not _RETURN.search(line):
             continue
         condition = line if "if" in line else next((before for before in reversed(lines[:k]) if "if" in before), "")
-        if _LOCAL_ID.search(condition):
+        if re.search(language.lane, condition):
             return [Hazard("early return", f"threads leave before a barrier: {condition.strip()}")]
     return []
 

@@ -15,18 +15,11 @@ from typing import Literal
 
 from tapml.carve.folder import RunFolder
 from tapml.devices.interface import DeviceInfo
+from tapml.devices.known import RUNNABLE, on_processor, others
 from tapml.errors import TapmlError, TargetError
 from tapml.migrate.alteration import Alteration
 from tapml.migrate.workbench import Workbench
-from tapml.targets.known import TARGETS, WITHOUT_RUNTIME
-
-# Targets that share a language are no other backend for a fault of the text; of these each is tried in order.
-OTHERS: dict[str, tuple[str, ...]] = {
-    "opencl": ("vulkan", "webgpu"),
-    "vulkan": ("opencl",),
-    "webgpu": ("opencl",),
-    "cpu": ("opencl", "vulkan"),
-}
+from tapml.targets.known import REFERENCE, TARGETS
 
 # What a backend gets of the bench's alteration.
 Share = Literal["elsewhere", "nothing"]
@@ -68,14 +61,14 @@ class ReferenceBackends:
 
     def cpu(self) -> Workbench | str:
         """Plain C in one thread."""
-        if self._bench.choice.name == "cpu":
+        if self._bench.choice.name == REFERENCE.name:
             return "the target is the processor itself"
-        return self._open("cpu")
+        return self._open(REFERENCE.name)
 
     def other_target(self) -> Workbench | str:
-        """Another target, of another language."""
+        """Another target, of another language: one that shares it is no other backend for a fault of the text."""
         reasons: list[str] = []
-        for name in OTHERS.get(self._bench.choice.name, tuple(n for n in TARGETS if n not in WITHOUT_RUNTIME)):
+        for name in others(self._bench.target):
             backend = self._open(name)
             if isinstance(backend, Workbench):
                 return backend
@@ -91,11 +84,11 @@ class ReferenceBackends:
 
     def _look_for_drivers(self) -> tuple[list[str], str]:
         language, own = self._bench.target.language, self._bench.info
-        if language == "c":
+        if on_processor(self._bench.choice.name):
             return [], "there is one C compiler"
         found: list[str] = []
         seen = {_identity(own)}
-        for target in (name for name, t in TARGETS.items() if t.language == language and name not in WITHOUT_RUNTIME):
+        for target in (name for name in RUNNABLE if TARGETS[name].language == language):
             for number in range(MOST_DEVICES):
                 name = f"{target}:device={number}"
                 backend = self._open(name, "nothing")

@@ -9,8 +9,11 @@ with the others, so a fault of a schedule is not in them.
 from __future__ import annotations
 
 from tapml.devices.interface import DeviceInfo
+from tapml.devices.known import on_processor
 from tapml.kernels import Program
+from tapml.languages import LANGUAGES
 from tapml.operators.graph import Body
+from tapml.targets.schedules import FALLBACKS, ONE_FOR_ALL
 from tapml.targets.target import Target
 
 # llvmpipe ends a thread's loops after so many iterations in all, without a word.
@@ -22,9 +25,9 @@ MOST_ITERATIONS = 2e9
 
 def others(schedule: str, target: Target) -> tuple[str, ...]:
     """Other schedules to ask, the simplest first. None for plain C."""
-    if target.language == "c":
+    if not LANGUAGES[target.language].threads:
         return ()
-    candidates = ("simple", "serial", *(s for s in target.schedules if s not in ("simple", "serial")))
+    candidates = (*FALLBACKS, *(s for s in target.schedules if s not in FALLBACKS))
     return tuple(s for s in candidates if s != schedule)
 
 
@@ -36,7 +39,7 @@ def same_kernels(one: Program, other: Program) -> bool:
 def fair(schedule: str, body: Body, info: DeviceInfo) -> str:
     """Why a schedule cannot be asked on this device; "" where it can. One thread for all is too slow for a large operator, and
     llvmpipe cuts its loops short."""
-    if schedule != "serial" or info.platform == "cpu":
+    if schedule != ONE_FOR_ALL or on_processor(info.platform):
         return ""
     count = iterations(body)
     if "llvmpipe" in info.name and count > LLVMPIPE_ITERATIONS:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, get_args
+from typing import Any
 
 from tapml.devices.interface import DeviceInfo
-from tapml.kernels import Kernel, Language
+from tapml.kernels import Kernel
+from tapml.languages import LANGUAGES
 from tapml.remote.agent.failures import cut
 from tapml.remote.wire import LARGEST
 
@@ -24,7 +25,7 @@ _KERNEL_FIELDS = {"language", "entry", "source", "access", "grid", "block", "uni
 
 def described(info: DeviceInfo, memory: int | None = None) -> dict[str, Any]:
     """A device as docs/wire.md describes one; with a limit of memory no buffer is larger than that."""
-    limits = {name[:MOST_LINE]: max(0, min(int(value), LARGEST)) for name, value in info.limits.items()}
+    limits = {name: max(0, min(int(value), LARGEST)) for name, value in info.limits.to_json().items()}
     if memory is not None:
         for name in ("max_buffer_bytes", "max_binding_bytes"):
             limits[name] = min(limits.get(name, memory), memory)
@@ -44,7 +45,7 @@ def parse_kernel(data: bytes) -> Kernel:
         raise ValueError(f"a kernel has the fields {', '.join(sorted(_KERNEL_FIELDS))}, and no others")
     source, access = fields["source"], fields["access"]
     for name, right in (
-        ("language", fields["language"] in get_args(Language)),
+        ("language", isinstance(fields["language"], str) and fields["language"] in LANGUAGES),
         ("entry", isinstance(fields["entry"], str) and _ENTRY.fullmatch(fields["entry"])),
         ("source", isinstance(source, str) and "\0" not in source and _encodable(source)),
         ("access", isinstance(access, list) and all(mode in ("read", "read_write", "write") for mode in access)),

@@ -20,15 +20,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tapml.devices.known import PLATFORMS, WITHOUT_RUNTIME, is_native, on_processor
 from tapml.errors import TargetError, UnavailableError, UsageError
-from tapml.targets.known import RUNNABLE, WITHOUT_RUNTIME
 from tapml.targets.parse import TargetChoice, parse
-
-# Those that kernels can run on, the processor last, since it is for diagnosis.
-PLATFORMS = tuple(sorted(RUNNABLE, key=lambda name: name == "cpu"))
-
-# Their kernels are native code where they run on the processor.
-NATIVE = ("cpu", "opencl")
 
 ONLY_BY_NAME = (
     "Its kernels would be native code on the processor of the agent's machine. That is offered only when the agent is started "
@@ -51,9 +45,9 @@ class Offered:
 
 
 def parse_offered(texts: Sequence[str]) -> Offered:
-    """The values of `--target`, or all platforms but `cpu` where there is none. Raises TargetError, UsageError for an option that
-    is the client's to choose, UnavailableError for a target that cannot run anywhere yet."""
-    choices = [parse(text) for text in texts] or [TargetChoice(name) for name in PLATFORMS if name != "cpu"]
+    """The values of `--target`, or all platforms but those on the processor itself where there is none. Raises TargetError,
+    UsageError for an option that is the client's to choose, UnavailableError for a target that cannot run anywhere yet."""
+    choices = [parse(text) for text in texts] or [TargetChoice(name) for name in PLATFORMS if not on_processor(name)]
     for choice in choices:
         if choice.name in WITHOUT_RUNTIME:
             raise UnavailableError(f"Target {choice.name}: {WITHOUT_RUNTIME[choice.name]}. Can run: {', '.join(PLATFORMS)}.")
@@ -109,7 +103,7 @@ class Offers:
 
     def refused(self, info: DeviceInfo) -> str:
         """Why a device is not offered although it is there; "" for one that is."""
-        if self._named or info.platform not in NATIVE or not (info.software or info.platform == "cpu"):
+        if self._named or not is_native(info.platform) or not (info.software or on_processor(info.platform)):
             return ""
         return f"{info.name} is there. {ONLY_BY_NAME} {info.platform}."
 
@@ -123,7 +117,7 @@ class Offers:
         UnavailableError when it is absent."""
         own = self._choices.get(target)
         if own is None:
-            why = f" {ONLY_BY_NAME} {target}." if target in NATIVE else ""
+            why = f" {ONLY_BY_NAME} {target}." if is_native(target) else ""
             raise TargetError(f"This agent does not offer {target!r}. It offers: {', '.join(self._choices)}.{why}")
         if own.device is not None and device is not None and device != own.device:
             raise TargetError(f"This agent offers device {own.device} of {target} only. Leave device={device} away.")

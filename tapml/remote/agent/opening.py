@@ -15,6 +15,7 @@ from collections.abc import Callable
 from tapml.devices.child import ChildDevice
 from tapml.devices.cpu import memory_bytes
 from tapml.devices.interface import Device
+from tapml.devices.known import on_processor
 from tapml.devices.sandbox import Sandbox
 from tapml.errors import UnavailableError
 from tapml.remote.agent.offers import Offers
@@ -27,7 +28,7 @@ def sandbox_for(platform: str) -> Sandbox:
     """For a platform's child process. Raises UnavailableError when no scratch folder can be made."""
     try:
         # A GPU's driver maps more addresses than there is memory; C needs no more than there is.
-        return Sandbox(memory_bytes() if platform == "cpu" else None)
+        return Sandbox(memory_bytes() if on_processor(platform) else None)
     except OSError as error:
         raise UnavailableError(f"The agent's machine has no place for a session's files: {error.strerror or error}.") from error
 

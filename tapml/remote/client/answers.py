@@ -17,6 +17,7 @@ from typing import Any
 
 from tapml.devices.interface import DeviceInfo
 from tapml.errors import ConnectionLost
+from tapml.limits import Limits
 from tapml.remote.wire import DIGEST_BYTES, INFO, LARGEST, MOST_ELEMENTS
 
 # Characters of what a device says of itself, and of an error's text.
@@ -75,7 +76,7 @@ def opened(value: Any) -> Opened:
     if type(room) is not int or not 0 <= room <= LARGEST:
         raise Malformed("open was answered with a room in the store that is no number of bytes")
     words = {name: told(info[name], MOST_LINE) for name in ("platform", "name", "driver")}
-    limits = dict(info["limits"])
+    limits = Limits.from_json(info["limits"])
     features = tuple(info["features"][:MOST_FEATURES])
     return Opened(DeviceInfo(**words, software=info["software"], limits=limits, features=features), tuple(stored), room)
 

@@ -113,8 +113,7 @@ class RemoteDevice:
             raise
         self._info = session.info
         self._content.opened(session.stored, session.room)
-        limits = [self._info.limits[name] for name in ("max_buffer_bytes", "max_binding_bytes") if name in self._info.limits]
-        self._largest = min(limits, default=None)
+        self._largest = self._info.limits.largest_buffer
 
     @property
     def info(self) -> DeviceInfo:

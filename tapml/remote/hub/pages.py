@@ -21,8 +21,10 @@ from urllib.parse import parse_qs, urlsplit
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
+from tapml.languages import LANGUAGES
 from tapml.remote.hub.hosting import Names
 from tapml.remote.hub.visitors import Visitors
+from tapml.targets.known import BROWSER
 
 WIRE = "/wire"
 SESSION = "/session"
@@ -39,7 +41,7 @@ TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".mjs": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
-    ".wgsl": "text/plain; charset=utf-8",
+    f".{LANGUAGES[BROWSER.language].suffix}": "text/plain; charset=utf-8",
     ".svg": "image/svg+xml",
     ".png": "image/png",
     ".ico": "image/x-icon",

@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pygments.lexer import Lexer
-from pygments.lexers.c_cpp import CLexer, CppLexer
-from pygments.lexers.wgsl import WgslLexer
+from pygments.lexers import get_lexer_by_name
 from pygments.token import Comment, Keyword, Name, Number, String, Token
 
 from tapml.kernels import Program
+from tapml.languages import LANGUAGES
 from tapml.report.html.numbers import Strings
 
 # A letter a class: plain, keyword, type, number, string, comment, function of the language, preprocessor.
@@ -108,14 +107,8 @@ def marks(source: str, language: str) -> list[int | str]:
 
 
 def _tokens(source: str, language: str) -> Iterator[tuple[str, str]]:
-    for _, kind, text in _lexer(language).get_tokens_unprocessed(source):
+    for _, kind, text in get_lexer_by_name(LANGUAGES[language].lexer).get_tokens_unprocessed(source):
         yield _letter(kind, text), text
-
-
-def _lexer(language: str) -> Lexer:
-    if language == "wgsl":
-        return WgslLexer()
-    return CLexer() if language in ("c", "opencl-c") else CppLexer()
 
 
 def _letter(kind: Any, text: str) -> str:
@@ -127,7 +120,7 @@ def _letter(kind: Any, text: str) -> str:
         return "f"
     if kind in Comment.Preproc or kind in Name.Decorator:
         return "p"
-    for parent, letter in ((Comment, "c"), (Keyword, "k"), (Number, "t"), (String, "s")):
+    for parent, letter in zip((Comment, Keyword, Number, String), "ckts", strict=True):
         if kind in parent:
             return letter
     assert kind in Token

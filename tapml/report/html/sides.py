@@ -22,10 +22,10 @@ from tapml.migrate.programs import kept
 from tapml.migrate.records import Records, Sheet
 from tapml.report.html.kernels import KernelTable
 from tapml.report.html.numbers import Strings, short
-from tapml.verdicts import Measure, Verdict, summary
+from tapml.verdicts import STATUSES, Measure, Verdict, summary
 
 # A letter a status: the first of its word where that tells them apart. "." is no verdict, "r" the source's own recording.
-LETTERS = {"pass": "p", "fail": "f", "flaky": "l", "error": "e", "crash": "c", "unchecked": "u", "skipped": "s"}
+LETTERS = dict(zip(STATUSES, "pflecus", strict=True))
 
 # How many cells all error maps of a side may have together.
 MOST_CELLS = 800_000

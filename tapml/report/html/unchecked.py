@@ -14,10 +14,11 @@ from typing import Any
 
 from tapml.carve.folder import RunFolder
 from tapml.carve.late import positions_words
+from tapml.devices.known import WITHOUT_RUNTIME
 from tapml.migrate.programs import there
 from tapml.migrate.records import Sheet
 from tapml.report.html.sides import Side
-from tapml.targets.known import TARGETS, WITHOUT_RUNTIME
+from tapml.targets.known import TARGETS
 from tapml.words import plural
 
 

@@ -1,0 +1,66 @@
+"""All devices by name, and what follows from them: which targets can run, and how. A new device is one new file beside this one
+and one line here.
+
+A device is made for a target: `DEVICES["wgpu"].open("vulkan", "wgsl", None)`. Its binding is imported only then.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tapml.languages import LANGUAGES
+from tapml.targets.known import TARGETS
+from tapml.targets.target import Target
+
+if TYPE_CHECKING:
+    from tapml.devices.interface import Device
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Where a device's class is. It is made with the target's name, its language's name, and which of several devices the user
+    wants (None: any); `processor` is True where kernels run on the processor with no driver in between."""
+
+    module: str
+    cls: str
+    processor: bool = False
+
+    def open(self, platform: str, language: str, device: str | None) -> Device:
+        """Raises UnavailableError where the platform is not there, TargetError where `device` matches none."""
+        made: Device = getattr(importlib.import_module(f"tapml.devices.{self.module}"), self.cls)(platform, language, device)
+        return made
+
+
+NULL = "null"
+
+DEVICES: dict[str, Kind] = {
+    "cpu": Kind("cpu", "CpuDevice", processor=True),
+    "opencl": Kind("opencl", "OpenClDevice"),
+    "wgpu": Kind("gpu", "GpuDevice"),
+    NULL: Kind("null", "NullDevice"),
+}
+
+# Targets that this version can run kernels on, and why it cannot on the others.
+RUNNABLE = tuple(t.name for t in TARGETS.values() if t.device in DEVICES)
+WITHOUT_RUNTIME = {t.name: t.without_device for t in TARGETS.values() if t.device not in DEVICES}
+
+
+def on_processor(platform: str) -> bool:
+    """Whether a target's kernels run on the processor with no driver in between; False for what is no target here."""
+    return platform in RUNNABLE and DEVICES[TARGETS[platform].device].processor
+
+
+# Those that can run, the processor last, since it is for diagnosis.
+PLATFORMS = tuple(sorted(RUNNABLE, key=on_processor))
+
+
+def is_native(platform: str) -> bool:
+    """Whether a target's kernels are native code where its device is a processor."""
+    return platform in RUNNABLE and LANGUAGES[TARGETS[platform].language].native
+
+
+def others(target: Target) -> tuple[str, ...]:
+    """The targets that a fault of this one's text is not on: those with threads that can run, in another language."""
+    return tuple(n for n in RUNNABLE if TARGETS[n].language != target.language and LANGUAGES[TARGETS[n].language].threads)

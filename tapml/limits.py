@@ -1,0 +1,51 @@
+"""What a target assumes of a device, and what a device says of itself, in one vocabulary: the one of JSON.
+
+    Limits(max_workgroup_invocations=256)              nothing is said of the rest
+    target.limits.narrowed(device.info.limits)         the smaller of each
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+
+
+class LimitError(Exception):
+    """A kernel asks for more than the target has; the message says what, how much, and the limit."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes in bytes where the name says so, else counts. None: nothing is known, so nothing is held against it."""
+
+    max_buffer_bytes: int | None = None
+    max_binding_bytes: int | None = None
+    max_workgroup_invocations: int | None = None
+    max_workgroup_memory_bytes: int | None = None
+    max_workgroups_per_dimension: int | None = None
+    max_storage_buffers: int | None = None
+    memory_bytes: int | None = None
+
+    @property
+    def largest_buffer(self) -> int | None:
+        """The bytes of the largest buffer that can be made and bound."""
+        return _smaller(self.max_buffer_bytes, self.max_binding_bytes)
+
+    def narrowed(self, device: Limits) -> Limits:
+        """The smaller of each of these limits; of which nothing is said here, nothing is said afterwards."""
+        own = self.to_json()
+        return replace(self, **{name: min(value, own[name]) for name, value in device.to_json().items() if name in own})
+
+    def to_json(self) -> dict[str, int]:
+        """Those that are known, in the order above."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @staticmethod
+    def from_json(data: Mapping[str, int]) -> Limits:
+        """Names that are not known here are left out."""
+        return Limits(**{f.name: data[f.name] for f in fields(Limits) if f.name in data})
+
+
+def _smaller(one: int | None, other: int | None) -> int | None:
+    known = [value for value in (one, other) if value is not None]
+    return min(known, default=None)
