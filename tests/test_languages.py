@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tapml.compile import cache
 from tapml.devices.known import DEVICES, NULL, PLATFORMS, RUNNABLE, WITHOUT_RUNTIME, on_processor, others
 from tapml.devices.open import open_here
 from tapml.devices.trial import trial_kernel
@@ -19,17 +20,22 @@ from tapml.diagnose.minimise.reproducer import TEMPLATES
 from tapml.errors import UnavailableError
 from tapml.languages import LANGUAGES, Language
 from tapml.targets.known import TARGETS
-from tests.test_imports import HOMES, PACKAGE, part_of, sources
+from tapml.targets.schedules import SCHEDULES
+from tests.test_imports import PACKAGE, imports, part_of, sources
 
 # Where they are at home.
 THEIRS = {"languages", "targets", "devices"}
 
-NAMES = {*LANGUAGES, *TARGETS}
-WORDS = re.compile(rf"(?<!\w)(?:{'|'.join(sorted(name for name in NAMES if len(name) > 1))})(?!\w)", re.IGNORECASE)
+NAMES = {*LANGUAGES, *TARGETS, *SCHEDULES}
+LONG = sorted(name for name in {*LANGUAGES, *TARGETS} if len(name) > 1)
+WORDS = re.compile(rf"(?<!\w)(?:{'|'.join(LONG)})(?!\w)", re.IGNORECASE)
 
-# A report in somebody's tracker ("ROCm/hip-ep#134") names a project, and PyTorch's devices have names of their own.
+# A report in somebody's tracker ("ROCm/hip-ep#134") names a project.
 TRACKER = re.compile(r"[\w./-]+#\d+")
+
+# PyTorch's devices have names of their own: in the parts that run the source, in files that import torch, and where it is said.
 OF_PYTORCH = {"cpu", "cuda"}
+RUN_THE_SOURCE = {"source", "operators", "carve"}
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
@@ -41,25 +47,31 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
-def named(text: str, part: str) -> set[str]:
+def is_pytorchs(path: Path) -> bool:
+    return part_of(path) in RUN_THE_SOURCE or any(module.split(".")[0] == "torch" for _, module in imports(path))
+
+
+def named(text: str, pytorch: bool = False) -> set[str]:
     """The languages and targets that a string names: it is the name, or has it among its words, in capitals or not. The name of C
-    is a letter as well, and is counted where the string is nothing else."""
+    is a letter as well, and names of schedules are words as well: they are counted where the string is nothing else."""
     found = {word.lower() for word in WORDS.findall(TRACKER.sub("", text))} | ({text} & NAMES)
-    return found - OF_PYTORCH if part in HOMES["torch"] or "PyTorch" in text else found
+    return found - OF_PYTORCH if pytorch or "PyTorch" in text else found
 
 
 def test_what_counts_as_naming_one() -> None:
-    assert named("opencl", "migrate") == {"opencl"} and named("c", "compile") == {"c"}
-    assert named("a target such as Vulkan, or cpu:device=1", "cli") == {"vulkan", "cpu"}
-    assert named("cpu", "source") == set() and named("opencl or cpu", "source") == {"opencl"}
-    assert named("ROCm/hip-ep#134", "diagnose") == set() and named("pyopencl, a metallic c", "diagnose") == set()
+    assert named("opencl") == {"opencl"} and named("c") == {"c"}
+    assert named("simple") == {"simple"} and named("a simple word") == set()
+    assert named("a target such as Vulkan, or cpu:device=1") == {"vulkan", "cpu"}
+    assert named("cpu", True) == set() and named("opencl or cpu", True) == {"opencl"}
+    assert named("ROCm/hip-ep#134") == set() and named("pyopencl, a metallic c") == set()
 
 
-def test_nobody_else_names_a_language_or_a_target() -> None:
+def test_nobody_else_names_a_language_a_target_or_a_schedule() -> None:
     found = [
         f"{path.relative_to(PACKAGE)}:{line}: {', '.join(sorted(names))} in {text[:60]!r}"
         for path in sources() if part_of(path) not in THEIRS
-        for line, text in texts(path) if (names := named(text, part_of(path)))
+        for pytorch in [is_pytorchs(path)]
+        for line, text in texts(path) if (names := named(text, pytorch))
     ]  # fmt: skip
     assert not found, "ask for a field of Language or Target, or take the name from a table:\n" + "\n".join(found)
 
@@ -183,6 +195,15 @@ def tree(tmp_path: Path) -> Path:
     shutil.copytree(PACKAGE, tmp_path / "tapml", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "script.py").write_text(SCRIPT)
     return tmp_path
+
+
+def test_kernels_of_another_edition_of_a_language_are_compiled_anew(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_PACKAGE", tree / "tapml")
+    editions = {cache.toolchain.__wrapped__()}
+    for path in sorted((tree / "tapml" / "languages").glob("*.py")):
+        path.write_text(path.read_text() + "\n")
+        editions.add(cache.toolchain.__wrapped__())
+    assert len(editions) == 1 + len(list((tree / "tapml" / "languages").glob("*.py")))
 
 
 def register(table: Path, at: str, line: str) -> None:

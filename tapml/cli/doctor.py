@@ -10,6 +10,7 @@ import argparse
 from typing import Any
 
 from tapml.cli.verb import ALL_PASSED, UNAVAILABLE, Outcome
+from tapml.devices.known import DEVICES
 from tapml.languages.plain_c import LANGUAGE
 from tapml.targets.known import EXAMPLE, REFERENCE
 
@@ -24,9 +25,7 @@ PACKAGES = (
     "numpy",
     "apache-tvm",
     "apache-tvm-ffi",
-    "pyopencl",
-    "pocl-binary-distribution",
-    "wgpu",
+    *(package for device in DEVICES.values() for package in device.packages),
     "bokeh",
     "matplotlib",
     "websockets",

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Kind:
     """Where a device's class is. It is made with the target's name, its language's name, and which of several devices the user
-    wants (None: any); `processor` is True where kernels run on the processor with no driver in between."""
+    wants (None: any); `processor` is True where kernels run on the processor with no driver in between; `packages` are those of
+    Python that it needs or that bring it a driver, by the names that they are installed by."""
 
     module: str
     cls: str
     processor: bool = False
+    packages: tuple[str, ...] = ()
 
     def open(self, platform: str, language: str, device: str | None) -> Device:
         """Raises UnavailableError where the platform is not there, TargetError where `device` matches none."""
@@ -37,8 +39,8 @@ NULL = "null"
 
 DEVICES: dict[str, Kind] = {
     "cpu": Kind("cpu", "CpuDevice", processor=True),
-    "opencl": Kind("opencl", "OpenClDevice"),
-    "wgpu": Kind("gpu", "GpuDevice"),
+    "opencl": Kind("opencl", "OpenClDevice", packages=("pyopencl", "pocl-binary-distribution")),
+    "wgpu": Kind("gpu", "GpuDevice", packages=("wgpu",)),
     NULL: Kind("null", "NullDevice"),
 }
 

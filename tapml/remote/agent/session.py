@@ -152,8 +152,9 @@ class Session:
                     "memory", f"A buffer of {size} bytes is more than the session may have: {self._allocated} of {self._memory} "
                     "bytes are in use. Start the agent with a larger --memory.",
                 ))
-            largest = device.info.limits.max_buffer_bytes
-            if size > (LARGEST if largest is None else largest):
+            known = device.info.limits.max_buffer_bytes
+            largest = LARGEST if known is None else known
+            if size > largest:
                 raise Failed(Failure("memory", f"A buffer of {size} bytes is more than the device allows ({largest})."))
             handle = device.allocate(nbytes)
         except Exception as error:
