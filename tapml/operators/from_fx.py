@@ -30,6 +30,7 @@ from tapml.operators.control_flow import higher_order, written_out
 from tapml.operators.counted import RULES, Call
 from tapml.operators.graph import Body, Graph, Node, Placeholder, Role, renamed
 from tapml.operators.loops import TARGETS
+from tapml.operators.memory import memory_of, resized, scattered, strided
 from tapml.operators.normalise import normalise
 from tapml.operators.overload import refused
 from tapml.operators.stays import RECURRENT
@@ -207,10 +208,7 @@ class _Reader:
             return
         if why := refused(fx.target):
             raise ModelError(_message(fx, why))
-        if word.startswith("as_strided") and not fx.args[0].meta["val"].is_contiguous():
-            raise ModelError(_message(fx, "reads the memory of a tensor that is not contiguous. Call contiguous() first"))
-        if word == "resize":
-            self._read_resize(fx)
+        if word in ("as_strided", "as_strided_scatter", "resize") and self._read_memory(fx, word):
             return
         specs = tuple(self._spec(fx, v) for v in val) if isinstance(val, list | tuple) else (self._spec(fx, val),)
         if str(fx.target) in RULES and self._read_counted(fx, specs):
@@ -270,27 +268,33 @@ class _Reader:
         else:
             raise ModelError(_message(fx, "returns a list of one tensor"))
 
-    def _read_resize(self, fx: Any) -> None:
-        """A tensor in another size: its first elements, and zeros where PyTorch leaves the new ones undefined."""
-        before, after = fx.args[0].meta["val"], self._spec(fx, fx.meta["val"])
-        if not before.is_contiguous():
-            raise ModelError(_message(fx, "resizes a tensor that is not contiguous. Call contiguous() first"))
-        count, wanted = before.numel(), after.elements
+    def _read_memory(self, fx: Any, word: str) -> bool:
+        """A call that reads the memory of a tensor. False for one whose elements stand there in their order."""
+        given = fx.args[0].meta["val"]
+        found = memory_of(fx.args[0])
+        if word != "resize" and found is not None and found[0] is fx.args[0] and given.is_contiguous():
+            return False
+        if found is None or (word.endswith("scatter") and found[0] is not fx.args[0]):
+            raise ModelError(_message(fx, "reads the memory of a tensor that is a view of another. Call contiguous() first"))
+        base, order = found
 
-        def part(number: int, target: str, args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> dict[str, str]:
-            name = f"{fx.name}_part{number}"
-            specs = (TensorSpec((size,), after.dtype),)
-            self.nodes.append(Node(name, target, args, kwargs, specs, self._module(fx), _line(fx)))
+        def make(target: str, args: tuple[Any, ...], kwargs: dict[str, Any], spec: TensorSpec) -> dict[str, str]:
+            name = f"{fx.name}_part{len(self.nodes)}"
+            self.nodes.append(Node(name, target, args, kwargs, (spec,), self._module(fx), _line(fx)))
             return {"ref": name}
 
-        value = part(0, "aten.view.default", (self._argument(fx, fx.args[0]), [count]), {}, count)
-        if wanted < count:
-            value = part(1, "aten.slice.Tensor", (value, 0, 0, wanted), {}, wanted)
-        elif wanted > count:
-            dtype = {"dtype": {"dtype": after.dtype}}
-            zeros = part(1, "aten.full.default", ([wanted - count], 0), dtype, wanted - count)
-            value = part(2, "aten.cat.default", ([value, zeros],), {}, wanted)
-        self._append(fx, "aten.view.default", (value, list(after.shape)), {}, (after,))
+        made, spec = self._spec(fx, fx.meta["val"]), self._spec(base, base.meta["val"])
+        if {made.dtype, spec.dtype} & CARRIED_AS.keys() or made.dtype != spec.dtype:
+            raise ModelError(_message(fx, "reads the memory of a tensor of another dtype. Call contiguous() first"))
+        value = self._argument(fx, base)
+        if word == "resize":
+            found_value = resized(value, spec, order, given.storage_offset(), made, make)
+        elif word.endswith("scatter"):
+            found_value = scattered(fx, value, self._argument(fx, fx.args[1]), spec, order, make)
+        else:
+            found_value = strided(fx, value, spec, order, made, make)
+        self.values[fx.name] = found_value["ref"]
+        return True
 
     def _read_counted(self, fx: Any, outputs: tuple[TensorSpec, ...]) -> bool:
         """A call whose result is as large as the data say, where there is a way to write it with a size that is known."""
