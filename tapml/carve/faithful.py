@@ -29,7 +29,7 @@ from tapml.generation import DecoderShape, decode_call, prefill_calls
 from tapml.operators.carried import original
 from tapml.operators.execute import GraphExecutor, tensor_from_host
 from tapml.operators.graph import Graph
-from tapml.operators.stays import is_random, sort_of_stay
+from tapml.operators.stays import OWN_DTYPE, PART, is_random, sort_of_stay
 from tapml.source.decoder import attention_windows
 from tapml.source.export import Exported
 from tapml.source.itself import SEED, WIDE, Itself, wide_copy
@@ -109,7 +109,8 @@ class _Decoder:
 
     @cached_property
     def exact(self) -> Itself | None:
-        return wide_copy(self.model)
+        own_code = any(node.target == PART for graph in self.exported.graphs for node in graph.nodes)
+        return None if own_code else wide_copy(self.model)
 
     def compare(self, prompts: Sequence[_Text]) -> Compared:
         longest = max(len(text.tokens) for text in prompts)
@@ -303,8 +304,8 @@ def _settle_module(
 ) -> tuple[float, str]:  # fmt: skip
     (graph,) = exported.graphs
     states = {**exported.states, **exported.initial}
-    # What reads bits or draws numbers does something else in float64.
-    own_dtype = any(sort_of_stay(node, ()) in ("bits", "random") for node in graph.nodes)
+    # What reads bits, draws numbers or is the model's own code does something else in float64.
+    own_dtype = any(sort_of_stay(node, ()) in OWN_DTYPE for node in graph.nodes)
     exact = None if own_dtype else wide_copy(model)
     limit, allowed, dtype = LIMIT, INTEGERS, "float64"
     module = exact

@@ -396,6 +396,9 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     for key in {"dtype", "weights"} & manifest.keys():
         strict.text(manifest, key)
     strict.inner(manifest, "result")
+    code = strict.inner({"code": manifest.setdefault("code", {})}, "code")
+    for key in code:
+        strict.text(code, key)
     model = strict.inner(manifest, "model")
     model.setdefault("name", "")
     for key in {"name", "spec", "digest"} & model.keys():

@@ -16,6 +16,7 @@ from tapml.carve.reference import ReferenceMaker
 from tapml.operators.execute import HostFunction, host_function
 from tapml.operators.graph import Body, Graph, Operator
 from tapml.operators.stays import why_it_stays
+from tapml.source.parts import offer
 from tapml.tensors import NUMPY, HostArray
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Model:
     @staticmethod
     def of(run: RunFolder) -> Model:
         """The model of a run."""
+        if code := run.manifest.get("code"):
+            offer(code, str(run.path))
         return Model(run.graphs, run.operators, run.bodies, run.weight, run.initial_states)
 
     @cached_property

@@ -32,7 +32,8 @@ from tapml.operators.carried import as_complex
 from tapml.operators.graph import Body, Graph, Node, Operator, renamed
 from tapml.operators.loops import loop
 from tapml.operators.overload import literal, marked, named_dtype, overload, values_of
-from tapml.operators.stays import SIZED, in_own_dtype, is_random, word_of_target
+from tapml.operators.parts import call_part
+from tapml.operators.stays import PART, SIZED, in_own_dtype, is_random, word_of_target
 from tapml.tensors import FLOATS, HostArray, TensorSpec
 
 Tensors = Sequence[torch.Tensor]
@@ -379,6 +380,8 @@ def _function_of(node: Node) -> Callable[..., Any]:
         return as_complex
     if (repeated := loop(node.target)) is not None:
         return repeated
+    if node.target == PART:
+        return partial(call_part, specs=node.outputs)
     found: Callable[..., Any] = overload("aten.reshape.default" if node.target in _AS_RESHAPE else node.target)
     return _as_large(found, node) if word_of_target(node.target) in SIZED else found
 

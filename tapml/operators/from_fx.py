@@ -33,7 +33,8 @@ from tapml.operators.loops import TARGETS
 from tapml.operators.memory import memory_of, resized, scattered, strided
 from tapml.operators.normalise import normalise
 from tapml.operators.overload import refused
-from tapml.operators.stays import RECURRENT
+from tapml.operators.parts import NotWritten, Place, traced
+from tapml.operators.stays import PART, RECURRENT
 from tapml.tensors import CARRIED_AS, NUMPY, TensorSpec
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in ')
@@ -119,7 +120,12 @@ class _Reader:
         self._read_placeholders(fx_nodes)
         for fx in fx_nodes.values():
             if fx.op == "call_function":
-                self._read_call(fx)
+                try:
+                    self._read_call(fx)
+                except NotWritten:
+                    raise
+                except ModelError as error:
+                    raise NotWritten(str(error), self._module(fx)) from error
             elif fx.op == "get_attr" and not any(map(higher_order, fx.users)):
                 self._read_attribute(fx)
         outputs, mutations = self._read_outputs()
@@ -206,6 +212,9 @@ class _Reader:
             # The form in which the value is handed on, or the value of which that is the form.
             self._is(fx, self._handed(fx.args[0]), self._spec(fx, val))
             return
+        if fx.target is torch.ops.tapml_parts.call.default:
+            self._read_part(fx)
+            return
         if why := refused(fx.target):
             raise ModelError(_message(fx, why))
         if word in ("as_strided", "as_strided_scatter", "resize") and self._read_memory(fx, word):
@@ -223,6 +232,20 @@ class _Reader:
             kwargs["generator"] = {"seed": str(self.draws)}
             self.draws += 1
         self._append(fx, _PLAIN.get(str(fx.target), str(fx.target)), args, kwargs, specs)
+
+    def _read_part(self, fx: Any) -> None:
+        """A call of a part of the model as its own code."""
+        tensors, word = fx.args
+        call = traced(word)
+        values = [self._argument(fx, tensor) for tensor in tensors]
+
+        def placed(argument: Any) -> Any:
+            if isinstance(argument, Place):
+                return values[argument.number]
+            return [placed(item) for item in argument] if isinstance(argument, list) else self._argument(fx, argument)
+
+        kwargs = {"model": call.model, "path": call.path, "why": call.why, "arguments": placed(call.arguments)}
+        self._append(fx, PART, (), kwargs, tuple(self._spec(fx, value) for value in fx.meta["val"]))
 
     def _read_loop(self, fx: Any) -> None:
         """A call that runs programs, which are its first arguments."""

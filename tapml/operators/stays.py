@@ -14,10 +14,17 @@ from tapml.tensors import CARRIED_AS, COMPLEX, TensorSpec
 # Layers that PyTorch runs in one call, step after step.
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 
+# A call of a part of the model as its own Python code (`tapml.operators.parts`).
+PART = "parts.call.default"
+
+# Sorts that have no counterpart in another dtype.
+OWN_DTYPE = ("code", "bits", "random")
+
 # Calls whose result is as large as the data say, and that `tapml.operators.counted` does not write in another way.
 SIZED = ("_unique", "_unique2", "unique_dim", "unique_consecutive", "_pack_padded_sequence", "_pad_packed_sequence")
 
 REASONS = {
+    "code": "it runs as the model's own Python code, which does not export ({why})",
     "complex": "it computes with complex numbers, which no target has",
     "bits": "it reads the bits of numbers as another dtype",
     "random": "it draws random numbers (here with a fixed seed, so that runs agree)",
@@ -35,11 +42,16 @@ def why_it_stays(body: Body) -> str:
     others = sorted({spec.dtype for node in body.nodes for spec in node.outputs if spec.dtype in CARRIED_AS})
     if sort == "bits" and others:
         return _OTHER.format(dtypes=" and ".join(others))
-    return REASONS.get(sort, "").format(word=word_of_target(body.nodes[sorts.index(sort)].target) if sort else "")
+    if not sort:
+        return ""
+    node = body.nodes[sorts.index(sort)]
+    return REASONS[sort].format(word=word_of_target(node.target), why=str(node.kwargs.get("why", "")).rstrip("."))
 
 
 def sort_of_stay(node: Node, reads: tuple[TensorSpec, ...]) -> str:
     """A key of `REASONS`, or "". `reads` are the specs of what the node reads."""
+    if node.target == PART:
+        return "code"
     dtypes = {spec.dtype for spec in (*node.outputs, *reads)}
     if dtypes & COMPLEX.keys():
         return "complex"
@@ -62,7 +74,7 @@ def is_random(node: Node) -> bool:
 
 def in_own_dtype(node: Node, reads: tuple[TensorSpec, ...]) -> bool:
     """Whether a node has no counterpart in another floating point dtype: it computes in its own wherever the rest is wider."""
-    return sort_of_stay(node, reads) in ("bits", "random")
+    return sort_of_stay(node, reads) in OWN_DTYPE
 
 
 def word_of_target(target: str) -> str:

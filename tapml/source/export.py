@@ -25,6 +25,7 @@ from tapml.source.checked import batch_experts, eagerly, transformers_parts
 from tapml.source.decoder import MODEL, CacheShape, DecoderStep, cache_shapes
 from tapml.source.messages import first_line
 from tapml.source.model import LoadedModel, called
+from tapml.source.parts import Parts
 from tapml.source.prompts import positions
 from tapml.source.trace import trace
 from tapml.tensors import TensorSpec
@@ -51,7 +52,7 @@ def export(model: LoadedModel, *, chunk: int = 64, max_len: int = 256) -> Export
     to causal language models only. Raises ModelError when the model does not export, UsageError for lengths that do not fit
     it."""
     if model.kind == "module":
-        return _with_attention(model, lambda: _export_module(model))
+        return _with_attention(model, lambda parts: _export_module(model, parts))
     if chunk < 1 or max_len < chunk or max_len % chunk:
         raise UsageError(f"The cache length must be a multiple of the prefill chunk; given were {max_len} and {chunk}.")
     limit = positions(model.module)
@@ -59,26 +60,34 @@ def export(model: LoadedModel, *, chunk: int = 64, max_len: int = 256) -> Export
         fits = limit // chunk * chunk
         advice = f"Carve with --max-len {fits} or less" if fits else f"Carve with --chunk {limit} or less"
         raise UsageError(f"{model.name} knows {limit} positions: no cache of {max_len}. {advice}.")
-    return _with_attention(model, lambda: _export_decoder(model, chunk, max_len))
+    return _with_attention(model, lambda parts: _export_decoder(model, chunk, max_len, parts))
 
 
-def _with_attention(model: LoadedModel, attempt: Callable[[], Exported]) -> Exported:
-    """The attempt with the attention that the model came with, and if that does not export with the eager one. What is
-    set in a transformers model is set back afterwards."""
+def _with_attention(model: LoadedModel, attempt: Callable[[Parts | None], Exported]) -> Exported:
+    """The attempt with the attention that the model came with, if that does not export with the eager one, and if neither does
+    without the parts that do not. What is set in a transformers model is set back afterwards."""
     with eagerly(model.module):
-        return _attempted(model.module, attempt)
-
-
-def _attempted(module: torch.nn.Module, attempt: Callable[[], Exported]) -> Exported:
-    parts = transformers_parts(module)
-    with _settings_kept(parts):
-        batch_experts(module)
-        if any(part.config._attn_implementation != "eager" for part in parts):
+        try:
+            with _settings_kept(transformers_parts(model.module)):
+                return _attempted(model.module, attempt)
+        except ModelError as error:
+            refused = error
+        with _settings_kept(transformers_parts(model.module)):
+            batch_experts(model.module)
             with suppress(ModelError):
-                return attempt()
-            for part in parts:
-                part.set_attn_implementation("eager")
-        return attempt()
+                return attempt(Parts(model))
+        raise refused
+
+
+def _attempted(module: torch.nn.Module, attempt: Callable[[Parts | None], Exported]) -> Exported:
+    batch_experts(module)
+    parts = transformers_parts(module)
+    if any(part.config._attn_implementation != "eager" for part in parts):
+        with suppress(ModelError):
+            return attempt(None)
+        for part in parts:
+            part.set_attn_implementation("eager")
+    return attempt(None)
 
 
 @contextmanager
@@ -101,7 +110,7 @@ def _settings_kept(parts: Sequence[Any]) -> Iterator[None]:
             config.__dict__.update(held)
 
 
-def _export_decoder(model: LoadedModel, chunk: int, max_len: int) -> Exported:
+def _export_decoder(model: LoadedModel, chunk: int, max_len: int, parts: Parts | None) -> Exported:
     shapes = cache_shapes(model.module)
     step = DecoderStep(model.module, shapes, max_len).eval()
     states = _states(shapes, max_len)
@@ -113,14 +122,20 @@ def _export_decoder(model: LoadedModel, chunk: int, max_len: int) -> Exported:
         }
         if name == "prefill":
             inputs["last"] = torch.zeros(1, dtype=torch.long, device=model.device)
-        program = trace(step, inputs)
-        graph, weights = graph_from_exported(
-            name, program, step, tuple(inputs), ("logits",), strip_prefix=MODEL, state_keys=states,
-        )
+        graph, weights = _read(parts, step, inputs, lambda name=name, inputs=inputs: graph_from_exported(  # type: ignore[misc]
+            name, trace(step, inputs), step, tuple(inputs), ("logits",), strip_prefix=MODEL, state_keys=states,
+        ))
         graphs.append(graph)
         tensors.update(weights)
     vocabulary = graphs[0].specs[graphs[0].outputs[0]].shape[-1]
     return Exported(tuple(graphs), tensors, states, {}, DecoderShape(chunk, max_len, vocabulary, model.stop))
+
+
+def _read(
+    parts: Parts | None, wrapper: torch.nn.Module, inputs: Mapping[str, Any],
+    attempt: Callable[[], tuple[Graph, dict[str, torch.Tensor]]],
+) -> tuple[Graph, dict[str, torch.Tensor]]:  # fmt: skip
+    return attempt() if parts is None else parts.traced(wrapper, inputs, attempt)
 
 
 def _states(shapes: tuple[CacheShape, ...], max_len: int) -> dict[str, TensorSpec]:
@@ -164,7 +179,7 @@ def _path_name(path: tuple[Any, ...]) -> str:
     return ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
 
 
-def _export_module(model: LoadedModel) -> Exported:
+def _export_module(model: LoadedModel, parts: Parts | None) -> Exported:
     if not model.example_inputs:
         raise ModelError(f"{model.name} needs example inputs to be exported. Give example_inputs=…, or FILE.py:FUNCTION.")
     wrapper = _Flat(model.module, model.positional).eval()
@@ -184,9 +199,14 @@ def _export_module(model: LoadedModel) -> Exported:
     if not outputs:
         raise ModelError(f"{model.name} returns no tensors, so there is nothing to compare.")
     notes: list[str] = []
-    program = trace(wrapper, inputs, notes)
     keys = tuple(_path_name(path) for path, _ in pytree.tree_flatten_with_path(inputs)[0])
-    graph, tensors = graph_from_exported("forward", program, wrapper, keys, tuple(outputs), strip_prefix=MODEL)
+
+    def attempt() -> tuple[Graph, dict[str, torch.Tensor]]:
+        notes.clear()
+        program = trace(wrapper, inputs, notes)
+        return graph_from_exported("forward", program, wrapper, keys, tuple(outputs), strip_prefix=MODEL)
+
+    graph, tensors = _read(parts, wrapper, inputs, attempt)
     states = {p.key: p.spec for p in graph.states}
     initial = {key: carried(before[key]) for key in states}
     return Exported((graph,), tensors, states, initial, None, examples, tuple(notes))

@@ -34,7 +34,7 @@ from tapml.source.recurrent import unrolled
 _OPERATOR = re.compile(r"\baten[.:]+(\w+)(?:\.(\w+))?")
 # Calls that depend on data, in a note.
 _LISTED = 3
-_ADVICE = "Replace it with something whose shape and course do not depend on the data."
+ADVICE = "Replace it with something whose shape and course do not depend on the data."
 
 
 def trace(module: torch.nn.Module, kwargs: Mapping[str, Any], notes: list[str] | None = None) -> torch.export.ExportedProgram:
@@ -143,7 +143,7 @@ def _explain(error: BaseException) -> str:
         where = f"{operator} at {place}" if operator else place
     else:
         where = operator or "torch.export"
-    return f"The model does not export: {where}: {type(error).__name__}: {first_line(error)[:300]}. {_ADVICE}"
+    return f"The model does not export: {where}: {type(error).__name__}: {first_line(error)[:300]}. {ADVICE}"
 
 
 def _operator_under_way(error: BaseException) -> str | None:
