@@ -199,6 +199,8 @@ class _Reader:
             self._read_loop(fx)
             return
         if not isinstance(fx.target, torch._ops.OpOverload):
+            if higher_order(fx).startswith("auto_functionalized"):
+                raise ModelError(_message(fx, "writes to what it is given", fx.args[0]))
             why = "is control flow" if isinstance(fx.target, torch._ops.HigherOrderOperator) else "works on a symbolic size"
             raise ModelError(_message(fx, f"{why}, which has no place in a graph of static shapes"))
         word = fx.target._schema.name.split("::")[1]

@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._library.custom_ops import OPDEFS
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils import _pytree as pytree
 
 Seen = dict[tuple[str, str], None]
 
 # Layers over packed sequences have as many rows as there are steps in all sequences.
 _PACKED = ("_pack_padded_sequence", "_pad_packed_sequence", "lstm", "gru", "rnn_tanh", "rnn_relu")
+# An operator of the user that says nothing of the sizes of what it gives.
+_NO_FAKE = "no fake impl registered"
 _MASKS = (torch.bool, torch.uint8)
 
 
@@ -39,7 +42,7 @@ def by_example() -> Iterator[Seen]:
     fake_impls.op_implementations_checks.insert(0, rule)
     try:
         with (
-            config.patch(fake_tensor_propagate_real_tensors=True), torch.random.fork_rng(),
+            _sizes_of_own_operators(seen), config.patch(fake_tensor_propagate_real_tensors=True), torch.random.fork_rng(),
             # Strides of real tensors may differ from those that a trace assumes; nothing reads them.
             _replaced(FakeTensorMode, "_maybe_infer_fake_kernel_from_pytree_out", _as_traced),
             # torch leaves the numbers of parameters undefined.
@@ -48,6 +51,35 @@ def by_example() -> Iterator[Seen]:
             yield seen
     finally:
         fake_impls.op_implementations_checks.remove(rule)
+
+
+@contextmanager
+def _sizes_of_own_operators(seen: Seen) -> Iterator[None]:
+    """Operators that the user wrote and that say nothing of what they give are carried out on the example to see it."""
+    silent = [own for own in OPDEFS.values() if own._abstract_fn is None]
+
+    def sizes(own: Any) -> Callable[..., Any]:
+        def fake(*args: Any, **kwargs: Any) -> Any:
+            seen[own._name, _place()] = None
+            with unset_fake_temporarily():
+                made = own(*_real(args), **_real(kwargs))
+            return pytree.tree_map_only(
+                torch.Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device), made
+            )
+
+        return fake
+
+    for own in silent:
+        own._abstract_fn = sizes(own)
+    try:
+        yield
+    finally:
+        for own in silent:
+            own._abstract_fn = None
+
+
+def _real(given: Any) -> Any:
+    return pytree.tree_map_only(FakeTensor, lambda t: t.real_tensor, given)
 
 
 @contextmanager
@@ -72,12 +104,12 @@ def depends_on_data(program: torch.export.ExportedProgram) -> bool:
 
 
 def gave_up_on_data(errors: list[BaseException]) -> bool:
-    """Whether one of these is torch's word that a trace depends on data."""
+    """Whether one of these is torch's word that a trace depends on data, or that nobody said what an operator gives."""
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
     kinds = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
-    return any(isinstance(error, kinds) for error in errors)
+    return any(isinstance(error, kinds) or _NO_FAKE in str(error) for error in errors)
 
 
 def is_machinery(file: str) -> bool:
@@ -102,7 +134,7 @@ def _rule(seen: Seen) -> Callable[..., Any]:
         if not masked or any(t.real_tensor is None for t in tensors):
             return NotImplemented
         seen[word, _place()] = None
-        args, kwargs = pytree.tree_map_only(FakeTensor, lambda t: t.real_tensor, (args, kwargs))
+        args, kwargs = _real((args, kwargs))
         return pytree.tree_map_only(torch.Tensor, lambda t: _like(mode, t), func(*args, **kwargs))
 
     return rule

@@ -18,28 +18,25 @@ WRAPPED = "_orig_mod"
 
 
 def plain_module(module: torch.nn.Module) -> tuple[torch.nn.Module, list[str]]:
-    """Raises ModelError for TorchScript, for layers quantized with torch.ao, and for weights that are no plain tensors."""
+    """Raises ModelError for TorchScript, for a layer quantized with torch.ao, and for weights that are no plain tensors. Parts
+    that are such (`unseen_parts`) stay on the source."""
     notes = []
     if is_compiled(module):
         module = getattr(module, WRAPPED)
         notes.append("the module came from torch.compile; the module inside was carved, run eagerly")
     elif any(is_compiled(part) or part._compiled_call_impl is not None for part in module.modules()):
         notes.append("parts of the module come from torch.compile; they were carved as they run eagerly")
-    for path, part in module.named_modules():
-        where = f"its part {path}" if path else "it"
-        kind, home = type(part).__name__, type(part).__module__
-        if isinstance(part, torch.jit.ScriptModule):
-            raise ModelError(
-                f"{type(module).__name__} cannot be exported: {where} is TorchScript ({kind}), whose Python code torch.export "
-                "needs and cannot see. Give the module from which torch.jit.script or torch.jit.trace made it."
-            )
-        if home.startswith(("torch.ao.nn.", "torch.nn.")) and ".quantized" in home:
-            how = "quantize_dynamic" if ".dynamic" in home else "torch.ao.quantization"
-            raise ModelError(
-                f"{type(module).__name__} cannot be exported: {where} is a layer that {how} quantized ({home}.{kind}); its "
-                "weights are packed for PyTorch's own kernels. Give the module as it was before it was quantized."
-            )
+    if why := _unseen(module):
+        raise ModelError(f"{type(module).__name__} cannot be exported: it is {why}.")
+    unseen = [f"{path}." for path in unseen_parts(module)]
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if name.startswith(tuple(unseen)):
+            continue
+        if tensor.is_meta:
+            raise ModelError(
+                f"{type(module).__name__} has no numbers: its weight {name} is on the meta device. Give the module with its "
+                "weights (to_empty, then load_state_dict)."
+            )
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter) and type(tensor.data) is not torch.Tensor:
             raise ModelError(
                 f"{type(module).__name__} cannot be exported: its weight {name} is a {type(tensor.data).__name__}, no plain "
@@ -51,6 +48,32 @@ def plain_module(module: torch.nn.Module) -> tuple[torch.nn.Module, list[str]]:
                 "not carry. Make it dense with to_dense()."
             )
     return module, notes
+
+
+def unseen_parts(module: torch.nn.Module) -> dict[str, str]:
+    """The parts whose code no trace sees, each the outermost of its kind, and why."""
+    found: dict[str, str] = {}
+    for path, part in module.named_modules():
+        if path and not any(path.startswith(f"{outer}.") for outer in found) and (why := _unseen(part)):
+            found[path] = why
+    return found
+
+
+def _unseen(part: torch.nn.Module) -> str:
+    """What a module is of which torch.export sees no Python code; "" for any other."""
+    kind, home = type(part).__name__, type(part).__module__
+    if isinstance(part, torch.jit.ScriptModule):
+        return (
+            f"TorchScript ({kind}), whose Python code torch.export needs and cannot see. Give the module from which "
+            "torch.jit.script or torch.jit.trace made it"
+        )
+    if home.startswith(("torch.ao.nn.", "torch.nn.")) and ".quantized" in home:
+        how = "quantize_dynamic" if ".dynamic" in home else "torch.ao.quantization"
+        return (
+            f"a layer that {how} quantized ({home}.{kind}); its weights are packed for PyTorch's own kernels. Give the module as "
+            "it was before it was quantized"
+        )
+    return ""
 
 
 def is_compiled(module: Any) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from tapml.generation import DecoderShape
 from tapml.operators.carried import carried
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.graph import Graph
-from tapml.source.checked import batch_experts, eagerly, transformers_parts
+from tapml.source.checked import batch_experts, eagerly, transformers_parts, unseen_parts
 from tapml.source.decoder import MODEL, CacheShape, DecoderStep, cache_shapes
 from tapml.source.messages import first_line
 from tapml.source.model import LoadedModel, called
@@ -67,6 +67,10 @@ def _with_attention(model: LoadedModel, attempt: Callable[[Parts | None], Export
     """The attempt with the attention that the model came with, if that does not export with the eager one, and if neither does
     without the parts that do not. What is set in a transformers model is set back afterwards."""
     with eagerly(model.module):
+        if unseen := unseen_parts(model.module):
+            with _settings_kept(transformers_parts(model.module)):
+                batch_experts(model.module)
+                return attempt(Parts(model, unseen))
         try:
             with _settings_kept(transformers_parts(model.module)):
                 return _attempted(model.module, attempt)
@@ -164,10 +168,20 @@ def flat_outputs(result: Any) -> dict[str, torch.Tensor]:
     is "output". Complex ones are as they are; in a graph they are pairs (`tapml.operators.carried`)."""
     if isinstance(result, torch.Tensor):
         return {"output": result}
+    result = _opened(result)
     # transformers' outputs are ordered dicts that pytree knows by their own class.
     if isinstance(result, Mapping):
         result = dict(result)
     return _named(result)
+
+
+def _opened(value: Any) -> Any:
+    """With dataclasses as dicts of their fields, which no tree of PyTorch's knows."""
+    if is_dataclass(value) and not isinstance(value, type | Mapping):
+        return {f.name: _opened(getattr(value, f.name)) for f in fields(value)}
+    if type(value) in (list, tuple):
+        return type(value)(map(_opened, value))
+    return {key: _opened(item) for key, item in value.items()} if type(value) is dict else value
 
 
 def _named(tree: Any) -> dict[str, torch.Tensor]:

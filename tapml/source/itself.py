@@ -97,12 +97,26 @@ class Itself:
         try:
             # Control flow would be compiled, and what is compiled under a mode is later used without it.
             eagerly = torch.compiler.set_stance("force_eager")
-            with default_dtype(self.dtype), torch.no_grad(), eagerly, torch.random.fork_rng(), _Plain(self.dtype):
+            with (
+                default_dtype(self.dtype), torch.no_grad(), eagerly, _no_fast_path(), torch.random.fork_rng(), _Plain(self.dtype),
+            ):
                 torch.manual_seed(SEED)
                 yield
         finally:
             for handle in handles:
                 handle.remove()
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """PyTorch's layers of transformers take another way in evaluation, over nested tensors, in which what is padded is zero. A
+    trace takes the other."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def wide_copy(model: LoadedModel) -> Itself | None:

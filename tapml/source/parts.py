@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,11 +51,14 @@ class _Call:
 class Parts:
     """Of one model. `why` says of each part that was taken out why it does not export, by path."""
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, unseen: Mapping[str, str] | None = None) -> None:
+        """`unseen` are parts that are known not to export, with the reason."""
         self._model = model
         self._root = model.module
         self._paths = {id(part): path for path, part in self._root.named_modules()}
-        self.why: dict[str, str] = {}
+        self.why = dict(unseen or {})
+        if self.why:
+            parts.hold(model.digest, self._root)
 
     def traced(self, wrapper: torch.nn.Module, inputs: Mapping[str, Any], attempt: Callable[[], Made]) -> Made:
         """What `attempt` gives, which traces `wrapper`, a module with the model in it, for these inputs. Raises its ModelError
@@ -108,9 +111,7 @@ class Parts:
         watched = {path: _Watched(self._root.get_submodule(path)) for path in paths}
         before = {name: buffer.detach().clone() for name, buffer in wrapper.named_buffers()}
         try:
-            with ExitStack() as stack, torch.no_grad():
-                for each in watched.values():
-                    stack.enter_context(each.watching())
+            with torch.no_grad(), _in_their_places(wrapper, {id(w.part): _Stand(w.part, w.call) for w in watched.values()}):
                 wrapper(**inputs)
         except Exception:
             # A model's own code can raise anything.
@@ -129,23 +130,14 @@ class Parts:
             yield
             return
         calls = self._watched(wrapper, inputs, list(self.why))
+        self.why = {path: why for path, why in self.why.items() if path in calls}
         with parts.tracing() as table:
             stands = {
                 id(part := self._root.get_submodule(path)): _Stand(part, self._recorded(table, path, part, why, calls[path]))
                 for path, why in self.why.items()
             }
-            places = [
-                (parent._modules, name, child)
-                for parent in wrapper.modules() if not isinstance(parent, torch.jit.ScriptModule)
-                for name, child in parent._modules.items() if id(child) in stands
-            ]
-            for children, name, child in places:
-                children[name] = stands[id(child)]
-            try:
+            with _in_their_places(wrapper, stands):
                 yield
-            finally:
-                for children, name, child in places:
-                    children[name] = child
 
     def _recorded(
         self, table: dict[str, parts.Traced], path: str, part: torch.nn.Module, why: str, calls: list[_Call]
@@ -175,31 +167,16 @@ class _Watched:
         self.part = part
         self.calls: list[_Call] = []
         self.alone = True
-        self._before: tuple[Any, ...] = ()
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        handles = [
-            self.part.register_forward_pre_hook(self._begin, with_kwargs=True),
-            self.part.register_forward_hook(self._end, with_kwargs=True, always_call=False),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _begin(self, _: Any, args: Any, kwargs: Any) -> None:
-        self._before = (_versions(args, kwargs), torch.get_rng_state())
-
-    def _end(self, _: Any, args: Any, kwargs: Any, result: Any) -> None:
-        versions, state = self._before
+    def call(self, args: Any, kwargs: Any) -> Any:
+        versions, state = _versions(args, kwargs), torch.get_rng_state()
+        result = self.part(*args, **kwargs)
         try:
             parts.written((args, kwargs))
             tree = pytree.tree_map_only(torch.Tensor, _spec, result)
         except ValueError:
             self.alone = False
-            return
+            return result
         leaves = pytree.tree_leaves(tree)
         # A number may be another for other data, and an object may hold tensors of this run.
         plain = all(leaf is None or isinstance(leaf, TensorSpec) for leaf in leaves)
@@ -207,6 +184,24 @@ class _Watched:
         same = versions == _versions(args, kwargs) and torch.equal(state, torch.get_rng_state())
         self.alone = self.alone and plain and bool(specs) and same
         self.calls.append(_Call(tree, specs))
+        return result
+
+
+@contextmanager
+def _in_their_places(wrapper: torch.nn.Module, stands: Mapping[int, torch.nn.Module]) -> Iterator[None]:
+    """While it lasts, these modules stand for the parts with these ids."""
+    places = [
+        (parent._modules, name, child)
+        for parent in wrapper.modules() if not isinstance(parent, torch.jit.ScriptModule)
+        for name, child in parent._modules.items() if id(child) in stands
+    ]
+    for children, name, child in places:
+        children[name] = stands[id(child)]
+    try:
+        yield
+    finally:
+        for children, name, child in places:
+            children[name] = child
 
 
 def _versions(args: Any, kwargs: Any) -> list[int]:

@@ -79,7 +79,7 @@ def _traced(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> torch.export.
     keep_whole, _ = _split_decomp_table_to_cia_and_python_decomp({})
     with (
         warnings.catch_warnings(), _no_gradients(module), _no_collection(), _no_records(), _use_lazy_graph_module(True),
-        unrolled(module),
+        unrolled(module), _attributes_kept(module), _flex_attention_written_out(),
         _override_composite_implicit_decomp(keep_whole),
     ):
         warnings.simplefilter("ignore")
@@ -100,6 +100,39 @@ def _no_gradients(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for parameter in wanting:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def _attributes_kept(module: torch.nn.Module) -> Iterator[None]:
+    """What a model's code sets on its modules while it is traced (`self.count = …`, a tensor kept for the next call) is of the
+    trace: afterwards they are what they were."""
+    before = [(part, dict(part.__dict__)) for part in module.modules()]
+    kept = [(value, dict(value)) for _, held in before for key in ("_buffers", "_parameters") if (value := held.get(key))]
+    try:
+        yield
+    finally:
+        for part, held in before:
+            for name in part.__dict__.keys() - held.keys():
+                del part.__dict__[name]
+            part.__dict__.update(held)
+        for value, was in kept:
+            value.clear()
+            value.update(was)
+
+
+@contextmanager
+def _flex_attention_written_out() -> Iterator[None]:
+    """As products, the scores' own function and softmax, which PyTorch has for it too; not as a call that holds programs."""
+    from torch._higher_order_ops.flex_attention import math_attention
+    from torch.nn.attention import flex_attention as home
+
+    wanted = {"flex_attention_hop": math_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG": True}
+    before = {name: vars(home)[name] for name in wanted}
+    vars(home).update(wanted)
+    try:
+        yield
+    finally:
+        vars(home).update(before)
 
 
 @contextmanager

@@ -77,6 +77,21 @@ PARTS: dict[str, Callable[[], Around]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda part: torch.jit.script(part), "TorchScript"),
+        (lambda part: torch.ao.quantization.quantize_dynamic(part, {torch.nn.Linear}, torch.qint8)[0], "quantize_dynamic"),
+    ],
+)
+def test_parts_whose_code_no_trace_sees_stay(make: Callable[[Any], Any], reason: str, tmp_path: Path) -> None:
+    part = make(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+    result = carve(load(Around(part).eval(), example_inputs=(torch.randn(3, 4),)), [], tmp_path / "run")
+    assert [s["operator"] for s in result.stays] == ["part.code"] and reason in result.stays[0]["reason"]
+    assert result.operators == 3
+
+
 def stays(exported: Exported) -> list[str]:
     return [node.kwargs["path"] for graph in exported.graphs for node in graph.nodes if node.target == PART]
 
