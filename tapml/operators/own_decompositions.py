@@ -247,6 +247,15 @@ def _one_element(choose: bool) -> Callable[..., Any]:
     return rule
 
 
+def _ldexp(x: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
+    """In three steps, each by a power of 2 that is a normal number. torch's decomposition multiplies by the whole power, which
+    may be zero or infinite where the result is neither, and 0 · ∞ is NaN."""
+    powers = exponent.clamp(-300, 300).to(torch.float32)
+    third = torch.floor(powers / 3)
+    step = torch.pow(2.0, third)
+    return x * step * step * torch.pow(2.0, powers - 2 * third)
+
+
 # Rows of matrices whose determinant and inverse have a formula that is worth it.
 _CLOSED = 3
 
@@ -269,6 +278,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.embedding_bag.padding_idx: _embedding_bag_padded,
     aten.batch_norm.default: _batch_norm,
     aten.angle.default: _angle,
+    aten.ldexp.Tensor: _ldexp,
     aten.linalg_det.default: _determinant,
     aten.det.default: _determinant,
     aten.linalg_inv.default: _inverse,

@@ -200,6 +200,12 @@ def test_operator(name: str) -> None:
     check(CASES[name](), ("opencl", "vulkan")[list(CASES).index(name) % 2], "simple")
 
 
+@pytest.mark.parametrize("target", ["opencl", "vulkan"])
+def test_a_power_of_2_beyond_float32_is_no_zero_and_no_infinity(target: str) -> None:
+    numbers, powers = torch.tensor([1e38, -INF, 0.0, 3e38]), torch.tensor([[-149], [-140], [20], [130], [-160]])
+    check(call("aten.ldexp.Tensor", numbers, powers), target, "simple")
+
+
 def test_a_note_says_what_torch_decomposed() -> None:
     notes: list[str] = []
     build(call("aten.mish.default", X).body, TARGETS["opencl"], "simple", lambda stage: None, notes.append)
