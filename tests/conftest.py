@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 import tapml
 from tapml.carve.folder import RunFolder
 from tapml.devices.open import probe
+from tests.kept_workers import kept_workers
 from tests.models import CAUSAL_LMS, VOCABULARY, causal_lm, conv_net, encoder
 from tests.remote.processes import Agent, Hub, running_agent, running_hub
 
@@ -34,6 +35,13 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def workers_kept() -> Iterator[None]:
+    """The compiler is loaded once or twice a session, not in each test. What compiles in a process of its own is as always."""
+    with kept_workers():
+        yield
 
 
 @pytest.fixture(scope="session")

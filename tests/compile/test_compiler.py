@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tapml.compile.compiler import Compiler, Result
+from tapml.compile.process import WorkerProcess
 from tapml.operators.graph import Body
 from tapml.targets.known import TARGETS
 from tapml.targets.target import Target
@@ -185,7 +186,8 @@ def test_a_warm_start_needs_no_compiler(tmp_path: Path) -> None:
     assert float(done.stdout) < 0.3
 
 
-def test_a_real_worker_compiles_and_ends_with_its_compiler(tmp_path: Path) -> None:
+def test_a_real_worker_compiles_and_ends_with_its_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tapml.compile.compiler.WorkerProcess", WorkerProcess)  # none that the tests keep
     made = call("aten.linear.default", floats(1, 4, 16), floats(8, 16))
     odd = replace(made.body, kind="odd", nodes=(replace(made.body.nodes[0], target="aten.cholesky.default"),))
     with Compiler(TARGETS["opencl"], tmp_path / "cache", workers=1) as compiler:
