@@ -23,6 +23,23 @@ settings.load_profile("tapml")
 
 MakeRun = Callable[[str], RunFolder]
 
+# The files that take longest, longest first: they are begun first, so that no process waits for another at the end. Most have few
+# tests, and pytest-xdist by itself would begin those last.
+LONGEST = (
+    "remote/test_faults.py", "migrate/test_real_models.py", "remote/test_browser.py", "diagnose/test_bisect.py",
+    "remote/test_verbs.py", "diagnose/test_explain.py", "operators/test_cut.py", "migrate/test_integers.py",
+    "report/test_html_browser.py", "carve/test_smollm2.py", "migrate/test_unchecked.py", "test_tutorial.py",
+    "carve/test_suite.py", "compile/test_ordinary.py", "test_ci.py", "cli/test_bad_input.py",
+    "remote/test_client.py", "source/test_smollm2.py",
+    "compile/test_architectures.py", "cli/test_schemas.py", "remote/test_share.py", "migrate/test_late_positions.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+    rank = {folder / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> Iterator[None]:
