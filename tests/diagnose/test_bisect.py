@@ -1,4 +1,7 @@
-"""`bisect` on small models and real devices: single, compound, flaky and other faults, and the engine that it searches with."""
+"""`bisect` on small models and real devices: single, compound, flaky and other faults, and the engine that it searches with.
+
+The search is the same whatever the target: most tests are on the one that opens and compiles soonest, one each on the others.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def llama(make_run: MakeRun) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def bench(make_run: MakeRun) -> Iterator[Workbench]:
-    with Workbench.on(make_run("llama"), "opencl") as bench:
+    with Workbench.on(make_run("llama"), "cpu") as bench:
         bench.compile(bench.model.operators)
         yield bench
 
@@ -53,7 +56,7 @@ def check_counts(result: BisectResult) -> None:
     ("prefill/embed_tokens", 0), ("prefill/layers.1.self_attn.v_proj", 0), ("decode/lm_head", 2),
 ])
 def test_one_faulty_kernel_anywhere(need: Need, llama: RunFolder, name: str, call: int) -> None:
-    result = bisect(llama, need("opencl"), inject=Scaled({name: 1.01}))
+    result = bisect(llama, need("cpu"), inject=Scaled({name: 1.01}))
     assert result.culprits == (name,) and not result.more and not result.passed and not result.flaky
     (found,) = result.sets
     assert found.how == "one by one" and found.stage == "numeric" and found.repeats == 1
@@ -75,7 +78,7 @@ def test_on_vulkan(need: Need, llama: RunFolder) -> None:
 def test_a_module_that_is_no_decoder(need: Need, make_run: MakeRun) -> None:
     run = make_run("encoder")
     name = next(o.name for o in run.operators if o.kind == "linear")
-    result = bisect(run, need("opencl"), inject=Scaled({name: 1.01}))
+    result = bisect(run, need("cpu"), inject=Scaled({name: 1.01}))
     assert result.culprits == (name,) and result.first_wrong_call == 0
     check_counts(result)
 
@@ -84,10 +87,10 @@ def test_several_faults(need: Need, llama: RunFolder) -> None:
     """Without --all the first set, and that there are more; with it all of them."""
     names = {"prefill/layers.0.self_attn.o_proj", "prefill/layers.1.mlp.gate_proj", "decode/norm"}
     fault = Scaled(dict.fromkeys(names, 1.01))
-    one = bisect(llama, need("opencl"), inject=fault)
+    one = bisect(llama, need("cpu"), inject=fault)
     assert len(one.culprits) == 1 and set(one.culprits) < names and one.more
     assert one.without is not None and not one.without.passed and "--all" in one.reason
-    every = bisect(llama, "opencl", inject=fault, all_sets=True)
+    every = bisect(llama, "cpu", inject=fault, all_sets=True)
     assert set(every.culprits) == names and len(every.sets) == 3 and not every.more
     assert every.without is not None and every.without.passed
     check_counts(every)
@@ -106,14 +109,14 @@ def over_bound(run: RunFolder, bench: Workbench, fault: Alteration) -> float:
 
 def test_a_compound_error(need: Need, llama: RunFolder, bench: Workbench) -> None:
     """Two kernels, each a little off: each alone keeps the model within its bound, both together do not."""
-    need("opencl")
+    need("cpu")
     names = ("prefill/norm", "prefill/lm_head")
     size = 1e-3
     shares = [over_bound(llama, bench, Scaled({name: 1 + size})) for name in names]
     factors = {name: 1 + size * 0.7 / share for name, share in zip(names, shares, strict=True)}
     alone = [over_bound(llama, bench, Scaled({name: factors[name]})) for name in names]
     assert max(alone) < 1.0 < over_bound(llama, bench, Scaled(factors)), "the faults are as they are meant to be"
-    result = bisect(llama, "opencl", inject=Scaled(factors))
+    result = bisect(llama, "cpu", inject=Scaled(factors))
     assert result.culprits == names and len(result.sets) == 1
     assert result.without is not None and result.without.passed and "together make the model wrong" in result.reason
     assert not result.sets[0].alone.passed
@@ -122,7 +125,7 @@ def test_a_compound_error(need: Need, llama: RunFolder, bench: Workbench) -> Non
 
 def test_a_flaky_kernel(need: Need, llama: RunFolder) -> None:
     name = "prefill/layers.0.mlp.down_proj"
-    result = bisect(llama, need("opencl"), inject=OnDevice(name, doubled_at_times(0.4, seed=3)))
+    result = bisect(llama, need("cpu"), inject=OnDevice(name, doubled_at_times(0.4, seed=3)))
     assert result.culprits == (name,) and result.flaky and result.unsteady == (name,)
     (found,) = result.sets
     assert found.rate is not None and 0.1 < found.rate.value < 1.0 and found.repeats > 1 and not found.steady
@@ -132,7 +135,7 @@ def test_a_flaky_kernel(need: Need, llama: RunFolder) -> None:
 
 def test_the_hand_over_between_calls(need: Need, llama: RunFolder) -> None:
     """Every kernel is right. What the device is handed is not, which only the real hybrid shows."""
-    result = bisect(llama, need("opencl"), inject=Handed("decode"), all_sets=True)
+    result = bisect(llama, need("cpu"), inject=Handed("decode"), all_sets=True)
     assert result.sets and all(found.how == "together" and found.stage == "state" for found in result.sets)
     readers = {o.name for o in llama.operators if o.graph == "decode" and _position(llama) in o.inputs}
     assert set(result.culprits) <= readers and result.without is not None and result.without.passed
@@ -147,7 +150,7 @@ def _position(run: RunFolder) -> str:
 
 def test_the_engine_and_the_hybrid_give_the_same_bits(need: Need, llama: RunFolder, bench: Workbench) -> None:
     """Whatever is on the target, and however much the engine remembers."""
-    need("opencl")
+    need("cpu")
     model, small = whole(llama, bench), whole(llama, bench, budget=20_000)
     names = list(bench.model.named)
     coin = random.Random(2)
@@ -165,7 +168,7 @@ def _hits(model: ModelCheck) -> int:
 
 def test_a_set_starts_where_it_differs(need: Need, llama: RunFolder, bench: Workbench) -> None:
     """The same set again runs nothing; without the last operator of the last call, that operator alone runs."""
-    need("opencl")
+    need("cpu")
     model = whole(llama, bench)
     names = frozenset(bench.model.named)
     model.one_by_one(names)
