@@ -83,13 +83,13 @@ def test_what_a_failure_needs_stays(make_run: MakeRun, need: Callable[[str], str
 def test_a_case_that_passes_is_refused(make_run: MakeRun, need: Callable[[str], str]) -> None:
     run = make_run("llama")
     name = "prefill/layers.0.mlp.gated_activation"
-    with Workbench.on(run, need("opencl")) as bench, pytest.raises(NotFailing, match="does not fail"):
+    with Workbench.on(run, need("cpu")) as bench, pytest.raises(NotFailing, match="does not fail"):
         minimise(bench, run.operator(name), inputs_of(run, name))
 
 
 def test_a_refused_kernel_shrinks_by_its_status_and_stage(make_run: MakeRun, need: Callable[[str], str]) -> None:
     run = make_run("llama")
-    with Workbench.on(run, need("opencl")) as bench:
+    with Workbench.on(run, need("cpu")) as bench:
         found = shrunk(bench, run, "prefill/layers.0.mlp.gated_activation", lambda source: source.replace("exp(", "expo("))
     assert (found.outcome.status, found.outcome.stage) == ("error", "driver")
     assert found.comparison is None and "expo" in found.message
@@ -116,7 +116,7 @@ def test_a_failure_that_comes_and_goes_is_repeated(
     make_run: MakeRun, need: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run("llama")
-    with Workbench.on(run, need("opencl")) as bench:
+    with Workbench.on(run, need("cpu")) as bench:
         monkeypatch.setattr(bench, "run", Sometimes(bench))
         found = shrunk(bench, run, "prefill/layers.0.input_layernorm", started_wrong)
     assert found.runs == FLAKY_RUNS
@@ -127,7 +127,7 @@ def test_a_failure_that_comes_and_goes_is_repeated(
 def test_no_time_keeps_the_case_that_was_given(make_run: MakeRun, need: Callable[[str], str]) -> None:
     run = make_run("llama")
     name = "prefill/layers.0.input_layernorm"
-    with Workbench.on(run, need("opencl")) as bench:
+    with Workbench.on(run, need("cpu")) as bench:
         bench.alter(Text(name, started_wrong))
         found = minimise(bench, run.operator(name), inputs_of(run, name), seconds=0.0)
     assert found.elements_after == found.elements_before
@@ -141,7 +141,7 @@ def test_a_device_that_goes_away_ends_with_the_best_so_far(
 
     run = make_run("llama")
     name = "prefill/layers.0.input_layernorm"
-    with Workbench.on(run, need("opencl")) as bench:
+    with Workbench.on(run, need("cpu")) as bench:
         bench.alter(Text(name, started_wrong))
         inner, calls = bench.run, 0
 
