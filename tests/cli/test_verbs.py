@@ -30,6 +30,15 @@ def wrong(operator, target, source):
 
 
 @pytest.fixture(scope="session")
+def target() -> str:
+    """The one that opens and compiles soonest, for what is the same on all."""
+    found = probe("cpu")
+    if not found.available:
+        pytest.skip(f"no C compiler here: {found.reason}")
+    return "cpu"
+
+
+@pytest.fixture(scope="session")
 def opencl() -> str:
     found = probe("opencl")
     if not found.available:
@@ -63,23 +72,23 @@ def test_carve_keeps_what_prompts_gave(type_in: TypeIn, models: Path, tmp_path: 
     assert all(1 <= len(p["generated"]) <= 3 for p in data["prompts"])
 
 
-def test_test_passes_and_says_so(type_in: TypeIn, whole_run: Path, opencl: str, tmp_path: Path) -> None:
+def test_test_passes_and_says_so(type_in: TypeIn, whole_run: Path, target: str, tmp_path: Path) -> None:
     told = tmp_path / "test.json"
-    typed = type_in("test", whole_run, "--target", opencl, "--operator", "*layers.0*", "--json", told)
+    typed = type_in("test", whole_run, "--target", target, "--operator", "*layers.0*", "--json", told)
     assert typed.code == 0, typed.out + typed.err
     data = json.loads(told.read_text())
-    assert data["target"] == opencl and data["device"]["platform"] == opencl
+    assert data["target"] == target and data["device"]["platform"] == target
     assert list(data["summary"]) == STATUSES
     assert data["summary"]["pass"] == len(data["verdicts"]) > 10
     assert all(v.keys() >= VERDICT_KEYS and "layers.0" in v["operator"] for v in data["verdicts"])
-    assert f"{len(data['verdicts'])} operators: {len(data['verdicts'])} pass · opencl on " in typed.out
+    assert f"{len(data['verdicts'])} operators: {len(data['verdicts'])} pass · {target} on " in typed.out
     assert "more that passed" in typed.out
 
 
-def test_a_fault_is_named(type_in: TypeIn, whole_run: Path, opencl: str, tmp_path: Path) -> None:
+def test_a_fault_is_named(type_in: TypeIn, whole_run: Path, target: str, tmp_path: Path) -> None:
     name = "decode/layers.1.mlp.gated_activation"
     (tmp_path / "fault.py").write_text(FAULT.replace("NAME", name))
-    words = ("test", whole_run, "--target", opencl, "--operator", "decode/*mlp*", "--inject", f"{tmp_path / 'fault.py'}:wrong")
+    words = ("test", whole_run, "--target", target, "--operator", "decode/*mlp*", "--inject", f"{tmp_path / 'fault.py'}:wrong")
     typed = type_in(*words, "--json", tmp_path / "test.json")
     assert typed.code == 1, typed.out + typed.err
     data = json.loads((tmp_path / "test.json").read_text())
@@ -91,7 +100,7 @@ def test_a_fault_is_named(type_in: TypeIn, whole_run: Path, opencl: str, tmp_pat
     assert rows[0] == "fail" and rows.count("fail") == 1, "worst first"
     assert f"{name}: fail at numeric" in typed.out and "1 fail" in lines[-2]
     fault = f"{tmp_path / 'fault.py'}:wrong"
-    assert lines[-1] == f"Next: tapml explain {whole_run} {name} --target {opencl} --inject {fault}"
+    assert lines[-1] == f"Next: tapml explain {whole_run} {name} --target {target} --inject {fault}"
     assert data["inject"] == fault and (data["kernels_changed"], data["passed"]) == (1, False) and data["kernels_seen"] > 1
     said = f"With fault {fault} put in: 1 of {data['kernels_seen']} kernels changed"
     assert said.replace(" ", "") in "".join(typed.out.split())
@@ -99,35 +108,35 @@ def test_a_fault_is_named(type_in: TypeIn, whole_run: Path, opencl: str, tmp_pat
     assert abs((datetime.now(UTC) - datetime.fromisoformat(data["date"])).total_seconds()) < 600
 
 
-def test_a_fault_that_changes_nothing_is_wrong_use(type_in: TypeIn, whole_run: Path, opencl: str, tmp_path: Path) -> None:
+def test_a_fault_that_changes_nothing_is_wrong_use(type_in: TypeIn, whole_run: Path, target: str, tmp_path: Path) -> None:
     (tmp_path / "fault.py").write_text(FAULT.replace("NAME", "no such operator"))
-    words = ("--target", opencl, "--inject", f"{tmp_path / 'fault.py'}:wrong")
+    words = ("--target", target, "--inject", f"{tmp_path / 'fault.py'}:wrong")
     for verb in (("test", whole_run, "--operator", "decode/*mlp*"), ("explain", whole_run, "decode/lm_head")):
         typed = type_in(*verb, *words)
         assert typed.code == 2 and not typed.out and "changed none of" in typed.err and "Traceback" not in typed.err
 
 
-def test_a_failed_migration_says_what_to_type(type_in: TypeIn, run: Path, opencl: str, tmp_path: Path) -> None:
+def test_a_failed_migration_says_what_to_type(type_in: TypeIn, run: Path, target: str, tmp_path: Path) -> None:
     name = "decode/layers.1.mlp.gated_activation"
     (tmp_path / "fault.py").write_text(FAULT.replace("NAME", name))
     fault = f"{tmp_path / 'fault.py'}:wrong"
-    typed = type_in("migrate", run, "--target", opencl, "--tokens", "2", "--inject", fault, "--json", tmp_path / "m.json")
+    typed = type_in("migrate", run, "--target", target, "--tokens", "2", "--inject", fault, "--json", tmp_path / "m.json")
     assert typed.code == 1, typed.out + typed.err
     lines = typed.out.splitlines()
-    assert lines[-1] == f"Next: tapml explain {run} {name} --target {opencl} --inject {fault}"
+    assert lines[-1] == f"Next: tapml explain {run} {name} --target {target} --inject {fault}"
     assert f"With fault {fault} put in: 1 of ".replace(" ", "") in "".join(typed.out.split())
     data = json.loads((tmp_path / "m.json").read_text())
     assert (data["inject"], data["kernels_changed"], data["passed"]) == (fault, 1, False)
-    folder = run / "targets" / opencl
+    folder = run / "targets" / target
     assert (folder / "migrate.injected.jsonl").is_file() and not (folder / "migrate.jsonl").exists()
 
 
 def test_a_cumulative_test_names_the_first_wrong_operator(
-    type_in: TypeIn, whole_run: Path, opencl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    type_in: TypeIn, whole_run: Path, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")  # names stay whole
     (tmp_path / "fault.py").write_text(NORM.replace("NAME", "prefill/layers.0.post_attention_layernorm"))
-    words = ("test", whole_run, "--target", opencl, "--mode", "cumulative", "--inject", f"{tmp_path / 'fault.py'}:wrong")
+    words = ("test", whole_run, "--target", target, "--mode", "cumulative", "--inject", f"{tmp_path / 'fault.py'}:wrong")
     typed = type_in(*words, "--json", tmp_path / "test.json")
     assert typed.code == 1, typed.out + typed.err
     data = json.loads((tmp_path / "test.json").read_text())
@@ -156,10 +165,10 @@ def test_float16_that_is_computed_in_float32_is_said(type_in: TypeIn, models: Pa
     assert kept["storage"] == data["storage"] and kept["not_checked"] == data["not_checked"]
 
 
-def test_files_for_build_servers(type_in: TypeIn, whole_run: Path, opencl: str, tmp_path: Path) -> None:
+def test_files_for_build_servers(type_in: TypeIn, whole_run: Path, target: str, tmp_path: Path) -> None:
     name = "decode/layers.1.mlp.gated_activation"
     (tmp_path / "fault.py").write_text(FAULT.replace("NAME", name))
-    words = ("test", whole_run, "--target", opencl, "--operator", "decode/*mlp*", "--inject", f"{tmp_path / 'fault.py'}:wrong")
+    words = ("test", whole_run, "--target", target, "--operator", "decode/*mlp*", "--inject", f"{tmp_path / 'fault.py'}:wrong")
     typed = type_in(*words, "--junit", tmp_path / "j.xml", "--markdown", tmp_path / "m.md")
     assert typed.code == 1, typed.err
     assert '<failure type="fail" message="fail at numeric: ' in (tmp_path / "j.xml").read_text()
@@ -170,8 +179,8 @@ def test_files_for_build_servers(type_in: TypeIn, whole_run: Path, opencl: str, 
         assert typed.code == 2 and f"{flag} " in typed.said and "no directory" in typed.said
 
 
-def test_cumulative(type_in: TypeIn, whole_run: Path, opencl: str) -> None:
-    typed = type_in("test", whole_run, "--target", opencl, "--mode", "cumulative", "--operator", "*layers.1*", "--json", "-")
+def test_cumulative(type_in: TypeIn, whole_run: Path, target: str) -> None:
+    typed = type_in("test", whole_run, "--target", target, "--mode", "cumulative", "--operator", "*layers.1*", "--json", "-")
     assert typed.code == 0, typed.out + typed.err
     data = json.loads(typed.out)
     assert data["mode"] == "cumulative" and all("layers.1" in v["operator"] for v in data["verdicts"])
