@@ -101,7 +101,7 @@ def test_carve_and_errors(models: Path, result: Callable[..., Any], tmp_path: Pa
 
 
 def test_verbs_on_a_run(small: Path, result: Callable[..., Any], need: Need, tmp_path: Path) -> None:
-    target = ("--target", need("opencl"))
+    target = ("--target", need("cpu"))
     name = next(o.name for o in tapml.Run.open(small).operators if o.kind == "linear")
     (tmp_path / "fault.py").write_text(FAULT.replace("NAME", name))
     fault = ("--inject", f"{tmp_path / 'fault.py'}:wrong")
@@ -145,7 +145,7 @@ def test_what_stays_on_the_source_is_said_by_every_verb(
     result: Callable[..., Any], type_in: TypeIn, need: Need, tmp_path: Path
 ) -> None:
     (tmp_path / "net.py").write_text(STAYS)
-    run, target, why = tmp_path / "run", ("--target", need("opencl")), "it computes with complex numbers, which no target has"
+    run, target, why = tmp_path / "run", ("--target", need("cpu")), "it computes with complex numbers, which no target has"
     made = result(0, "carve", f"{tmp_path / 'net.py'}:turned", "-o", run)
     meets("carve", made)
     assert made["stays"] == [{"operator": "complex", "reason": why}]
