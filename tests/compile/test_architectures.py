@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ class Seen:
     outputs: list[HostArray]
 
 
+@cache
 def seen_by(name: str) -> list[Seen]:
     """What each signature saw last: two prefill chunks and a decode step of a decoder, one call of another module."""
     if name in ("conv_net", "encoder"):

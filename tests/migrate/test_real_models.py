@@ -64,7 +64,7 @@ def test_any_split_of_a_decoder_answers_as_the_source(make_run: MakeRun, need: N
     run = make_run("llama")
     assert run.decoder is not None
     rng = random.Random(3)
-    with OperatorTester(run, need("opencl")) as tester:
+    with OperatorTester(run, need("cpu")) as tester:
         bench = tester.bench
         bench.compile(run.operators)
         hybrid = bench.hybrid()
@@ -78,7 +78,7 @@ def test_any_split_of_a_decoder_answers_as_the_source(make_run: MakeRun, need: N
 
 def test_cumulative_passes_on_a_sound_target(make_run: MakeRun, need: Need) -> None:
     run = make_run("llama")
-    with OperatorTester(run, need("opencl")) as tester:
+    with OperatorTester(run, need("cpu")) as tester:
         verdicts = list(tester.test_cumulative())
     assert [v.operator for v in verdicts] == [o.name for o in run.operators]
     assert all(v.status == "pass" and "cumulative" in v.reason for v in verdicts)
@@ -116,7 +116,8 @@ def test_an_injected_fault_is_caught_and_named(kind: str, make_run: MakeRun, nee
     name, pattern, replacement = FAULTS[kind]
     assert run.operator(name).kind == kind
     # The plainest schedule, so that the kernels' text is what the edits expect.
-    result = migrate(run, "opencl:schedule=simple", fresh=True, inject=inject(tmp_path, name, pattern, replacement))
+    fault = inject(tmp_path, name, pattern, replacement)
+    result = migrate(run, "opencl:schedule=simple", fresh=True, inject=fault, max_tokens=4)
     assert result.kept_on_source == (name,), [(v.operator, v.reason) for v in result.verdicts if v.status != "pass"]
     assert [v.operator for v in result.verdicts if v.status == "fail"] == [name]
     assert not result.passed
@@ -152,7 +153,7 @@ def inject(operator, target, source):
 def test_a_device_process_that_is_killed_costs_one_verdict(make_run: MakeRun, need: Need) -> None:
     run = make_run("conv_net")
     statuses: list[str] = []
-    with OperatorTester(run, need("opencl")) as tester:
+    with OperatorTester(run, need("cpu")) as tester:
         for verdict in tester.test_all():
             statuses.append(verdict.status)
             device: Any = tester.bench.backend.device
@@ -165,7 +166,7 @@ def test_a_device_process_that_is_killed_costs_one_verdict(make_run: MakeRun, ne
 
 def test_an_operator_without_cases_of_its_own(make_run: MakeRun, need: Need) -> None:
     run: RunFolder = make_run("llama")
-    with OperatorTester(run, need("opencl")) as tester:
+    with OperatorTester(run, need("cpu")) as tester:
         without = [o for o in run.operators if not run.cases_of(o.name)]
         weighted = next(o for o in without if any(tester.model.weight_keys(o)))
         verdict = tester.test(weighted.name)
