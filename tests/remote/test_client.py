@@ -76,19 +76,19 @@ def test_a_decode_step_is_one_packet_each_way(make_run: MakeRun, need: Callable[
         assert VOCABULARY * 4 <= received < VOCABULARY * 4 + 80
 
 
-def test_what_was_uploaded_once_is_not_uploaded_again(make_run: MakeRun, need: Callable[[str], str], served: Served) -> None:
-    """Weights, kernels, recorded inputs: the next session finds them in the store."""
-    run, target = make_run("encoder"), need("opencl")
-    hub, agent = served
-    agent.wait_ready(target)
+def test_what_was_uploaded_once_is_not_uploaded_again(make_run: MakeRun, need: Callable[[str], str], tmp_path: Path) -> None:
+    """Weights, kernels, recorded inputs: the next session finds them in the store, which is empty at first: the agent is new."""
+    run, target = make_run("encoder"), need("cpu")
     uploaded: list[int] = []
-    for _ in range(2):
-        with OperatorTester(run, target, f"any@{hub.url}") as tester:
-            device = tester.bench.backend.device
-            assert isinstance(device, RemoteDevice) and device.address == f"bench@{hub.url}"
-            assert {verdict.status for verdict in tester.test_all("*")} == {"pass"}
-            uploaded.append(device.uploaded)
-            assert device.traffic.sent > device.uploaded
+    with running_hub(tmp_path) as hub, running_agent(hub.url, "bench", "--target", target) as agent:
+        agent.wait_ready(target)
+        for _ in range(2):
+            with OperatorTester(run, target, f"any@{hub.url}") as tester:
+                device = tester.bench.backend.device
+                assert isinstance(device, RemoteDevice) and device.address == f"bench@{hub.url}"
+                assert {verdict.status for verdict in tester.test_all("*")} == {"pass"}
+                uploaded.append(device.uploaded)
+                assert device.traffic.sent > device.uploaded
     weights = sum({w.digest: w.nbytes for w in run.weights.entries.values()}.values())
     assert uploaded[0] > weights * 0.9
     assert uploaded[1] < uploaded[0] / 20
