@@ -255,18 +255,18 @@ def test_ctrl_c_while_carving_leaves_nothing(models: Path, tmp_path: Path) -> No
 
 
 def test_ctrl_c_while_migrating_can_be_resumed(type_in: TypeIn, run: Path) -> None:
-    if type_in("doctor", "--target", "opencl").code:
-        pytest.skip("no OpenCL device here")
-    journal = run / "targets" / "opencl" / "migrate.jsonl"
-    process = typed_in_a_process("migrate", run, "--target", "opencl", "--tokens", "4")
+    if type_in("doctor", "--target", "cpu").code:
+        pytest.skip("no C compiler here")
+    journal = run / "targets" / "cpu" / "migrate.jsonl"
+    process = typed_in_a_process("migrate", run, "--target", "cpu", "--tokens", "4")
     wait_for(journal, process, lines=3)
     process.send_signal(signal.SIGINT)
     typed = finished(process)
-    refused(typed, 130, "Interrupted", f"tapml migrate {run} --target opencl --tokens 4 --resume")
+    refused(typed, 130, "Interrupted", f"tapml migrate {run} --target cpu --tokens 4 --resume")
     found = [json.loads(line) for line in journal.read_text().splitlines()]
     kept = [record["verdict"]["operator"] for record in found if record["record"] == "verdict"]
     assert kept
-    words = ("migrate", run, "--target", "opencl", "--tokens", "4")
+    words = ("migrate", run, "--target", "cpu", "--tokens", "4")
     refused(type_in(*words), 2, "unfinished migration", "--resume")
     resumed = type_in(*words, "--resume", "--json", "-")
     assert resumed.code == 0, resumed.err
@@ -282,4 +282,4 @@ def test_a_run_that_cannot_be_written_to(models: Path, run: Path, tmp_path: Path
     refused(typed, 2, "Cannot write a run", "-o")
     shutil.rmtree(run / "targets", ignore_errors=True)
     (run / "targets").write_text("")
-    assert finished(typed_in_a_process("migrate", run, "--target", "opencl")).code in (2, 3)
+    assert finished(typed_in_a_process("migrate", run, "--target", "cpu")).code in (2, 3)
