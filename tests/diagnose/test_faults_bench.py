@@ -117,22 +117,22 @@ def test_result_is_written_and_read(need: Need, result: BenchResult, tmp_path: P
 def test_an_interrupted_bench_goes_on_and_leaves_out_what_ended_it(
     need: Need, llama: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    need("opencl")
+    need("cpu")
     faults = [
         handmade("five-percent", ATTENTION, lambda: Slightly(ATTENTION)),
         handmade("deadly", "prefill/norm", lambda: Deadly("deadly", "deadly")),
         handmade("nowhere", "no such operator", lambda: Deadly("deadly", "deadly")),
     ]
     with pytest.raises(KeyboardInterrupt):
-        bench(llama, "opencl", faults=faults, minimise=False)
-    records = [json.loads(line) for line in (bench_folder(llama, "opencl") / "bench.jsonl").read_text().splitlines()]
+        bench(llama, "cpu", faults=faults, minimise=False)
+    records = [json.loads(line) for line in (bench_folder(llama, "cpu") / "bench.jsonl").read_text().splitlines()]
     assert records[-1] == {"record": "begun", "name": "deadly", "operator": "prefill/norm"}
 
     def never(*_: object) -> None:
         raise AssertionError("what was journalled is done again")
 
     monkeypatch.setattr(EndToEndOnly, "find", never)
-    result = bench(llama, "opencl", faults=faults, minimise=False)
+    result = bench(llama, "cpu", faults=faults, minimise=False)
     five, deadly, nowhere = result.rows
     assert result.resumed == 1 and not nowhere.faults
     assert deadly.faults[0].note == ENDED and deadly.count("tapml", lambda found: found.detected) == (0, 1)
@@ -147,7 +147,7 @@ def test_debug_compare_looks_at_each_function_once(
 ) -> None:
     seen: list[str] = []
     monkeypatch.setattr(baselines, "allclose", lambda actual, expected: seen.append("") or "")
-    with Workbench.on(llama, need("opencl")) as bench_:
+    with Workbench.on(llama, need("cpu")) as bench_:
         assert DebugCompare(llama, bench_).find() is None
     assert len(seen) == len(llama.bodies) < len(llama.operators)
 
@@ -162,10 +162,10 @@ def test_tolerance_of_debug_compare() -> None:
 
 
 def test_random_inputs(need: Need, make_run: MakeRun, llama: RunFolder) -> None:
-    with Workbench.on(make_run("conv_net"), need("opencl")) as bench_:
+    with Workbench.on(make_run("conv_net"), need("cpu")) as bench_:
         # Half of all variances drawn from N(0,1) are negative: the norm is no number then, on the target as in PyTorch.
         assert not list(RandomInputs(bench_.folder, bench_).find(bench_.model.operators))
-    with Workbench.on(llama, "opencl") as bench_:
+    with Workbench.on(llama, "cpu") as bench_:
         update = next(o for o in bench_.model.operators if o.kind == "cache_update" and o.graph == "prefill")
         drawn = [RandomInputs(llama, bench_, seed).draw(update, 0).inputs for seed in (1, 1, 2)]
         assert all(np.array_equal(a, b) for a, b in zip(drawn[0], drawn[1], strict=True))

@@ -137,7 +137,7 @@ def test_what_only_the_target_makes_is_named_there_though_nobody_reads_it(
 
 def test_what_comes_in_bad_is_its_makers_alone(tmp_path: Path, need: Need) -> None:
     run = carved(tmp_path, Then(torch.log), torch.tensor([[1.0, -1.0, 2.0, 3.0]]))
-    found = health(run, need("opencl"))
+    found = health(run, need("cpu"))
     assert found.source.made == () and found.target is not None and found.target.made == (), "float64 gives NaN as well"
     assert not found.source.outputs_finite and not found.target.outputs_finite
 
@@ -175,7 +175,7 @@ def test_a_mask_is_meant(tmp_path: Path, need: Need, fill: float) -> None:
             return masked, torch.softmax(masked, -1)
 
     run = carved(tmp_path, Masked(), half(1, 2, 3, 4), keep)
-    found = health(run, need("opencl"))
+    found = health(run, need("cpu"))
     assert found.passed and not found.source.made and found.target is not None and not found.target.made
     assert not found.tight and not found.target.not_checked and not found.source.not_checked
     model = Model.of(run)
@@ -312,7 +312,7 @@ class Refusing(Alteration):
 
 def test_an_operator_that_the_device_refuses_stays_on_the_source(tmp_path: Path, need: Need) -> None:
     run = carved(tmp_path, Wide(), torch.randn(2, 4))
-    found = health(run, need("opencl"), inject=Refusing("b", "refusing b"))
+    found = health(run, need("cpu"), inject=Refusing("b", "refusing b"))
     assert found.target is not None and found.target.on_source == {"b": "will not run b"}
     assert found.target.operators == 3 and not found.target.made
 

@@ -37,23 +37,23 @@ def test_bisect_and_explain_go_on_from_the_journal(need: Need, run: RunFolder) -
     """The fault is at a position that no case and no call of the check is at. A migration shows it and names no operator."""
     fault = rotary_wrong_at(WRONG_AT)
     assert run.late is not None and WRONG_AT not in {p for p, _ in run.late.steps} and run.late.reached <= WRONG_AT
-    before = bisect(run, need("opencl"), inject=fault)
+    before = bisect(run, need("cpu"), inject=fault)
     assert before.passed and before.further is None and "positions 0 to 159 of 160 were exercised" in before.reason
-    moved = migrate(run, "opencl", inject=fault, max_tokens=60)
+    moved = migrate(run, "cpu", inject=fault, max_tokens=60)
     assert not moved.kept_on_source and not moved.end_to_end.passed, "every operator passes, and the model is wrong"
-    found = bisect(run, "opencl", inject=fault)
+    found = bisect(run, "cpu", inject=fault)
     assert found.culprits == ("decode/rotary_emb",) and found.further is not None and "prompt 0" in found.further
     assert found.without is not None and found.without.passed and found.runs <= found.bound
     assert json.loads(json.dumps(found.to_json()))["further"] == found.further
-    why = explain(run, "decode/rotary_emb", "opencl", inject=fault)
+    why = explain(run, "decode/rotary_emb", "cpu", inject=fault)
     assert not why.triage.passed and why.model is not None and why.model.blamed and why.model.trial is not None
     assert "of the model (decode)" in why.model.trial.name and why.model.trial.inputs[0].reshape(-1).tolist() == [WRONG_AT]
 
 
 def test_bisect_compares_tokens_when_it_is_asked_to(need: Need, run: RunFolder) -> None:
-    found = bisect(run, need("opencl"), inject=rotary_wrong_at(WRONG_AT), tokens=60)
+    found = bisect(run, need("cpu"), inject=rotary_wrong_at(WRONG_AT), tokens=60)
     assert found.culprits == ("decode/rotary_emb",) and found.further is not None
-    right = bisect(run, "opencl", tokens=40)
+    right = bisect(run, "cpu", tokens=40)
     assert right.passed and "the first 40 tokens of each answer agree" in right.reason
 
 
