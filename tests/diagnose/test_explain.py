@@ -113,7 +113,7 @@ class SwappedWeights(Alteration):
 
 
 def test_wrong_weights_have_no_input_of_their_own(run: RunFolder, need: Callable[[str], str], tmp_path: Path) -> None:
-    found = explain(run, LINEAR, need("opencl"), inject=SwappedWeights(), out=tmp_path / "out")
+    found = explain(run, LINEAR, need("cpu"), inject=SwappedWeights(), out=tmp_path / "out")
     assert (found.stage, found.minimised, found.reproducer) == ("weights", None, None)
     assert "not in the kernel" in found.not_minimised and "q_proj.weight" in printed(found)
 
@@ -136,7 +136,7 @@ def test_what_is_handed_over_wrongly_between_calls(run: RunFolder, need: Callabl
     fault.key = next(p.key for p in decode.inputs if "position" in p.key)
     placeholder = next(p.name for p in decode.inputs if p.key == fault.key)
     reader = next(o for o in run.operators if o.graph == "decode" and placeholder in o.inputs and "rotary" in o.name)
-    found = explain(run, reader.name, need("opencl"), inject=fault, out=tmp_path / "out")
+    found = explain(run, reader.name, need("cpu"), inject=fault, out=tmp_path / "out")
     assert found.triage.passed and (found.status, found.stage) == ("fail", "state")
     made = {e.probe: e.outcome for e in found.evidence}
     assert made["model"] == "wrong" and made["met"] == "right"
@@ -144,7 +144,7 @@ def test_what_is_handed_over_wrongly_between_calls(run: RunFolder, need: Callabl
 
 
 def test_an_operator_that_others_make_wrong_is_not_blamed(run: RunFolder, need: Callable[[str], str], tmp_path: Path) -> None:
-    found = explain(run, NORM, need("opencl"), inject=SwappedWeights(), out=tmp_path / "out")
+    found = explain(run, NORM, need("cpu"), inject=SwappedWeights(), out=tmp_path / "out")
     assert found.passed and "another one is at fault" in found.because
     assert "The model is wrong all the same" in found.advice[0]
 
@@ -177,18 +177,18 @@ def half(operator, target, source):
 
 
 def test_an_operator_that_was_never_called(run: RunFolder, need: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    need("opencl")
+    need("cpu")
     monkeypatch.setattr("tapml.diagnose.explain.stage.recorded", lambda *_: iter(()))
     monkeypatch.setattr("tapml.diagnose.explain.stage.met", lambda *_: iter(()))
     with pytest.raises(UsageError, match="was never called while"):
-        explain(run, NORM, "opencl")
+        explain(run, NORM, "cpu")
 
 
 def test_a_folder_with_other_things_is_left_alone(run: RunFolder, need: Callable[[str], str], tmp_path: Path) -> None:
     (tmp_path / "reproducer").mkdir()
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UsageError, match="not empty"):
-        explain(run, NORM, need("opencl"), out=tmp_path)
+        explain(run, NORM, need("cpu"), out=tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"reproducer", "thesis.txt"}
 
 
