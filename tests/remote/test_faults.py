@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tapml.backends import on_device
 from tapml.carve.folder import RunFolder
 from tapml.devices.open import open_device
 from tapml.migrate import workbench
@@ -196,7 +197,7 @@ def test_a_kernel_that_never_ends(
     llama: RunFolder, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Costs its operator, and only that one, a verdict; the device is there again for the next."""
-    monkeypatch.setattr(workbench, "open_device", lambda *arguments, deadline: open_device(*arguments, deadline=6.0))
+    monkeypatch.setattr(on_device, "open_device", lambda *arguments, deadline: open_device(*arguments, deadline=6.0))
     undisturbed("llama")  # and what the C compiler makes of it is there from then on
     operator = llama.operators[12].name
     fault = tmp_path / "fault.py"
