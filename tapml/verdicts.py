@@ -5,7 +5,8 @@ Statuses: `pass`; `fail` (wrong numbers); `flaky` (the same kernel on the same i
 `unchecked` (it ran, and too few elements could be compared for that to show anything); `skipped` (not run, and why). Only
 `pass` passes. Stages name where it went wrong, in the order of the pipeline. Two of them are about numbers: `numeric` is what a
 test says (the numbers differ; where that comes from was not asked), `precision` is what a diagnosis says (it comes from how
-exact the reference itself is, so no stage of the compiler is at fault).
+exact the reference itself is, so no stage of the compiler is at fault). `backend` is all that happens inside of an engine that
+TapML did not make, whose stages cannot be told apart.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from typing import Any, Literal
 from tapml import strict
 
 Status = Literal["pass", "fail", "flaky", "error", "crash", "unchecked", "skipped"]
-Stage = Literal["convert", "lower", "schedule", "codegen", "driver", "launch", "numeric", "precision", "weights", "state"]
+Stage = Literal[
+    "convert", "lower", "schedule", "codegen", "driver", "launch", "numeric", "precision", "weights", "state", "backend",
+]
 
 STATUSES: tuple[Status, ...] = ("pass", "fail", "flaky", "error", "crash", "unchecked", "skipped")
 STAGES: tuple[Stage, ...] = (
-    "convert", "lower", "schedule", "codegen", "driver", "launch", "numeric", "precision", "weights", "state",
+    "convert", "lower", "schedule", "codegen", "driver", "launch", "numeric", "precision", "weights", "state", "backend",
 )  # fmt: skip
 
 

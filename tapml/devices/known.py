@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Kind:
     """Where a device's class is. It is made with the target's name, its language's name, and which of several devices the user
-    wants (None: any); `processor` is True where kernels run on the processor with no driver in between; `packages` are those of
-    Python that it needs or that bring it a driver, by the names that they are installed by."""
+    wants (None: any); `processor` is True where kernels run on the processor with no driver in between, `executes` where texts
+    are programs of this process's own language, which are taken from nobody else; `packages` are those of Python that it needs or
+    that bring it a driver, by the names that they are installed by."""
 
     module: str
     cls: str
     processor: bool = False
     packages: tuple[str, ...] = ()
+    executes: bool = False
 
     def open(self, platform: str, language: str, device: str | None) -> Device:
         """Raises UnavailableError where the platform is not there, TargetError where `device` matches none."""
@@ -41,6 +43,7 @@ DEVICES: dict[str, Kind] = {
     "cpu": Kind("cpu", "CpuDevice", processor=True),
     "opencl": Kind("opencl", "OpenClDevice", packages=("pyopencl", "pocl-binary-distribution")),
     "wgpu": Kind("gpu", "GpuDevice", packages=("wgpu",)),
+    "torch": Kind("torch_device", "TorchDevice", executes=True),
     NULL: Kind("null", "NullDevice"),
 }
 
@@ -54,8 +57,13 @@ def on_processor(platform: str) -> bool:
     return platform in RUNNABLE and DEVICES[TARGETS[platform].device].processor
 
 
-# Those that can run, the processor last, since it is for diagnosis.
-PLATFORMS = tuple(sorted(RUNNABLE, key=on_processor))
+def executes(platform: str) -> bool:
+    """Whether a target's texts are executed by the process that runs them, so that no agent may offer it."""
+    return platform in RUNNABLE and DEVICES[TARGETS[platform].device].executes
+
+
+# Those that an agent may offer, the processor last, since it is for diagnosis.
+PLATFORMS = tuple(sorted((name for name in RUNNABLE if not executes(name)), key=on_processor))
 
 
 def is_native(platform: str) -> bool:

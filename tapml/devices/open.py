@@ -15,7 +15,7 @@ import importlib.util
 from dataclasses import dataclass
 
 from tapml.devices.interface import Device, DeviceInfo
-from tapml.devices.known import DEVICES, NULL, RUNNABLE, WITHOUT_RUNTIME
+from tapml.devices.known import DEVICES, NULL, RUNNABLE, WITHOUT_RUNTIME, executes
 from tapml.errors import TargetError, UnavailableError
 from tapml.remote.address import RemoteName
 from tapml.targets.known import TARGETS
@@ -38,6 +38,8 @@ def open_device(
     if device != "local":
         if "@" not in device:
             raise TargetError(f"There is no device {device!r} here. {FORMS}")
+        if executes(choice.name):
+            raise TargetError(f"Target {choice.name} runs on this machine only. Leave --device away.")
         if in_process:
             raise ValueError("a device of another machine cannot be in this process")
         require_remote()
@@ -47,10 +49,10 @@ def open_device(
     if choice.name in WITHOUT_RUNTIME:
         raise UnavailableError(f"Target {choice.name}: {WITHOUT_RUNTIME[choice.name]}. Can run: {', '.join(RUNNABLE)}.")
     if in_process:
-        return open_here(choice.name, choice.device)
+        return open_here(choice.name, choice.opened_with)
     from tapml.devices.child import ChildDevice
 
-    return ChildDevice(choice.name, choice.device, deadline)
+    return ChildDevice(choice.name, choice.opened_with, deadline)
 
 
 def require_remote() -> None:
@@ -99,7 +101,7 @@ def probe(target: str | TargetChoice, seconds: float = PROBE_SECONDS) -> Probe:
     try:
         if choice.name in WITHOUT_RUNTIME:
             open_device(choice)
-        device = ChildDevice(choice.name, choice.device, open_seconds=seconds)
+        device = ChildDevice(choice.name, choice.opened_with, open_seconds=seconds)
     except UnavailableError as error:
         return Probe(str(choice), False, None, str(error))
     try:

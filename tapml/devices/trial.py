@@ -64,7 +64,7 @@ def try_target(target: str | TargetChoice, seconds: float = SECONDS, sandbox: Sa
     try:
         if choice.name in WITHOUT_RUNTIME:
             open_device(choice)  # raises, with the reason
-        device = ChildDevice(choice.name, choice.device, deadline=seconds, open_seconds=seconds, sandbox=sandbox)
+        device = ChildDevice(choice.name, choice.opened_with, deadline=seconds, open_seconds=seconds, sandbox=sandbox)
     except UnavailableError as error:
         return outcome(False, None, str(error))
     try:

@@ -14,6 +14,7 @@ FILES = (
     "hip",
     "msl",
     "null",
+    "pytorch",
 )
 
 

@@ -41,7 +41,7 @@ class Refused:
 
     @property
     def stage(self) -> Stage:
-        return "driver" if self.error.stage == "driver" else "launch"
+        return self.error.stage if self.error.stage in ("driver", "backend") else "launch"  # type: ignore[return-value]
 
     @property
     def text(self) -> str:

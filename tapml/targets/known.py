@@ -14,6 +14,7 @@ FILES = (
     "cuda",
     "metal",
     "rocm",
+    "pytorch",
 )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from tapml.errors import TargetError, nearest
 from tapml.targets.known import TARGETS
 from tapml.targets.schedules import SCHEDULES
+from tapml.tensors import FLOATS
 
 OPTIONS = {"f16": "0 or 1", "schedule": ", ".join(SCHEDULES), "device": "an index, or a part of the device's name"}
 
@@ -40,6 +41,21 @@ class TargetChoice:
         """Which of the platform's devices: an index, or a part of its name."""
         return self.options.get("device")
 
+    @property
+    def compiler(self) -> str | None:
+        """What compiles for the platform's device, where that is not TapML."""
+        return self.options.get("compile")
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype that every floating point number is computed in; None: its own."""
+        return self.options.get("dtype")
+
+    @property
+    def opened_with(self) -> str | None:
+        """What the platform's device is opened with: which one, and behind a plus what compiles for it."""
+        return self.device if self.compiler is None else f"{self.device or ''}+{self.compiler}"
+
     def __str__(self) -> str:
         options = ",".join(f"{k}={v}" for k, v in sorted(self.options.items()))
         return f"{self.name}:{options}" if options else self.name
@@ -51,24 +67,24 @@ def parse(text: str) -> TargetChoice:
     name = name.strip()
     if name not in TARGETS:
         raise TargetError(f"There is no target {name!r}. {nearest(name, TARGETS)}")
+    takes = TARGETS[name].takes or OPTIONS
+    explained = "Options: " + "; ".join(f"{k}= {v}" for k, v in takes.items()) + "."
     options: dict[str, str] = {}
     if colon and not rest.strip():
-        raise TargetError(f"Target {text!r} ends in a colon without options. {_explain_options()}")
+        raise TargetError(f"Target {text!r} ends in a colon without options. {explained}")
     for item in rest.split(",") if rest else ():
         key, equals, value = (part.strip() for part in item.partition("="))
-        if key not in OPTIONS:
-            raise TargetError(f"Target {text!r}: there is no option {key!r}. {nearest(key, OPTIONS)} {_explain_options()}")
+        if key not in takes:
+            raise TargetError(f"Target {text!r}: there is no option {key!r}. {nearest(key, takes)} {explained}")
         if not equals or not value:
-            raise TargetError(f"Target {text!r}: option {key} has no value; write {key}=VALUE. {_explain_options()}")
+            raise TargetError(f"Target {text!r}: option {key} has no value; write {key}=VALUE. {explained}")
         if key in options:
             raise TargetError(f"Target {text!r}: option {key} is given twice.")
         if key == "f16" and value not in ("0", "1"):
             raise TargetError(f"Target {text!r}: f16={value!r} is neither 0 nor 1.")
         if key == "schedule" and value not in SCHEDULES:
             raise TargetError(f"Target {text!r}: there is no schedule {value!r}. {nearest(value, SCHEDULES)}")
+        if key == "dtype" and value not in FLOATS:
+            raise TargetError(f"Target {text!r}: dtype={value!r} is no floating point dtype. {nearest(value, FLOATS)}")
         options[key] = value
     return TargetChoice(name, options)
-
-
-def _explain_options() -> str:
-    return "Options: " + "; ".join(f"{k}= {v}" for k, v in OPTIONS.items()) + "."

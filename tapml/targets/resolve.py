@@ -16,6 +16,7 @@ from tapml.targets.known import TARGETS
 from tapml.targets.parse import TargetChoice
 from tapml.targets.schedules import ON_PROCESSOR
 from tapml.targets.target import Target
+from tapml.tensors import FLOATS
 
 if TYPE_CHECKING:
     from tapml.devices.interface import DeviceInfo
@@ -29,6 +30,8 @@ def resolve(choice: TargetChoice, info: DeviceInfo | None = None) -> Target:
     for dtype in language.optional_dtypes:
         if info is not None and dtype in info.features:
             storage.pop(dtype, None)
+    if choice.dtype is not None:
+        storage = {dtype: choice.dtype for dtype in FLOATS if dtype != choice.dtype}
     if choice.f16 is False:
         storage["float16"] = "float32"
     elif choice.f16 is True:
@@ -45,8 +48,9 @@ def resolve(choice: TargetChoice, info: DeviceInfo | None = None) -> Target:
         if name in tvm and limit is not None:
             tvm[name] = min(tvm[name], limit)
     schedules = target.schedules
-    if choice.schedule is not None:
-        schedules = (choice.schedule,)
+    own = choice.schedule or choice.compiler
+    if own is not None:
+        schedules = (own,)
     elif info is not None and info.software and language.threads:
         schedules = (ON_PROCESSOR, *schedules)
     return replace(target, storage=storage, limits=limits, tvm=tvm, schedules=schedules)

@@ -40,6 +40,8 @@ def not_checked(choice: TargetChoice, target: Target, info: DeviceInfo, dtypes: 
 
 def _why(choice: TargetChoice, target: Target, info: DeviceInfo, dtype: str) -> str:
     language = LANGUAGES[target.language]
+    if choice.dtype is not None:
+        return f"{choice} asks for {choice.dtype}"
     if dtype == "float16" and choice.f16 is False and language.has_half:
         return f"{choice} asks for float32"
     feature = language.optional_dtypes.get(dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tapml.limits import Limits
@@ -20,7 +20,8 @@ class Target:
     """`language` and `device` are names in `tapml.languages` and in `tapml.devices.known`; where there is no such device, kernels
     cannot be run, and `without_device` is why. `tvm` are the attributes of the compiler's target ("kind" included). `storage`
     maps a dtype of the model to the one that the target stores and computes it in; dtypes not named stay. `schedules` are tried
-    in this order until one compiles."""
+    in this order until one compiles. `takes` are the options of `--target` and what their values are; empty for those that
+    targets with kernels take (`tapml.targets.parse`)."""
 
     name: str
     language: str
@@ -29,6 +30,7 @@ class Target:
     storage: dict[str, str]
     schedules: tuple[str, ...]
     limits: Limits
+    takes: dict[str, str] = field(default_factory=dict, compare=False)
     without_device: str = "kernels can be generated for it, but this version cannot run them"
 
     @property
@@ -41,7 +43,7 @@ class Target:
         return self.storage.get(dtype, dtype)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "limits": self.limits.to_json()}
+        return {key: value for key, value in asdict(self).items() if key != "takes"} | {"limits": self.limits.to_json()}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Target:

@@ -1,0 +1,57 @@
+"""PyTorch as a backend: each operator is a function of Python that PyTorch runs, on any of its devices, compiled or not.
+
+The function's text says all of it (`tapml.operators.to_text`), so a fault can be put into it as into a kernel's, and it runs
+alone. What happens inside of PyTorch is one stage.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+
+from tapml.backends.interface import PLAIN, OnPrepared, Prepared, Way
+from tapml.backends.on_device import OnDevice
+from tapml.errors import ModelError
+from tapml.kernels import Argument, Kernel, Program, Step
+from tapml.operators.graph import Body
+from tapml.operators.to_text import python_text
+from tapml.tensors import TensorSpec
+
+
+class PyTorch(OnDevice):
+    """Implements `tapml.backends.interface.Backend`."""
+
+    has_kernels = False
+
+    def prepare(
+        self, bodies: Mapping[str, Body], on_prepared: OnPrepared | None = None, way: Way = PLAIN
+    ) -> dict[str, Prepared]:
+        found: dict[str, Prepared] = {}
+        for key, body in bodies.items():
+            started = time.monotonic()
+            try:
+                program, message = self._program(body), ""
+            except ModelError as error:
+                program, message = None, str(error)
+            status, stage = ("error", "backend") if program is None else ("ok", None)
+            found[key] = Prepared(program, status, stage, message, time.monotonic() - started)  # type: ignore[arg-type]
+            if on_prepared is not None:
+                on_prepared(key, found[key])
+        return found
+
+    def _program(self, body: Body) -> Program:
+        target = self.target
+        entry = re.sub(r"\W", "_", body.kind).strip("_") or "operator"
+        text = python_text(body, f"{entry}_0", self.choice.device or "cpu", target.stored)
+        places = {f"i{k}": k for k in range(len(body.inputs))}
+        forwards = tuple((k, places[name]) for k, name in enumerate(body.outputs) if name in places)
+        computed = [k for k, name in enumerate(body.outputs) if name not in places]
+        access = ("read",) * len(body.inputs) + ("read_write",) * len(computed)
+        kernel = Kernel(target.language, f"{entry}_0", text, access, (1, 1, 1), (1, 1, 1))
+        arguments = [Argument("input", k) for k in range(len(body.inputs))] + [Argument("output", k) for k in computed]
+        return Program(
+            (kernel,) if computed else (), (Step(0, tuple(arguments)),) if computed else (),
+            tuple(TensorSpec(s.shape, target.stored(s.dtype)) for s in body.inputs),
+            tuple(TensorSpec(s.shape, target.stored(s.dtype)) for s in body.output_specs), (), target.schedules[0], forwards,
+        )  # fmt: skip

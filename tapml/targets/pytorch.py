@@ -1,0 +1,28 @@
+"""PyTorch as a target: any device that it has (`device=cuda`, `device=mps`), compiled (`compile=inductor`) or not, in any dtype.
+
+Its device is the one of the same name; what compiles is one of `torch.compile`'s backends. `dtype` computes every floating point
+number in that dtype.
+"""
+
+from __future__ import annotations
+
+from tapml.languages import pytorch
+from tapml.limits import Limits
+from tapml.targets.target import Target
+
+EAGER = "eager"
+
+TARGET = Target(
+    name="torch",
+    language=pytorch.LANGUAGE.name,
+    device="torch",
+    tvm={},
+    storage={"float64": "float32"},
+    schedules=(EAGER,),
+    limits=Limits(),
+    takes={
+        "device": "a device of PyTorch, such as cuda:1 or mps",
+        "compile": "a backend of torch.compile, such as inductor",
+        "dtype": "float16, bfloat16, float32 or float64",
+    },
+)
