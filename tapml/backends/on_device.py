@@ -39,7 +39,7 @@ class OnDevice:
 
     def _open(self) -> Target:
         """The device, and what the choice means on it. One that cannot be used is closed again."""
-        self._platform: Device = open_device(self.choice, self._where, deadline=self._deadline)
+        self._platform: Device = self._opened()
         try:
             self._where = address_of(self._platform, self._where)
             self._stand_on(self._platform if self._wrap is None else self._wrap(self._platform))
@@ -47,6 +47,9 @@ class OnDevice:
         except BaseException:
             self._platform.close()
             raise
+
+    def _opened(self) -> Device:
+        return open_device(self.choice, self._where, deadline=self._deadline)
 
     def _stand_on(self, device: Device) -> None:
         """With nothing on it yet."""

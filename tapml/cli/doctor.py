@@ -51,14 +51,19 @@ def run(args: argparse.Namespace) -> Outcome:
 
 def examine(targets: list[str]) -> dict[str, Any]:
     """Everything that `doctor` tells, as JSON. Raises TargetError for a target that does not exist."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from tapml.devices.cpu import find_compiler
+    from tapml.devices.known import others_of
     from tapml.devices.sandbox import measures
-    from tapml.devices.trial import try_target
+    from tapml.devices.trial import Trial, try_target
     from tapml.targets import parse
 
-    trials = [try_target(choice) for choice in [parse(text) for text in targets]]
+    trials: list[Trial] = []
+    for choice in [parse(text) for text in targets]:
+        trials.append(try_target(choice))
+        if not choice.options and trials[-1].info is not None:
+            trials += [try_target(replace(choice, options=own)) for own in others_of(choice.name, trials[-1].info)]
     versions = installed()
     found = find_compiler()
     c_compiler = None if found is None else f"{found[0]} ({found[1]})"

@@ -15,7 +15,7 @@ from tapml.targets.known import TARGETS
 from tapml.targets.target import Target
 
 if TYPE_CHECKING:
-    from tapml.devices.interface import Device
+    from tapml.devices.interface import Device, DeviceInfo
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,13 @@ class Kind:
         """Raises UnavailableError where the platform is not there, TargetError where `device` matches none."""
         made: Device = getattr(importlib.import_module(f"tapml.devices.{self.module}"), self.cls)(platform, language, device)
         return made
+
+
+def others_of(platform: str, info: DeviceInfo) -> list[dict[str, str]]:
+    """Options of `--target` for the other devices that an open one named among its features."""
+    if platform not in RUNNABLE or not executes(platform):
+        return []
+    return [{"device": name} for name in info.features if name != "float64"]
 
 
 NULL = "null"

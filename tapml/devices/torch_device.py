@@ -52,10 +52,9 @@ class TorchDevice(ReadsInTurn):
         self._torch = torch
         place, _, self._compiler = (device or "").partition("+")
         self._place = _place(torch, platform, place or "cpu")
-        if self._compiler:
-            known = torch._dynamo.list_backends(None)
-            if self._compiler not in known:
-                raise TargetError(f"torch.compile has no backend {self._compiler!r}. {nearest(self._compiler, known)}")
+        if self._compiler and self._compiler not in torch._dynamo.list_backends(None):
+            usual = torch._dynamo.list_backends()
+            raise TargetError(f"torch.compile has no backend {self._compiler!r}. {nearest(self._compiler, usual)}")
         memory = memory_bytes()
         if self._place.type == "cuda":
             memory = int(torch.cuda.get_device_properties(self._place).total_memory)
@@ -63,7 +62,7 @@ class TorchDevice(ReadsInTurn):
             platform=platform, name=_name(torch, self._place),
             driver=f"PyTorch {torch.__version__}" + (f", compiled by {self._compiler}" if self._compiler else ""), software=False,
             limits=Limits(max_buffer_bytes=memory, max_binding_bytes=memory),
-            features=("float64",) if _has(torch, self._place, torch.float64) else (),
+            features=("float64",) * _has(torch, self._place, torch.float64) + _accelerators(torch),
         )
         self._buffers: Handles[torch.Tensor] = Handles("buffer")
         self._kernels: Handles[_Loaded] = Handles("kernel")
@@ -187,12 +186,12 @@ def _place(torch: Any, platform: str, text: str) -> Any:
         place = torch.device(text)
     except RuntimeError as error:
         raise TargetError(f"PyTorch knows no device {text!r}. Give one such as cuda:1 or mps ({first_line(error)}).") from error
+    if place.type == "meta":
+        raise TargetError("PyTorch's device meta computes nothing. Give cpu, cuda or mps.")
     try:
         torch.zeros(1, dtype=torch.float32, device=place).add(1).cpu()
     except Exception as error:
         raise UnavailableError(f"{platform}:device={text} is not available: {first_line(error)}.") from error
-    if place.type == "meta":
-        raise TargetError("PyTorch's device meta computes nothing. Give cpu, cuda or mps.")
     return place
 
 
@@ -202,6 +201,14 @@ def _has(torch: Any, place: Any, dtype: Any) -> bool:
     except (RuntimeError, TypeError):
         return False
     return True
+
+
+def _accelerators(torch: Any) -> tuple[str, ...]:
+    """What PyTorch calls the devices here, besides the processor."""
+    if not torch.accelerator.is_available():
+        return ()
+    kind = torch.accelerator.current_accelerator().type
+    return (kind, *(f"{kind}:{number}" for number in range(1, torch.accelerator.device_count())))
 
 
 def _name(torch: Any, place: Any) -> str:

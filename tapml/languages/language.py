@@ -48,13 +48,14 @@ class Language:
     """One language. `name` stands in programs, JSON and messages, `title` in prose, `suffix` on files with its text (no dot),
     `lexer` is what Pygments highlights it as. The rest, in groups:
 
-    What its compilers are: `native`, whether its text reaches a C compiler, so that it may include files and hold assembly, and
-    is native code where it runs on a processor; `threads`, whether there are workgroups, or a kernel is one call that does all
-    the work; `plain_pointers`, whether buffers are pointers without bindings; `zeroes_memory`, whether private and workgroup
-    memory are zeros at the start by the language's definition; `lanes_in_step`, how many lanes run in step on all that takes it,
-    in words; `has_half`, whether it has a type for float16. `optional_dtypes` maps a dtype that a device may compute in or not to
-    what its specification calls the feature. `lanes` are the lengths of its vectors, the longest first; `threads_as_vector` how
-    many threads of a workgroup its drivers on a processor run as one vector.
+    What its compilers are: `generated`, whether its texts are kernels that TapML's compiler makes; `native`, whether its text
+    reaches a C compiler, so that it may include files and hold assembly, and is native code where it runs on a processor;
+    `threads`, whether there are workgroups, or a kernel is one call that does all the work; `plain_pointers`, whether buffers are
+    pointers without bindings; `zeroes_memory`, whether private and workgroup memory are zeros at the start by the language's
+    definition; `lanes_in_step`, how many lanes run in step on all that takes it, in words; `has_half`, whether it has a type for
+    float16. `optional_dtypes` maps a dtype that a device may compute in or not to what its specification calls the feature.
+    `lanes` are the lengths of its vectors, the longest first; `threads_as_vector` how many threads of a workgroup its drivers on
+    a processor run as one vector.
 
     Its words: `barrier` is the statement that brings a workgroup together, `lane` a pattern for the number of a thread in it,
     `private_array` and `shared_array` patterns of lines that declare one (None: its text is not read for hazards), `rounding` one
@@ -76,6 +77,7 @@ class Language:
     suffix: str
     lexer: str
 
+    generated: bool = True
     native: bool = True
     threads: bool = True
     plain_pointers: bool = False

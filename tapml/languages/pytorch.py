@@ -13,6 +13,7 @@ LANGUAGE = Language(
     title="PyTorch",
     suffix="py",
     lexer="python",
+    generated=False,
     native=False,
     threads=False,
     optional_dtypes={"float64": "float64"},

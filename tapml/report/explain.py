@@ -42,6 +42,7 @@ MEANING = {
     "schedule": "how the loops are spread over threads",
     "codegen": "the text that is generated for this target",
     "driver": "the platform's own compiler or runtime",
+    "backend": "the engine that runs it, whose stages cannot be told apart",
     "state": "what is handed over between calls",
 }
 

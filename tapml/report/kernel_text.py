@@ -28,7 +28,9 @@ FEWEST = 12
 def kernels_view(kernels: Sequence[Kernel], schedule: str) -> Iterator[RenderableType]:
     """Name and launch of each kernel, and its text, `LINES` lines in all or `FEWEST` of each."""
     for kernel in kernels:
-        launch = f"  {kernel.language}, schedule {schedule}, {_size(kernel.grid)} workgroups of {_size(kernel.block)}"
+        launch = f"  {kernel.language}, schedule {schedule}"
+        if LANGUAGES[kernel.language].threads:
+            launch += f", {_size(kernel.grid)} workgroups of {_size(kernel.block)}"
         yield Text.assemble((kernel.entry, "bold"), (launch, "dim"))
         yield Padding(_code(kernel, max(LINES // len(kernels), FEWEST)), (0, 0, 0, 2))
 

@@ -140,10 +140,13 @@ def _by_stage(triage: Triage, context: Context) -> list[str]:
     if stage == "lower":
         return ["Every target gets this fault: look at the conversion of the operator's nodes and at the passes before "
             f"scheduling. The reproducer for `{CPU}` is plain C, which a debugger can step through."]
-    if stage in ("codegen", "driver", "schedule") and context.own:
+    if stage in ("codegen", "driver", "schedule", "backend") and context.own:
         return [f"Look at the text that {context.own} put in: without it the generated text runs."]
-    if stage in ("codegen", "driver", "schedule"):
-        who = {"codegen": "the compiler's code generator", "driver": "the driver", "schedule": "the compiler's schedule"}[stage]
+    who = {
+        "codegen": "the compiler's code generator", "driver": "the driver", "schedule": "the compiler's schedule",
+        "backend": f"what runs behind {context.target}",
+    }.get(stage or "")  # fmt: skip
+    if who is not None:
         return [f"Report it to the makers of {who}, with the reproducer: it needs neither TapML nor the model."]
     return []  # fmt: skip
 

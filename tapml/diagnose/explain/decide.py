@@ -18,7 +18,7 @@ The invariants, which the tests check over all outcomes:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tapml.diagnose.probes.evidence import CPU, Outcome
@@ -191,25 +191,49 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def decide(outcomes: Mapping[str, Outcome]) -> Decision:
+# The same where what runs is an engine that TapML did not make: what happens inside of it is one stage.
+FOREIGN_RULES: tuple[Rule, ...] = (
+    Rule(
+        "backend", {"load": REFUSED},
+        "the backend refuses the operator",
+    ),
+    Rule(
+        "backend", {"run": REFUSED},
+        "the backend accepted the operator, and fails to run it",
+    ),
+    *(rule for rule in RULES if rule.stage in (None, "precision", "weights") and rule.when),
+    Rule(
+        "convert", {"graph": WRONG},
+        "the graph that the backend was given computes something else, in PyTorch already",
+    ),
+    Rule(
+        "backend", {"graph": RIGHT},
+        "PyTorch computes the same graph rightly on the processor, so the fault is inside of the backend, whose stages cannot be "
+        "told apart",
+    ),
+    RULES[-1],
+)
+
+
+def decide(outcomes: Mapping[str, Outcome], rules: Sequence[Rule] = RULES) -> Decision:
     """The stage that these outcomes name. Probes that were not made may be missing where `needed` said that they are not."""
-    certain = _open_rules(outcomes)[-1]
+    certain = _open_rules(outcomes, rules)[-1]
     return Decision(certain.stage, certain.because)
 
 
-def needed(probe: str, outcomes: Mapping[str, Outcome]) -> bool:
+def needed(probe: str, outcomes: Mapping[str, Outcome], rules: Sequence[Rule] = RULES) -> bool:
     """Whether an outcome of this probe could still change the stage, given those that are known."""
     if probe in outcomes:
         return False
-    rules = _open_rules(outcomes)
-    return len({rule.stage for rule in rules}) > 1 and any(probe in rule.when for rule in rules)
+    still = _open_rules(outcomes, rules)
+    return len({rule.stage for rule in still}) > 1 and any(probe in rule.when for rule in still)
 
 
-def _open_rules(outcomes: Mapping[str, Outcome]) -> list[Rule]:
+def _open_rules(outcomes: Mapping[str, Outcome], rules: Sequence[Rule]) -> list[Rule]:
     """The rules that may still decide: not contradicted by what is known, up to the first that is satisfied by it, which is
     last."""
     found: list[Rule] = []
-    for rule in RULES:
+    for rule in rules:
         if any(probe in outcomes and outcomes[probe] not in allowed for probe, allowed in rule.when.items()):
             continue
         found.append(rule)

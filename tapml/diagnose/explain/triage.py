@@ -25,7 +25,7 @@ import numpy as np
 
 from tapml.backends.kernels import kernels_of, with_kernels
 from tapml.carve.tolerance import compare
-from tapml.diagnose.explain.decide import Decision, decide, needed
+from tapml.diagnose.explain.decide import FOREIGN_RULES, RULES, Decision, decide, needed
 from tapml.diagnose.probes import hazards
 from tapml.diagnose.probes.evidence import CPU, QUESTIONS, Evidence, Finding, FindingKind, Outcome, Triage, left_out, worst_of
 from tapml.diagnose.probes.grid import beyond_limits, larger_grids
@@ -54,6 +54,12 @@ PATIENCE = 20
 
 # These are made whatever the others say: without them nothing is known, and what memory shows is worth saying beside any stage.
 _ALWAYS = ("compile", "limits", "load", "run", "memory", "text")
+
+# These change the kernels, read them, or compile them for something else: questions for backends with kernels.
+OF_KERNELS = (
+    "limits", "text", "grid", CPU, "converted", "other schedule", "text elsewhere", "same schedule elsewhere",
+    "other schedule elsewhere", "other driver",
+)  # fmt: skip
 
 _HAZARD: dict[hazards.Kind, FindingKind] = {
     "uninitialised": "uninitialised read", "no barrier": "race", "early return": "early return",
@@ -96,15 +102,18 @@ class _Probing:
         compiled = self.bench.compile_body(self.bench.body(self.operator), self.operator, self._order())
         if compiled.compiled is None:
             return self._not_compiled(compiled.stage, compiled.message, compiled.status == "crash")
-        self.program = with_kernels(compiled.compiled)
+        self.program = compiled.compiled
         note = f" ({compiled.message})" if compiled.message else ""
-        kernels = plural(len(self.program.kernels), "kernel")
+        kernels = plural(len(kernels_of(self.program)), "kernel" if self.bench.backend.has_kernels else "function")
         self.made["compile"] = Evidence(
             "compile", "right", f"{kernels}, schedule {self.program.schedule}{note}", self.here
         )
+        rules = RULES if self.bench.backend.has_kernels else FOREIGN_RULES
         for number, probe in enumerate(QUESTIONS):
             self.tell("diagnose", number, len(QUESTIONS))
-            if probe not in self.made and (probe in _ALWAYS or needed(probe, self.outcomes)):
+            if probe in OF_KERNELS and not self.bench.backend.has_kernels:
+                self.made[probe] = Evidence(probe, "not needed", "what runs here are no kernels of TapML", self.here)
+            elif probe not in self.made and (probe in _ALWAYS or needed(probe, self.outcomes, rules)):
                 started = time.monotonic()
                 try:
                     evidence = _PROBES[probe](self)
@@ -114,7 +123,7 @@ class _Probing:
                     evidence = Evidence(probe, "not run", unexpected(error), self.here)
                 self.made[probe] = replace(evidence, seconds=time.monotonic() - started)
         self.tell("diagnose", len(QUESTIONS), len(QUESTIONS))
-        decision = decide({p: o for p, o in self.outcomes.items() if p not in ("compile", "memory")})
+        decision = decide({p: o for p, o in self.outcomes.items() if p not in ("compile", "memory")}, rules)
         if decision.stage == "weights":
             self.findings += self._weights()
         return self._triage(decision)
@@ -153,7 +162,7 @@ class _Probing:
     # The probes, in the order of QUESTIONS.
 
     def limits(self) -> Evidence:
-        words = beyond_limits(self.program, self.bench.info)
+        words = beyond_limits(with_kernels(self.program), self.bench.info)
         return Evidence("limits", "wrong" if words else "right", words or "all of them", self.bench.info.name)
 
     def load(self) -> Evidence:
@@ -233,7 +242,7 @@ class _Probing:
         """The hazards that the kernels' text has on any platform (`tapml.diagnose.probes.hazards`)."""
         if not hazards.is_read(self.bench.target.language):
             return Evidence("text", "not run", f"{self.bench.target.language} is not read for hazards", self.here)
-        self.hazards = hazards.of_program(self.program.kernels)
+        self.hazards = hazards.of_program(kernels_of(self.program))
         self.findings += [Finding(_HAZARD[h.kind], h.text) for h in self.hazards]
         words = "; ".join(h.text for h in self.hazards)
         return Evidence("text", "wrong" if words else "right", words or "none was found", self.here)
@@ -259,7 +268,7 @@ class _Probing:
             words = "the fault comes and goes by itself, so that a right answer would prove nothing"
             return Evidence("grid", "not run", words, self.here)
         tried: list[str] = []
-        for words, larger in larger_grids(self.program):
+        for words, larger in larger_grids(with_kernels(self.program)):
             shot = self._guarded(larger)
             if shot.outcome == "right":
                 self.findings.append(Finding("launch size", f"right with {words}"))
@@ -333,7 +342,7 @@ class _Probing:
         made = bench.compile_body(body, self.operator, (schedule,))
         if made.compiled is None:
             return Evidence(probe, "not run", f"it does not compile: {_first_line(made.message)}", where)
-        if bench is self.bench and same_kernels(with_kernels(made.compiled), self.program):
+        if bench is self.bench and same_kernels(with_kernels(made.compiled), with_kernels(self.program)):
             return Evidence(probe, "not run", "it gives the very same kernels", where)
         if self._memory_matters():
             watched = watch(bench, made.compiled, self.trial.inputs, self.trial)
