@@ -8,6 +8,7 @@ so that devices and deployed models can use it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -138,3 +139,34 @@ def out_of_range(array: HostArray, dtype: str) -> str:
         return ""
     why = "only 0 and 1 are booleans" if want.kind == "b" else "it does not wrap"
     return f"the device holds {most if most > high else least} in a {dtype} output: {why}"
+
+
+# The memory of a tensor may be this many times as large as it, and so many elements more.
+MOST_SPREAD = 64
+LEAST_SPREAD = 2**20
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the elements of a tensor lie in its memory where that is not in order: strides and offset, in elements."""
+
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    def elements(self, shape: Sequence[int]) -> int:
+        """How many elements the memory must have for a tensor of this shape."""
+        return 0 if 0 in shape else self.offset + 1 + sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True))
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape can lie so, in memory that is not out of all proportion to it."""
+        if len(self.strides) != len(shape) or min((self.offset, *self.strides)) < 0:
+            return False
+        return self.elements(shape) <= MOST_SPREAD * math.prod(shape) + LEAST_SPREAD
+
+    def laid_out(self, array: HostArray) -> HostArray:
+        """The memory with the array in it, one-dimensional; zeros where no element lies."""
+        memory = np.zeros(self.elements(array.shape), array.dtype)
+        if array.size:
+            steps = [stride * array.itemsize for stride in self.strides]
+            np.lib.stride_tricks.as_strided(memory[self.offset :], array.shape, steps)[...] = array
+        return memory

@@ -20,7 +20,7 @@ from tapml.devices.interface import Device, DeviceInfo, Part
 from tapml.operators.graph import Body
 from tapml.targets.parse import TargetChoice
 from tapml.targets.target import Target
-from tapml.tensors import HostArray, TensorSpec
+from tapml.tensors import HostArray, Layout, TensorSpec
 from tapml.verdicts import Stage
 
 
@@ -65,10 +65,12 @@ class Prepared:
 @dataclass(frozen=True)
 class Way:
     """What is asked of preparing besides the target: `schedules` to be tried instead of the target's own (None: those), and a
-    fault to put in by its name (`tapml.compile.mutations`). Only backends with kernels know either; others prepare as always."""
+    fault to put in by its name (`tapml.compile.mutations`), which only backends with kernels know. `layouts`, by input, are how
+    it lies in memory, for backends that keep layouts: the buffer of such an input holds what `Layout.laid_out` gives."""
 
     schedules: tuple[str, ...] | None = None
     mutation: str | None = None
+    layouts: tuple[tuple[int, Layout], ...] = ()
 
 
 PLAIN = Way()
@@ -95,6 +97,10 @@ class Backend(Protocol):
     def has_kernels(self) -> bool:
         """Whether what runs are kernels that TapML generated: with a text, launches, schedules, and stages of a compiler of ours
         that can be told apart. What is none of that is one stage, "backend"."""
+
+    @property
+    def keeps_layouts(self) -> bool:
+        """Whether an input may be handed over as it lies in memory (`Way.layouts`)."""
 
     @property
     def pool(self) -> BufferPool:

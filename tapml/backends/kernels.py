@@ -23,6 +23,7 @@ class Kernels(OnDevice):
     """Implements `tapml.backends.interface.Backend`."""
 
     has_kernels = True
+    keeps_layouts = False
 
     def __init__(self, choice: TargetChoice, device: str = "local", deadline: float = DEADLINE) -> None:
         super().__init__(choice, device, deadline)

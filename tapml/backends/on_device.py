@@ -26,8 +26,8 @@ DEADLINE = 120.0
 
 
 class OnDevice:
-    """All of `tapml.backends.interface.Backend` but `prepare` and `has_kernels`. Opening raises TargetError, UsageError for what
-    is no device, and UnavailableError."""
+    """All of `tapml.backends.interface.Backend` but `prepare` and what kind of backend it is. Opening raises TargetError,
+    UsageError for what is no device, and UnavailableError."""
 
     def __init__(self, choice: TargetChoice, device: str = "local", deadline: float = DEADLINE) -> None:
         self.choice = choice

@@ -16,13 +16,14 @@ from tapml.errors import ModelError
 from tapml.kernels import Argument, Kernel, Program, Step
 from tapml.operators.graph import Body
 from tapml.operators.to_text import python_text
-from tapml.tensors import TensorSpec
+from tapml.tensors import Layout, TensorSpec
 
 
 class PyTorch(OnDevice):
     """Implements `tapml.backends.interface.Backend`."""
 
     has_kernels = False
+    keeps_layouts = True
 
     def prepare(
         self, bodies: Mapping[str, Body], on_prepared: OnPrepared | None = None, way: Way = PLAIN
@@ -31,7 +32,7 @@ class PyTorch(OnDevice):
         for key, body in bodies.items():
             started = time.monotonic()
             try:
-                program, message = self._program(body), ""
+                program, message = self._program(body, dict(way.layouts)), ""
             except ModelError as error:
                 program, message = None, str(error)
             status, stage = ("error", "backend") if program is None else ("ok", None)
@@ -40,10 +41,11 @@ class PyTorch(OnDevice):
                 on_prepared(key, found[key])
         return found
 
-    def _program(self, body: Body) -> Program:
+    def _program(self, body: Body, layouts: Mapping[int, Layout]) -> Program:
         target = self.target
         entry = re.sub(r"\W", "_", body.kind).strip("_") or "operator"
-        text = python_text(body, f"{entry}_0", self.choice.device or "cpu", target.stored)
+        lying = [layouts.get(k) for k in range(len(body.inputs))]
+        text = python_text(body, f"{entry}_0", self.choice.device or "cpu", target.stored, lying)
         places = {f"i{k}": k for k in range(len(body.inputs))}
         forwards = tuple((k, places[name]) for k, name in enumerate(body.outputs) if name in places)
         computed = [k for k, name in enumerate(body.outputs) if name not in places]
@@ -52,6 +54,9 @@ class PyTorch(OnDevice):
         arguments = [Argument("input", k) for k in range(len(body.inputs))] + [Argument("output", k) for k in computed]
         return Program(
             (kernel,) if computed else (), (Step(0, tuple(arguments)),) if computed else (),
-            tuple(TensorSpec(s.shape, target.stored(s.dtype)) for s in body.inputs),
+            tuple(
+                TensorSpec(s.shape if how is None else (how.elements(s.shape),), target.stored(s.dtype))
+                for s, how in zip(body.inputs, lying, strict=True)
+            ),
             tuple(TensorSpec(s.shape, target.stored(s.dtype)) for s in body.output_specs), (), target.schedules[0], forwards,
         )  # fmt: skip

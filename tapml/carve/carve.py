@@ -338,7 +338,7 @@ def _case(number: int, operator: Operator, call: Kept, file: str, accuracy: tupl
     reasons = tuple(sorted(call.reasons, key=lambda slot: (order.get(slot, len(order)), slot)))
     return Case(
         f"case{number}", operator.name, operator.signature, operator.graph, call.moment.prompt, call.moment.step, reasons,
-        file, accuracy,
+        file, accuracy, call.layouts,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tapml import strict
 from tapml.carve.tolerance import Accuracy
+from tapml.tensors import Layout
 
 # How the reasons of calls at late positions begin (see `tapml.carve.late`).
 LATE_POSITION = "late position"
@@ -18,7 +19,8 @@ class Case:
     for each output, and what the output is judged by (`tapml.carve.folder`). `prompt` and `step` say when: step 0 is the first
     call of the generation, prefill chunks counted; of a late call ("late position 159" in `reasons`) `prompt` is 0 and `step`
     counts the calls of the check of the whole model. `reasons` say why it was kept ("first layer", "largest magnitude", …).
-    `accuracy` says, for each output, how exact the source is."""
+    `accuracy` says, for each output, how exact the source is; `layouts`, by input, how those lay in memory that were not
+    contiguous."""
 
     id: str
     operator: str
@@ -29,6 +31,7 @@ class Case:
     reasons: tuple[str, ...]
     file: str
     accuracy: tuple[Accuracy, ...]
+    layouts: tuple[tuple[int, Layout], ...] = ()
 
     @property
     def source_error(self) -> tuple[float, ...]:
@@ -57,6 +60,7 @@ class Case:
             "reasons": list(self.reasons),
             "file": self.file,
             "accuracy": [a.to_json() for a in self.accuracy],
+            "layouts": [[k, list(layout.strides), layout.offset] for k, layout in self.layouts],
         }
 
     @staticmethod
@@ -66,4 +70,8 @@ class Case:
             strict.name(data, "graph"), strict.whole(data, "prompt"), strict.whole(data, "step"),
             strict.several(strict.text, data, "reasons"), strict.name(data, "file"),
             tuple(Accuracy.from_json(a) for a in strict.items(data, "accuracy")),
+            tuple(
+                (strict.whole(item, 0), Layout(strict.several(strict.whole, item, 1), strict.whole(item, 2)))
+                for item in strict.items(data, "layouts")
+            ) if "layouts" in data else (),
         )

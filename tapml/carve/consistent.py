@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from tapml.carve import layout
 from tapml.errors import RunError
 from tapml.generation import DecoderShape
-from tapml.operators.graph import Graph
+from tapml.operators.graph import Body, Graph
+from tapml.tensors import Layout
 
 if TYPE_CHECKING:
     from tapml.carve.folder import RunFolder
@@ -92,8 +93,14 @@ def _cases(run: RunFolder) -> Iterator[Problem]:
         operator = named.get(case.operator)
         if operator is None or (operator.signature, operator.graph) != (case.signature, case.graph):
             yield layout.CASES, number, f"there is no operator {case.operator[:80]!a} with this signature in this graph"
+        elif any(not _lies(run.bodies[case.signature], k, how) for k, how in case.layouts):
+            yield layout.CASES, number, "it says how an input lies in memory, and that does not fit the input"
         elif len(case.accuracy) != len(operator.outputs):
             yield layout.CASES, number, f"it says how exact {len(case.accuracy)} outputs are, and has {len(operator.outputs)}"
+
+
+def _lies(body: Body, k: int, how: Layout) -> bool:
+    return k < len(body.inputs) and how.fits(body.inputs[k].shape)
 
 
 def _decoder(run: RunFolder) -> Iterator[Problem]:

@@ -44,7 +44,7 @@ from tapml.errors import UsageError
 from tapml.operators.execute import host_from_tensor
 from tapml.operators.graph import Body, Operator
 from tapml.operators.stays import why_it_stays
-from tapml.tensors import HostArray
+from tapml.tensors import HostArray, Layout
 
 HYSTERESIS = 1.05
 MASK_VALUE = 1e30
@@ -73,13 +73,14 @@ class Moment:
 
 @dataclass
 class Kept:
-    """A call on disk. `reasons` are the slots that hold it."""
+    """A call on disk. `reasons` are the slots that hold it, `layouts` how inputs lay in memory that were not contiguous."""
 
     operator: str
     moment: Moment
     file: str
     nbytes: int
     reasons: set[str] = field(default_factory=set)
+    layouts: tuple[tuple[int, Layout], ...] = ()
 
 
 @dataclass
@@ -202,7 +203,9 @@ class Selection:
         arrays |= {f"o{k}": host_from_tensor(tensor) for k, tensor in enumerate(outputs)}
         file = f"{layout.CASE_FOLDER}/call{self._written}.safetensors"
         self._written += 1
-        kept = Kept(operator.name, moment, file, self._write(file, arrays))
+        layouts = [(k, layout_of(inputs[k])) for k in self._carried[operator.signature]]
+        found = tuple((k, layout) for k, layout in layouts if layout is not None)
+        kept = Kept(operator.name, moment, file, self._write(file, arrays), layouts=found)
         slots = self.tallies[operator.signature].slots
         for slot in won:
             old = slots.get(slot)
@@ -212,6 +215,14 @@ class Selection:
                 old.reasons.discard(slot)
                 if not old.reasons:
                     self._remove(old.file)
+
+
+def layout_of(tensor: torch.Tensor) -> Layout | None:
+    """How a tensor lies in memory; None where it is contiguous, has no strides, or its memory is out of all proportion."""
+    if tensor.is_contiguous() or tensor.layout != torch.strided or tensor.is_complex():
+        return None
+    found = Layout(tuple(tensor.stride()), tensor.storage_offset())
+    return found if found.fits(tensor.shape) else None
 
 
 def extent(tensor: torch.Tensor) -> tuple[float, float, bool]:

@@ -59,7 +59,7 @@ from tapml.migrate.outcome import Attempted, Failed, Ran
 from tapml.migrate.picture import picture
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
-from tapml.tensors import HostArray, spec_of
+from tapml.tensors import HostArray, Layout, spec_of
 from tapml.verdicts import Measure, Stage, Status, Verdict
 
 # How often a failing case is run again before it counts as failing for good.
@@ -69,12 +69,13 @@ REPEATS = 3
 @dataclass(frozen=True)
 class Trial:
     """One call to check: all inputs in the body's order, and what each output is judged by. `case` is the recorded call that
-    it is made of."""
+    it is made of; `layouts`, by input, how it is to lie in memory where that is not in order."""
 
     name: str
     inputs: Sequence[HostArray]
     references: Sequence[Reference]
     case: Case | None = None
+    layouts: tuple[tuple[int, Layout], ...] = ()
 
     @property
     def expected(self) -> list[HostArray]:
@@ -87,6 +88,13 @@ class Trial:
     ) -> Trial:
         """A trial on any inputs: what the source answers to them now, and how far that is from float64."""
         return Trial(name, inputs, model.references(operator.signature).on_host(inputs), case)
+
+
+def each_layout(trial: Trial) -> Iterator[Trial]:
+    """The trial, and where inputs were recorded that were not contiguous, another that hands them over as they lay in memory."""
+    yield trial
+    if trial.case is not None and trial.case.layouts:
+        yield replace(trial, name=f"{trial.name}, strided as recorded", layouts=trial.case.layouts)
 
 
 class OperatorTester:
@@ -192,6 +200,8 @@ class OperatorTester:
             how = f" (inputs recorded from {cases[0].operator}, own weights, expected output computed now)"
         at_late = self._recorded if weightless else partial(self._with_own_weights, operator)
         trials = chain(trials, (at_late(case) for case in late_beside(self.run, operator, cases)))
+        if self.bench.backend.keeps_layouts:
+            trials = chain.from_iterable(each_layout(trial) for trial in trials)
         verdict = self._judge(operator, program, trials, how, started)
         self.remember(verdict)
         return verdict
@@ -382,7 +392,9 @@ class OperatorTester:
     def _run(self, operator: Operator, program: Compiled, trial: Trial) -> list[HostArray]:
         """The outputs of one run, in the graph's dtypes."""
         specs = [spec_of(r) for r in trial.expected]
-        return self.bench.run(operator, program, trial.inputs, specs, keep=trial.case is not None)
+        return self.bench.run(
+            operator, program, trial.inputs, specs, keep=trial.case is not None, layouts=trial.layouts
+        )
 
     def _again(
         self, operator: Operator, program: Compiled, trial: Trial, first: Verdict, outputs: Sequence[HostArray]

@@ -34,7 +34,7 @@ from tapml.migrate.outcome import Attempted, Failed, Lost, NotCompiled, Ran, Ref
 from tapml.operators.graph import Body, Operator
 from tapml.targets.parse import TargetChoice
 from tapml.targets.target import Target
-from tapml.tensors import HostArray, TensorSpec, as_read
+from tapml.tensors import HostArray, Layout, TensorSpec, as_read
 from tapml.verdicts import Verdict
 
 T = TypeVar("T")
@@ -312,16 +312,33 @@ class Workbench:
         outputs: Sequence[TensorSpec],
         resident: bool = True,
         keep: bool = False,
+        layouts: Sequence[tuple[int, Layout]] = (),
     ) -> list[HostArray]:
         """One isolated run over poisoned memory; weights are uploaded once, the other inputs each time. Without `resident` every
         input is uploaded as it is given. `outputs` are the specs in the graph; the results have their dtypes, but for integers
-        out of their range (see `tapml.tensors.as_read`). `keep`: the same inputs come again, since they were recorded."""
+        out of their range (see `tapml.tensors.as_read`). `keep`: the same inputs come again, since they were recorded. `layouts`,
+        by input: what runs is the operator prepared for inputs that lie so in memory."""
+        if layouts:
+            program, inputs = self.lying(operator, inputs, layouts)
         given: list[HostArray | int] = []
         keys = self.model.weight_keys(operator) if resident else (None,) * len(inputs)
         for array, key, spec in zip(inputs, keys, program.inputs, strict=True):
             given.append(array if key is None else self.weight_buffer(operator, key, spec.dtype))
         results = self.backend.run_once(program, given, poison=True, keep=keep)
         return [as_read(r.reshape(spec.shape), spec.dtype) for r, spec in zip(results, outputs, strict=True)]
+
+    def lying(
+        self, operator: Operator, inputs: Sequence[HostArray], layouts: Sequence[tuple[int, Layout]]
+    ) -> tuple[Compiled, list[HostArray]]:
+        """What runs for this operator on inputs that lie in memory in these ways, the alteration applied, and the inputs as it
+        takes them. Raises DeviceError where it cannot be prepared so."""
+        recipe = self._recipe(operator)
+        recipe = replace(recipe, way=replace(recipe.way, layouts=tuple(layouts)))
+        self._compile(recipe, self.body(operator))
+        compiled, how = self._results[recipe].compiled, dict(layouts)
+        if compiled is None:
+            raise DeviceError("backend", f"for inputs as they lay in memory: {self._results[recipe].message}")
+        return self._altered_program(operator, compiled), [how[k].laid_out(a) if k in how else a for k, a in enumerate(inputs)]
 
     def weight_buffer(self, operator: Operator | None, key: str, dtype: str) -> int:
         """The device's buffer with a weight as this operator gets it (None: as the model has it), stored as `dtype`."""

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tapml.errors import ModelError
@@ -29,24 +28,12 @@ from tapml.operators.graph import Body, Node
 from tapml.operators.loops import loop
 from tapml.operators.overload import literal, marked, named_dtype, overload
 from tapml.operators.stays import SIZED, is_random, word_of_target
-from tapml.tensors import TensorSpec
+from tapml.tensors import Layout, TensorSpec
 
 # A view that was legal for the strides at export may not be for those of another device; reshape gives the same values.
 _AS_RESHAPE = ("aten.view.default", "aten._unsafe_view.default")
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the elements of a tensor lie in its storage: strides and offset, in elements."""
-
-    strides: tuple[int, ...]
-    offset: int
-
-    def elements(self, shape: Sequence[int]) -> int:
-        """How many elements the storage must have for a tensor of this shape."""
-        return 0 if 0 in shape else self.offset + 1 + sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True))
 
 
 def python_text(

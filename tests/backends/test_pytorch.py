@@ -232,3 +232,45 @@ def test_operators_are_compiled_and_what_does_not_compile_is_refused(make_run: M
     with OperatorTester(run, "torch:compile=inductor", inject=unknown) as tester:
         verdict = tester.test(name)
         assert (verdict.status, verdict.stage) == ("error", "backend") and "does not compile" in verdict.reason
+
+
+class Transposing(torch.nn.Module):
+    """Its product reads what is transposed; a part of the model makes it so, and hands it over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(6, 8), torch.nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.second(self.first(x).transpose(1, 2))
+        return y
+
+
+FORGETS_STRIDES = """
+def broken(operator, target, source):
+    if operator != "second":
+        return source
+    contiguous = "    i0 = i0.as_strided(i0.shape, torch.empty(i0.shape).stride(), i0.storage_offset())"
+    head, colon, rest = source.partition("):\\n")
+    return head + colon + contiguous + "\\n" + rest
+"""
+
+
+def test_inputs_are_handed_over_as_they_lay_in_memory(tmp_path: Path) -> None:
+    """A fault that reads a strided input as if it were contiguous shows with the recorded strides alone."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 4, 6).transpose(0, 1)
+    run = tapml.carve(Transposing().eval(), (x,), out=tmp_path / "run")
+    lying = {case.operator: case.layouts for case in run.folder.cases if case.layouts}
+    assert lying.keys() == {"second"}, "this operator alone gets what is not contiguous"
+    assert {v.status for v in run.test("torch").verdicts} == {"pass"}
+    (tmp_path / "fault.py").write_text(FORGETS_STRIDES)
+    fault = f"{tmp_path / 'fault.py'}:broken"
+    found = {v.operator: v for v in run.test("torch", inject=fault).verdicts}
+    assert {name for name, v in found.items() if v.status == "fail"} == {"second"}
+    assert "strided as recorded" in found["second"].reason
+    told = explain(run.folder, "second", "torch", inject=fault, out=tmp_path / "out")
+    assert told.triage.stage == "backend" and "strided as recorded" in told.triage.trial
+    assert told.reproducer is not None
+    done = subprocess.run([sys.executable, told.reproducer / "run.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "the fault shows" in done.stdout, done.stdout + done.stderr

@@ -39,7 +39,7 @@ from tapml.languages import LANGUAGES
 from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject, Injection
-from tapml.migrate.operator_test import Trial
+from tapml.migrate.operator_test import Trial, each_layout
 from tapml.migrate.picture import keep_picture, picture
 from tapml.migrate.records import target_folder
 from tapml.migrate.workbench import Progress, Workbench
@@ -122,6 +122,8 @@ class _Explaining:
     def carry_out(self, started: float) -> Explanation:
         _claim(self.folder)
         trials = list(recorded(self.run, self.bench.model, self.operator))
+        if self.bench.backend.keeps_layouts:
+            trials = [each for trial in trials for each in each_layout(trial)]
         if not trials:
             trials = list(met(self.run, self.bench.model, Hybrid(self.bench.model), self.operator))
         if not trials:

@@ -92,7 +92,7 @@ def fire(
 def _outputs(
     bench: Workbench, operator: Operator, program: Compiled, trial: Trial, specs: Sequence[TensorSpec], resident: bool
 ) -> Sequence[HostArray] | Shot:
-    outcome = bench.attempt(lambda: bench.run(operator, program, trial.inputs, specs, resident))
+    outcome = bench.attempt(lambda: bench.run(operator, program, trial.inputs, specs, resident, layouts=trial.layouts))
     return outcome.value if isinstance(outcome, Ran) else shot_of(outcome)
 
 
