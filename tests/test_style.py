@@ -73,7 +73,7 @@ def test_nothing_is_left_for_later() -> None:
 
 
 def test_nothing_is_pickled_or_evaluated() -> None:
-    """What comes from a file or a network is data."""
+    """What comes from a file or a network is data. One device runs programs, those that its own process's parent wrote."""
     found = []
     for path in (ROOT / "tapml").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -83,7 +83,7 @@ def test_nothing_is_pickled_or_evaluated() -> None:
             modules = [name.name for name in node.names] if isinstance(node, ast.Import) else []
             if called in ("eval", "exec", "torch.load", "torch.save") or {"pickle", "marshal", "shelve"} & set(modules):
                 found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
-    assert not found
+    assert [place.partition(":")[0] for place in found] == ["tapml/devices/torch_device.py"]
 
 
 def test_no_error_is_swallowed() -> None:

@@ -16,6 +16,7 @@ from tapml.errors import ModelError
 from tapml.kernels import Argument, Kernel, Program, Step
 from tapml.operators.graph import Body
 from tapml.operators.to_text import python_text
+from tapml.targets.pytorch import PROCESSOR
 from tapml.tensors import Layout, TensorSpec
 
 
@@ -45,7 +46,7 @@ class PyTorch(OnDevice):
         target = self.target
         entry = re.sub(r"\W", "_", body.kind).strip("_") or "operator"
         lying = [layouts.get(k) for k in range(len(body.inputs))]
-        text = python_text(body, f"{entry}_0", self.choice.device or "cpu", target.stored, lying)
+        text = python_text(body, f"{entry}_0", self.choice.device or PROCESSOR, target.stored, lying)
         places = {f"i{k}": k for k in range(len(body.inputs))}
         forwards = tuple((k, places[name]) for k, name in enumerate(body.outputs) if name in places)
         computed = [k for k, name in enumerate(body.outputs) if name not in places]

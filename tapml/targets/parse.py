@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from tapml.errors import TargetError, nearest
 from tapml.targets.known import TARGETS
+from tapml.targets.pytorch import DTYPES
 from tapml.targets.schedules import SCHEDULES
-from tapml.tensors import FLOATS
 
 OPTIONS = {"f16": "0 or 1", "schedule": ", ".join(SCHEDULES), "device": "an index, or a part of the device's name"}
 
@@ -84,7 +84,7 @@ def parse(text: str) -> TargetChoice:
             raise TargetError(f"Target {text!r}: f16={value!r} is neither 0 nor 1.")
         if key == "schedule" and value not in SCHEDULES:
             raise TargetError(f"Target {text!r}: there is no schedule {value!r}. {nearest(value, SCHEDULES)}")
-        if key == "dtype" and value not in FLOATS:
-            raise TargetError(f"Target {text!r}: dtype={value!r} is no floating point dtype. {nearest(value, FLOATS)}")
+        if key == "dtype" and value not in DTYPES:
+            raise TargetError(f"Target {text!r}: dtype={value!r} is no floating point dtype. {nearest(value, DTYPES)}")
         options[key] = value
     return TargetChoice(name, options)

@@ -12,6 +12,10 @@ from tapml.targets.target import Target
 
 EAGER = "eager"
 
+# What PyTorch calls the processor, and the dtypes that `dtype` may ask for.
+PROCESSOR = "cpu"
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
 TARGET = Target(
     name="torch",
     language=pytorch.LANGUAGE.name,
@@ -23,6 +27,6 @@ TARGET = Target(
     takes={
         "device": "a device of PyTorch, such as cuda:1 or mps",
         "compile": "a backend of torch.compile, such as inductor",
-        "dtype": "float16, bfloat16, float32 or float64",
+        "dtype": ", ".join(DTYPES),
     },
 )

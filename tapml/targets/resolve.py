@@ -14,9 +14,9 @@ from tapml.errors import TargetError
 from tapml.languages import LANGUAGES
 from tapml.targets.known import TARGETS
 from tapml.targets.parse import TargetChoice
+from tapml.targets.pytorch import DTYPES
 from tapml.targets.schedules import ON_PROCESSOR
 from tapml.targets.target import Target
-from tapml.tensors import FLOATS
 
 if TYPE_CHECKING:
     from tapml.devices.interface import DeviceInfo
@@ -31,7 +31,7 @@ def resolve(choice: TargetChoice, info: DeviceInfo | None = None) -> Target:
         if info is not None and dtype in info.features:
             storage.pop(dtype, None)
     if choice.dtype is not None:
-        storage = {dtype: choice.dtype for dtype in FLOATS if dtype != choice.dtype}
+        storage = {dtype: choice.dtype for dtype in DTYPES if dtype != choice.dtype}
     if choice.f16 is False:
         storage["float16"] = "float32"
     elif choice.f16 is True:

@@ -19,11 +19,12 @@ from tapml.devices.known import PLATFORMS
 from tapml.devices.open import open_device, open_here
 from tapml.diagnose.bisect.stage import bisect
 from tapml.diagnose.explain.stage import explain
-from tapml.errors import DeviceError, ModelError, TargetError, UnavailableError
+from tapml.errors import DeviceError, ModelError, TargetError, UnavailableError, UsageError
 from tapml.kernels import Kernel
 from tapml.migrate.operator_test import OperatorTester
 from tapml.operators.graph import Body, Node
 from tapml.operators.to_text import Layout, python_text
+from tapml.remote.agent.offers import parse_offered
 from tapml.targets.parse import parse
 from tapml.tensors import HostArray, TensorSpec
 from tests.compile.bodies import Made, Result, call, chain
@@ -176,6 +177,8 @@ def test_what_is_not_there_is_said() -> None:
 
 def test_nobody_else_may_have_texts_executed() -> None:
     assert "torch" not in PLATFORMS
+    with pytest.raises(UsageError, match="an agent runs none of others"):
+        parse_offered(["torch"])
     with pytest.raises(TargetError, match="runs on this machine only"):
         open_device("torch", "any@http://localhost:1/?token=x")
 
