@@ -114,10 +114,11 @@ def gave_up_on_data(errors: list[BaseException]) -> bool:
 
 def is_machinery(file: str) -> bool:
     """Files of torch, of transformers' plumbing and of this package: not where a model computes."""
-    parts = Path(file).parts
-    if "transformers" in parts:
-        return "models" not in parts
-    return "torch" in parts or file.startswith("<") or Path(file).parent == Path(__file__).parent or "contextlib.py" in parts
+    path, library = Path(file), sys.modules.get("transformers")
+    if library is not None and library.__file__ and path.is_relative_to(Path(library.__file__).parent):
+        return "models" not in path.parts
+    inside = path.is_relative_to(Path(torch.__file__).parent)
+    return inside or file.startswith("<") or path.parent == Path(__file__).parent or path.name == "contextlib.py"
 
 
 def _depends(func: Any) -> bool:

@@ -235,3 +235,11 @@ def test_a_part_that_gives_other_sizes_than_in_the_example_is_told() -> None:
     (graph,) = exported.graphs
     with pytest.raises(ModelError, match=r"The part part of the model gives .*: its sizes depend on the data"):
         run_graph(graph, exported.tensors, {}, {graph.inputs[0].key: torch.full((3, 4), 0.05)})
+
+
+def test_code_in_a_folder_that_is_called_like_a_library_is_the_models_own(tmp_path: Path) -> None:
+    folder = tmp_path / "torch" / "transformers"
+    folder.mkdir(parents=True)
+    (folder / "own.py").write_text(FILE.replace("torch.nn.Sequential(torch.nn.Linear(4, 4), Doubled())", "Doubled()"))
+    with pytest.raises(ModelError, match=r"at own.py:\d+"):
+        export(load(f"{folder / 'own.py'}:build"))
