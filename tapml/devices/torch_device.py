@@ -114,6 +114,10 @@ class TorchDevice(ReadsInTurn):
         """The function compiled, and tried on zeros: what the compiler refuses is known then. What the function itself makes of
         zeros says nothing."""
         torch = self._torch
+        # Every operator is a program of its own. Some versions count them together, and compile no more than eight.
+        for limit in ("recompile_limit", "accumulated_recompile_limit"):
+            if hasattr(torch._dynamo.config, limit):
+                setattr(torch._dynamo.config, limit, 1 << 20)
         compiled: Callable[..., Any] = torch.compile(function, backend=self._compiler, fullgraph=True, dynamic=False)
         zeros = [self._tensor(torch.zeros(padded(_nbytes(i)), dtype=torch.uint8, device=self._place), i) for i in inputs]
         try:
