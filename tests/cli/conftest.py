@@ -40,14 +40,16 @@ def by_the_data():
     return Gate(), (torch.ones(3),)
 
 
-@torch.library.custom_op("tapml_tests::own_double", mutates_args=())
-def own_double(x: torch.Tensor) -> torch.Tensor:
-    return x * 2
+@torch.library.custom_op("tapml_tests::own_double", mutates_args=("x",))
+def own_double(x: torch.Tensor) -> None:
+    x.mul_(2)
 
 
 class Own(torch.nn.Module):
     def forward(self, x):
-        return own_double(x) + 1
+        y = x + 1
+        own_double(y)
+        return y
 
 
 def by_its_own():

@@ -216,7 +216,7 @@ def _outcome(body: Body, inputs: Sequence[HostArray], outputs: Sequence[HostArra
     try:
         references = ReferenceMaker(body).on_host(inputs, outputs)
         program = _program(body, bench)
-        made = bench.backend.run_once(program, inputs, poison=True)
+        made = bench.runner.run_once(program, inputs, poison=True)
         actual = [_whole(a.reshape(r.values.shape), r.dtype) for a, r in zip(made, references, strict=True)]
         found = judged(actual, references)
         bad = next((c for c in found if not c.passed), None)
