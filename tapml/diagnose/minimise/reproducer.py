@@ -33,7 +33,7 @@ from tapml.diagnose.minimise.stage import Minimised
 from tapml.kernels import Program
 from tapml.languages import LANGUAGES
 from tapml.operators.graph import Body, Node
-from tapml.tensors import EPSILON, HostArray, convert
+from tapml.tensors import EPSILON, HostArray, convert, dtype_name
 
 TEMPLATES = Path(languages.__file__).parent / "templates"
 
@@ -52,7 +52,8 @@ def write_reproducer(folder: Path, target: str, minimised: Minimised, device: De
     for number, kernel in enumerate(program.kernels):
         files.append(f"kernel_{number}.{LANGUAGES[kernel.language].suffix}")
         (folder / files[-1]).write_text(kernel.source, encoding="utf-8")
-    inputs = {f"i{k}": convert(a, spec.dtype) for k, (a, spec) in enumerate(zip(minimised.inputs, program.inputs, strict=True))}
+    given = zip(minimised.inputs, program.inputs, strict=True)
+    inputs = {f"i{k}": _readable(convert(a, spec.dtype)) for k, (a, spec) in enumerate(given)}
     (folder / "inputs.safetensors").write_bytes(pack(inputs))
     (folder / "expected.safetensors").write_bytes(pack(_expected(minimised, program)))
     plan = _plan(minimised, program, device, files)
@@ -64,11 +65,16 @@ def write_reproducer(folder: Path, target: str, minimised: Minimised, device: De
     return folder
 
 
+def _readable(array: HostArray) -> HostArray:
+    """numpy alone has no bfloat16: such numbers are kept in float32, in which they are the same."""
+    return array.astype(np.float32) if dtype_name(array) == "bfloat16" else array
+
+
 def _expected(minimised: Minimised, program: Program) -> dict[str, HostArray]:
     arrays: dict[str, HostArray] = {}
     for k, (reference, spec) in enumerate(zip(minimised.references, program.outputs, strict=True)):
         exact = reference.values if reference.exact is None else reference.exact
-        arrays[f"o{k}"] = convert(exact, spec.dtype).reshape(spec.shape)
+        arrays[f"o{k}"] = _readable(convert(exact, spec.dtype).reshape(spec.shape))
         masks = [m for m in (reference.excluded, None if reference.either is None else reference.either[0]) if m is not None]
         if masks:
             arrays[f"m{k}"] = np.logical_or.reduce(masks).reshape(spec.shape)
