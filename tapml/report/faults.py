@@ -94,9 +94,11 @@ def markdown(faults: Sequence[FaultClass]) -> str:
         what = _cell(f"**{fault.title}**<br>{fault.imitates}")
         lines.append(f"| {fault.number} | `{fault.name}` | {fault.level} | {fault.stage} | {what} | {seen} |")
     lines.append("")
+    alike: dict[str, list[str]] = {}
     for fault in faults:
         for why, targets in _by_reason(fault).items():
-            lines.append(f"- `{fault.name}` not on {', '.join(targets)}: {_cell(why)}")
+            alike.setdefault(f"not on {', '.join(targets)}: {_cell(why)}", []).append(f"`{fault.name}`")
+    lines += [f"- {', '.join(names)} {words}" for words, names in alike.items()]
     return "\n".join(lines).rstrip() + "\n"
 
 

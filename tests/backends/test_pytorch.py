@@ -19,9 +19,11 @@ from tapml.devices.known import PLATFORMS
 from tapml.devices.open import open_device, open_here
 from tapml.diagnose.bisect.stage import bisect
 from tapml.diagnose.explain.stage import explain
+from tapml.diagnose.faults.catalogue import CATALOGUE, sites
 from tapml.errors import DeviceError, ModelError, TargetError, UnavailableError, UsageError
 from tapml.kernels import Kernel
 from tapml.migrate.operator_test import OperatorTester
+from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Body, Node
 from tapml.operators.to_text import Layout, python_text
 from tapml.remote.agent.offers import parse_offered
@@ -277,3 +279,13 @@ def test_inputs_are_handed_over_as_they_lay_in_memory(tmp_path: Path) -> None:
     assert told.reproducer is not None
     done = subprocess.run([sys.executable, told.reproducer / "run.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "the fault shows" in done.stdout, done.stdout + done.stderr
+
+
+def test_faults_of_kernels_are_not_put_into_what_has_none(make_run: MakeRun) -> None:
+    run = make_run("encoder")
+    with Workbench.on(run, "torch") as bench:
+        placed: dict[str, list[object]] = {}
+        for fault in CATALOGUE:
+            placed.setdefault(fault.level, []).extend(sites(fault, bench))
+    assert not any(placed[level] for level in ("kernel text", "schedule", "lowering", "launch"))
+    assert placed["graph"], "those of the graph are"

@@ -12,10 +12,11 @@ The classes are made in the files beside this one, by what they alter. What is d
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from tapml.backends.interface import Compiled
 from tapml.diagnose.faults import device, graph, kernel_text, launch, lowering, schedule, state, weights
-from tapml.diagnose.faults.fault import FaultClass, Site
+from tapml.diagnose.faults.fault import FaultClass, Site, cannot
 from tapml.errors import UsageError, nearest
 from tapml.kernels import Program
 from tapml.migrate.alteration import Alteration
@@ -24,10 +25,19 @@ from tapml.operators.graph import Operator
 
 _FILES = (kernel_text, schedule, lowering, launch, graph, weights, state, device)
 
-CATALOGUE: tuple[FaultClass, ...] = tuple(sorted((f for file in _FILES for f in file.CLASSES), key=lambda f: f.number))
-
 # Levels whose faults are put into what the compiler gives; the others look at the model only.
 _COMPILED = ("kernel text", "schedule", "lowering", "launch")
+
+_NO_KERNELS = cannot(lambda language: "" if language.generated else "what runs there are no kernels of TapML")
+
+
+def _of_kernels(fault: FaultClass) -> FaultClass:
+    return replace(fault, cannot=fault.cannot | _NO_KERNELS) if fault.level in _COMPILED else fault
+
+
+CATALOGUE: tuple[FaultClass, ...] = tuple(
+    sorted((_of_kernels(f) for file in _FILES for f in file.CLASSES), key=lambda f: f.number)
+)
 
 
 def find(text: str) -> FaultClass:
