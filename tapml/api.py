@@ -125,10 +125,10 @@ class Run:
         "local", "NAME@URL" for one at a hub, or "A,B@URL" or "all@URL" for several that share the work. `inject` is an injected
         fault: "FILE.py:FUNCTION", or the function itself. What was found is kept in the run, see `tapml.migrate.records`. Raises
         TargetError, UsageError, UnavailableError."""
-        from tapml.devices.open import redacted
         from tapml.migrate.device_pool import DevicePool, Share, are_several
         from tapml.migrate.operator_test import OperatorTester
         from tapml.migrate.records import keep_test
+        from tapml.remote.open import redacted
 
         started = time.monotonic()
         if mode == "isolated" and are_several(device):

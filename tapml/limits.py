@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 
 class LimitError(Exception):
@@ -44,6 +45,27 @@ class Limits:
     def from_json(data: Mapping[str, int]) -> Limits:
         """Names that are not known here are left out."""
         return Limits(**{f.name: data[f.name] for f in fields(Limits) if f.name in data})
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """What a device is. `platform` names the target that it was opened for ("opencl", "vulkan", …); `software` is True for a
+    driver that emulates a GPU on the processor; `features` is what is optional ("float16", "subgroups", …)."""
+
+    platform: str
+    name: str
+    driver: str
+    software: bool
+    limits: Limits = field(default_factory=Limits)
+    features: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "limits": self.limits.to_json()}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> DeviceInfo:
+        """Raises TypeError or KeyError for what describes no device."""
+        return DeviceInfo(**{**data, "limits": Limits.from_json(data["limits"]), "features": tuple(data["features"])})
 
 
 def _smaller(one: int | None, other: int | None) -> int | None:

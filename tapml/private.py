@@ -14,6 +14,9 @@ from pathlib import Path
 
 from tapml.errors import UsageError
 
+# Where the token of a hub is found: what runs kernels of others must not see it.
+TOKEN_VARIABLE = "TAPML_HUB_TOKEN"
+
 
 def private_folder(folder: Path, what: str) -> Path:
     """Makes it, or checks it. `what` names it in the error. Raises UsageError where another user owns it or can write in it,

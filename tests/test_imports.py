@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ LEVELS = (
     {"languages"},
     {"kernels"},
     {"source", "operators"},
-    {"carve", "compile", "targets", "devices", "remote"},
+    {"targets"},
+    {"carve", "compile", "devices"},
+    {"remote"},
     {"backends"},
     {"migrate"},
     {"diagnose"},
@@ -137,6 +140,16 @@ def test_diagnosis_is_a_row_of_folders_that_import_one_way() -> None:
                 assert other != "faults" or wing not in WITHOUT_FAULTS, f"{path}:{line}: {wing} imports a fault"
                 arrows.add((wing, other))
     assert len({(wing, other) for wing, other in arrows if wing != other}) <= 10
+
+
+def test_folders_form_no_circle() -> None:
+    """Front doors hand on to what comes after them; everything else imports one way."""
+    arrows: dict[str, set[str]] = {}
+    for path in sources():
+        if path not in FRONT_DOORS:
+            there = {module.split(".")[1] for _, module in imports(path) if module.startswith("tapml.")}
+            arrows.setdefault(part_of(path), set()).update(there - {part_of(path)})
+    assert tuple(TopologicalSorter(arrows).static_order())[-1] == "__main__"  # CycleError names a circle
 
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)

@@ -167,7 +167,7 @@ import sys
 import numpy as np
 from tapml.cli.main import main
 from tapml.compile.compiler import Compiler
-from tapml.devices.open import open_device
+from tapml.remote.open import open_device
 from tapml.devices.runner import ProgramRunner
 from tapml.operators.graph import Body, Node
 from tapml.targets import parse, resolve

@@ -12,10 +12,10 @@ from typing import Any
 from tapml.backends.interface import Compiled
 from tapml.devices.buffers import BufferPool
 from tapml.devices.interface import Device, DeviceInfo, Part
-from tapml.devices.open import address_of, open_device, redacted
 from tapml.devices.runner import ProgramRunner
 from tapml.errors import AnotherDevice, ConnectionLost, UnavailableError
 from tapml.kernels import Program
+from tapml.remote.open import address_of, open_device, redacted
 from tapml.targets.parse import TargetChoice
 from tapml.targets.resolve import resolve
 from tapml.targets.target import Target

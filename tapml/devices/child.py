@@ -28,7 +28,7 @@ from tapml.devices.replies import error_of
 from tapml.devices.sandbox import Sandbox
 from tapml.errors import DeviceLost, UnavailableError
 from tapml.kernels import Kernel
-from tapml.remote.credentials import VARIABLE
+from tapml.private import TOKEN_VARIABLE
 
 # How many reads are asked for before the first reply is taken: their requests fit into a pipe that nobody empties.
 AHEAD = 4
@@ -303,4 +303,4 @@ class ChildDevice:
 
 def _inherited() -> dict[str, str]:
     """The environment, but for what opens a hub: kernels may be of others."""
-    return {name: value for name, value in os.environ.items() if name != VARIABLE}
+    return {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}

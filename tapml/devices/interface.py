@@ -14,33 +14,11 @@ file beside this one and pass `tests/devices/test_conformance.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 from tapml.kernels import Kernel
-from tapml.limits import Limits
-
-
-@dataclass(frozen=True)
-class DeviceInfo:
-    """What a device is. `platform` names the target that it was opened for ("opencl", "vulkan", …); `software` is True for a
-    driver that emulates a GPU on the processor; `features` is what is optional ("float16", "subgroups", …)."""
-
-    platform: str
-    name: str
-    driver: str
-    software: bool
-    limits: Limits = field(default_factory=Limits)
-    features: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "limits": self.limits.to_json()}
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> DeviceInfo:
-        """Raises TypeError or KeyError for what describes no device."""
-        return DeviceInfo(**{**data, "limits": Limits.from_json(data["limits"]), "features": tuple(data["features"])})
-
+from tapml.limits import DeviceInfo as DeviceInfo
 
 # What one of several reads asks for: buffer, nbytes, offset.
 Part: TypeAlias = tuple[int, int, int]

@@ -16,7 +16,7 @@ from tapml.devices.buffers import as_bytes
 from tapml.devices.child import ChildDevice
 from tapml.devices.interface import Device, DeviceInfo, Launch
 from tapml.devices.known import WITHOUT_RUNTIME
-from tapml.devices.open import open_device
+from tapml.devices.open import open_local
 from tapml.devices.sandbox import Sandbox
 from tapml.errors import UnavailableError
 from tapml.kernels import Kernel
@@ -63,7 +63,7 @@ def try_target(target: str | TargetChoice, seconds: float = SECONDS, sandbox: Sa
 
     try:
         if choice.name in WITHOUT_RUNTIME:
-            open_device(choice)  # raises, with the reason
+            open_local(choice)  # raises, with the reason
         device = ChildDevice(choice.name, choice.opened_with, deadline=seconds, open_seconds=seconds, sandbox=sandbox)
     except UnavailableError as error:
         return outcome(False, None, str(error))

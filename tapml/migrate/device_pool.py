@@ -26,7 +26,6 @@ from typing import Any
 
 from tapml.carve.folder import RunFolder
 from tapml.devices.interface import DeviceInfo
-from tapml.devices.open import require_remote
 from tapml.errors import UnavailableError
 from tapml.migrate.inject import Inject, loaded
 from tapml.migrate.model import Model
@@ -34,6 +33,7 @@ from tapml.migrate.operator_test import OperatorTester
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
 from tapml.remote.address import RemoteName
+from tapml.remote.open import require_remote
 from tapml.targets.parse import parse
 from tapml.verdicts import Measure, Verdict
 

@@ -35,7 +35,6 @@ from tapml import strict
 from tapml.carve.folder import RunFolder
 from tapml.carve.layout import TARGET_FOLDER, folder_name
 from tapml.compile.cache import toolchain
-from tapml.devices.open import redacted
 from tapml.errors import RunError, TapmlError
 from tapml.inside import is_file, path_in
 from tapml.migrate.circumstances import Circumstances
@@ -43,6 +42,7 @@ from tapml.migrate.end_to_end import Answer, PromptResult
 from tapml.migrate.journal import FORMAT, Header, read
 from tapml.migrate.picture import keep_picture
 from tapml.migrate.programs import keep
+from tapml.remote.open import redacted
 from tapml.verdicts import Measure, Verdict
 
 if TYPE_CHECKING:

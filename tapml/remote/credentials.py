@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tapml.errors import UsageError
-from tapml.private import not_private
+from tapml.private import TOKEN_VARIABLE, not_private
 
-VARIABLE = "TAPML_HUB_TOKEN"
+VARIABLE = TOKEN_VARIABLE
 FILE = "TAPML_HUB_TOKEN_FILE"
 
 WARNING = (

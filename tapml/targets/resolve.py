@@ -8,18 +8,15 @@ barriers are what such drivers are slow at.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from tapml.errors import TargetError
 from tapml.languages import LANGUAGES
+from tapml.limits import DeviceInfo
 from tapml.targets.known import TARGETS
 from tapml.targets.parse import TargetChoice
 from tapml.targets.pytorch import DTYPES
 from tapml.targets.schedules import ON_PROCESSOR
 from tapml.targets.target import Target
-
-if TYPE_CHECKING:
-    from tapml.devices.interface import DeviceInfo
 
 
 def resolve(choice: TargetChoice, info: DeviceInfo | None = None) -> Target:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tapml.devices.interface import DeviceInfo
 from tapml.languages import LANGUAGES
+from tapml.limits import DeviceInfo
 from tapml.targets.parse import TargetChoice
 from tapml.targets.target import Target
 from tapml.tensors import FLOATS

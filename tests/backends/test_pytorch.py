@@ -16,7 +16,7 @@ from tapml.backends.open import open_backend
 from tapml.backends.pytorch import PyTorch
 from tapml.devices.interface import Device, Launch
 from tapml.devices.known import PLATFORMS
-from tapml.devices.open import open_device, open_here
+from tapml.devices.open import open_here
 from tapml.diagnose.bisect.stage import bisect
 from tapml.diagnose.explain.stage import explain
 from tapml.diagnose.faults.catalogue import CATALOGUE, sites
@@ -27,6 +27,7 @@ from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Body, Node
 from tapml.operators.to_text import Layout, python_text
 from tapml.remote.agent.offers import parse_offered
+from tapml.remote.open import open_device
 from tapml.targets.parse import parse
 from tapml.tensors import HostArray, TensorSpec
 from tests.compile.bodies import Made, Result, call, chain

@@ -13,9 +13,10 @@ from tapml.devices.child import ChildDevice
 from tapml.devices.faulty import FaultyDevice
 from tapml.devices.interface import Device, Launch
 from tapml.devices.null import NullDevice
-from tapml.devices.open import open_device, open_here, probe
+from tapml.devices.open import open_here, probe
 from tapml.errors import DeviceError, UnavailableError
 from tapml.kernels import Kernel
+from tapml.remote.open import open_device
 from tapml.tensors import HostArray
 from tests.devices import kernels
 from tests.devices.kernels import COUNT, NBYTES

@@ -12,10 +12,10 @@ import pytest
 from tapml.backends import on_device
 from tapml.carve.folder import RunFolder
 from tapml.devices.faulty import Call, Fault, FaultyDevice
-from tapml.devices.open import open_device
 from tapml.diagnose.explain.stage import explain
 from tapml.diagnose.health.stage import health
 from tapml.errors import ConnectionLost
+from tapml.remote.open import open_device
 from tests.conftest import MakeRun
 
 Need = Callable[[str], str]

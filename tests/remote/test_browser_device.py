@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tapml.devices.interface import Device
-from tapml.devices.open import open_device
+from tapml.remote.open import open_device
 from tests.devices import test_conformance
 from tests.remote.chromium import Chromium
 from tests.remote.processes import running_hub

@@ -20,8 +20,8 @@ import pytest
 
 from tapml.backends import on_device
 from tapml.carve.folder import RunFolder
-from tapml.devices.open import open_device
 from tapml.migrate import workbench
+from tapml.remote.open import open_device
 from tests.conftest import MakeRun
 from tests.remote.disturbed import Bench, HastyHub, Migration, Moments, bench, facts, journal
 from tests.remote.namespace import NotPermitted, namespace
