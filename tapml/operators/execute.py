@@ -31,7 +31,7 @@ from tapml.errors import ModelError
 from tapml.operators.carried import as_complex
 from tapml.operators.graph import Body, Graph, Node, Operator, renamed
 from tapml.operators.loops import loop
-from tapml.operators.overload import literal, marked, named_dtype, overload, values_of
+from tapml.operators.overload import literal, marked, named_dtype, overload, values_of, without_strides
 from tapml.operators.parts import call_part
 from tapml.operators.stays import PART, SIZED, in_own_dtype, is_random, word_of_target
 from tapml.tensors import FLOATS, HostArray, TensorSpec
@@ -40,9 +40,6 @@ Tensors = Sequence[torch.Tensor]
 BodyFunction = Callable[[Tensors], tuple[torch.Tensor, ...]]
 HostFunction = Callable[[Sequence[HostArray]], tuple[HostArray, ...]]
 Hook = Callable[[Operator, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]], None]
-
-# A view that was legal for the strides at export may not be for those of another device or dtype; reshape gives the same values.
-_AS_RESHAPE = ("aten.view.default", "aten._unsafe_view.default")
 
 _turn = threading.RLock()
 
@@ -382,7 +379,7 @@ def _function_of(node: Node) -> Callable[..., Any]:
         return repeated
     if node.target == PART:
         return partial(call_part, specs=node.outputs)
-    found: Callable[..., Any] = overload("aten.reshape.default" if node.target in _AS_RESHAPE else node.target)
+    found: Callable[..., Any] = overload(without_strides(node.target))
     return _as_large(found, node) if word_of_target(node.target) in SIZED else found
 
 

@@ -99,6 +99,12 @@ def refused(found: torch._ops.OpOverload) -> str:
     return "reaches outside of the model" if name in _REFUSED else ""
 
 
+def without_strides(target: str) -> str:
+    """The target, or reshape for a view: one that was legal for the strides at export may not be for those of another device or
+    dtype, and reshape gives the same values."""
+    return "aten.reshape.default" if target in ("aten.view.default", "aten._unsafe_view.default") else target
+
+
 def values_of(values: Any, index: Any) -> torch.Tensor:
     """One of several tensors that an operator gave: all that `getitem` does. Raises ModelError for anything else."""
     several = isinstance(values, tuple | list) and all(v is None or isinstance(v, torch.Tensor) for v in values)

@@ -26,12 +26,9 @@ from typing import Any
 from tapml.errors import ModelError
 from tapml.operators.graph import Body, Node
 from tapml.operators.loops import loop
-from tapml.operators.overload import literal, marked, named_dtype, overload
+from tapml.operators.overload import literal, marked, named_dtype, overload, without_strides
 from tapml.operators.stays import SIZED, is_random, word_of_target
 from tapml.tensors import Layout, TensorSpec
-
-# A view that was legal for the strides at export may not be for those of another device; reshape gives the same values.
-_AS_RESHAPE = ("aten.view.default", "aten._unsafe_view.default")
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -81,12 +78,13 @@ def _call(node: Node, names: dict[str, str], stored: Callable[[str], str]) -> st
         return f"{args[0]}[{args[1]}]"
     if is_random(node) or loop(node.target) is not None or word_of_target(node.target) in SIZED:
         raise ModelError(f"{node.target} cannot be written as one call with fixed sizes and no chance in it")
-    overload(node.target)
+    known = {argument.name for argument in overload(node.target)._schema.arguments}
+    if unknown := node.kwargs.keys() - known:
+        raise ModelError(f"{node.target} has no argument {min(unknown)!r:.80}")
     kwargs = {key: _argument(value, names, stored) for key, value in node.kwargs.items()}
     if not node.reads or "device" in kwargs:
         kwargs["device"] = "device"
-    target = "aten.reshape.default" if node.target in _AS_RESHAPE else node.target
-    return f"torch.ops.{target}({', '.join([*args, *(f'{key}={value}' for key, value in kwargs.items())])})"
+    return f"torch.ops.{without_strides(node.target)}({', '.join([*args, *(f'{key}={value}' for key, value in kwargs.items())])})"
 
 
 def _argument(value: Any, names: dict[str, str], stored: Callable[[str], str]) -> str:

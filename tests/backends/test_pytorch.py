@@ -132,6 +132,15 @@ def test_an_argument_is_data_in_the_text(argument: object) -> None:
     assert f"memory_format={expected})" in text
 
 
+@pytest.mark.parametrize("name", ["x=1), __import__('os').getpid(), dict(y", "inplace", "__class__"])
+def test_an_argument_that_the_operator_does_not_have_is_in_no_text(here: Here, name: str) -> None:
+    spec = TensorSpec((2,), "float32")
+    body = Body("relu", (spec,), ("value",), (Node("n0", "aten.relu.default", ({"ref": "i0"},), {name: 1}, (spec,)),), ("n0",))
+    with pytest.raises(ModelError, match="has no argument"):
+        python_text(body, "relu", "cpu")
+    assert here.prepare({"s": body})["s"].stage == "backend"
+
+
 @pytest.mark.parametrize("target", ["os.system.default", "aten.from_file.default", "aten.add_.Tensor", "x); import os; (y"])
 def test_what_a_body_may_not_call_is_in_no_text(here: Here, target: str) -> None:
     spec = TensorSpec((2,), "float32")
