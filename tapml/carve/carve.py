@@ -34,7 +34,7 @@ from tapml.generation import Call
 from tapml.operators.cut import cut
 from tapml.operators.execute import GraphExecutor, host_from_tensor, tensor_from_host
 from tapml.operators.graph import Body, Graph, Operator
-from tapml.operators.stays import PART, why_it_stays
+from tapml.operators.stays import why_it_stays
 from tapml.source import prompts as source_prompts
 from tapml.source.decoder import attention_windows
 from tapml.source.export import Exported, export
@@ -399,9 +399,8 @@ def _result(
 
 def _manifest(model: LoadedModel, exported: Exported, selection: Selection, result: CarveResult) -> dict[str, Any]:
     counts = {s: {"seen": t.seen, "kept": len(t.kept), "dropped": t.dropped} for s, t in selection.tallies.items()}
-    own_code = any(node.target == PART for graph in exported.graphs for node in graph.nodes)
     return {
-        "code": code_of(model) if own_code else {},
+        "code": code_of(model) if exported.has_own_code else {},
         "model": {"name": model.name, "spec": model.spec, "digest": model.digest},
         "kind": result.kind,
         "dtype": model.dtype,

@@ -29,7 +29,7 @@ from tapml.generation import DecoderShape, decode_call, prefill_calls
 from tapml.operators.carried import original
 from tapml.operators.execute import GraphExecutor, tensor_from_host
 from tapml.operators.graph import Graph
-from tapml.operators.stays import OWN_DTYPE, PART, is_random, sort_of_stay
+from tapml.operators.stays import OWN_DTYPE, is_random, sort_of_stay
 from tapml.source.decoder import attention_windows
 from tapml.source.export import Exported
 from tapml.source.itself import SEED, WIDE, Itself, wide_copy
@@ -109,8 +109,7 @@ class _Decoder:
 
     @cached_property
     def exact(self) -> Itself | None:
-        own_code = any(node.target == PART for graph in self.exported.graphs for node in graph.nodes)
-        return None if own_code else wide_copy(self.model)
+        return None if self.exported.has_own_code else wide_copy(self.model)
 
     def compare(self, prompts: Sequence[_Text]) -> Compared:
         longest = max(len(text.tokens) for text in prompts)

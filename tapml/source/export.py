@@ -21,6 +21,7 @@ from tapml.generation import DecoderShape
 from tapml.operators.carried import carried
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.graph import Graph
+from tapml.operators.stays import PART
 from tapml.source.checked import batch_experts, eagerly, transformers_parts, unseen_parts
 from tapml.source.decoder import MODEL, CacheShape, DecoderStep, cache_shapes
 from tapml.source.messages import first_line
@@ -45,6 +46,11 @@ class Exported:
     decoder: DecoderShape | None
     examples: dict[str, torch.Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def has_own_code(self) -> bool:
+        """Whether a part of the model runs as its own Python code (`tapml.source.parts`)."""
+        return any(node.target == PART for graph in self.graphs for node in graph.nodes)
 
 
 def export(model: LoadedModel, *, chunk: int = 64, max_len: int = 256) -> Exported:

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tapml.operators.carried import carried, widened
 from tapml.operators.execute import default_dtype
-from tapml.source.checked import batch_experts
+from tapml.source.checked import batch_experts, buffers_kept
 from tapml.source.export import flat_outputs
 from tapml.source.model import LoadedModel, called
 
@@ -78,16 +78,9 @@ class Itself:
             return value.to(self.dtype.to_complex() if value.is_complex() else self.dtype)
 
         given = pytree.tree_map(placed, dict(inputs))
-        before = {key: buffer.detach().clone() for key, buffer in self.module.named_buffers()}
-        try:
-            with self._plainly(seen):
-                result = called(self.module, given, self.positional)
-                return {key: carried(value.detach().cpu().clone()) for key, value in flat_outputs(result).items()}
-        finally:
-            with torch.no_grad():
-                for key, buffer in self.module.named_buffers():
-                    if key in before and buffer.shape == before[key].shape:
-                        buffer.copy_(before[key])
+        with buffers_kept(self.module), self._plainly(seen):
+            result = called(self.module, given, self.positional)
+            return {key: carried(value.detach().cpu().clone()) for key, value in flat_outputs(result).items()}
 
     @contextmanager
     def _plainly(self, seen: Seen | None) -> Iterator[None]:

@@ -29,15 +29,15 @@ from torch.utils import _pytree as pytree
 from tapml.errors import ModelError, TapmlError, UsageError
 from tapml.operators import parts
 from tapml.operators.parts import NotWritten
+from tapml.source.checked import buffers_kept
 from tapml.source.messages import first_line
 from tapml.source.model import LoadedModel
 from tapml.source.seals import seal, sound
-from tapml.source.trace import ADVICE
+from tapml.source.trace import ADVICE, chain
 from tapml.tensors import CARRIED_AS, NUMPY, TensorSpec
 
 Made = TypeVar("Made")
 _SEALED = "code"
-
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,7 @@ class Parts:
 
     def _blamed(self, error: BaseException) -> str:
         """The path of the innermost part that the error came from, which is not taken out yet; "" for the model itself."""
-        chain = [error]
-        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
-            chain.append(cause)
-        for one in reversed(chain):
+        for one in reversed(chain(error)):
             if isinstance(one, NotWritten):
                 return one.module if one.module not in self.why else one.module.rpartition(".")[0]
             found = ""
@@ -109,18 +106,13 @@ class Parts:
     def _watched(self, wrapper: torch.nn.Module, inputs: Mapping[str, Any], paths: list[str]) -> dict[str, list[_Call]]:
         """The calls of the parts that can be called by themselves, in a plain run; {} where the model does not run."""
         watched = {path: _Watched(self._root.get_submodule(path)) for path in paths}
-        before = {name: buffer.detach().clone() for name, buffer in wrapper.named_buffers()}
+        stands = {id(w.part): _Stand(w.part, w.call) for w in watched.values()}
         try:
-            with torch.no_grad(), _in_their_places(wrapper, {id(w.part): _Stand(w.part, w.call) for w in watched.values()}):
+            with buffers_kept(wrapper), torch.no_grad(), _in_their_places(wrapper, stands):
                 wrapper(**inputs)
         except Exception:
             # A model's own code can raise anything.
             return {}
-        finally:
-            with torch.no_grad():
-                for name, buffer in wrapper.named_buffers():
-                    if name in before and buffer.shape == before[name].shape:
-                        buffer.copy_(before[name])
         return {path: each.calls for path, each in watched.items() if each.alone}
 
     @contextmanager

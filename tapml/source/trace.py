@@ -49,7 +49,7 @@ def trace(module: torch.nn.Module, kwargs: Mapping[str, Any], notes: list[str] |
         raise
     except Exception as error:
         # A model's own code can raise anything, and torch wraps it in many ways.
-        if notes is None or not gave_up_on_data(_chain(error)):
+        if notes is None or not gave_up_on_data(chain(error)):
             raise ModelError(_explain(error)) from error
     try:
         with by_example() as seen:
@@ -164,9 +164,9 @@ def _no_records() -> Iterator[None]:
 
 def _explain(error: BaseException) -> str:
     """One line: which operator, at which line of the model's code, and why."""
-    frames = [frame for one in _chain(error) for frame in traceback.extract_tb(one.__traceback__)]
+    frames = [frame for one in chain(error) for frame in traceback.extract_tb(one.__traceback__)]
     own = [frame for frame in frames if not is_machinery(frame.filename)]
-    message = " ".join(str(one) for one in _chain(error))
+    message = " ".join(str(one) for one in chain(error))
     named = next((f"aten.{m[1]}" + (f".{m[2]}" if m[2] else "") for m in _OPERATOR.finditer(message)), None)
     operator = named or _operator_under_way(error)
     if own:
@@ -182,7 +182,7 @@ def _explain(error: BaseException) -> str:
 def _operator_under_way(error: BaseException) -> str | None:
     """What torch was asked for when it gave up: its dispatchers hold that in a variable `func` of their frames. Where none of
     them was at work, it is the method that the model's code called."""
-    for one in _chain(error):
+    for one in chain(error):
         found = called = None
         inside = False
         for frame, _ in traceback.walk_tb(one.__traceback__):
@@ -205,7 +205,7 @@ def _plain(kind: type) -> str:
     return "Tensor" if issubclass(kind, torch.Tensor | torch._C.TensorBase) else kind.__name__
 
 
-def _chain(error: BaseException) -> list[BaseException]:
+def chain(error: BaseException) -> list[BaseException]:
     """The error and what led to it, the first cause last."""
     found = [error]
     while (cause := found[-1].__cause__ or found[-1].__context__) is not None and cause not in found:
