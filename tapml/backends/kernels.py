@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tapml.backends.interface import PLAIN, Compiled, OnPrepared, Prepared, Way
+from tapml.backends.interface import PLAIN, OnPrepared, Prepared, Way
 from tapml.backends.on_device import DEADLINE, OnDevice
 from tapml.compile.compiler import Compiler
 from tapml.compile.result import Result
-from tapml.kernels import Kernel, Program
 from tapml.operators.graph import Body
 from tapml.targets.parse import TargetChoice
 from tapml.targets.resolve import resolve
@@ -61,15 +60,3 @@ class Kernels(OnDevice):
 
 def _prepared(result: Result) -> Prepared:
     return Prepared(result.program, result.status, result.stage, result.message, result.seconds, result.cached)
-
-
-def kernels_of(compiled: Compiled | None) -> tuple[Kernel, ...]:
-    """Its kernels; none where it has none."""
-    return compiled.kernels if isinstance(compiled, Program) else ()
-
-
-def with_kernels(compiled: Compiled) -> Program:
-    """The same with its kernels. ValueError where a backend without kernels made it."""
-    if not isinstance(compiled, Program):
-        raise ValueError("a backend without kernels made this")
-    return compiled

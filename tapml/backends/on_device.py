@@ -14,7 +14,7 @@ from tapml.devices.buffers import BufferPool
 from tapml.devices.interface import Device, DeviceInfo, Part
 from tapml.devices.runner import ProgramRunner
 from tapml.errors import AnotherDevice, ConnectionLost, UnavailableError
-from tapml.kernels import Program
+from tapml.kernels import Kernel, Program
 from tapml.remote.open import address_of, open_device, redacted
 from tapml.targets.parse import TargetChoice
 from tapml.targets.resolve import resolve
@@ -72,13 +72,13 @@ class OnDevice:
         pass
 
     def load(self, compiled: Compiled) -> None:
-        self.runner.load(_program(compiled))
+        self.runner.load(with_kernels(compiled))
         self.device.synchronize()  # a device across a connection tells only when it is waited for what it thinks of kernels
 
     def record(
         self, compiled: Compiled, inputs: Sequence[int], outputs: Sequence[int], scratch: Sequence[int] | None = None
     ) -> Sequence[Any]:
-        return self.runner.launches(_program(compiled), inputs, outputs, scratch)
+        return self.runner.launches(with_kernels(compiled), inputs, outputs, scratch)
 
     def submit(self, work: Sequence[Any]) -> None:
         self.device.run(work)
@@ -92,7 +92,7 @@ class OnDevice:
     def run_once(
         self, compiled: Compiled, inputs: Sequence[HostArray | int], poison: bool = False, keep: bool = False
     ) -> list[HostArray]:
-        return self.runner.run_once(_program(compiled), inputs, poison, keep)
+        return self.runner.run_once(with_kernels(compiled), inputs, poison, keep)
 
     def synchronize(self) -> None:
         self.device.synchronize()
@@ -129,6 +129,13 @@ class OnDevice:
         self.device.close()
 
 
-def _program(compiled: Compiled) -> Program:
-    assert isinstance(compiled, Program), "a device runs what was made for devices"
+def kernels_of(compiled: Compiled | None) -> tuple[Kernel, ...]:
+    """What a device runs of it; nothing for what runs on none."""
+    return compiled.kernels if isinstance(compiled, Program) else ()
+
+
+def with_kernels(compiled: Compiled) -> Program:
+    """The program that a device runs. ValueError for what runs on none."""
+    if not isinstance(compiled, Program):
+        raise ValueError("this runs on no device: it has no kernels")
     return compiled

@@ -33,11 +33,10 @@ class PyTorch(OnDevice):
         for key, body in bodies.items():
             started = time.monotonic()
             try:
-                program, message = self._program(body, dict(way.layouts)), ""
+                program = self._program(body, dict(way.layouts))
+                found[key] = Prepared(program, "ok", None, "", time.monotonic() - started)
             except ModelError as error:
-                program, message = None, str(error)
-            status, stage = ("error", "backend") if program is None else ("ok", None)
-            found[key] = Prepared(program, status, stage, message, time.monotonic() - started)  # type: ignore[arg-type]
+                found[key] = Prepared(None, "error", "backend", str(error), time.monotonic() - started)
             if on_prepared is not None:
                 on_prepared(key, found[key])
         return found

@@ -41,7 +41,8 @@ def others_of(platform: str, info: DeviceInfo) -> list[dict[str, str]]:
     """Options of `--target` for the other devices that an open one named among its features."""
     if platform not in RUNNABLE or not executes(platform):
         return []
-    return [{"device": name} for name in info.features if name != "float64"]
+    dtypes = LANGUAGES[TARGETS[platform].language].optional_dtypes.values()
+    return [{"device": name} for name in info.features if name not in dtypes]
 
 
 NULL = "null"

@@ -8,6 +8,7 @@ for texts of this machine, and no agent offers it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.errors import DeviceError, DeviceLost, OutOfMemory, TargetError, UnavailableError, first_line, nearest
 from tapml.kernels import Kernel
 from tapml.limits import Limits
+from tapml.tensors import Layout
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +95,8 @@ class TorchDevice(ReadsInTurn):
     def read(self, buffer: int, nbytes: int, offset: int = 0) -> bytes:
         tensor = self._buffers[buffer]
         check_range(len(tensor), offset, nbytes)
-        return bytes(tensor[offset : offset + nbytes].cpu().numpy().tobytes())
+        data: bytes = tensor[offset : offset + nbytes].cpu().numpy().tobytes()
+        return data
 
     def load(self, kernel: Kernel) -> int:
         self._check_open()
@@ -223,14 +226,7 @@ def _name(torch: Any, place: Any) -> str:
 
 def _nbytes(what: _Input) -> int:
     shape, dtype, strides, offset = what
-    if 0 in shape:
-        return 0
-    if strides is None:
-        count = 1
-        for n in shape:
-            count *= n
-    else:
-        count = offset + 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    count = math.prod(shape) if strides is None else Layout(strides, offset).elements(shape)
     return int(count * dtype.itemsize)
 
 

@@ -18,7 +18,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tapml.backends.kernels import kernels_of
+from tapml.backends.on_device import kernels_of
 from tapml.report.circumstances import circumstance_lines
 from tapml.report.console import STYLE, command, facts
 from tapml.report.evidence import chain, times_of

@@ -12,8 +12,9 @@ from tapml.errors import TargetError
 from tapml.languages import LANGUAGES
 from tapml.limits import Limits
 from tapml.targets import TARGETS, Target, TargetChoice, parse, resolve
+from tapml.targets.pytorch import DTYPES
 from tapml.targets.schedules import SCHEDULES
-from tapml.tensors import NUMPY
+from tapml.tensors import FLOATS, NUMPY
 
 GPU = DeviceInfo(
     "vulkan", "a GPU", "its driver", software=False,
@@ -140,3 +141,7 @@ def test_keys_tell_apart_what_compiles_apart() -> None:
         resolve(parse("webgpu"), GPU),
     ]
     assert len({t.key for t in (plain, *others)}) == 5
+
+
+def test_the_dtypes_that_pytorch_may_be_asked_for_are_all_floats() -> None:
+    assert set(DTYPES) == set(FLOATS)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tapml.backends.interface import Compiled
-from tapml.backends.kernels import kernels_of
+from tapml.backends.on_device import kernels_of
 from tapml.diagnose.probes.evidence import CPU, Evidence, FindingKind, Triage
 from tapml.tensors import FLOATS, HostArray, dtype_name
 from tapml.verdicts import Stage

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tapml.backends.interface import Compiled
-from tapml.backends.kernels import kernels_of
+from tapml.backends.on_device import kernels_of
 from tapml.devices.interface import DeviceInfo
 from tapml.diagnose.explain.in_model import InModel
 from tapml.diagnose.probes.evidence import Evidence, Triage

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tapml.backends.interface import Compiled
-from tapml.backends.kernels import kernels_of
+from tapml.backends.on_device import kernels_of
 from tapml.carve.folder import RunFolder
 from tapml.carve.layout import operator_folder
 from tapml.diagnose.explain.advice import Context, advise

@@ -23,7 +23,7 @@ from functools import partial
 
 import numpy as np
 
-from tapml.backends.kernels import kernels_of, with_kernels
+from tapml.backends.on_device import kernels_of, with_kernels
 from tapml.carve.tolerance import compare
 from tapml.diagnose.explain.decide import FOREIGN_RULES, RULES, Decision, decide, needed
 from tapml.diagnose.probes import hazards

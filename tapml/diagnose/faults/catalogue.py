@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from tapml.backends.interface import Compiled
+from tapml.backends.on_device import with_kernels
 from tapml.diagnose.faults import device, graph, kernel_text, launch, lowering, schedule, state, weights
 from tapml.diagnose.faults.fault import FaultClass, Site, cannot
 from tapml.errors import UsageError, nearest
@@ -72,13 +72,9 @@ def each_site(fault: FaultClass, bench: Workbench) -> Iterator[tuple[str, Altera
 
 def _site(fault: FaultClass, bench: Workbench, operator: Operator) -> Site:
     """`program` is left None for faults that are put in before compiling: they do not look at it, and it takes time."""
-    program = _with_kernels(bench.program(operator)) if fault.level in _COMPILED else None
 
-    def compiled(name: str) -> Program | None:
-        return _with_kernels(bench.program(operator, schedules=(name,)))
+    def compiled(schedule: str | None) -> Program | None:
+        found = bench.program(operator, None if schedule is None else (schedule,))
+        return None if found is None else with_kernels(found)
 
-    return Site(bench.folder, bench.target, program, compiled)
-
-
-def _with_kernels(compiled: Compiled | None) -> Program | None:
-    return compiled if isinstance(compiled, Program) else None
+    return Site(bench.folder, bench.target, compiled(None) if fault.level in _COMPILED else None, compiled)

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from tapml import languages
-from tapml.backends.kernels import with_kernels
+from tapml.backends.on_device import with_kernels
 from tapml.carve.arrays import pack
 from tapml.carve.distance import scale_of
 from tapml.carve.tolerance import Reference
