@@ -25,7 +25,7 @@ import numpy as np
 from measure import PROMPTS, save, smollm2
 
 import tapml
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.diagnose.bench.own_method import OwnMethod
 from tapml.diagnose.bench.stage import DEADLINE, spread
 from tapml.diagnose.faults.catalogue import CATALOGUE, sites

@@ -4,7 +4,7 @@
 
 Each time one thing in a run is changed: a value in a table, a journal or a result, bytes, the header of a file of arrays, the
 file of the weights, a name; or a pipe, a folder or a link is put in a file's place. All digests are then made right again, as
-somebody would who sends such a run (`tests/carve/fuzz.py`). Everything that reads a run reads it: opening, all tables, cases,
+somebody would who sends such a run (`tests/carving/fuzz.py`). Everything that reads a run reads it: opening, all tables, cases,
 weights, states, and of a part of those that still open `tapml health` on the source and `tapml report`. Two runs take turns:
 a small convolutional network with results of a test, a migration, an explanation and a health check on the processor, and a
 small decoder with those of a test.
@@ -39,8 +39,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import tapml  # noqa: E402
-from tests.carve import runs  # noqa: E402
-from tests.carve.fuzz import Spoiler, drive  # noqa: E402
+from tests.carving import runs  # noqa: E402
+from tests.carving.fuzz import Spoiler, drive  # noqa: E402
 
 SECONDS = 5.0  # of computing for one reading; on a busy machine it waits longer for its turn
 WAITED = 60.0  # by the clock: whoever waits for a pipe computes nothing

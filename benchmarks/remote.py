@@ -29,7 +29,7 @@ from measure import PROMPTS, Finished, brief, save, smollm2, tapml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tapml.carve.folder import RunFolder  # noqa: E402
+from tapml.carving.folder import RunFolder  # noqa: E402
 from tapml.generation import decode_call, prefill_calls  # noqa: E402
 from tapml.migrate.operator_test import OperatorTester  # noqa: E402
 from tests.remote.disturbed import Bench, bench  # noqa: E402

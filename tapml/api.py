@@ -21,10 +21,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tapml.carve.case import Case
-from tapml.carve.detokenizer import Detokenizer
-from tapml.carve.folder import RunFolder
-from tapml.carve.writer import refuse_taken
+from tapml.carving.case import Case
+from tapml.carving.detokenizer import Detokenizer
+from tapml.carving.folder import RunFolder
+from tapml.carving.writer import refuse_taken
 from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.tested import TestResult
 from tapml.operators.graph import Operator
@@ -63,9 +63,9 @@ def carve(
 
     `model` is a module, or the text of the command line's MODEL. `inputs` are example inputs (keyword arguments, or positional
     ones); a causal language model takes the rows of `input_ids` as prompts where no `prompts` are given. What None stands for is
-    documented in `tapml.carve.carve`. Raises ModelError, PromptError, UsageError and RunError.
+    documented in `tapml.carving.carve`. Raises ModelError, PromptError, UsageError and RunError.
     """
-    from tapml.carve.carve import carve as carve_loaded
+    from tapml.carving.carve import carve as carve_loaded
     from tapml.source.load import load
 
     tell = progress or (lambda stage, done, total: None)
@@ -108,7 +108,7 @@ class Run:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What carving counted and measured; see `tapml.carve.carve.CarveResult`."""
+        """What carving counted and measured; see `tapml.carving.carve.CarveResult`."""
         return dict(self.folder.manifest["result"])
 
     def test(

@@ -33,7 +33,7 @@ STAGES: tuple[Stage, ...] = (
 @dataclass(frozen=True)
 class Verdict:
     """The outcome for one operator. `error`, `bound` and `source_error` are in the unit of
-    `tapml.carve.distance.distance`; None where no numbers were reached. `kernel` is the digest of the kernels that ran,
+    `tapml.carving.distance.distance`; None where no numbers were reached. `kernel` is the digest of the kernels that ran,
     `schedule` the one that was chosen, `cases` how many recorded calls were checked. `elements` counts the elements of all
     outputs of those calls, `excluded` those of them that were not compared since the source is no judge of them. `same_as` is the
     operator that was tested in its place, where both run the same kernels and neither has weights."""
@@ -86,7 +86,7 @@ class Verdict:
 class Measure:
     """One call that was measured: what a verdict, which carries the worst one, is made of. `case` is the recorded call (None in a
     cumulative test), `prompt`, `step` and `graph` say which call of the model it was. The numbers are those of the worst output,
-    in the unit of `tapml.carve.distance.distance`; None where none were reached. `elements` and `excluded` as in `Verdict`."""
+    in the unit of `tapml.carving.distance.distance`; None where none were reached. `elements` and `excluded` as in `Verdict`."""
 
     operator: str
     case: str | None

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import tapml
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.devices.open import probe
 from tests.kept_workers import kept_workers
 from tests.models import CAUSAL_LMS, VOCABULARY, causal_lm, conv_net, encoder
@@ -28,8 +28,8 @@ MakeRun = Callable[[str], RunFolder]
 LONGEST = (
     "remote/test_faults.py", "migrate/test_real_models.py", "remote/test_browser.py", "diagnose/test_bisect.py",
     "remote/test_verbs.py", "diagnose/test_explain.py", "operators/test_cut.py", "migrate/test_integers.py",
-    "report/test_html_browser.py", "carve/test_smollm2.py", "migrate/test_unchecked.py", "test_tutorial.py",
-    "carve/test_suite.py", "compile/test_ordinary.py", "test_ci.py", "cli/test_bad_input.py",
+    "report/test_html_browser.py", "carving/test_smollm2.py", "migrate/test_unchecked.py", "test_tutorial.py",
+    "carving/test_suite.py", "compile/test_ordinary.py", "test_ci.py", "cli/test_bad_input.py",
     "remote/test_client.py", "source/test_smollm2.py",
     "compile/test_architectures.py", "cli/test_schemas.py", "remote/test_share.py", "migrate/test_late_positions.py",
 )

@@ -43,7 +43,7 @@ def test_signatures() -> None:
 
 def test_carve_is_a_function_and_a_package(tmp_path: Path) -> None:
     """`tapml.carve(…)` works whether or not the stage of that name was imported before."""
-    import tapml.carve.case
+    import tapml.carving.case
 
     module, inputs = conv_net()
     stages: list[str] = []
@@ -51,6 +51,6 @@ def test_carve_is_a_function_and_a_package(tmp_path: Path) -> None:
     assert repr(run) == f"Run({str(tmp_path / 'run')!r})"
     assert stages[0] == "load" and {"export", "record"} <= set(stages)
     assert {c.operator for c in run.cases} <= {o.name for o in run.operators}
-    assert tapml.carve.case.Case is type(run.cases[0])
+    assert tapml.carving.case.Case is type(run.cases[0])
     with pytest.raises(tapml.TapmlError, match="already holds a run"):
         tapml.carve(module, inputs, out=tmp_path / "run")

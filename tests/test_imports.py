@@ -21,7 +21,7 @@ LEVELS = (
     {"kernels"},
     {"source", "operators"},
     {"targets"},
-    {"carve", "compile", "devices"},
+    {"carving", "compile", "devices"},
     {"remote"},
     {"backends"},
     {"migrate"},
@@ -39,7 +39,7 @@ WITHOUT_FAULTS = ("probes", "bisect", "minimise", "explain", "health")
 
 # Third-party packages and the only parts of TapML that may import them.
 HOMES = {
-    "torch": {"source", "operators", "carve"},
+    "torch": {"source", "operators", "carving"},
     "transformers": {"source"},
     "gguf": {"source"},
     "tvm": {"compile"},
@@ -58,10 +58,10 @@ HOMES = {
 THE_TORCH_DEVICE = PACKAGE / "devices" / "torch_device.py"
 
 # Parts of torch-using stages that a run is read with, so that migrate/ and devices can do without torch.
-WITHOUT_TORCH = ("operators/graph.py", "carve/case.py", "carve/tolerance.py", "carve/folder.py", "source/weights.py")
+WITHOUT_TORCH = ("operators/graph.py", "carving/case.py", "carving/tolerance.py", "carving/folder.py", "source/weights.py")
 
-# These name the public functions, and load what is behind them only when they are called (`test_importing_tapml_is_cheap`).
-FRONT_DOORS = (PACKAGE / "__init__.py", PACKAGE / "carve" / "__init__.py")
+# It names the public functions, and loads what is behind them only when they are used (`test_importing_tapml_is_cheap`).
+FRONT_DOOR = PACKAGE / "__init__.py"
 
 
 # Scripts that are copied into reproducers and run outside of TapML: they are text to the package.
@@ -73,7 +73,7 @@ def sources() -> list[Path]:
 
 
 def part_of(path: Path) -> str:
-    """The stage that a file belongs to: "carve", "errors", …; "" for tapml/__init__.py."""
+    """The stage that a file belongs to: "carving", "errors", …; "" for tapml/__init__.py."""
     first = path.relative_to(PACKAGE).parts[0]
     return "" if first == "__init__.py" else first.removesuffix(".py")
 
@@ -111,7 +111,7 @@ def test_every_part_has_a_level() -> None:
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_go_one_way(path: Path) -> None:
-    if path in FRONT_DOORS:
+    if path == FRONT_DOOR:
         return
     part = part_of(path)
     for line, module in imports(path):
@@ -143,10 +143,10 @@ def test_diagnosis_is_a_row_of_folders_that_import_one_way() -> None:
 
 
 def test_folders_form_no_circle() -> None:
-    """Front doors hand on to what comes after them; everything else imports one way."""
+    """The front door hands on to what comes after it; everything else imports one way."""
     arrows: dict[str, set[str]] = {}
     for path in sources():
-        if path not in FRONT_DOORS:
+        if path != FRONT_DOOR:
             there = {module.split(".")[1] for _, module in imports(path) if module.startswith("tapml.")}
             arrows.setdefault(part_of(path), set()).update(there - {part_of(path)})
     assert tuple(TopologicalSorter(arrows).static_order())[-1] == "__main__"  # CycleError names a circle

@@ -36,7 +36,7 @@ TRACKER = re.compile(r"[\w./-]+#\d+")
 
 # PyTorch's devices have names of their own: in the parts that run the source, in files that import torch, and where it is said.
 OF_PYTORCH = {"cpu", "cuda"}
-RUN_THE_SOURCE = {"source", "operators", "carve"}
+RUN_THE_SOURCE = {"source", "operators", "carving"}
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:

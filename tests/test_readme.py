@@ -66,7 +66,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_named_files_exist(document: Path) -> None:
-    """A path of the tree in backticks, such as `carve/case.py`, is there. What a run or a user has is not a path of the tree."""
+    """A path of the tree in backticks, such as `errors.py`, is there. What a run or a user has is not one."""
     inside = [ROOT, ROOT / "tapml", document.parent]
     for name in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|md|toml|lock|mjs|js|html|sh))`", document.read_text()):
         if not name.startswith(("/", "run/")) and "RUN" not in name and "NAME" not in name:

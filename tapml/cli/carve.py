@@ -61,7 +61,7 @@ def view(made: Run, out: str) -> tuple[RenderableType, ...]:
     """What people see: how many operators, what was kept, how exact the reference is, where the time went, what to type next."""
     from rich.text import Text
 
-    from tapml.carve.late import positions_words
+    from tapml.carving.late import positions_words
     from tapml.report.console import amount, command, excerpt, facts, number
     from tapml.report.migration import answer
     from tapml.report.progress import seconds

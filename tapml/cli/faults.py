@@ -59,7 +59,7 @@ def _list(args: argparse.Namespace) -> Outcome:
 
 
 def _bench(args: argparse.Namespace) -> Outcome:
-    from tapml.carve.folder import RunFolder
+    from tapml.carving.folder import RunFolder
     from tapml.diagnose.bench.stage import bench, bench_folder
     from tapml.diagnose.faults.catalogue import find
     from tapml.report.console import facts

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Outcome:
     from pathlib import Path
 
-    from tapml.carve.folder import RunFolder
+    from tapml.carving.folder import RunFolder
     from tapml.diagnose.health.result import keep_health
     from tapml.diagnose.health.stage import health
     from tapml.report.health import view

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Outcome:
-    from tapml.carve.folder import RunFolder
+    from tapml.carving.folder import RunFolder
     from tapml.report.console import amount
     from tapml.report.html.page import write_report
     from tapml.report.progress import Progress

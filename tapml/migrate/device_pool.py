@@ -24,7 +24,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.devices.interface import DeviceInfo
 from tapml.errors import UnavailableError
 from tapml.migrate.inject import Inject, loaded

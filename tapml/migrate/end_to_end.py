@@ -8,7 +8,7 @@
 
 Logits are compared with teacher forcing: both sides are fed the source's tokens, so that one different choice does not make
 everything after it incomparable. Bounds follow from the source's own end-to-end error (`oracle.jsonl`), in the unit of
-`tapml.carve.tolerance`. Greedy tokens are compared as they are: a near tie that falls the other way is a difference. It is
+`tapml.carving.tolerance`. Greedy tokens are compared as they are: a near tie that falls the other way is a difference. It is
 reported with its margin, and `tokens_match` is false.
 
 Everything here works on `Stepper`s and knows nothing of devices.
@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from tapml import strict
-from tapml.carve.folder import Prompt, RunFolder
-from tapml.carve.late import check_calls as carve_calls
-from tapml.carve.tolerance import LEAST, Comparison, compare, compound_bound, of_source
+from tapml.carving.folder import Prompt, RunFolder
+from tapml.carving.late import check_calls as carve_calls
+from tapml.carving.tolerance import LEAST, Comparison, compare, compound_bound, of_source
 from tapml.errors import WrongValue, is_confined, unexpected
 from tapml.generation import Call, DecoderShape, Stepper, decode_call, greedy, prefill_calls
 from tapml.migrate.outcome import Failed

@@ -4,7 +4,7 @@
     coverage.add(found, inputs, references, body)  over the calls of one operator; coverage.hollow() says why they show nothing
     verdict = worse(before, now)                   of two calls
 
-Numbers are compared in `tapml.carve.tolerance`; running, and writing verdicts, is `tapml.migrate.operator_test`'s.
+Numbers are compared in `tapml.carving.tolerance`; running, and writing verdicts, is `tapml.migrate.operator_test`'s.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tapml.carve.tolerance import LEAST, Comparison, Reference, compare, enough
+from tapml.carving.tolerance import LEAST, Comparison, Reference, compare, enough
 from tapml.operators.graph import Body
 from tapml.tensors import NUMPY, HostArray, TensorSpec, dtype_name, out_of_range
 from tapml.verdicts import Verdict

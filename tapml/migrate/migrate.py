@@ -29,8 +29,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tapml.carve.folder import RunFolder
-from tapml.carve.layout import folder_name as folder_name
+from tapml.carving.folder import RunFolder
+from tapml.carving.layout import folder_name as folder_name
 from tapml.devices.interface import DeviceInfo
 from tapml.errors import AnotherDevice, DeviceLost, UnavailableError, UsageError, WrongValue, is_confined, nearest
 from tapml.migrate.circumstances import Circumstances
@@ -68,7 +68,7 @@ class MigrationResult:
     alone and not in the model. `seconds` are those of this process, `resumed` how many verdicts came from the journal,
     `compiled` how many signatures were compiled, those in the kernel cache not counted. `devices` says which tested how
     many operators, `circumstances` what the result is worth, `positions` which of the cache the tests and the check exercise (see
-    `tapml.carve.late`)."""
+    `tapml.carving.late`)."""
 
     target: str
     device: DeviceInfo

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from tapml.carve.reference import ReferenceMaker
+from tapml.carving.reference import ReferenceMaker
 from tapml.operators.execute import HostFunction, host_function
 from tapml.operators.graph import Body, Graph, Operator
 from tapml.operators.stays import why_it_stays
@@ -20,7 +20,7 @@ from tapml.source.parts import offer
 from tapml.tensors import NUMPY, HostArray
 
 if TYPE_CHECKING:
-    from tapml.carve.folder import RunFolder
+    from tapml.carving.folder import RunFolder
 
 
 class Model:

@@ -12,7 +12,7 @@ Isolated: an operator gets inputs that were recorded, so errors do not compound.
 3. It has none, and reads no weights: the recorded calls of its signature stand for it as they are. If another operator ran the
    same kernels already, the verdict is that one's, and the reason says whose.
 
-Late positions (`tapml.carve.late`) are recorded from one operator of a signature, and every one of it is run on them.
+Late positions (`tapml.carving.late`) are recorded from one operator of a signature, and every one of it is run on them.
 
 Outputs and scratch hold garbage (NaN, -1) before every launch, so an element that a kernel forgets to write shows. A failed case
 runs three more times; if bits or outcomes differ, the verdict is `flaky`.
@@ -45,10 +45,10 @@ from typing import Any
 import numpy as np
 
 from tapml.backends.interface import Compiled
-from tapml.carve.beyond import Inside
-from tapml.carve.case import Case
-from tapml.carve.folder import RunFolder
-from tapml.carve.tolerance import FEW, Comparison, Reference, of_source
+from tapml.carving.beyond import Inside
+from tapml.carving.case import Case
+from tapml.carving.folder import RunFolder
+from tapml.carving.tolerance import FEW, Comparison, Reference, of_source
 from tapml.errors import UsageError, WrongValue, first_line, is_confined, nearest, unexpected
 from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.hybrid import Hybrid
@@ -374,7 +374,7 @@ class OperatorTester:
         return found, verdict
 
     def _inside(self, operator: Operator, trial: Trial) -> str:
-        """What to say of integers inside the operator that do not fit (`tapml.carve.beyond`)."""
+        """What to say of integers inside the operator that do not fit (`tapml.carving.beyond`)."""
         signature = operator.signature
         if signature not in self._insides:
             self._insides[signature] = Inside.of(self.model.bodies[signature], self.bench.target.stored("int64"))

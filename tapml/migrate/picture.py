@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapml import strict
-from tapml.carve.layout import folder_name
-from tapml.carve.tolerance import Reference, element_errors
+from tapml.carving.layout import folder_name
+from tapml.carving.tolerance import Reference, element_errors
 from tapml.errors import RunError
 from tapml.inside import path_in, read_file
 from tapml.tensors import HostArray

@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 import tapml
 from tapml import strict
-from tapml.carve.folder import RunFolder
-from tapml.carve.layout import TARGET_FOLDER, folder_name
+from tapml.carving.folder import RunFolder
+from tapml.carving.layout import TARGET_FOLDER, folder_name
 from tapml.compile.cache import toolchain
 from tapml.errors import RunError, TapmlError
 from tapml.inside import is_file, path_in

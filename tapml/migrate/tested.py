@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class TestResult:
     """What testing a run on a target said. `verdicts` are in execution order, one an operator that was asked for; `measures` are
     the calls that were measured for them. `devices` says which did how many; `device` is one of them. `circumstances` say what
-    the result is worth, `positions` which of the cache the recorded calls exercise (see `tapml.carve.late`), None for a module
+    the result is worth, `positions` which of the cache the recorded calls exercise (see `tapml.carving.late`), None for a module
     that is no decoder."""
 
     __test__ = False  # its name begins like a test's

@@ -22,7 +22,7 @@ from tapml.backends.interface import Backend, Compiled, Prepared, Way
 from tapml.backends.kernels import Kernels
 from tapml.backends.on_device import DEADLINE
 from tapml.backends.open import open_backend
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.devices.buffers import WeightCache
 from tapml.devices.interface import DeviceInfo
 from tapml.errors import ConnectionLost, DeviceError, DeviceLost, OutOfMemory, UnavailableError

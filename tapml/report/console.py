@@ -23,7 +23,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tapml.carve.late import positions_words
+from tapml.carving.late import positions_words
 from tapml.printable import cut
 from tapml.report.progress import seconds
 from tapml.report.terminal import Terminal

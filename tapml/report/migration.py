@@ -12,8 +12,8 @@ from tapml.report.console import excerpt, off_by, side_by_side
 from tapml.words import plural
 
 if TYPE_CHECKING:
-    from tapml.carve.detokenizer import Decode
-    from tapml.carve.folder import RunFolder
+    from tapml.carving.detokenizer import Decode
+    from tapml.carving.folder import RunFolder
     from tapml.migrate.end_to_end import PromptResult
     from tapml.migrate.migrate import MigrationResult
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tapml.carve.distance import distance
+from tapml.carving.distance import distance
 from tapml.compile.build import build
 from tapml.devices.open import open_here
 from tapml.devices.runner import ProgramRunner

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from tapml.carve.reference import ReferenceMaker
+from tapml.carving.reference import ReferenceMaker
 from tapml.compile.build import build
 from tapml.compile.importer import ConversionError
 from tapml.compile.schedules import ScheduleFailure

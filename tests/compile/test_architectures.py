@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 
-from tapml.carve.distance import distance
+from tapml.carving.distance import distance
 from tapml.compile.build import build
 from tapml.generation import decode_call, prefill_calls
 from tapml.operators.cut import cut

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from tapml.carve.distance import distance
+from tapml.carving.distance import distance
 from tapml.compile.compiler import Compiler
 from tapml.compile.evaluate import OPERATORS
 from tapml.compile.function_texts import NAMES

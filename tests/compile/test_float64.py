@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tapml.carve.reference import ReferenceMaker
+from tapml.carving.reference import ReferenceMaker
 from tapml.migrate.judging import judged
 from tests.compile.bodies import Made, call, compiled, run
 

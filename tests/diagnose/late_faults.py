@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import tapml
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.kernels import Program
 from tapml.migrate.alteration import Alteration
 from tapml.operators.graph import Operator

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.cli import bisect as verb
 from tapml.cli import main as cli
 from tapml.diagnose.bisect.model_check import ModelCheck

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tapml.backends import on_device
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.devices.faulty import Call, Fault, FaultyDevice
 from tapml.diagnose.explain.stage import explain
 from tapml.diagnose.health.stage import health

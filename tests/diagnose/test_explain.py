@@ -15,7 +15,7 @@ import torch
 from rich.console import Console, RenderableType
 
 import tapml
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.cli import explain as verb
 from tapml.diagnose.explain.result import Explanation
 from tapml.diagnose.explain.stage import explain, resolve_operator

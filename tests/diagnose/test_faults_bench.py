@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.diagnose.bench import baselines
 from tapml.diagnose.bench.baselines import DebugCompare, EndToEndOnly, RandomInputs, allclose
 from tapml.diagnose.bench.result import BenchResult, Fault, Found, Row, totals_of

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import pytest
 from rich.console import Console
 
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.cli import faults as verb
 from tapml.cli.verb import Outcome
 from tapml.devices.interface import DeviceInfo

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import tapml
-from tapml.carve.distance import distance
-from tapml.carve.folder import RunFolder
+from tapml.carving.distance import distance
+from tapml.carving.folder import RunFolder
 from tapml.diagnose.faults import attention_edits as attention
 from tapml.diagnose.faults.arithmetic_edits import overwritten_value
 from tapml.diagnose.faults.catalogue import each_site, find

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tapml
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.compile import mutations
 from tapml.diagnose.faults import kernel_text, launch, lowering, schedule
 from tapml.diagnose.faults import text_edits as edits

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import tapml
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.cli import health as verb
 from tapml.devices.interface import Launch
 from tapml.diagnose.health.anatomy import Anatomy

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.diagnose.minimise.interestingness import FLAKY_RUNS
 from tapml.diagnose.minimise.stage import Minimised, NotFailing, minimise
 from tapml.errors import DeviceError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.diagnose.bisect.parting import Parting
 from tapml.diagnose.bisect.stage import bisect
 from tapml.diagnose.explain.stage import explain

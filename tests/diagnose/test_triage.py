@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.devices.interface import Device, Launch, ReadsInTurn
 from tapml.diagnose.explain.triage import triage
 from tapml.diagnose.probes.evidence import Triage

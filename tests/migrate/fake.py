@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tapml.backends.on_device import OnDevice
-from tapml.carve.case import Case
-from tapml.carve.tolerance import Accuracy, Reference
+from tapml.carving.case import Case
+from tapml.carving.tolerance import Accuracy, Reference
 from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.kernels import Argument, Kernel, Program, Step
 from tapml.migrate.model import Model

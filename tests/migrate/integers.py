@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import tapml
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.migrate.inject import Injection
 
 BEYOND = [2**24 + 1, 2**33 + 7, -(2**40), torch.iinfo(torch.int64).min, 5]

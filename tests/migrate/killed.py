@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.migrate import operator_test
 from tapml.migrate.journal import read
 from tapml.migrate.migrate import folder_name, migrate

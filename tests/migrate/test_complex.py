@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tapml.carve.carve import carve
-from tapml.carve.folder import RunFolder
+from tapml.carving.carve import carve
+from tapml.carving.folder import RunFolder
 from tapml.migrate.migrate import migrate
 from tapml.source.load import load
 

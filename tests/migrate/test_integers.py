@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tapml.backends import on_device
-from tapml.carve.beyond import Inside
+from tapml.carving.beyond import Inside
 from tapml.diagnose.bisect.stage import bisect
 from tapml.diagnose.health.stage import health
 from tapml.errors import DoesNotFit, RunError, WrongValue

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tapml
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.migrate.end_to_end import EndToEnd, Oracle, Reference, compare_prompt
 from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.model import Model

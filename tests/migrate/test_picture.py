@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapml.carve.tolerance import Accuracy, Reference, of_source
+from tapml.carving.tolerance import Accuracy, Reference, of_source
 from tapml.migrate.picture import LEVELS, SIDE, keep_picture, kept_picture, picture
 
 SOURCE_ERROR = 1e-6

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tapml
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.devices.child import ChildDevice
 from tapml.generation import greedy
 from tapml.migrate.end_to_end import check_calls

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.migrate.journal import read
 from tapml.migrate.migrate import MigrationResult, folder_name, migrate
 from tapml.remote.address import HubAddress

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tapml.backends import on_device
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.migrate import workbench
 from tapml.remote.open import open_device
 from tests.conftest import MakeRun

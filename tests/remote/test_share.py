@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tapml.api import Run
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.errors import UnavailableError, UsageError
 from tapml.migrate.device_pool import DevicePool, are_several, units_of
 from tapml.migrate.migrate import migrate

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tests.report.results import bare, pretend
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import tapml
-from tapml.carve.folder import RunFolder
-from tapml.carve.layout import TARGET_FOLDER
+from tapml.carving.folder import RunFolder
+from tapml.carving.layout import TARGET_FOLDER
 from tapml.kernels import Argument, Kernel, Program, Step
 from tapml.migrate.journal import Header, Journal
 from tapml.migrate.programs import keep

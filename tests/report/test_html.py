@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapml.api import Run
-from tapml.carve.folder import RunFolder
-from tapml.carve.tolerance import of_source
+from tapml.carving.folder import RunFolder
+from tapml.carving.tolerance import of_source
 from tapml.cli import report as verb
 from tapml.diagnose.probes.evidence import Evidence
 from tapml.errors import RunError, UnavailableError, UsageError

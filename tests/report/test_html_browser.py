@@ -15,8 +15,8 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from tapml.carve.folder import RunFolder
-from tapml.carve.tolerance import of_source
+from tapml.carving.folder import RunFolder
+from tapml.carving.tolerance import of_source
 from tapml.diagnose.probes.evidence import Evidence
 from tapml.migrate.picture import keep_picture, picture
 from tapml.migrate.records import Records, target_folder

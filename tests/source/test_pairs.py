@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tapml.carve.faithful import Compared, compare_module
+from tapml.carving.faithful import Compared, compare_module
 from tapml.errors import ModelError
 from tapml.operators.carried import carried
 from tapml.operators.cut import cut

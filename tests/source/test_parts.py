@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from tapml.carve.carve import carve
-from tapml.carve.folder import RunFolder
-from tapml.carve.writer import seal
+from tapml.carving.carve import carve
+from tapml.carving.folder import RunFolder
+from tapml.carving.writer import seal
 from tapml.errors import ModelError, UsageError
 from tapml.migrate.model import Model
 from tapml.operators import parts

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tapml.api import Run
-from tapml.carve.carve import carve
+from tapml.carving.carve import carve
 from tapml.errors import ModelError
 from tapml.operators.cut import cut
 from tapml.operators.execute import GraphExecutor

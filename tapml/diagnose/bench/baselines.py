@@ -12,7 +12,7 @@ more was taken, and its paragraph says so. None of them poisons memory or repeat
 normal distribution, activations, states and weights alike. Integers are drawn evenly from the range that the recording shows
 for that input, without repetition where the recorded ones have none (indices that are written to must differ); booleans are as
 recorded, because a random mask may hide everything. There are as many draws as the recording has calls of the signature. The
-source and float64 run on the same inputs, and the bound is TapML's (`tapml.carve.tolerance`), so the inputs are the only
+source and float64 run on the same inputs, and the bound is TapML's (`tapml.carving.tolerance`), so the inputs are the only
 difference. Weights are the test's own: a fault that hands over another tensor of the model is not met, one that packs or
 rearranges whatever weight it is given is.
 
@@ -37,8 +37,8 @@ from functools import partial
 import numpy as np
 
 from tapml.backends.interface import Compiled
-from tapml.carve.folder import RunFolder
-from tapml.carve.tolerance import Comparison, Reference, compare, of_source
+from tapml.carving.folder import RunFolder
+from tapml.carving.tolerance import Comparison, Reference, compare, of_source
 from tapml.generation import greedy
 from tapml.migrate.end_to_end import Oracle, check_calls
 from tapml.migrate.hybrid import Hybrid

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.diagnose.bisect.stage import bisect_over
 from tapml.diagnose.explain.triage import triage
 from tapml.diagnose.minimise.stage import minimise

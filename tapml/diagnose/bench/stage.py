@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import tapml
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.compile.cache import toolchain
 from tapml.diagnose.bench.baselines import DebugCompare, EndToEndOnly, RandomInputs
 from tapml.diagnose.bench.own_method import OwnMethod

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tapml.backends.interface import Compiled
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.diagnose.bisect.parting import Further
 from tapml.diagnose.bisect.prefix import BUDGET, PrefixHybrid
 from tapml.errors import DeviceError, DeviceLost, RunError

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from tapml.backends.interface import Compiled
-from tapml.carve.folder import Prompt, RunFolder
+from tapml.carving.folder import Prompt, RunFolder
 from tapml.errors import RunError
 from tapml.generation import Call, decode_call, prefill_calls
 from tapml.migrate.end_to_end import Oracle, PromptResult, Reference, compare_prompt, teacher_forced

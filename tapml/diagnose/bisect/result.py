@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tapml.carve.late import positions_words
+from tapml.carving.late import positions_words
 from tapml.devices.interface import DeviceInfo
 from tapml.diagnose.bisect.model_check import How, RunRecord
 from tapml.diagnose.bisect.search import Rate
@@ -83,7 +83,7 @@ class BisectResult:
     `more` says that it is wrong again without them. `bound` is the most runs that a search like this one takes where errors do
     not cancel. `operators_run` counts operators that the checks one by one carried out, of `operators_without_memory`.
     `further` says which calls were checked where the check of the run is right and tokens part later; `tokens` how many of each
-    answer were compared to see that, None: what the last migration said was used. `positions`: see `tapml.carve.late`."""
+    answer were compared to see that, None: what the last migration said was used. `positions`: see `tapml.carving.late`."""
 
     target: str
     device: DeviceInfo

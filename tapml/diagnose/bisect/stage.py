@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.diagnose.bisect.model_check import Checked, How, ModelCheck
 from tapml.diagnose.bisect.parting import Further, compared, journalled
 from tapml.diagnose.bisect.result import BisectResult, Culprit, FailingSet, Missing

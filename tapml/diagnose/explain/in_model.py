@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tapml.backends.interface import Compiled
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.diagnose.bisect.model_check import ModelCheck
 from tapml.diagnose.bisect.parting import journalled
 from tapml.diagnose.probes.evidence import Evidence

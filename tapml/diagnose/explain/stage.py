@@ -22,8 +22,8 @@ from pathlib import Path
 
 from tapml.backends.interface import Compiled
 from tapml.backends.on_device import kernels_of
-from tapml.carve.folder import RunFolder
-from tapml.carve.layout import operator_folder
+from tapml.carving.folder import RunFolder
+from tapml.carving.layout import operator_folder
 from tapml.diagnose.explain.advice import Context, advise
 from tapml.diagnose.explain.in_model import InModel, in_model
 from tapml.diagnose.explain.result import Explanation

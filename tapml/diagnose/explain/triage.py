@@ -24,7 +24,7 @@ from functools import partial
 import numpy as np
 
 from tapml.backends.on_device import kernels_of, with_kernels
-from tapml.carve.tolerance import compare
+from tapml.carving.tolerance import compare
 from tapml.diagnose.explain.decide import FOREIGN_RULES, RULES, Decision, decide, needed
 from tapml.diagnose.probes import hazards
 from tapml.diagnose.probes.evidence import CPU, QUESTIONS, Evidence, Finding, FindingKind, Outcome, Triage, left_out, worst_of

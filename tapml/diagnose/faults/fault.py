@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.kernels import Program
 from tapml.languages import LANGUAGES, Language
 from tapml.operators.graph import Body, Operator

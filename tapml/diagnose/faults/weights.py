@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.diagnose.faults.fault import FaultClass, Site
 from tapml.migrate.alteration import Alteration
 from tapml.operators.graph import Body, Graph, Operator

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tapml import strict
-from tapml.carve.folder import RunFolder
-from tapml.carve.layout import TARGET_FOLDER, folder_name
+from tapml.carving.folder import RunFolder
+from tapml.carving.layout import TARGET_FOLDER, folder_name
 from tapml.diagnose.health.anomalies import KINDS, Kind
 from tapml.errors import RunError
 from tapml.inside import is_file, path_in, read_file

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapml.backends.interface import Compiled
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.diagnose.health.anatomy import Anatomy, Part, Values, largest
 from tapml.diagnose.health.anomalies import Kind, bad_elements
 from tapml.diagnose.health.headroom import Peak, bits

@@ -5,7 +5,7 @@
 
 A candidate is a body as the source computes it, and inputs. It is compiled as the operator was (the same alteration, the
 schedule that failed), runs with every input uploaded as given, and is compared with what PyTorch answers, under the bound that
-the source's own error in float64 gives (`tapml.carve.tolerance`). To fail in the same way it must
+the source's own error in float64 gives (`tapml.carving.tolerance`). To fail in the same way it must
 
 - fail with the same status and stage: beyond the bound, or refused, or with the device lost;
 - have finite expected outputs where the first case had them, and elements on which the source is no judge only if the first had;
@@ -26,9 +26,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tapml.backends.interface import Compiled
-from tapml.carve.distance import distance
-from tapml.carve.reference import ReferenceMaker
-from tapml.carve.tolerance import FACTOR, Comparison, Reference, compare
+from tapml.carving.distance import distance
+from tapml.carving.reference import ReferenceMaker
+from tapml.carving.tolerance import FACTOR, Comparison, Reference, compare
 from tapml.errors import TapmlError
 from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Workbench

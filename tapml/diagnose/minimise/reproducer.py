@@ -25,9 +25,9 @@ import numpy as np
 
 from tapml import languages
 from tapml.backends.on_device import with_kernels
-from tapml.carve.arrays import pack
-from tapml.carve.distance import scale_of
-from tapml.carve.tolerance import Reference
+from tapml.carving.arrays import pack
+from tapml.carving.distance import scale_of
+from tapml.carving.tolerance import Reference
 from tapml.devices.interface import DeviceInfo
 from tapml.diagnose.minimise.stage import Minimised
 from tapml.kernels import Program
@@ -96,7 +96,7 @@ def _plan(minimised: Minimised, program: Program, device: DeviceInfo, files: lis
         "inputs": [[list(s.shape), s.dtype] for s in program.inputs],
         "outputs": [[list(s.shape), s.dtype] for s in program.outputs],
         "scratch": list(program.scratch),
-        # [output, bound, mean of what is expected]: the unit of tapml.carve.tolerance
+        # [output, bound, mean of what is expected]: the unit of tapml.carving.tolerance
         "checks": [
             [k, *_allowed(reference, spec.dtype)]
             for k, (reference, spec) in enumerate(zip(minimised.references, program.outputs, strict=True)) if k not in handed_on
@@ -113,7 +113,7 @@ def _whole_words(words: tuple[int, ...]) -> list[int]:
 
 def _allowed(reference: Reference, stored: str) -> tuple[float, float]:
     """The bound, with room for rounding once to the graph's dtype and to the stored one, and the scale of the unit (see
-    `tapml.carve.tolerance`)."""
+    `tapml.carving.tolerance`)."""
     if reference.exact is None:
         return 0.0, 1.0
     rounding = (EPSILON[reference.dtype] + EPSILON[stored]) / 2

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tapml.backends.interface import Compiled
-from tapml.carve.tolerance import Comparison, Reference
+from tapml.carving.tolerance import Comparison, Reference
 from tapml.diagnose.minimise.interestingness import Failing, InterestingnessTest, NotFailing, Outcome
 from tapml.diagnose.minimise.shrink_body import Extent, find_extents, resized
 from tapml.diagnose.minimise.shrink_inputs import renumbered, smaller_inputs

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from tapml.carve.tolerance import Comparison
+from tapml.carving.tolerance import Comparison
 from tapml.targets.known import REFERENCE
 from tapml.verdicts import Stage, Status
 
@@ -60,7 +60,7 @@ MODEL_QUESTIONS: dict[str, str] = {
 @dataclass(frozen=True)
 class Evidence:
     """What one probe gave. `where` names target, schedule or driver; `error`, `bound` and `source_error` are in the unit of
-    `tapml.carve.distance.distance`, those of the worst output, None where no numbers were reached. `detail` is a sentence
+    `tapml.carving.distance.distance`, those of the worst output, None where no numbers were reached. `detail` is a sentence
     without a capital: what was seen, or why it was not run."""
 
     probe: str

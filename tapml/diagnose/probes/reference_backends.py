@@ -13,7 +13,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Literal
 
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.devices.interface import DeviceInfo
 from tapml.devices.known import RUNNABLE, on_processor, others
 from tapml.errors import TapmlError, TargetError

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tapml.backends.interface import Compiled
-from tapml.carve.tolerance import Comparison, compare
+from tapml.carving.tolerance import Comparison, compare
 from tapml.diagnose.probes.evidence import Outcome, ratio, worst_of
 from tapml.migrate.operator_test import Trial
 from tapml.migrate.outcome import Failed, Lost, Ran

@@ -3,14 +3,14 @@
     for trial in recorded(run, model, operator): ...
     for trial in met(run, model, hybrid, operator): ...         inputs as a hybrid computes them
 
-A trial's expected outputs are the source's, masked where the source is no judge (see `tapml.carve.tolerance`).
+A trial's expected outputs are the source's, masked where the source is no judge (see `tapml.carving.tolerance`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.errors import is_confined
 from tapml.generation import Call
 from tapml.migrate.end_to_end import check_calls

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tapml.carve.folder import RunFolder
-from tapml.carve.late import check_calls
+from tapml.carving.folder import RunFolder
+from tapml.carving.late import check_calls
 from tapml.errors import UsageError
 from tapml.generation import Call
 from tapml.migrate.hybrid import Hybrid

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tapml.carve.folder import RunFolder
+from tapml.carving.folder import RunFolder
 from tapml.migrate.workbench import Progress
 from tapml.report.html.numbers import short
 from tapml.tensors import HostArray

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import tapml
-from tapml.carve.detokenizer import Detokenizer
-from tapml.carve.folder import RunFolder
+from tapml.carving.detokenizer import Detokenizer
+from tapml.carving.folder import RunFolder
 from tapml.diagnose.health.result import kept_health
 from tapml.migrate.workbench import Progress
 from tapml.report.html.bodies import lines, source_lines

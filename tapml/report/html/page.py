@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tapml.carve.folder import RunFolder
-from tapml.carve.layout import folder_name
+from tapml.carving.folder import RunFolder
+from tapml.carving.layout import folder_name
 from tapml.errors import UnavailableError, UsageError
 from tapml.migrate.workbench import Progress
 from tapml.printable import printable

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tapml.carve.folder import RunFolder
-from tapml.carve.layout import TARGET_FOLDER
-from tapml.carve.tolerance import Accuracy, compound_bound
+from tapml.carving.folder import RunFolder
+from tapml.carving.layout import TARGET_FOLDER
+from tapml.carving.tolerance import Accuracy, compound_bound
 from tapml.inside import path_in
 from tapml.migrate.picture import kept_picture
 from tapml.migrate.programs import kept

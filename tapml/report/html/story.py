@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tapml.carve.detokenizer import Decode
-from tapml.carve.folder import RunFolder
+from tapml.carving.detokenizer import Decode
+from tapml.carving.folder import RunFolder
 from tapml.migrate.end_to_end import PromptResult
 from tapml.migrate.records import Sheet
 from tapml.report.html.numbers import short

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from tapml.carve.folder import RunFolder
-from tapml.carve.late import positions_words
+from tapml.carving.folder import RunFolder
+from tapml.carving.late import positions_words
 from tapml.devices.known import WITHOUT_RUNTIME
 from tapml.migrate.programs import there
 from tapml.migrate.records import Sheet
