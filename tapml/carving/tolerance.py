@@ -29,8 +29,8 @@ sliver of s (`relative`), and held to what the source shows in that unit.
 Where the source is no judge. An element that is non-finite in the source and finite in float64 (float16 overflows), or
 the other way round, an integer on which the two disagree (top-k among equals), or an element that rounding pushes over a jump
 of the function (floor at a whole number; `tapml.carving.jumps`) is excluded from comparison and counted. Where one jump alone
-decides, the element must still lie between the two sides of it, and of many such elements at least a quarter (`SIDES`) on the side that
-the source took, or float64. A comparison in which less than `LEAST` of the elements were left shows nothing
+decides, the element must still lie between the two sides of it, and of many such elements at least a quarter (`SIDES`) on the
+side that the source took, or float64. A comparison in which less than `LEAST` of the elements were left shows nothing
 (`Comparison.checked`).
 
 Where float64 is not at hand (a whole model after many steps) the reference is the source's answer alone. Errors that went through
