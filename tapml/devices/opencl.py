@@ -1,17 +1,22 @@
 """OpenCL by pyopencl: one context and one in-order queue, so launches see each other's writes without events.
 
 The driver compiles OpenCL C at `load`; PoCL finishes that at the first launch with a given workgroup size, so its first launch is
-slow, and a compiler crash can surface there. pyopencl's own program cache stays off, the driver's stays as it is. Which
-device is used: the first GPU, else the first of any kind, or the one that `device` picks.
+slow, and a compiler crash can surface there. pyopencl's own program cache stays off, the driver's stays as it is. But PoCL sends
+a text that it has compiled before through its preprocessor again, which takes 40 ms, so what it made of a text is kept
+(`binaries.py`) and handed back to it: 2 ms. Which device is used: the first GPU, else the first of any kind, or the one that
+`device` picks.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tapml.devices.binaries import Binaries
 from tapml.devices.handles import Handles, check_binding, check_language, check_range, padded
 from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.devices.pick import pick
@@ -21,6 +26,8 @@ from tapml.languages.opencl_c import LANGUAGE
 from tapml.limits import Limits
 
 LOST = ("OUT_OF_RESOURCES", "INVALID_COMMAND_QUEUE", "INVALID_CONTEXT", "DEVICE_NOT_AVAILABLE")
+# The platform whose driver gives back sooner what it made than it makes it anew.
+POCL = "Portable Computing Language"
 INSTALL = (
     "Install a driver (for NVIDIA, AMD or Intel it comes with the GPU's own driver), or `pip install 'pyopencl[pocl]'` for one "
     "that runs on the processor."
@@ -55,6 +62,7 @@ class OpenClDevice(ReadsInTurn):
         self._device = chosen
         self._language = language
         self._info = _describe(platform, self._cl, chosen)
+        self._binaries = Binaries("opencl") if chosen.platform.name.strip() == POCL else None
         self._buffers: Handles[Any] = Handles("buffer")
         self._kernels: Handles[_Loaded] = Handles("kernel")
         self._bytes = 0
@@ -119,8 +127,7 @@ class OpenClDevice(ReadsInTurn):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a compiler's remarks on a program that it accepts
-                program = self._cl.Program(self._context, kernel.source).build(cache_dir=False)
-                loaded = self._cl.Kernel(program, kernel.entry)
+                loaded = self._cl.Kernel(self._built(kernel.source), kernel.entry)
         except self._cl.Error as error:
             refused = DeviceError("driver", f"{self._info.driver} refused kernel {kernel.entry}: {error}")
             raise self._failure(f"loading {kernel.entry}", error, refused) from error
@@ -131,6 +138,19 @@ class OpenClDevice(ReadsInTurn):
         gx, gy, gz = kernel.grid
         size = (gx * x, gy * y, gz * z)
         return self._kernels.add(_Loaded(loaded, kernel.entry, kernel.access, size, kernel.block))
+
+    def _built(self, source: str) -> Any:
+        """The program, from what the driver made of this text before, where that is kept and the driver takes it."""
+        if self._binaries is None:
+            return self._cl.Program(self._context, source).build(cache_dir=False)
+        name = hashlib.blake2b(f"{self._info.name}\0{self._info.driver}\0{source}".encode(), digest_size=16).hexdigest()
+        made = self._binaries.get(name)
+        if made is not None:
+            with contextlib.suppress(self._cl.Error):
+                return self._cl.Program(self._context, [self._device], [made]).build(cache_dir=False)
+        program = self._cl.Program(self._context, source).build(cache_dir=False)
+        self._binaries.put(name, program.get_info(self._cl.program_info.BINARIES)[0])
+        return program
 
     def unload(self, kernel: int) -> None:
         self._kernels.pop(kernel)
