@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tapml.carving.folder import RunFolder  # noqa: E402
-from tapml.generation import decode_call, prefill_calls  # noqa: E402
 from tapml.migrate.operator_test import OperatorTester  # noqa: E402
+from tapml.runtime.generation import decode_call, prefill_calls  # noqa: E402
 from tests.remote.disturbed import Bench, bench  # noqa: E402
 from tests.remote.namespace import NotPermitted, namespace  # noqa: E402
 from tests.remote.processes import Agent, running_hub  # noqa: E402

@@ -16,10 +16,12 @@ PACKAGE = ROOT / "tapml"
 
 # A module may import its own level and those before it.
 LEVELS = (
-    {"errors", "generation", "inside", "limits", "printable", "private", "strict", "tensors", "verdicts", "whole_file", "words"},
+    {"errors", "inside", "limits", "printable", "private", "strict", "tensors", "verdicts", "whole_file", "words"},
     {"languages"},
     {"kernels"},
-    {"source", "operators"},
+    {"operators"},
+    {"runtime"},
+    {"source"},
     {"targets"},
     {"carving", "compile", "devices"},
     {"remote"},
@@ -176,9 +178,17 @@ def modules_below(*parts: str) -> list[str]:
 
 
 def test_devices_and_targets_load_neither_torch_nor_tvm() -> None:
-    names = modules_below("errors", "tensors", "languages", "kernels", "verdicts", "generation", "targets", "devices")
+    names = modules_below("errors", "tensors", "languages", "kernels", "verdicts", "runtime", "targets", "devices")
     assert len(names) > 15
     assert not {"torch", "tvm", "transformers"} & loaded_after(f"import {', '.join(names)}")
+
+
+def test_a_model_runs_where_torch_and_tvm_are_not_installed() -> None:
+    """Whatever a shipped model needs, `tapml.runtime`, does not even try to import them."""
+    refuse = "import sys\nsys.modules.update(torch=None, tvm=None)\n"  # None: importing it is an ImportError
+    names = modules_below("runtime")
+    assert len(names) > 5
+    loaded_after(f"{refuse}import {', '.join(names)}")
 
 
 def test_a_run_is_read_without_torch() -> None:

@@ -13,40 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-from tapml.devices.buffers import BufferPool
-from tapml.devices.interface import Device, DeviceInfo, Part
+from tapml.devices.interface import Device, DeviceInfo
 from tapml.operators.graph import Body
+from tapml.runtime.engine import Compiled as Compiled
+from tapml.runtime.engine import Engine
 from tapml.targets.parse import TargetChoice
 from tapml.targets.target import Target
-from tapml.tensors import HostArray, Layout, TensorSpec
+from tapml.tensors import HostArray, Layout
 from tapml.verdicts import Stage
-
-
-class Compiled(Protocol):
-    """One operator, ready to run. `inputs` and `outputs` are specs as the backend stores them (an int64 input of the operator may
-    be int32 here); `scratch` are sizes in bytes of buffers that one run needs besides; an output that is an input unchanged is in
-    `forwards`, output index to input index, and its buffer is not written. Equal digests run equally."""
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]: ...
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]: ...
-
-    @property
-    def scratch(self) -> tuple[int, ...]: ...
-
-    @property
-    def forwards(self) -> tuple[tuple[int, int], ...]: ...
-
-    @property
-    def schedule(self) -> str:
-        """How it was made, as verdicts name it."""
-
-    @property
-    def digest(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -79,9 +55,9 @@ PLAIN = Way()
 OnPrepared = Callable[[str, Prepared], None]
 
 
-class Backend(Protocol):
-    """See the module's docstring. Not thread-safe: one caller at a time. `name` is what was asked for, without a token; `key` of
-    `target` is equal where bodies are prepared equally."""
+class Backend(Engine, Protocol):
+    """See the module's docstring; `tapml.runtime.engine.Engine` is the part of it that running a model needs. `name` is
+    what was asked for, without a token; `key` of `target` is equal where bodies are prepared equally."""
 
     choice: TargetChoice
     name: str
@@ -102,10 +78,6 @@ class Backend(Protocol):
     def keeps_layouts(self) -> bool:
         """Whether an input may be handed over as it lies in memory (`Way.layouts`)."""
 
-    @property
-    def pool(self) -> BufferPool:
-        """Buffers, which are used again."""
-
     def prepare(
         self, bodies: Mapping[str, Body], on_prepared: OnPrepared | None = None, way: Way = PLAIN
     ) -> dict[str, Prepared]:
@@ -116,21 +88,6 @@ class Backend(Protocol):
 
     def load(self, compiled: Compiled) -> None:
         """Hands it to whatever runs it, and waits for what that says. Raises DeviceError when it is refused."""
-
-    def record(
-        self, compiled: Compiled, inputs: Sequence[int], outputs: Sequence[int], scratch: Sequence[int] | None = None
-    ) -> Sequence[Any]:
-        """One run over these buffers, as work that can be submitted any number of times while the buffers live. Without `scratch`
-        the backend uses its own, which all such work shares."""
-
-    def submit(self, work: Sequence[Any]) -> None:
-        """Carries out what `record` gave, in order."""
-
-    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
-        """Copies `data` into the buffer (see `Device.write`)."""
-
-    def read_many(self, parts: Sequence[Part]) -> list[bytes]:
-        """Several reads, each (buffer, nbytes, offset), after all that was submitted before."""
 
     def run_once(
         self, compiled: Compiled, inputs: Sequence[HostArray | int], poison: bool = False, keep: bool = False

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tapml.backends.interface import Compiled
-from tapml.devices.buffers import BufferPool
 from tapml.devices.interface import Device, DeviceInfo, Part
 from tapml.devices.runner import ProgramRunner
 from tapml.errors import AnotherDevice, ConnectionLost, UnavailableError
 from tapml.kernels import Kernel, Program
 from tapml.remote.open import address_of, open_device, redacted
+from tapml.runtime.buffers import BufferPool
 from tapml.targets.parse import TargetChoice
 from tapml.targets.resolve import resolve
 from tapml.targets.target import Target

@@ -30,11 +30,11 @@ from tapml.carving.suite import write_suite
 from tapml.carving.tolerance import Accuracy
 from tapml.carving.writer import RunWriter, clear_disk_errors
 from tapml.errors import PromptError, UsageError
-from tapml.generation import Call
 from tapml.operators.cut import cut
 from tapml.operators.execute import GraphExecutor, host_from_tensor, tensor_from_host
 from tapml.operators.graph import Body, Graph, Operator
 from tapml.operators.stays import why_it_stays
+from tapml.runtime.generation import Call
 from tapml.source import prompts as source_prompts
 from tapml.source.decoder import attention_windows
 from tapml.source.export import Exported, export

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from tapml.carving import layout
 from tapml.errors import RunError
-from tapml.generation import DecoderShape
 from tapml.operators.graph import Body, Graph
+from tapml.runtime.generation import DecoderShape
 from tapml.tensors import Layout
 
 if TYPE_CHECKING:

@@ -25,11 +25,11 @@ from typing import Any
 import torch
 
 from tapml.errors import ModelError
-from tapml.generation import DecoderShape, decode_call, prefill_calls
 from tapml.operators.carried import original
 from tapml.operators.execute import GraphExecutor, tensor_from_host
 from tapml.operators.graph import Graph
 from tapml.operators.stays import OWN_DTYPE, is_random, sort_of_stay
+from tapml.runtime.generation import DecoderShape, decode_call, prefill_calls
 from tapml.source.decoder import attention_windows
 from tapml.source.export import Exported
 from tapml.source.itself import SEED, WIDE, Itself, wide_copy

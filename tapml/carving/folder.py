@@ -32,9 +32,9 @@ from tapml.carving.ties import leads
 from tapml.carving.tolerance import Accuracy, Comparison, Reference, compare
 from tapml.carving.writer import RunWriter, digest, seal
 from tapml.errors import RunError, UsageError, nearest
-from tapml.generation import DecoderShape
 from tapml.inside import read_file
 from tapml.operators.graph import Body, Graph, Operator, Placeholder
+from tapml.runtime.generation import DecoderShape
 from tapml.source.weights import Weight, WeightTable
 from tapml.tensors import FLOATS, NUMPY, HostArray, TensorSpec, dtype_name, spec_of
 

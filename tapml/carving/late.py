@@ -27,7 +27,7 @@ import numpy as np
 
 from tapml import strict
 from tapml.carving.case import LATE_POSITION
-from tapml.generation import LONGEST, Call, DecoderShape, decode_call, prefill_calls
+from tapml.runtime.generation import LONGEST, Call, DecoderShape, decode_call, prefill_calls
 from tapml.tensors import HostArray
 
 # Decode calls of the check with the first prompt: the second is the first that reads what decoding itself wrote to the cache.

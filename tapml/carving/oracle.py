@@ -25,9 +25,9 @@ import torch
 
 from tapml.carving.distance import errors_of, straddling, undecided
 from tapml.carving.reference import moved_by_a_rounding
-from tapml.generation import Call
 from tapml.operators.execute import body_function, first_content, host_from_tensor, tensor_from_host
 from tapml.operators.graph import Body, Graph, Operator
+from tapml.runtime.generation import Call
 from tapml.tensors import TensorSpec, dtype_name
 
 DTYPE = torch.float64

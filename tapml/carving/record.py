@@ -22,10 +22,10 @@ import torch
 
 from tapml.carving.late import Late, check_calls
 from tapml.carving.select import Moment, Selection
-from tapml.generation import Call, DecoderShape, decode_call, greedy
 from tapml.operators.execute import GraphExecutor
 from tapml.operators.graph import Operator
 from tapml.operators.positional import positional
+from tapml.runtime.generation import Call, DecoderShape, decode_call, greedy
 from tapml.tensors import HostArray
 
 SPEED_STEPS = 8

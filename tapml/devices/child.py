@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tapml.devices.frames import PIECE, FrameReader, FrameWriter, PeerGone, TooLate, widen
-from tapml.devices.handles import Handles, check_binding, check_range, cut_reads, padded
+from tapml.devices.handles import Handles, check_binding, check_range, cut_reads
 from tapml.devices.interface import DeviceInfo, Launch, Part
 from tapml.devices.replies import error_of
 from tapml.devices.sandbox import Sandbox
 from tapml.errors import DeviceLost, UnavailableError
 from tapml.kernels import Kernel
 from tapml.private import TOKEN_VARIABLE
+from tapml.runtime.buffers import padded
 
 # How many reads are asked for before the first reply is taken: their requests fit into a pipe that nobody empties.
 AHEAD = 4

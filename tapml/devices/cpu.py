@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tapml.devices.handles import Handles, check_binding, check_language, check_range, padded
+from tapml.devices.handles import Handles, check_binding, check_language, check_range
 from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.devices.pick import pick
 from tapml.errors import DeviceError, OutOfMemory, UnavailableError, UsageError
@@ -37,6 +37,7 @@ from tapml.kernels import Kernel
 from tapml.languages.plain_c import LANGUAGE
 from tapml.limits import Limits
 from tapml.private import private_folder
+from tapml.runtime.buffers import padded
 from tapml.source.bounded import bounded, limit_of_environment
 from tapml.source.cache import cache_folder
 from tapml.source.seals import BYTES, seal, sound

@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tapml.devices.handles import Handles, check_binding, check_language, check_range, padded
+from tapml.devices.handles import Handles, check_binding, check_language, check_range
 from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.devices.pick import pick
 from tapml.errors import DeviceError, DeviceLost, OutOfMemory, UnavailableError
 from tapml.kernels import Kernel
 from tapml.languages.wgsl import LANGUAGE
 from tapml.limits import Limits
+from tapml.runtime.buffers import padded
 
 INSTALL = (
     "Install the GPU's own driver, or Mesa's software Vulkan for one that runs on the processor "

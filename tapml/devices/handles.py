@@ -55,13 +55,6 @@ class Handles(Generic[T]):
         return f"{self.kind} {handle} {state}; {len(self)} {self.kind}s are live"
 
 
-def padded(nbytes: int) -> int:
-    """The size that a device allocates for `nbytes`: whole 32-bit words, at least one."""
-    if nbytes < 0:
-        raise ValueError(f"a buffer cannot have {nbytes} bytes")
-    return max(4, (nbytes + 3) // 4 * 4)
-
-
 def pieces(offset: int, nbytes: int, most: int) -> list[tuple[int, int]]:
     """A transfer of `nbytes` bytes cut into (offset, size) of at most `most` bytes each; one empty piece for none."""
     return [(offset + start, min(most, nbytes - start)) for start in range(0, nbytes, most)] or [(offset, 0)]

@@ -15,13 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from tapml.kernels import Kernel
 from tapml.limits import DeviceInfo as DeviceInfo
-
-# What one of several reads asks for: buffer, nbytes, offset.
-Part: TypeAlias = tuple[int, int, int]
+from tapml.runtime.engine import Part as Part
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tapml.devices.handles import Handles, check_binding, check_range, padded
+from tapml.devices.handles import Handles, check_binding, check_range
 from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.errors import DeviceError
 from tapml.kernels import Kernel
 from tapml.limits import Limits
+from tapml.runtime.buffers import padded
 
 # Larger than any real buffer: a request above it is refused, so that the refusal can be tested here too.
 LARGEST = 2**33

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tapml.devices.binaries import Binaries
-from tapml.devices.handles import Handles, check_binding, check_language, check_range, padded
+from tapml.devices.handles import Handles, check_binding, check_language, check_range
 from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.devices.pick import pick
 from tapml.errors import DeviceError, DeviceLost, OutOfMemory, UnavailableError
 from tapml.kernels import Kernel
 from tapml.languages.opencl_c import LANGUAGE
 from tapml.limits import Limits
+from tapml.runtime.buffers import padded
 
 LOST = ("OUT_OF_RESOURCES", "INVALID_COMMAND_QUEUE", "INVALID_CONTEXT", "DEVICE_NOT_AVAILABLE")
 # The platform whose driver gives back sooner what it made than it makes it anew.

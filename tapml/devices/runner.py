@@ -13,11 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tapml.devices.buffers import BufferPool, as_bytes
-from tapml.devices.handles import padded
 from tapml.devices.interface import Device, Launch
 from tapml.errors import ConnectionLost, DeviceLost
 from tapml.kernels import Argument, Kernel, Program
+from tapml.runtime.buffers import BufferPool, as_bytes, padded
 from tapml.tensors import NUMPY, HostArray, convert
 
 # Poison: these bytes are NaN in every float dtype, -1 in signed integers.

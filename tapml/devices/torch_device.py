@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tapml.devices.cpu import memory_bytes, processor_name
-from tapml.devices.handles import Handles, check_binding, check_range, padded
+from tapml.devices.handles import Handles, check_binding, check_range
 from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.errors import DeviceError, DeviceLost, OutOfMemory, TargetError, UnavailableError, first_line, nearest
 from tapml.kernels import Kernel
 from tapml.limits import Limits
+from tapml.runtime.buffers import padded
 from tapml.tensors import Layout
 
 if TYPE_CHECKING:

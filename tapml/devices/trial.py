@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from tapml.devices.buffers import as_bytes
 from tapml.devices.child import ChildDevice
 from tapml.devices.interface import Device, DeviceInfo, Launch
 from tapml.devices.known import WITHOUT_RUNTIME
@@ -22,6 +21,7 @@ from tapml.errors import UnavailableError
 from tapml.kernels import Kernel
 from tapml.languages import LANGUAGES
 from tapml.languages.language import TRIAL, TRIAL_BLOCK, TRIAL_COUNT
+from tapml.runtime.buffers import as_bytes
 from tapml.targets.known import TARGETS
 from tapml.targets.parse import TargetChoice, parse
 

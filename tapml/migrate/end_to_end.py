@@ -28,8 +28,8 @@ from tapml.carving.folder import Prompt, RunFolder
 from tapml.carving.late import check_calls as carve_calls
 from tapml.carving.tolerance import LEAST, Comparison, compare, compound_bound, of_source
 from tapml.errors import WrongValue, is_confined, unexpected
-from tapml.generation import Call, DecoderShape, Stepper, decode_call, greedy, prefill_calls
 from tapml.migrate.outcome import Failed
+from tapml.runtime.generation import Call, DecoderShape, Stepper, decode_call, greedy, prefill_calls
 from tapml.tensors import FLOATS, HostArray, dtype_name
 from tapml.verdicts import STAGES, STATUSES, Stage, Status
 

@@ -46,7 +46,6 @@ from tapml.migrate.end_to_end import (
     compare_example,
     compare_prompt,
 )
-from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject
 from tapml.migrate.journal import Journal
 from tapml.migrate.operator_test import OperatorTester
@@ -57,6 +56,7 @@ from tapml.migrate.programs import keep
 from tapml.migrate.records import file_name, header_of, target_folder
 from tapml.migrate.workbench import Progress
 from tapml.operators.graph import Operator
+from tapml.runtime.hybrid import Hybrid
 from tapml.verdicts import Verdict, summary
 
 MAX_TOKENS = 16
@@ -158,7 +158,7 @@ class _Migration:
         self.max_tokens = max_tokens
         self.progress = progress
         self.tell = self.bench.telling(progress)
-        self.source = Hybrid(self.bench.model)
+        self.source = Hybrid(self.bench.model, self.bench.source)
         self.reference: Reference | None = None
         self.verdicts: dict[str, Verdict] = {}
         self.answers: dict[str, Answer] = {}

@@ -1,5 +1,5 @@
-"""The model as the migration needs it: graphs, operators in order, weights and first states on the host, and the source's
-functions, each made once.
+"""The model of a run as testing and migrating need it: its data, the source's functions, what stays on the source, and what makes
+references.
 
     model = Model.of(run)
     outputs = model.function(signature)(inputs)          the source runs one operator, numpy in and out
@@ -8,42 +8,24 @@ functions, each made once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from tapml.carving.reference import ReferenceMaker
-from tapml.operators.execute import HostFunction, host_function
-from tapml.operators.graph import Body, Graph, Operator
+from tapml.operators.execute import host_function
+from tapml.operators.graph import Operator
 from tapml.operators.stays import why_it_stays
+from tapml.runtime.engine import HostFunction
+from tapml.runtime.model import ModelData
 from tapml.source.parts import offer
-from tapml.tensors import NUMPY, HostArray
+from tapml.tensors import NUMPY
 
 if TYPE_CHECKING:
     from tapml.carving.folder import RunFolder
 
 
-class Model:
-    """`operators` are those of all graphs, each graph's in execution order. `weight(key)` gives a weight as the model holds it
-    (usually a memory map of the model's file). Arrays that are handed out must not be written to."""
-
-    def __init__(
-        self,
-        graphs: Sequence[Graph],
-        operators: Sequence[Operator],
-        bodies: Mapping[str, Body],
-        weight: Callable[[str], HostArray],
-        initial_states: Mapping[str, HostArray],
-    ) -> None:
-        self.graphs = {graph.name: graph for graph in graphs}
-        self.operators = tuple(operators)
-        self.bodies = dict(bodies)
-        self.initial_states = dict(initial_states)
-        self._read = weight
-        self._weights: dict[str, HostArray] = {}
-        self._functions: dict[tuple[str, str | None], HostFunction] = {}
-        self._makers: dict[str, ReferenceMaker] = {}
-        self._stays: dict[str, str] = {}
+class Model(ModelData):
+    """See the module's docstring. What is made for a signature is made once."""
 
     @staticmethod
     def of(run: RunFolder) -> Model:
@@ -53,17 +35,16 @@ class Model:
         return Model(run.graphs, run.operators, run.bodies, run.weight, run.initial_states)
 
     @cached_property
-    def operators_of(self) -> dict[str, tuple[Operator, ...]]:
-        """Operators by graph."""
-        return {name: tuple(o for o in self.operators if o.graph == name) for name in self.graphs}
+    def _stays(self) -> dict[str, str]:
+        return {}
 
     @cached_property
-    def named(self) -> dict[str, Operator]:
-        return {operator.name: operator for operator in self.operators}
+    def _makers(self) -> dict[str, ReferenceMaker]:
+        return {}
 
     @cached_property
-    def _weight_keys(self) -> dict[str, dict[str, str]]:
-        return {name: {p.name: p.key for p in graph.weights} for name, graph in self.graphs.items()}
+    def _functions(self) -> dict[tuple[str, str | None], HostFunction]:
+        return {}
 
     @cached_property
     def dtypes(self) -> frozenset[str]:
@@ -77,16 +58,6 @@ class Model:
         if operator.signature not in self._stays:
             self._stays[operator.signature] = why_it_stays(self.bodies[operator.signature])
         return self._stays[operator.signature]
-
-    def weight_keys(self, operator: Operator) -> tuple[str | None, ...]:
-        """For each input of an operator: the key of the weight that it is, or None."""
-        keys = self._weight_keys[operator.graph]
-        return tuple(keys.get(name) for name in operator.inputs)
-
-    def weight(self, key: str) -> HostArray:
-        if key not in self._weights:
-            self._weights[key] = self._read(key)
-        return self._weights[key]
 
     def references(self, signature: str) -> ReferenceMaker:
         """What makes references of the operator's calls."""

@@ -51,7 +51,6 @@ from tapml.carving.folder import RunFolder
 from tapml.carving.tolerance import FEW, Comparison, Reference, of_source
 from tapml.errors import UsageError, WrongValue, first_line, is_confined, nearest, unexpected
 from tapml.migrate.end_to_end import check_calls
-from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject
 from tapml.migrate.judging import ByStep, Coverage, at_step, judged, why_out_of_range, worse
 from tapml.migrate.model import Model
@@ -59,6 +58,7 @@ from tapml.migrate.outcome import Attempted, Failed, Ran
 from tapml.migrate.picture import picture
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
+from tapml.runtime.hybrid import Hybrid
 from tapml.tensors import HostArray, Layout, spec_of
 from tapml.verdicts import Measure, Stage, Status, Verdict
 
@@ -230,7 +230,7 @@ class OperatorTester:
         for name, refused in self.bench.refusals(programs).items():
             verdicts[name] = self._failed(named[name], programs.pop(name), refused, time.monotonic())
         compounds = {name: (self.run.compound_error(name), self.run.compound_spread(name)) for name in programs}
-        source = Hybrid(self.model)
+        source = Hybrid(self.model, self.bench.source)
         tell = self.bench.telling(progress)
         course = _Course()
 

@@ -23,15 +23,16 @@ from tapml.backends.kernels import Kernels
 from tapml.backends.on_device import DEADLINE
 from tapml.backends.open import open_backend
 from tapml.carving.folder import RunFolder
-from tapml.devices.buffers import WeightCache
 from tapml.devices.interface import DeviceInfo
 from tapml.errors import ConnectionLost, DeviceError, DeviceLost, OutOfMemory, UnavailableError
 from tapml.kernels import Program
-from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject, Injection, loaded
 from tapml.migrate.model import Model
 from tapml.migrate.outcome import Attempted, Failed, Lost, NotCompiled, Ran, Refused
 from tapml.operators.graph import Body, Operator
+from tapml.runtime.buffers import WeightCache
+from tapml.runtime.engine import HostFunctions
+from tapml.runtime.hybrid import Hybrid
 from tapml.targets.parse import TargetChoice
 from tapml.targets.target import Target
 from tapml.tensors import HostArray, Layout, TensorSpec, as_read
@@ -109,6 +110,11 @@ class Workbench:
     def device_name(self) -> str:
         """What was asked for, without a token: for records."""
         return self.backend.name
+
+    @property
+    def source(self) -> HostFunctions:
+        """The operators on the source."""
+        return self.model.function
 
     @property
     def kernels(self) -> Kernels:
@@ -391,7 +397,7 @@ class Workbench:
         """The hybrid on this device: one as long as the device lives and the alteration stays."""
         if self._hybrid is None:
             on_upload = None if self.alteration is None else self.alteration.value
-            self._hybrid = Hybrid(self.model, self.backend, self.weight_buffer, on_upload)
+            self._hybrid = Hybrid(self.model, self.source, self.backend, self.weight_buffer, on_upload)
         return self._hybrid
 
     def everything(self) -> Hybrid:

@@ -141,7 +141,7 @@ def host_function(body: Body, dtype: str | None = None, device: str = "cpu") -> 
 
 
 class GraphExecutor:
-    """A cut model as a `tapml.generation.Stepper`: runs each graph operator by operator, keeps the states between calls.
+    """A cut model as a `tapml.runtime.generation.Stepper`: runs each graph operator by operator, keeps the states between calls.
 
     `operators` hold those of all graphs, each graph's in execution order; `bodies` are by signature. `states` gives for each
     state its spec (it starts as zeros) or its first content. Weights decide the device. `hook(operator, inputs, outputs)` is

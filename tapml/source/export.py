@@ -17,11 +17,11 @@ import torch
 from torch.utils import _pytree as pytree
 
 from tapml.errors import ModelError, UsageError
-from tapml.generation import DecoderShape
 from tapml.operators.carried import carried
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.graph import Graph
 from tapml.operators.stays import PART
+from tapml.runtime.generation import DecoderShape
 from tapml.source.checked import batch_experts, eagerly, transformers_parts, unseen_parts
 from tapml.source.decoder import MODEL, CacheShape, DecoderStep, cache_shapes
 from tapml.source.messages import first_line

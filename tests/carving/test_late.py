@@ -13,10 +13,10 @@ from tapml.carving.carve import carve
 from tapml.carving.folder import RunFolder
 from tapml.carving.late import CHUNKS, Late, check_calls, positions_words
 from tapml.cli import carve as verb
-from tapml.generation import DecoderShape
 from tapml.operators.execute import GraphExecutor, host_function, tensor_from_host
 from tapml.operators.positional import positional
 from tapml.report.console import stdout
+from tapml.runtime.generation import DecoderShape
 from tapml.source.decoder import attention_windows
 from tapml.source.load import load
 from tests import models

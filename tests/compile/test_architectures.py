@@ -10,10 +10,10 @@ import torch
 
 from tapml.carving.distance import distance
 from tapml.compile.build import build
-from tapml.generation import decode_call, prefill_calls
 from tapml.operators.cut import cut
 from tapml.operators.execute import GraphExecutor, host_from_tensor
 from tapml.operators.graph import Body, Operator
+from tapml.runtime.generation import decode_call, prefill_calls
 from tapml.source.export import export
 from tapml.source.load import load
 from tapml.targets.known import TARGETS

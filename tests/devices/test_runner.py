@@ -8,7 +8,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tapml.devices.buffers import BufferPool, WeightCache, as_bytes
 from tapml.devices.faulty import Fault, FaultyDevice
 from tapml.devices.interface import Device, Launch
 from tapml.devices.null import NullDevice
@@ -17,6 +16,7 @@ from tapml.devices.runner import ProgramRunner
 from tapml.errors import DeviceError, DeviceLost, TargetError, UnavailableError, UsageError
 from tapml.kernels import Argument, Program, Step
 from tapml.remote.open import open_device
+from tapml.runtime.buffers import BufferPool, WeightCache, as_bytes
 from tapml.tensors import TensorSpec
 from tests.devices import kernels
 from tests.devices.kernels import COUNT, NBYTES

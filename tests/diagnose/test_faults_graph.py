@@ -19,11 +19,11 @@ from tapml.diagnose.faults.catalogue import each_site, find
 from tapml.diagnose.faults.rewrite import Edit, ref
 from tapml.diagnose.faults.weights import BLOCK, MISTAKES, misread
 from tapml.migrate.end_to_end import teacher_forced
-from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.operator_test import OperatorTester
 from tapml.migrate.workbench import Workbench
 from tapml.operators.execute import host_function
 from tapml.operators.graph import Body, Node
+from tapml.runtime.hybrid import Hybrid
 from tapml.tensors import HostArray, TensorSpec
 from tests.conftest import MakeRun
 from tests.models import VOCABULARY, causal_lm
@@ -194,7 +194,7 @@ def test_a_late_position_shows_end_to_end_only(benches: Benches, need: Callable[
 
     def error() -> dict[str, float]:
         """The largest distance of the logits from the source's, of prefill and of decode."""
-        hybrid, source = bench.hybrid(), Hybrid(bench.model)
+        hybrid, source = bench.hybrid(), Hybrid(bench.model, bench.source)
         hybrid.offload(bench.programs([o.name for o in bench.model.operators]))
         found: dict[str, float] = {}
         for call in calls:

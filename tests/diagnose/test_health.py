@@ -29,11 +29,11 @@ from tapml.diagnose.health.stage import _Findings, _judge_outputs, health
 from tapml.diagnose.probes.watch import calls_of, watch
 from tapml.errors import DeviceError, RunError, UsageError
 from tapml.migrate.alteration import Alteration
-from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.model import Model
 from tapml.operators.graph import Operator
 from tapml.report.console import stdout
 from tapml.report.health import view
+from tapml.runtime.hybrid import Hybrid
 from tests.conftest import MakeRun
 
 Need = Callable[[str], str]
@@ -180,7 +180,7 @@ def test_a_mask_is_meant(tmp_path: Path, need: Need, fill: float) -> None:
     assert not found.tight and not found.target.not_checked and not found.source.not_checked
     model = Model.of(run)
     findings = _Findings(model)
-    for seen in watch(model, Hybrid(model), calls_of(run)):
+    for seen in watch(model, Hybrid(model, model.function), calls_of(run)):
         _judge_outputs(model, seen, findings)  # a target whose outputs are the source's, infinities included
     assert not findings.made
 
@@ -269,7 +269,7 @@ def test_watching_sees_what_operators_got(make_run: MakeRun) -> None:
     model = Model.of(run)
     calls = calls_of(run, 1)
     count = 0
-    for seen in watch(model, Hybrid(model), calls):
+    for seen in watch(model, Hybrid(model, model.function), calls):
         for mine, theirs in zip(model.function(seen.operator.signature)(seen.inputs), seen.outputs, strict=True):
             np.testing.assert_array_equal(mine, theirs)
         count += 1

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tapml.migrate.hybrid import Hybrid
 from tapml.operators.graph import Operator
+from tapml.runtime.hybrid import Hybrid
 from tapml.tensors import convert
 from tests.migrate.fake import FakeBackend, FakeDevice, FakeModel, fake_model, reference
 
@@ -31,7 +31,7 @@ def setup(seed: int, **sizes: int) -> tuple[random.Random, FakeModel, FakeDevice
     rng = random.Random(seed)
     model = fake_model(rng, **sizes)
     device = FakeDevice()
-    return rng, model, device, Hybrid(model, FakeBackend(device), FakeWeights(model, device))
+    return rng, model, device, Hybrid(model, model.function, FakeBackend(device), FakeWeights(model, device))
 
 
 def calls_for(rng: random.Random, model: FakeModel, count: int) -> list[tuple[str, Any]]:
@@ -58,7 +58,7 @@ def test_any_split_gives_the_same_values(seed: int) -> None:
 def test_observing_gives_each_operators_outputs(seed: int) -> None:
     rng, model, _, hybrid = setup(seed)
     calls = calls_for(rng, model, 4)
-    source = Hybrid(model)
+    source = Hybrid(model, model.function)
     hybrid.offload({o.name: model.program(o) for o in model.operators if rng.random() < 0.7})
     for graph, x in calls:
         pairs = list(zip(source.observe(graph, {"x": x}), hybrid.observe(graph, {"x": x}), strict=True))
@@ -100,8 +100,8 @@ def test_buffers_are_shared_and_given_back() -> None:
             hybrid.step(graph, {"x": x})
     assert device.made == made, "nothing is allocated, uploaded or loaded twice"
     hybrid.close()
-    assert hybrid._backend is not None
-    hybrid._backend.pool.trim()
+    assert hybrid._engine is not None
+    hybrid._engine.pool.trim()
     assert len(device.buffers) == weights
 
 
@@ -115,4 +115,4 @@ def test_wrong_use_is_refused() -> None:
     with pytest.raises(ValueError, match="no such operators"):
         hybrid.offload({"nobody": model.program(model.operators[0])})
     with pytest.raises(ValueError, match="without a device"):
-        Hybrid(model).offload({model.operators[0].name: model.program(model.operators[0])})
+        Hybrid(model, model.function).offload({model.operators[0].name: model.program(model.operators[0])})

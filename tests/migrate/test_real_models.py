@@ -15,10 +15,10 @@ import torch
 import tapml
 from tapml.carving.folder import RunFolder
 from tapml.devices.child import ChildDevice
-from tapml.generation import greedy
 from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.migrate import migrate
 from tapml.migrate.operator_test import OperatorTester
+from tapml.runtime.generation import greedy
 from tests.conftest import MakeRun
 
 Need = Callable[[str], str]

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapml.generation import greedy
 from tapml.operators.cut import cut
 from tapml.operators.execute import GraphExecutor
 from tapml.operators.graph import Body, Graph, Node, Operator, rename
 from tapml.operators.patterns import ANCHORS, HEAVY, word_of
+from tapml.runtime.generation import greedy
 from tests.models import CAUSAL_LMS, causal_lm, conv_net, encoder
 from tests.operators.programs import check_values, decoder, program, programs
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from tapml.errors import ModelError
-from tapml.generation import DecoderShape, greedy
 from tapml.operators.cut import cut
 from tapml.operators.execute import (
     GraphExecutor,
@@ -24,6 +23,7 @@ from tapml.operators.execute import (
     tensor_from_host,
 )
 from tapml.operators.graph import Body, Node, Operator
+from tapml.runtime.generation import DecoderShape, greedy
 from tapml.tensors import FLOATS, TensorSpec
 from tests.models import causal_lm
 from tests.operators.programs import of_model, program, programs, random_inputs

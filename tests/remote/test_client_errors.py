@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tapml.devices.buffers import BufferPool
 from tapml.devices.cpu import CpuDevice
 from tapml.devices.faulty import Fault, FaultyDevice
 from tapml.devices.interface import Launch
@@ -19,6 +18,7 @@ from tapml.remote.agent.store import Store
 from tapml.remote.client import client as clients
 from tapml.remote.client.client import GRACE_SECONDS, LOADS_TOGETHER, WAITING_ALLOCATE, RemoteDevice
 from tapml.remote.client.link import Traffic
+from tapml.runtime.buffers import BufferPool
 from tapml.targets.parse import parse
 from tests.devices import kernels
 from tests.devices.kernels import COUNT, NBYTES

@@ -12,9 +12,9 @@ import torch
 import transformers
 
 from tapml.errors import ModelError, UsageError
-from tapml.generation import greedy
 from tapml.operators.execute import GraphExecutor
 from tapml.operators.from_fx import graph_from_exported
+from tapml.runtime.generation import greedy
 from tapml.source.decoder import MODEL, DecoderStep, cache_shapes
 from tapml.source.export import Exported, export
 from tapml.source.load import load

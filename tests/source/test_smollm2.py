@@ -15,7 +15,7 @@ from tests import models
 _SCRIPT = """
 import json, sys, time
 import torch
-from tapml.generation import greedy
+from tapml.runtime.generation import greedy
 from tapml.operators.execute import GraphExecutor, host_from_tensor
 from tapml.source.export import export
 from tapml.source.load import load

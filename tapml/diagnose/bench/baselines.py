@@ -39,12 +39,12 @@ import numpy as np
 from tapml.backends.interface import Compiled
 from tapml.carving.folder import RunFolder
 from tapml.carving.tolerance import Comparison, Reference, compare, of_source
-from tapml.generation import greedy
 from tapml.migrate.end_to_end import Oracle, check_calls
-from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Operator
+from tapml.runtime.generation import greedy
+from tapml.runtime.hybrid import Hybrid
 from tapml.tensors import FLOATS, NUMPY, HostArray, as_read
 
 RTOL = 1e-2
@@ -216,7 +216,7 @@ class DebugCompare:
             went_up[key] = array if alteration is None else alteration.value(graph, key, array)
             return went_up[key]
 
-        hybrid = Hybrid(model, self.bench.backend, self.bench.weight_buffer, on_upload)
+        hybrid = Hybrid(model, self.bench.source, self.bench.backend, self.bench.weight_buffer, on_upload)
         try:
             hybrid.offload(self.bench.programs([o.name for o in model.operators]))
             states = dict(model.initial_states)
@@ -279,7 +279,7 @@ class EndToEndOnly:
         shape, oracle = self.run.decoder, Oracle(self.run)
         assert shape is not None
         if self._answers is None:
-            source = Hybrid(self.bench.model)
+            source = Hybrid(self.bench.model, self.bench.source)
             self._answers = [list(greedy(source, p.tokens, shape, MAX_TOKENS)) for p in self.run.prompts]
         for prompt, ours in zip(self.run.prompts, self._answers, strict=True):
             error = max(oracle.of_prompt(prompt.index).values(), default=0.0)
@@ -298,7 +298,7 @@ class EndToEndOnly:
     def _examples(self, hybrid: Hybrid) -> str:
         graph, oracle = self.run.graphs[0].name, Oracle(self.run)
         if self._outputs is None:
-            source = Hybrid(self.bench.model)
+            source = Hybrid(self.bench.model, self.bench.source)
             self._outputs = []
             for example in self.run.examples:
                 source.reset()

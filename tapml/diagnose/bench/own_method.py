@@ -28,11 +28,11 @@ from tapml.diagnose.probes.shots import fire
 from tapml.diagnose.probes.trials import met, recorded
 from tapml.errors import ConnectionLost
 from tapml.migrate.end_to_end import Reference
-from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.operator_test import OperatorTester, Trial
 from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
+from tapml.runtime.hybrid import Hybrid
 from tapml.verdicts import Verdict
 from tapml.words import plural
 
@@ -92,7 +92,7 @@ class OwnMethod:
     def model_is_wrong(self) -> str:
         """What the check of the whole model complains of with everything on the target; "" when it passes."""
         if self._reference is None:
-            self._reference = Reference.of(self.run, Hybrid(self.bench.model))
+            self._reference = Reference.of(self.run, Hybrid(self.bench.model, self.bench.source))
         refused = next((o.name for o in self.bench.model.operators if self.bench.program(o) is None), None)
         if refused is not None:
             return f"{refused} does not compile"

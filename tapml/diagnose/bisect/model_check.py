@@ -23,11 +23,11 @@ from tapml.carving.folder import RunFolder
 from tapml.diagnose.bisect.parting import Further
 from tapml.diagnose.bisect.prefix import BUDGET, PrefixHybrid
 from tapml.errors import DeviceError, DeviceLost, RunError
-from tapml.generation import Stepper
 from tapml.migrate.end_to_end import Answer, Reference, answer_of
-from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.outcome import Lost, Ran, Refused
 from tapml.migrate.workbench import Workbench
+from tapml.runtime.generation import Stepper
+from tapml.runtime.hybrid import Hybrid
 from tapml.tensors import HostArray
 
 How = Literal["together", "one by one"]
@@ -68,7 +68,7 @@ class ModelCheck:
         self._bench = bench
         self._programs = dict(programs)
         self._run = run
-        self._reference = self._own = Reference.of(run, Hybrid(bench.model))
+        self._reference = self._own = Reference.of(run, Hybrid(bench.model, bench.source))
         if self._reference.hollow:
             raise RunError(f"The model cannot be checked as a whole: {self._reference.hollow}. Try: tapml health {run.path}")
         self.engine = PrefixHybrid(bench, programs, budget)
@@ -76,7 +76,8 @@ class ModelCheck:
 
     def turn_to(self, further: Further | None) -> None:
         """Checks other calls from here on; None: those of the run again. What the engine remembers stays."""
-        self._reference = self._own if further is None else further.reference(self._run, Hybrid(self._bench.model))
+        source = Hybrid(self._bench.model, self._bench.source)
+        self._reference = self._own if further is None else further.reference(self._run, source)
 
     @property
     def runs(self) -> int:

@@ -18,12 +18,12 @@ from functools import partial
 from tapml.backends.interface import Compiled
 from tapml.carving.folder import Prompt, RunFolder
 from tapml.errors import RunError
-from tapml.generation import Call, decode_call, prefill_calls
 from tapml.migrate.end_to_end import Oracle, PromptResult, Reference, compare_prompt, teacher_forced
-from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.outcome import Ran
 from tapml.migrate.records import Records
 from tapml.migrate.workbench import Progress, Workbench
+from tapml.runtime.generation import Call, decode_call, prefill_calls
+from tapml.runtime.hybrid import Hybrid
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def compared(
 ) -> Parting | None:
     """The first prompt whose answer of so many tokens parts with these programs on the target; None where none does. A device
     that refuses, or is lost, says nothing about tokens: the check of the whole model has met that."""
-    source, oracle = Hybrid(bench.model), Oracle(run)
+    source, oracle = Hybrid(bench.model, bench.source), Oracle(run)
 
     def answered(prompt: Prompt) -> PromptResult:
         hybrid = bench.hybrid()

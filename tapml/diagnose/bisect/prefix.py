@@ -1,6 +1,6 @@
 """A model on two places at once, operator by operator on host values, that never computes the same thing twice.
 
-    engine = PrefixHybrid(bench, programs)          a Stepper, like `tapml.migrate.hybrid.Hybrid`
+    engine = PrefixHybrid(bench, programs)          a Stepper, like `tapml.runtime.hybrid.Hybrid`
     engine.offload(frozenset({"prefill/norm"}))     these run on the target, all others on the source
     answer = reference.check(engine)
     engine.executed, engine.asked                   operators that ran, and that would have run without the memory
@@ -35,10 +35,10 @@ import numpy as np
 
 from tapml.backends.interface import Compiled
 from tapml.errors import DeviceError, DeviceLost, WrongValue, is_confined
-from tapml.migrate.hybrid import makers, refusal
 from tapml.migrate.outcome import Lost, Refused
 from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Graph, Operator
+from tapml.runtime.hybrid import makers, refusal
 from tapml.tensors import HostArray, out_of_range
 
 # Bytes of values that are kept unless something else is said.

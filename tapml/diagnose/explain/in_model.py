@@ -25,12 +25,12 @@ from tapml.diagnose.bisect.parting import journalled
 from tapml.diagnose.probes.evidence import Evidence
 from tapml.diagnose.probes.shots import Shot, fire
 from tapml.diagnose.probes.trials import met
-from tapml.generation import Call
 from tapml.migrate.end_to_end import Answer
 from tapml.migrate.operator_test import Trial
 from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
+from tapml.runtime.generation import Call
 from tapml.verdicts import Stage
 from tapml.words import plural
 

@@ -37,7 +37,6 @@ from tapml.errors import UsageError, nearest
 from tapml.inside import path_in
 from tapml.languages import LANGUAGES
 from tapml.migrate.circumstances import Circumstances
-from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject, Injection
 from tapml.migrate.operator_test import Trial, each_layout
 from tapml.migrate.picture import keep_picture, picture
@@ -45,6 +44,7 @@ from tapml.migrate.records import target_folder
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
 from tapml.operators.stays import why_it_stays
+from tapml.runtime.hybrid import Hybrid
 from tapml.verdicts import finite
 from tapml.words import place
 
@@ -125,7 +125,7 @@ class _Explaining:
         if self.bench.backend.keeps_layouts:
             trials = [each for trial in trials for each in each_layout(trial)]
         if not trials:
-            trials = list(met(self.run, self.bench.model, Hybrid(self.bench.model), self.operator))
+            trials = list(met(self.run, self.bench.model, Hybrid(self.bench.model, self.bench.source), self.operator))
         if not trials:
             raise UsageError(
                 f"{self.operator.name} was never called while {self.run.path} was carved, so there is nothing to explain it "

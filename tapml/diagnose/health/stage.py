@@ -35,14 +35,14 @@ from tapml.diagnose.health.headroom import Peak, bits
 from tapml.diagnose.health.result import Headroom, Health, Made, Range, Side
 from tapml.diagnose.probes.watch import Seen, calls_of, watch
 from tapml.errors import first_line, is_confined
-from tapml.generation import Call
 from tapml.migrate.circumstances import Circumstances
-from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.inject import Inject
 from tapml.migrate.model import Model
 from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
+from tapml.runtime.generation import Call
+from tapml.runtime.hybrid import Hybrid
 from tapml.tensors import FLOATS, HostArray, dtype_name
 
 
@@ -140,7 +140,7 @@ class _Source:
 
     def watch(self, calls: Sequence[Call], tell: Progress) -> tuple[Side, tuple[Headroom, ...]]:
         total = sum(len(self.model.operators_of[call.graph]) for call in calls)
-        for count, seen in enumerate(watch(self.model, Hybrid(self.model), calls)):
+        for count, seen in enumerate(watch(self.model, Hybrid(self.model, self.model.function), calls)):
             tell("watch the source", count, total)
             self.findings.look(seen)
             with self.findings.checking(seen.operator):

@@ -26,13 +26,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from tapml.backends.interface import Compiled
-from tapml.devices.buffers import as_bytes
 from tapml.diagnose.probes.evidence import Finding
 from tapml.diagnose.probes.shots import Shot, judge, shot_of
 from tapml.errors import ConnectionLost, DeviceLost
 from tapml.migrate.operator_test import Trial
 from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Workbench
+from tapml.runtime.buffers import as_bytes
 from tapml.tensors import NUMPY, HostArray, as_read, convert, spec_of
 
 # Bytes behind the end of every buffer that are watched.

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 
 from tapml.carving.folder import RunFolder
 from tapml.errors import is_confined
-from tapml.generation import Call
 from tapml.migrate.end_to_end import check_calls
-from tapml.migrate.hybrid import Hybrid, makers, refusal
 from tapml.migrate.model import Model
 from tapml.migrate.operator_test import Trial, late_beside
 from tapml.operators.graph import Operator
+from tapml.runtime.generation import Call
+from tapml.runtime.hybrid import Hybrid, makers, refusal
 from tapml.tensors import HostArray
 
 

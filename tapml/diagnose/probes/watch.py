@@ -1,6 +1,6 @@
 """Watching a model run: every operator of every call with the inputs that it got and the outputs that it gave, on the host.
 
-    for seen in watch(model, Hybrid(model), calls):             the source
+    for seen in watch(model, Hybrid(model, source), calls):             the source
         seen.operator, seen.inputs, seen.outputs
     for seen in watch(model, bench.hybrid(), calls): ...        whatever the hybrid has offloaded, read back after each operator
 
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from tapml.carving.folder import RunFolder
 from tapml.carving.late import check_calls
 from tapml.errors import UsageError
-from tapml.generation import Call
-from tapml.migrate.hybrid import Hybrid
 from tapml.migrate.model import Model
 from tapml.operators.graph import Graph, Operator
+from tapml.runtime.generation import Call
+from tapml.runtime.hybrid import Hybrid
 from tapml.tensors import HostArray
 
 

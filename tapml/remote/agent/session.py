@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tapml.devices.directives import reaches_out
-from tapml.devices.handles import check_binding, check_range, padded
+from tapml.devices.handles import check_binding, check_range
 from tapml.devices.interface import Device, Launch
 from tapml.errors import DeviceError
 from tapml.remote.agent.descriptions import described, parse_kernel
 from tapml.remote.agent.failures import CANCELLED, Failed, Failure, failure_of
 from tapml.remote.agent.store import Shelf, Store
 from tapml.remote.wire import ANSWERED, LARGEST
+from tapml.runtime.buffers import padded
 
 # A target, which of the platform's devices, and the seconds that one call may take.
 OpenDevice = Callable[[str, str | None, float | None], Device]

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tapml.devices.handles import Handles, check_binding, check_range, cut_reads, padded
+from tapml.devices.handles import Handles, check_binding, check_range, cut_reads
 from tapml.devices.interface import DeviceInfo, Launch, Part
 from tapml.devices.replies import error_of
 from tapml.errors import ConnectionLost, DeviceError, DeviceLost, OutOfMemory, UnavailableError, UsageError
@@ -32,6 +32,7 @@ from tapml.remote.client.batches import LAUNCHES_TOGETHER, Batches, launches
 from tapml.remote.client.content import Content
 from tapml.remote.client.link import Answer, Link, Traffic
 from tapml.remote.wire import PIECE
+from tapml.runtime.buffers import padded
 from tapml.targets.parse import TargetChoice
 
 PATIENCE = 60.0

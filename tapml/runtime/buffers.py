@@ -13,17 +13,26 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Protocol
 
-from tapml.devices.handles import padded
-from tapml.devices.interface import Device
 from tapml.errors import DeviceError, OutOfMemory
 from tapml.tensors import HostArray, convert
+
+
+class Memory(Protocol):
+    """Where buffers lie; see `tapml.devices.interface.Device`."""
+
+    def allocate(self, nbytes: int) -> int: ...
+
+    def free(self, buffer: int) -> None: ...
+
+    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None: ...
 
 
 class BufferPool:
     """Buffers by size. `in_use` counts bytes handed out, `held` those and the idle ones, `peak` the most ever held."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Memory) -> None:
         self.device = device
         self.in_use = 0
         self.held = 0
@@ -120,3 +129,10 @@ class WeightCache:
 def as_bytes(array: HostArray) -> memoryview:
     """The bytes of a C-contiguous array, without a copy; also of dtypes that the buffer protocol does not know (bfloat16)."""
     return array.reshape(-1).view("uint8").data
+
+
+def padded(nbytes: int) -> int:
+    """The size that a device allocates for `nbytes`: whole 32-bit words, at least one."""
+    if nbytes < 0:
+        raise ValueError(f"a buffer cannot have {nbytes} bytes")
+    return max(4, (nbytes + 3) // 4 * 4)

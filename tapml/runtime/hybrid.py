@@ -1,12 +1,12 @@
 """A model whose operators run partly on the target and partly on the source: what exists at every moment of a migration.
 
 Values live where they were made and move only when somebody needs them elsewhere; what happens when is planned once per set of
-offloaded operators (`tapml.migrate.schedule`), and a step replays the plan. Consecutive offloaded operators are one
+offloaded operators (`tapml.runtime.plan`), and a step replays the plan. Consecutive offloaded operators are one
 batch with no read-back between. Weights go up once and stay, whatever the set; transient buffers are shared by all
 plans. With every operator offloaded a decode step is the uploads of its inputs, one batch, and one read of the logits; with
 none it is the source, operator by operator.
 
-    hybrid = Hybrid(model, backend, weight_buffer)
+    hybrid = Hybrid(model, source, engine, weight_buffer)
     hybrid.offload({name: program for ...})
     tokens = [token for token, _ in greedy(hybrid, prompt, shape, 16)]
 
@@ -21,12 +21,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from tapml.backends.interface import Backend, Compiled
-from tapml.devices.buffers import as_bytes
-from tapml.devices.interface import Part
 from tapml.errors import DoesNotFit, ModelError, WrongValue, first_line, is_confined
-from tapml.migrate.model import Model
-from tapml.migrate.schedule import (
+from tapml.operators.graph import Operator
+from tapml.runtime.buffers import as_bytes
+from tapml.runtime.engine import Compiled, Engine, HostFunction, HostFunctions, Part
+from tapml.runtime.model import ModelData
+from tapml.runtime.plan import (
     Call,
     Forget,
     Layout,
@@ -42,8 +42,6 @@ from tapml.migrate.schedule import (
     WeightPlace,
     plan_call,
 )
-from tapml.operators.execute import HostFunction
-from tapml.operators.graph import Operator
 from tapml.tensors import NUMPY, HostArray, TensorSpec, as_read, convert, out_of_range
 
 # Gives the device's buffer with a weight for an operator (None: as the model has it), by its key and the dtype that it is
@@ -100,15 +98,17 @@ class _Ready:
 
 
 class Hybrid:
-    """A `Stepper` (see `tapml.generation`). `backend` and `weight_buffer` may be left out as long as nothing is offloaded; they
-    stay the caller's. `close` gives back the buffers that were taken from the backend's pool."""
+    """A `Stepper` (see `tapml.runtime.generation`). `source` gives the operators' functions on the source. `engine` and
+    `weight_buffer` may be left out as long as nothing is offloaded; they stay the caller's. `close` gives back the buffers that
+    were taken from the engine's pool."""
 
     def __init__(
-        self, model: Model, backend: Backend | None = None, weight_buffer: WeightBuffer | None = None,
+        self, model: ModelData, source: HostFunctions, engine: Engine | None = None, weight_buffer: WeightBuffer | None = None,
         on_upload: OnUpload | None = None,
     ) -> None:
         self._model = model
-        self._backend = backend
+        self._source = source
+        self._engine = engine
         self._weight_buffer = weight_buffer
         self._on_upload = on_upload
         self._keys = {name: {p.name: p.key for p in (*g.inputs, *g.states)} for name, g in model.graphs.items()}
@@ -126,7 +126,7 @@ class Hybrid:
 
     def offload(self, programs: Mapping[str, Compiled]) -> None:
         """Sets which operators run on the device, with which programs, and resets the states. All others run on the source."""
-        if programs and (self._backend is None or self._weight_buffer is None):
+        if programs and (self._engine is None or self._weight_buffer is None):
             raise ValueError("a hybrid without a device cannot offload operators")
         unknown = set(programs) - {o.name for o in self._model.operators}
         if unknown:
@@ -165,10 +165,10 @@ class Hybrid:
         self._end(graph, ready, values)
 
     def close(self) -> None:
-        """Gives the transient and state buffers back to the backend's pool. Weights and kernels stay where they are."""
-        if self._backend is not None:
+        """Gives the transient and state buffers back to the engine's pool. Weights and kernels stay where they are."""
+        if self._engine is not None:
             for _, buffer in [*self._arena, *self._state_buffers.values()]:
-                self._backend.pool.release(buffer)
+                self._engine.pool.release(buffer)
         self._arena, self._state_buffers = [], {}
         self._plans.clear()
 
@@ -193,7 +193,7 @@ class Hybrid:
         """Carries out the plan over `values`, the host's values by name; yields the index of each observed operator. `strict`: an
         integer out of range is a WrongValue when it is read."""
         model = self._model
-        backend = self._backend
+        engine = self._engine
         operators = model.operators_of[graph]
         for action in ready.actions:
             if isinstance(action, Call):
@@ -209,16 +209,16 @@ class Hybrid:
             elif isinstance(action, Observe):
                 yield action.operator
             else:
-                assert backend is not None
+                assert engine is not None
                 if isinstance(action, _Batch):
-                    backend.submit(action.work)
+                    engine.submit(action.work)
                 elif isinstance(action, _Write):
                     array = values[action.value]
                     if self._on_upload is not None and action.value in self._keys[graph]:
                         array = self._on_upload(graph, self._keys[graph][action.value], array)
-                    backend.write(action.buffer, as_bytes(self._stored(graph, action, array)))
+                    engine.write(action.buffer, as_bytes(self._stored(graph, action, array)))
                 else:
-                    for fetch, data in zip(action.fetches, backend.read_many(action.parts), strict=True):
+                    for fetch, data in zip(action.fetches, engine.read_many(action.parts), strict=True):
                         array = np.frombuffer(data, NUMPY[fetch.stored.dtype], fetch.stored.elements)
                         values[fetch.value] = as_read(array.reshape(fetch.spec.shape), fetch.spec.dtype)
                         if strict:
@@ -228,7 +228,7 @@ class Hybrid:
         self, graph: str, operator: Operator, inputs: list[HostArray], on_refusal: OnRefusal | None
     ) -> Sequence[HostArray]:
         """One operator in PyTorch. With nothing on the target an error is what it is; else the inputs are to blame."""
-        function = self._model.function(operator.signature)
+        function = self._source(operator.signature)
         if not self._programs:
             return self._alone(operator, function, inputs)
         try:
@@ -322,11 +322,11 @@ class Hybrid:
             elif isinstance(action, Submit):
                 work: list[Any] = []
                 for run in action.runs:
-                    assert self._backend is not None
+                    assert self._engine is not None
                     operator = operators[run.operator]
                     program = self._programs[operator.name]
                     places = [[buffer(p, operator) for p in group] for group in (run.inputs, run.outputs, run.scratch)]
-                    work += self._backend.record(program, *places)
+                    work += self._engine.record(program, *places)
                 if work:
                     actions.append(_Batch(tuple(work)))
             else:
@@ -335,7 +335,7 @@ class Hybrid:
 
     def _take_slots(self, sizes: Sequence[int]) -> list[int]:
         """A buffer for each slot: distinct within a plan, shared between plans, smallest sufficient one first."""
-        assert self._backend is not None or not sizes
+        assert self._engine is not None or not sizes
         free = list(self._arena)
         found: dict[int, int] = {}
         for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
@@ -344,17 +344,17 @@ class Hybrid:
                 entry = min(fitting)
                 free.remove(entry)
             else:
-                assert self._backend is not None
-                entry = (sizes[index], self._backend.pool.allocate(sizes[index]))
+                assert self._engine is not None
+                entry = (sizes[index], self._engine.pool.allocate(sizes[index]))
                 self._arena.append(entry)
             found[index] = entry[1]
         return [found[i] for i in range(len(sizes))]
 
     def _state_buffer(self, place: StatePlace) -> int:
-        assert self._backend is not None
+        assert self._engine is not None
         key = (place.key, place.which)
         if key not in self._state_buffers:
-            self._state_buffers[key] = (place.spec.nbytes, self._backend.pool.allocate(place.spec.nbytes))
+            self._state_buffers[key] = (place.spec.nbytes, self._engine.pool.allocate(place.spec.nbytes))
         nbytes, buffer = self._state_buffers[key]
         if nbytes < place.spec.nbytes:
             raise ValueError(f"state {place.key} is stored in {nbytes} bytes by one operator, {place.spec.nbytes} by another")
@@ -368,7 +368,7 @@ def refusal(operator: Operator, error: Exception, suspects: Sequence[str]) -> Wr
     return WrongValue(operator.name, words, suspects)
 
 
-def makers(model: Model, graph: str, operator: Operator, on_target: Collection[str]) -> list[str]:
+def makers(model: ModelData, graph: str, operator: Operator, on_target: Collection[str]) -> list[str]:
     """The operators on the target whose outputs reach an operator by way of the source alone, the nearest first."""
     made_by = {name: o for o in model.operators_of[graph] for name in o.outputs}
     found: list[str] = []

@@ -2,7 +2,7 @@
 
 `plan_call` walks the operators of a graph in order and says what happens when, without touching a device: which values go up,
 which launches can be submitted together, which values come back. A value lives where it was made, and is moved when
-somebody needs it elsewhere, never before. `Hybrid` (tapml.migrate.hybrid) turns the result into real buffers and launches.
+somebody needs it elsewhere, never before. `Hybrid` (tapml.runtime.hybrid) turns the result into real buffers and launches.
 
 Places. On the device a value lies in a `Slot` (reused after the last reader), in a weight's buffer, or in one of the two buffers
 of a state. A graph is functional: an operator that updates a state writes a new value while others may still read the old
@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from tapml.backends.interface import Compiled
 from tapml.operators.graph import Graph, Operator
+from tapml.runtime.engine import Compiled
 from tapml.tensors import TensorSpec
 
 
