@@ -32,6 +32,7 @@ from tapml.operators.graph import Operator
 if TYPE_CHECKING:
     import torch
 
+    from tapml.backends.interface import Backend
     from tapml.diagnose.bisect.result import BisectResult
     from tapml.diagnose.explain.result import Explanation
     from tapml.diagnose.health.result import Health
@@ -113,7 +114,7 @@ class Run:
 
     def test(
         self,
-        target: str,
+        target: str | Backend,
         device: str = "local",
         *,
         operator: str = "*",
@@ -121,44 +122,38 @@ class Run:
         inject: Inject | None = None,
         progress: Progress | None = None,
     ) -> TestResult:
-        """Compiles the operators whose name matches the glob `operator` and checks each against the recording. `device` is
+        """Compiles the operators whose name matches the glob `operator` and checks each against the recording. `target` is the
+        text of the command line, or an opened backend (`tapml.backends.interface`), which stays the caller's. `device` is
         "local", "NAME@URL" for one at a hub, or "A,B@URL" or "all@URL" for several that share the work. `inject` is an injected
         fault: "FILE.py:FUNCTION", or the function itself. What was found is kept in the run, see `tapml.migrate.records`. Raises
         TargetError, UsageError, UnavailableError."""
-        from tapml.migrate.device_pool import DevicePool, Share, are_several
+        from tapml.migrate.device_pool import DevicePool, Share, opened
         from tapml.migrate.operator_test import OperatorTester
         from tapml.migrate.records import keep_test
-        from tapml.remote.open import redacted
 
         started = time.monotonic()
-        if mode == "isolated" and are_several(device):
-            with DevicePool(self.folder, target, device, inject) as pool:
-                operators = pool.tester.select(operator)
-                found = {verdict.operator: verdict for verdict in pool.test(operators, progress)}
-                verdicts = tuple(found[o.name] for o in operators)
-                keep_test(pool, target, device, mode, verdicts, merge=operator != "*")
-                measures = tuple(m for v in verdicts for m in pool.measures_of(v.operator))
-                return TestResult(
-                    str(pool.bench.choice), pool.bench.info, mode, verdicts, time.monotonic() - started, measures,
-                    pool.shares, Circumstances.of(pool.bench), self.folder.positions,
-                )
-        with OperatorTester(self.folder, target, device, inject) as tester:
-            if mode == "cumulative":
-                wanted = {o.name for o in tester.select(operator)}
-                verdicts = tuple(v for v in tester.test_cumulative(progress) if v.operator in wanted)
+        with (opened if mode == "isolated" else OperatorTester)(self.folder, target, device, inject) as tester:
+            if isinstance(tester, DevicePool):
+                operators = tester.tester.select(operator)
+                found = {verdict.operator: verdict for verdict in tester.test(operators, progress)}
+                verdicts, shares = tuple(found[o.name] for o in operators), tester.shares
             else:
-                verdicts = tuple(tester.test_all(operator, progress))
-            keep_test(tester, target, device, mode, verdicts, merge=operator != "*")
-            measures = tuple(m for v in verdicts for m in tester.measures_of(v.operator))
-            info = tester.bench.info
+                if mode == "cumulative":
+                    wanted = {o.name for o in tester.select(operator)}
+                    verdicts = tuple(v for v in tester.test_cumulative(progress) if v.operator in wanted)
+                else:
+                    verdicts = tuple(tester.test_all(operator, progress))
+                shares = (Share(tester.device_name, len(verdicts), tester.bench.info),)
+            keep_test(tester, mode, verdicts, merge=operator != "*")
+            bench, measures = tester.bench, tuple(m for v in verdicts for m in tester.measures_of(v.operator))
             return TestResult(
-                str(tester.bench.choice), info, mode, verdicts, time.monotonic() - started, measures,
-                (Share(redacted(device), len(verdicts), info),), Circumstances.of(tester.bench), self.folder.positions,
+                str(bench.choice), bench.info, mode, verdicts, time.monotonic() - started, measures, shares,
+                Circumstances.of(bench), self.folder.positions,
             )
 
     def migrate(
         self,
-        target: str,
+        target: str | Backend,
         device: str = "local",
         *,
         resume: bool = False,
@@ -179,7 +174,7 @@ class Run:
 
     def bisect(
         self,
-        target: str,
+        target: str | Backend,
         device: str = "local",
         *,
         all_sets: bool = False,
@@ -199,7 +194,7 @@ class Run:
     def explain(
         self,
         operator: str,
-        target: str,
+        target: str | Backend,
         device: str = "local",
         *,
         out: str | Path | None = None,
@@ -214,7 +209,7 @@ class Run:
 
     def health(
         self,
-        target: str | None = None,
+        target: str | Backend | None = None,
         device: str = "local",
         *,
         prompt: int = 0,

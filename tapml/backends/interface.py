@@ -83,6 +83,16 @@ class Backend(Engine, Protocol):
     ) -> dict[str, Prepared]:
         """One for each body, by the keys that they were given under. Never raises for a body that cannot be prepared."""
 
+    def variant(self, body: Body, way: Way, options: Mapping[str, str]) -> tuple[TargetChoice, Prepared]:
+        """The target with other options, such as f16="0", and what the body is there: it runs on this very device. Of backends
+        with kernels only (ValueError)."""
+        raise ValueError(f"{self.choice} has no kernels")
+
+    def converted(self, body: Body, inputs: Sequence[HostArray], way: Way) -> list[HostArray] | str:
+        """What the body gives as the compiler converted it, before it is lowered for any target; or why that could not be run. On
+        this machine's processor. Of backends with kernels only (ValueError)."""
+        raise ValueError(f"{self.choice} has no kernels")
+
     def rest(self) -> None:
         """Ends processes that only preparing needs."""
 
@@ -103,7 +113,8 @@ class Backend(Engine, Protocol):
 
     def through(self, wrap: Callable[[Device], Device] | None) -> bool:
         """From now on everything runs through the device that `wrap` gives; None: as it is. What lies on it is gone where that
-        changes anything, which is returned. ValueError for a backend without a device."""
+        changes anything, which is returned. A backend without a device stays as it is."""
+        return False
 
     def reopen(self) -> None:
         """Anew, after it was lost or ran out of memory: everything that lay on it is gone. Raises as opening does, and

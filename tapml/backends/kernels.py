@@ -37,7 +37,6 @@ class Kernels(OnDevice):
         return {key: _prepared(result) for key, result in found.items()}
 
     def variant(self, body: Body, way: Way, options: Mapping[str, str]) -> tuple[TargetChoice, Prepared]:
-        """The target with other options, such as f16="0", and what the body is there: it runs on this very device."""
         choice = replace(self.choice, options={**self.choice.options, **options})
         if str(choice) not in self._variants:
             self._variants[str(choice)] = Compiler(resolve(choice, self.info))
@@ -45,8 +44,6 @@ class Kernels(OnDevice):
         return choice, _prepared(found[""])
 
     def converted(self, body: Body, inputs: Sequence[HostArray], way: Way) -> list[HostArray] | str:
-        """What the body gives as the compiler converted it, before it is lowered for any target; or why that could not be run. On
-        this machine's processor."""
         return self._compiler.evaluate(body, inputs, way.mutation)
 
     def rest(self) -> None:

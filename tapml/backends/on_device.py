@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tapml.backends.interface import Compiled
+from tapml.backends.interface import Backend, Compiled
 from tapml.devices.interface import Device, DeviceInfo, Part
 from tapml.devices.runner import ProgramRunner
 from tapml.errors import AnotherDevice, ConnectionLost, UnavailableError
@@ -25,7 +25,7 @@ from tapml.tensors import HostArray
 DEADLINE = 120.0
 
 
-class OnDevice:
+class OnDevice(Backend):
     """All of `tapml.backends.interface.Backend` but `prepare` and what kind of backend it is. Opening raises TargetError,
     UsageError for what is no device, and UnavailableError."""
 
@@ -43,13 +43,16 @@ class OnDevice:
         try:
             self._where = address_of(self._platform, self._where)
             self._stand_on(self._platform if self._wrap is None else self._wrap(self._platform))
-            return resolve(self.choice, self.device.info)
+            return self._narrowed(self.device.info)
         except BaseException:
             self._platform.close()
             raise
 
     def _opened(self) -> Device:
         return open_device(self.choice, self._where, deadline=self._deadline)
+
+    def _narrowed(self, info: DeviceInfo) -> Target:
+        return resolve(self.choice, info)
 
     def _stand_on(self, device: Device) -> None:
         """With nothing on it yet."""

@@ -1,13 +1,19 @@
-"""Opens the backend that a target asks for, by the text of `--target`."""
+"""Opens the backend that a target asks for: by the text of `--target`, or one that the caller has opened.
+
+    open_backend("opencl", "phone@http://…")      closing it closes the device
+    open_backend(MyEngine())                      lent: closing what this gives leaves the caller's backend open
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from tapml.backends.forwarding import Lent
 from tapml.backends.interface import Backend
 from tapml.backends.kernels import Kernels
 from tapml.backends.on_device import DEADLINE
 from tapml.backends.pytorch import PyTorch
+from tapml.errors import UsageError
 from tapml.languages import pytorch
 from tapml.targets.known import TARGETS
 from tapml.targets.parse import TargetChoice, parse
@@ -16,8 +22,15 @@ from tapml.targets.parse import TargetChoice, parse
 WITHOUT_KERNELS: dict[str, Callable[[TargetChoice, str, float], Backend]] = {pytorch.LANGUAGE.name: PyTorch}
 
 
-def open_backend(target: str, device: str = "local", deadline: float = DEADLINE) -> Backend:
-    """`device` is the text of `--device`, `deadline` in seconds for one call to it. Raises TargetError for names that do not
-    exist, UsageError for what is no address, UnavailableError with the reason when it is not there."""
-    choice = parse(target)
-    return WITHOUT_KERNELS.get(TARGETS[choice.name].language, Kernels)(choice, device, deadline)
+def open_backend(target: str | Backend, device: str = "local", deadline: float = DEADLINE) -> Backend:
+    """`device` is the text of `--device`, `deadline` in seconds for one call to it; a backend that is handed in has its own.
+    Raises TargetError for names that do not exist, UsageError for what is no address or no backend, UnavailableError with the
+    reason when it is not there."""
+    if isinstance(target, str):
+        choice = parse(target)
+        return WITHOUT_KERNELS.get(TARGETS[choice.name].language, Kernels)(choice, device, deadline)
+    if not hasattr(target, "prepare"):
+        raise UsageError(f"target takes the text of --target or an opened backend, not {type(target).__name__}.")
+    if device != "local":
+        raise UsageError(f"A backend that is handed in has its own device: leave device {device!r} out.")
+    return Lent(target)

@@ -75,7 +75,7 @@ def _bench(args: argparse.Namespace) -> Outcome:
         result = bench(
             folder, args.target, args.device, faults=chosen, operators=args.operators, seed=args.seed, progress=progress
         )
-    files = write_report(result, output or bench_folder(folder, args.target))
+    files = write_report(result, output or bench_folder(folder, result.target))
     written = facts([("written", str(path)) for path in files])
     data = result.to_json() | {"run_digest": folder.digest, "files": [str(path) for path in files]}
     return Outcome(ALL_PASSED if all_found(result) else SOMETHING_FAILED, data, (*console_view(result), "", written))

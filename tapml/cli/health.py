@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> Outcome:
     folder = RunFolder.open(Path(args.run))
     with Progress(NAME) as progress:
         found = health(folder, args.target, args.device, args.inject, args.prompt_index, progress)
-    keep_health(folder, found, args.target)
+    keep_health(folder, found, found.facts["target"])
     return Outcome(ALL_PASSED if found.passed else SOMETHING_FAILED, found.to_json(), view(found))
 
 

@@ -24,6 +24,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
+from tapml.backends.interface import Backend
 from tapml.carving.folder import RunFolder
 from tapml.devices.interface import DeviceInfo
 from tapml.errors import UnavailableError
@@ -33,7 +34,7 @@ from tapml.migrate.operator_test import OperatorTester
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
 from tapml.remote.address import RemoteName
-from tapml.remote.open import require_remote
+from tapml.remote.open import redacted, require_remote
 from tapml.targets.parse import parse
 from tapml.verdicts import Measure, Verdict
 
@@ -46,6 +47,13 @@ def are_several(device: str) -> bool:
         return False
     names = RemoteName.parse(device).names
     return len(names) > 1 or names == ("all",)
+
+
+def opened(run: RunFolder, target: str | Backend, device: str, inject: Inject | None = None) -> OperatorTester | DevicePool:
+    """What tests the operators of a run: one device, or several where `device` means several."""
+    if isinstance(target, str) and are_several(device):
+        return DevicePool(run, target, device, inject)
+    return OperatorTester(run, target, device, inject)
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,7 @@ class DevicePool:
 
     def __init__(self, run: RunFolder, target: str, device: str, inject: Inject | None = None) -> None:
         self.run = run
+        self.device_name = redacted(device)
         self._target = target
         self._inject = loaded(inject)
         self._asked = RemoteName.parse(device)

@@ -29,12 +29,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tapml.backends.interface import Backend
 from tapml.carving.folder import RunFolder
 from tapml.carving.layout import folder_name as folder_name
 from tapml.devices.interface import DeviceInfo
 from tapml.errors import AnotherDevice, DeviceLost, UnavailableError, UsageError, WrongValue, is_confined, nearest
 from tapml.migrate.circumstances import Circumstances
-from tapml.migrate.device_pool import DevicePool, Share, are_several
+from tapml.migrate.device_pool import DevicePool, Share, opened
 from tapml.migrate.end_to_end import (
     Answer,
     EndToEnd,
@@ -111,7 +112,7 @@ class MigrationResult:
 
 def migrate(
     run: RunFolder,
-    target: str,
+    target: str | Backend,
     device: str = "local",
     *,
     resume: bool = False,
@@ -121,7 +122,8 @@ def migrate(
     max_tokens: int = MAX_TOKENS,
     progress: Progress | None = None,
 ) -> MigrationResult:
-    """Migrates a run. `order` names operators that move first, in this order; the rest follows in execution order.
+    """Migrates a run, to the target of a text or to an opened backend, which stays the caller's. `order` names operators that
+    move first, in this order; the rest follows in execution order.
 
     Raises RunError when an unfinished journal is met with neither `resume` nor `fresh`, or one of another run, target or version
     with `resume`; UsageError for names in `order` that do not exist; UnavailableError when the device is not there or is lost
@@ -129,13 +131,12 @@ def migrate(
     """
     started = time.monotonic()
     names = _in_order(run, order)
-    opened = DevicePool if are_several(device) else OperatorTester
     with opened(run, target, device, inject) as tester:
-        header = header_of(tester.bench, device, f"tokens={max_tokens} order={_hash(names) if order else 'default'}")
+        header = header_of(tester, f"tokens={max_tokens} order={_hash(names) if order else 'default'}")
         if inject is not None:  # before there is a journal, which a fault that changes nothing would leave unfinished
             tester.bench.compile(run.operators, progress)
             tester.bench.check_injection(run.operators)
-        path = target_folder(run, target) / file_name("migration", inject is not None)
+        path = target_folder(run, str(tester.bench.choice)) / file_name("migration", inject is not None)
         with Journal.open(path, header, resume, fresh) as journal:
             try:
                 return _Migration(run, tester, journal, names, max_tokens, progress).carry_out(started)

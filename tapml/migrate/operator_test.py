@@ -44,7 +44,7 @@ from typing import Any
 
 import numpy as np
 
-from tapml.backends.interface import Compiled
+from tapml.backends.interface import Backend, Compiled
 from tapml.carving.beyond import Inside
 from tapml.carving.case import Case
 from tapml.carving.folder import RunFolder
@@ -98,10 +98,11 @@ def each_layout(trial: Trial) -> Iterator[Trial]:
 
 
 class OperatorTester:
-    """See the module's docstring. `target` and `device` are the texts of the command line, `inject` what is put in. Opening
-    raises TargetError, UsageError and UnavailableError; testing raises UnavailableError when the device was lost for good."""
+    """See the module's docstring. `target` and `device` are the texts of the command line, or `target` is an opened backend that
+    stays the caller's; `inject` is what is put in. Opening raises TargetError, UsageError and UnavailableError; testing raises
+    UnavailableError when the device was lost for good."""
 
-    def __init__(self, run: RunFolder, target: str, device: str = "local", inject: Inject | None = None) -> None:
+    def __init__(self, run: RunFolder, target: str | Backend, device: str = "local", inject: Inject | None = None) -> None:
         self._stand(run, Workbench.on(run, target, device, inject))
 
     @classmethod
@@ -119,6 +120,11 @@ class OperatorTester:
         self._measures: dict[str, list[Measure]] = {}
         self._pictures: dict[str, dict[str, Any]] = {}
         self._insides: dict[str, Inside | None] = {}
+
+    @property
+    def device_name(self) -> str:
+        """What was asked for, without a token: for records."""
+        return self.bench.device_name
 
     def __enter__(self) -> OperatorTester:
         return self

@@ -42,13 +42,11 @@ from tapml.migrate.end_to_end import Answer, PromptResult
 from tapml.migrate.journal import FORMAT, Header, read
 from tapml.migrate.picture import keep_picture
 from tapml.migrate.programs import keep
-from tapml.remote.open import redacted
 from tapml.verdicts import Measure, Verdict
 
 if TYPE_CHECKING:
     from tapml.migrate.device_pool import DevicePool
     from tapml.migrate.operator_test import OperatorTester
-    from tapml.migrate.workbench import Workbench
 
 logger = logging.getLogger(__name__)
 
@@ -155,27 +153,27 @@ def file_name(kind: str, injected: bool) -> str:
     return f"{FILES[kind]}{'.injected' if injected else ''}.jsonl"
 
 
-def header_of(bench: Workbench, device: str, settings: str) -> Header:
-    """What is recorded on this bench belongs to. `device` is what was asked for, which may mean several; `settings` is whatever
-    else changes the outcome."""
+def header_of(tester: OperatorTester | DevicePool, settings: str) -> Header:
+    """What is recorded by this tester belongs to. `settings` is whatever else changes the outcome."""
+    bench = tester.bench
     found = Circumstances.of(bench)
     return Header(
         version=tapml.__version__, run=bench.folder.digest, target=str(bench.choice), target_key=bench.target.key,
-        device=redacted(device), inject=None if bench.alteration is None else bench.alteration.digest,
+        device=tester.device_name, inject=None if bench.alteration is None else bench.alteration.digest,
         compiler=toolchain(), settings=settings, device_info=bench.info.to_json(), time=time.time(),
         fault=found.inject, storage=found.storage, not_checked=found.not_checked,
     )
 
 
 def keep_test(
-    tester: OperatorTester | DevicePool, target: str, device: str, mode: str, verdicts: Sequence[Verdict], merge: bool = False
+    tester: OperatorTester | DevicePool, mode: str, verdicts: Sequence[Verdict], merge: bool = False
 ) -> None:
     """Writes what a test ("isolated" or "cumulative") found, and the kernels that it is about. `merge` keeps the results of other
     operators, where they are of the same run, target, device, compiler and fault. Warns where the folder cannot be written."""
     run, bench = tester.run, tester.bench
-    header = header_of(bench, device, mode)
+    header = header_of(tester, mode)
     try:
-        folder = target_folder(run, target)
+        folder = target_folder(run, header.target)
     except RunError as error:
         logger.warning("records of the test: %s What was found is not kept", error)
         return

@@ -19,7 +19,6 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from tapml.backends.interface import Backend, Compiled, Prepared, Way
-from tapml.backends.kernels import Kernels
 from tapml.backends.on_device import DEADLINE
 from tapml.backends.open import open_backend
 from tapml.carving.folder import RunFolder
@@ -88,10 +87,10 @@ class Workbench:
 
     @staticmethod
     def on(
-        run: RunFolder, target: str, device: str = "local", inject: Inject | None = None, deadline: float = DEADLINE
+        run: RunFolder, target: str | Backend, device: str = "local", inject: Inject | None = None, deadline: float = DEADLINE
     ) -> Workbench:
-        """On the backend that the texts of the command line mean. Raises TargetError, UsageError (also for the injected fault)
-        and UnavailableError."""
+        """On the backend that the texts of the command line mean, or on one that stays the caller's. Raises TargetError,
+        UsageError (also for the injected fault) and UnavailableError."""
         return Workbench(run, open_backend(target, device, deadline), inject)
 
     @property
@@ -116,13 +115,6 @@ class Workbench:
         """The operators on the source."""
         return self.model.function
 
-    @property
-    def kernels(self) -> Kernels:
-        """The backend, where it has kernels; ValueError for any other."""
-        if not isinstance(self.backend, Kernels):
-            raise ValueError(f"{self.choice} has no kernels")
-        return self.backend
-
     def _pass_through(self) -> None:
         """The device as the alteration has it, with nothing on it where that is another than before."""
         alteration = self.alteration
@@ -140,7 +132,11 @@ class Workbench:
         self.close()
 
     def close(self) -> None:
-        """Closes the backend. May be called twice."""
+        """Closes the backend, which gets back what was taken from its pool where it stays open. May be called twice."""
+        if self._hybrid is not None:
+            self._hybrid.close()
+            self._hybrid = None
+        self._uploaded.clear()
         self.backend.close()
 
     def alter(self, inject: Inject | None) -> None:
@@ -248,12 +244,12 @@ class Workbench:
     def converted(self, operator: Operator, inputs: Sequence[HostArray]) -> list[HostArray] | str:
         """What the operator's body gives as the compiler converted it, before it is lowered for any target, the alteration
         applied; or why that could not be run. On this machine's processor."""
-        return self.kernels.converted(self.body(operator), inputs, self._recipe(operator).way)
+        return self.backend.converted(self.body(operator), inputs, self._recipe(operator).way)
 
     def variant(self, operator: Operator, **options: str) -> tuple[TargetChoice, Compiled | None]:
         """The target with other options, such as f16="0", and what would run there for this operator, the alteration applied: it
         runs on this very device. None when it does not compile."""
-        choice, prepared = self.kernels.variant(self.body(operator), self._recipe(operator).way, options)
+        choice, prepared = self.backend.variant(self.body(operator), self._recipe(operator).way, options)
         compiled = prepared.compiled
         return choice, None if compiled is None else self._altered_program(operator, compiled)
 
@@ -474,5 +470,6 @@ class Workbench:
                     f"Target {self.choice}: the connection to {self.device_name} was lost {self.breaks} times; giving up. The "
                     f"last time: {error}", final=True,
                 ) from error
+        self._hybrid = None  # its buffers are gone, whether the device comes back or not
         self.backend.reopen()
         self._void()

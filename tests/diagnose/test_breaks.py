@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tapml.backends import on_device
+from tapml.backends.kernels import Kernels
 from tapml.carving.folder import RunFolder
 from tapml.devices.faulty import Call, Fault, FaultyDevice
+from tapml.devices.interface import Device
 from tapml.diagnose.explain.stage import explain
 from tapml.diagnose.health.stage import health
 from tapml.errors import ConnectionLost
-from tapml.remote.open import open_device
+from tapml.targets.parse import parse
 from tests.conftest import MakeRun
 
 Need = Callable[[str], str]
-Breaking = Callable[..., list[FaultyDevice]]
 
 NORM = "prefill/layers.0.input_layernorm"
 FAULT = """
@@ -38,22 +39,17 @@ def run(make_run: MakeRun, tmp_path: Path) -> RunFolder:
     return RunFolder.open(tmp_path / "llama")
 
 
-@pytest.fixture
-def breaking(monkeypatch: pytest.MonkeyPatch) -> Breaking:
-    """`breaking("read", 3)`: the connection to the first device that is opened breaks at its third read. Gives the devices."""
+class Breaking(Kernels):
+    """The connection to the first device that is opened breaks at the `nth` call of one kind. `opened` are the devices."""
 
-    def set_fault(call: Call, nth: int, kind: Any = "away") -> list[FaultyDevice]:
-        opened: list[FaultyDevice] = []
+    def __init__(self, target: str, call: Call, nth: int) -> None:
+        self.fault = Fault("away", call, nth)
+        self.opened: list[FaultyDevice] = []
+        super().__init__(parse(target))
 
-        def open_faulty(choice: Any, device: str, deadline: float) -> FaultyDevice:
-            faults = [] if opened else [Fault(kind, call, nth)]
-            opened.append(FaultyDevice(open_device(choice, device, deadline=deadline), faults))
-            return opened[-1]
-
-        monkeypatch.setattr(on_device, "open_device", open_faulty)
-        return opened
-
-    return set_fault
+    def _opened(self) -> Device:
+        self.opened.append(FaultyDevice(super()._opened(), [] if self.opened else [self.fault]))
+        return self.opened[-1]
 
 
 def timeless(data: Any) -> Any:
@@ -63,38 +59,35 @@ def timeless(data: Any) -> Any:
     return [timeless(v) for v in data] if isinstance(data, list | tuple) else data
 
 
-def test_health(run: RunFolder, need: Need, breaking: Breaking, tmp_path: Path) -> None:
+def test_health(run: RunFolder, need: Need, tmp_path: Path) -> None:
     inject = f"{tmp_path / 'faults.py'}:refused"
     expected = health(run, need("cpu"), inject=inject).to_json()
     assert list(expected["target"]["on_source"]) == [NORM]
-    opened = breaking("run", 40)
-    assert timeless(health(run, "cpu", inject=inject).to_json()) == timeless(expected)
-    assert len(opened) == 2
+    with closing(Breaking("cpu", "run", 40)) as backend:
+        assert timeless(health(run, backend, inject=inject).to_json()) == timeless(expected)
+    assert len(backend.opened) == 2
 
 
-def test_explain(run: RunFolder, need: Need, breaking: Breaking, tmp_path: Path) -> None:
+def test_explain(run: RunFolder, need: Need, tmp_path: Path) -> None:
     inject, out = f"{tmp_path / 'faults.py'}:broken", tmp_path / "out"
     expected = explain(run, NORM, need("opencl"), inject=inject, out=out)
     assert expected.triage.stage == "codegen"
-    for call, nth in (("run", 2), ("read", 60)):
-        opened = breaking(call, nth)
-        found = explain(run, NORM, "opencl", inject=inject, out=out)
-        assert opened[0].calls[call] == nth, "it broke"
+    calls: tuple[tuple[Call, int], ...] = (("run", 2), ("read", 60))
+    for call, nth in calls:
+        with closing(Breaking("opencl", call, nth)) as backend:
+            found = explain(run, NORM, backend, inject=inject, out=out)
+        assert backend.opened[0].calls[call] == nth, "it broke"
         assert timeless(found.to_json()) == timeless(expected.to_json())
 
 
-def test_a_connection_that_is_gone_ends_an_explanation(
-    run: RunFolder, need: Need, breaking: Breaking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_connection_that_is_gone_ends_an_explanation(run: RunFolder, need: Need, tmp_path: Path) -> None:
     need("opencl")
-    opened = breaking("read", 60)
-    open_faulty = on_device.open_device
 
-    def gone(choice: Any, device: str, deadline: float) -> Any:
-        if opened and choice.name == "opencl":
-            raise ConnectionLost("nobody is there", final=True)
-        return open_faulty(choice, device, deadline=deadline)
+    class Gone(Breaking):
+        def _opened(self) -> Device:
+            if self.opened:
+                raise ConnectionLost("nobody is there", final=True)
+            return super()._opened()
 
-    monkeypatch.setattr(on_device, "open_device", gone)
-    with pytest.raises(ConnectionLost, match="nobody is there"):
-        explain(run, NORM, "opencl", inject=f"{tmp_path / 'faults.py'}:broken", out=tmp_path / "out")
+    with closing(Gone("opencl", "read", 60)) as backend, pytest.raises(ConnectionLost, match="nobody is there"):
+        explain(run, NORM, backend, inject=f"{tmp_path / 'faults.py'}:broken", out=tmp_path / "out")

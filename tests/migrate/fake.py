@@ -8,20 +8,22 @@ fills new buffers with garbage and knows kernels whose source is "operator numbe
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Literal
 
 import numpy as np
 
+from tapml.backends.interface import PLAIN, OnPrepared, Prepared, Way
 from tapml.backends.on_device import OnDevice
 from tapml.carving.case import Case
 from tapml.carving.tolerance import Accuracy, Reference
-from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
+from tapml.devices.interface import Device, DeviceInfo, Launch, ReadsInTurn
 from tapml.kernels import Argument, Kernel, Program, Step
 from tapml.migrate.model import Model
 from tapml.operators.graph import Body, Graph, Node, Operator, Placeholder
+from tapml.targets.parse import parse
 from tapml.tensors import HostArray, TensorSpec
 
 PRIME = 2_147_483_629
@@ -90,10 +92,53 @@ class FakeDevice(ReadsInTurn):
 
 
 class FakeBackend(OnDevice):
-    """What a hybrid needs of a backend, on a `FakeDevice`."""
+    """A backend for fake models, on whatever `device` makes, which is called anew each time that it is opened. The operators in
+    `failing` and `crashing`, by number, do not compile."""
 
-    def __init__(self, device: FakeDevice) -> None:
-        self._stand_on(device)
+    has_kernels = True
+    keeps_layouts = False
+
+    def __init__(
+        self, device: Callable[[], Device] = FakeDevice, name: str = "local", failing: Collection[int] = (),
+        crashing: Collection[int] = (),
+    ) -> None:
+        self._make = device
+        self.failing, self.crashing = failing, crashing
+        self.compiled: list[str] = []
+        super().__init__(parse("cpu"), name)
+
+    def _opened(self) -> Device:
+        return self._make()
+
+    def prepare(
+        self, bodies: Mapping[str, Body], on_prepared: OnPrepared | None = None, way: Way = PLAIN
+    ) -> dict[str, Prepared]:
+        found: dict[str, Prepared] = {}
+        for key, body in bodies.items():
+            number = body.nodes[0].args[0]
+            self.compiled.append(str(number))
+            status: Literal["ok", "error", "crash"]
+            status = "crash" if number in self.crashing else "error" if number in self.failing else "ok"
+            found[key] = (
+                Prepared(fake_program(body), "ok", None, "", 0.0) if status == "ok"
+                else Prepared(None, status, "lower", "no such thing", 0.0)
+            )  # fmt: skip
+            if on_prepared is not None:
+                on_prepared(key, found[key])
+        return found
+
+
+def fake_program(body: Body) -> Program:
+    """The body's first node says which operator it is, and whether that gives its first input back."""
+    number, forward = body.nodes[0].args
+    given = tuple(TensorSpec(s.shape, "int32") for s in body.inputs)
+    made = tuple(TensorSpec(s.shape, "int32") for s in body.output_specs)
+    if forward:
+        return Program((), (), given, made, (), "fake", ((0, 0),))
+    source = ";".join([str(number), " ".join(str(s.elements) for s in given), " ".join(str(s.elements) for s in made)])
+    kernel = Kernel("null", f"k{number}", source, (), (1, 1, 1), (1, 1, 1))
+    arguments = [Argument("input", k) for k in range(len(given))] + [Argument("output", k) for k in range(len(made))]
+    return Program((kernel,), (Step(0, tuple(arguments)),), given, made, (4 * (number % 5),), "fake")
 
 
 class FakeModel(Model):
@@ -109,16 +154,7 @@ class FakeModel(Model):
         return lambda inputs: tuple(mix(number, inputs, sizes))
 
     def program(self, operator: Operator) -> Program:
-        number = int(operator.signature)
-        body = self.bodies[operator.signature]
-        given = tuple(TensorSpec(s.shape, "int32") for s in body.inputs)
-        made = tuple(TensorSpec(s.shape, "int32") for s in body.output_specs)
-        if number in self.forwards:
-            return Program((), (), given, made, (), "fake", ((0, 0),))
-        source = ";".join([str(number), " ".join(str(s.elements) for s in given), " ".join(str(s.elements) for s in made)])
-        kernel = Kernel("null", f"k{number}", source, (), (1, 1, 1), (1, 1, 1))
-        arguments = [Argument("input", k) for k in range(len(given))] + [Argument("output", k) for k in range(len(made))]
-        return Program((kernel,), (Step(0, tuple(arguments)),), given, made, (4 * (number % 5),), "fake")
+        return fake_program(self.bodies[operator.signature])
 
 
 def fake_model(random: random.Random, graphs: int = 2, operators: int = 12, states: int = 3) -> FakeModel:
@@ -150,7 +186,7 @@ def fake_model(random: random.Random, graphs: int = 2, operators: int = 12, stat
                     written[state.key] = f"v{n}_0"
             names = [f"v{n}_{k}" for k in range(len(sizes))]
             nodes += [Node(name, "fake", (), {}, (spec,)) for name, spec in zip(names, sizes, strict=True)]
-            locals_ = tuple(Node(f"n{k}", "fake", (), {}, (s,)) for k, s in enumerate(sizes))
+            locals_ = tuple(Node(f"n{k}", "fake", (number, forward), {}, (s,)) for k, s in enumerate(sizes))
             roles = tuple(next((p.role for p in places if p.name == name), "value") for name in inputs)
             bodies[str(number)] = Body("fake", tuple(specs[i] for i in inputs), roles, locals_,
                                        tuple(node.name for node in locals_))
@@ -240,33 +276,3 @@ class FakeRun:
         return {}
 
     compound_spread = compound_error
-
-
-class FakeCompiler:
-    """Compiles for `FakeDevice`; the kinds of failure are by operator number."""
-
-    failing: frozenset[int] = frozenset()
-    crashing: frozenset[int] = frozenset()
-    compiled: ClassVar[list[str]] = []
-    run: FakeRun
-
-    def __init__(self, target: object) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def compile(
-        self, bodies: dict[str, Body], on_result: Callable[..., None], schedules: tuple[str, ...], mutation: str | None
-    ) -> dict[str, Any]:
-        model = self.run.model
-        found: dict[str, Any] = {}
-        for signature in bodies:
-            self.compiled.append(signature)
-            bad = "crash" if int(signature) in self.crashing else "error" if int(signature) in self.failing else None
-            operator = next(o for o in model.operators if o.signature == signature)
-            found[signature] = SimpleNamespace(
-                program=None if bad else model.program(operator), status=bad or "ok", stage="lower" if bad else None,
-                message="no such thing" if bad else "", seconds=0.0, cached=False,
-            )
-        return found

@@ -31,7 +31,7 @@ def setup(seed: int, **sizes: int) -> tuple[random.Random, FakeModel, FakeDevice
     rng = random.Random(seed)
     model = fake_model(rng, **sizes)
     device = FakeDevice()
-    return rng, model, device, Hybrid(model, model.function, FakeBackend(device), FakeWeights(model, device))
+    return rng, model, device, Hybrid(model, model.function, FakeBackend(lambda: device), FakeWeights(model, device))
 
 
 def calls_for(rng: random.Random, model: FakeModel, count: int) -> list[tuple[str, Any]]:

@@ -5,7 +5,8 @@ On OpenCL, with the storage of WGSL where a test is about it (see `narrow`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -13,15 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from tapml.backends import on_device
+from tapml.backends.interface import Backend
+from tapml.backends.kernels import Kernels
 from tapml.carving.beyond import Inside
+from tapml.devices.interface import DeviceInfo
 from tapml.diagnose.bisect.stage import bisect
 from tapml.diagnose.health.stage import health
 from tapml.errors import DoesNotFit, RunError, WrongValue
 from tapml.migrate.migrate import migrate
 from tapml.migrate.model import Model
 from tapml.migrate.operator_test import OperatorTester
-from tapml.targets.resolve import resolve
+from tapml.targets.parse import parse
+from tapml.targets.target import Target
 from tapml.targets.webgpu import STORAGE
 from tapml.tensors import as_read, convert, out_of_range
 from tapml.verdicts import Verdict
@@ -29,24 +33,27 @@ from tests.compile.bodies import Result, chain
 from tests.migrate.integers import carved, far_away, far_index, fault, no_wrap
 
 
-@pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+class Narrow(Kernels):
     """int8, uint8 and int16 in 32 bits, as on Vulkan and WebGPU."""
 
-    def stored(*args: Any) -> Any:
-        target = resolve(*args)
+    def _narrowed(self, info: DeviceInfo) -> Target:
+        target = super()._narrowed(info)
         return replace(target, storage={**target.storage, **{d: STORAGE[d] for d in ("int8", "uint8", "int16")}})
 
-    monkeypatch.setattr(on_device, "resolve", stored)
+
+@pytest.fixture
+def narrow() -> Iterator[Narrow]:
+    with closing(Narrow(parse("opencl"))) as backend:
+        yield backend
 
 
-def isolated(name: str, inject: Any = None, target: str = "opencl") -> dict[str, Verdict]:
+def isolated(name: str, inject: Any = None, target: str | Backend = "opencl") -> dict[str, Verdict]:
     with OperatorTester(carved(name), target, inject=inject) as tester:
         return {v.operator: v for v in tester.test_all()}
 
 
-def cumulative(name: str, inject: Any = None) -> dict[str, Verdict]:
-    with OperatorTester(carved(name), "opencl", inject=inject) as tester:
+def cumulative(name: str, inject: Any = None, target: str | Backend = "opencl") -> dict[str, Verdict]:
+    with OperatorTester(carved(name), target, inject=inject) as tester:
         return {v.operator: v for v in tester.test_cumulative()}
 
 
@@ -54,23 +61,21 @@ def failed(verdicts: dict[str, Verdict]) -> list[str]:
     return [name for name, v in verdicts.items() if v.status != "pass"]
 
 
-@pytest.mark.usefixtures("narrow")
-def test_a_narrow_sum_is_right_in_32_bits() -> None:
-    assert failed(isolated("sum")) == [] and failed(cumulative("sum")) == []
-    assert migrate(carved("sum"), "opencl", fresh=True).passed
+def test_a_narrow_sum_is_right_in_32_bits(narrow: Narrow) -> None:
+    assert failed(isolated("sum", target=narrow)) == [] and failed(cumulative("sum", target=narrow)) == []
+    assert migrate(carved("sum"), narrow, fresh=True).passed
 
 
-@pytest.mark.usefixtures("narrow")
-def test_a_sum_that_does_not_wrap_is_the_failure_of_the_sum() -> None:
+def test_a_sum_that_does_not_wrap_is_the_failure_of_the_sum(narrow: Narrow) -> None:
     """It used to pass: narrowed on the host, 400 is 144. Then its reader was refused in its place."""
-    wrong = isolated("sum", fault(no_wrap))
+    wrong = isolated("sum", fault(no_wrap), narrow)
     assert failed(wrong) == ["position"]
     assert wrong["position"].stage == "numeric"
     assert "the device holds 510 in a uint8 output: it does not wrap" in wrong["position"].reason
-    assert "the device holds 510" in cumulative("sum", fault(no_wrap))["position"].reason
-    moved = migrate(carved("sum"), "opencl", inject=fault(no_wrap), fresh=True)
+    assert "the device holds 510" in cumulative("sum", fault(no_wrap), narrow)["position"].reason
+    moved = migrate(carved("sum"), narrow, inject=fault(no_wrap), fresh=True)
     assert moved.kept_on_source == ("position",) and moved.end_to_end.passed
-    found = bisect(carved("sum"), "opencl", inject=fault(no_wrap))
+    found = bisect(carved("sum"), narrow, inject=fault(no_wrap))
     assert found.culprits == ("position",)
     assert found.sets[0].alone is not None and "position: the device holds 510" in found.sets[0].alone.reason
 

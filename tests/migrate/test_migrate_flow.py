@@ -10,29 +10,31 @@ from typing import Any
 
 import pytest
 
-from tapml.backends import kernels, on_device
 from tapml.devices.faulty import Fault, FaultyDevice
 from tapml.errors import DeviceLost, RunError, UnavailableError, UsageError
-from tapml.migrate import journal, workbench
+from tapml.migrate import journal
 from tapml.migrate.journal import Journal
 from tapml.migrate.migrate import MigrationResult, migrate
 from tapml.migrate.model import Model
-from tests.migrate.fake import FakeCompiler, FakeDevice, FakeRun
+from tapml.migrate.workbench import MOST_LOSSES
+from tests.migrate.fake import FakeBackend, FakeDevice, FakeRun
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRun]:
     run = FakeRun(tmp_path, seed=5, operators=14)
-    monkeypatch.setattr(on_device, "open_device", lambda choice, device, deadline: FakeDevice())
-    monkeypatch.setattr(kernels, "Compiler", FakeCompiler)
     monkeypatch.setattr(Model, "of", lambda run: run.model)
-    monkeypatch.setattr(FakeCompiler, "run", run, raising=False)
-    monkeypatch.setattr(FakeCompiler, "compiled", [])
     yield run
 
 
-def go(run: FakeRun, **options: Any) -> MigrationResult:
-    return migrate(run, "cpu", **options)  # type: ignore[arg-type]
+@pytest.fixture
+def long_run(run: FakeRun, tmp_path: Path) -> FakeRun:
+    """With more operators than a device may be lost over."""
+    return FakeRun(tmp_path, seed=5, operators=2 * MOST_LOSSES)
+
+
+def go(run: FakeRun, backend: FakeBackend | None = None, **options: Any) -> MigrationResult:
+    return migrate(run, backend or FakeBackend(), **options)  # type: ignore[arg-type]
 
 
 def plain(result: MigrationResult) -> tuple[Any, ...]:
@@ -64,10 +66,11 @@ def influential(run: FakeRun) -> list[str]:
 
 
 def test_everything_moves(run: FakeRun) -> None:
-    result = go(run)
+    backend = FakeBackend()
+    result = go(run, backend)
     assert result.passed and result.checks == 1
     assert result.offloaded == tuple(o.name for o in run.operators) and not result.kept_on_source
-    assert sorted(FakeCompiler.compiled) == sorted({o.signature for o in run.operators}), "each signature once"
+    assert sorted(backend.compiled) == sorted({o.signature for o in run.operators}), "each signature once"
     data = json.loads(json.dumps(result.to_json()))
     assert data["summary"]["pass"] == len(run.operators)
     assert data["end_to_end"]["tokens_match"] is None and data["end_to_end"]["within_bound"] is True
@@ -83,12 +86,10 @@ def test_a_wrong_kernel_stays_and_is_named(run: FakeRun) -> None:
     assert (verdict.status, verdict.stage) == ("fail", "numeric") and "expected" in verdict.reason
 
 
-def test_compile_failures_stay_with_their_reason(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_failures_stay_with_their_reason(run: FakeRun) -> None:
     names = launched(run)[1:3]
     numbers = [int(run.operator(n).signature) for n in names]
-    monkeypatch.setattr(FakeCompiler, "failing", frozenset(numbers[:1]))
-    monkeypatch.setattr(FakeCompiler, "crashing", frozenset(numbers[1:]))
-    result = go(run)
+    result = go(run, FakeBackend(failing=numbers[:1], crashing=numbers[1:]))
     assert result.kept_on_source == tuple(names)
     found = {v.operator: v for v in result.verdicts}
     assert [(found[n].status, found[n].stage, found[n].reason) for n in names] == [
@@ -96,7 +97,7 @@ def test_compile_failures_stay_with_their_reason(run: FakeRun, monkeypatch: pyte
     ]
 
 
-def test_an_operator_that_passes_alone_and_fails_in_the_model(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operator_that_passes_alone_and_fails_in_the_model(run: FakeRun) -> None:
     """A device that computes one kernel wrongly when it is launched in a batch with others."""
     bad = influential(run)[-2]
     entry = f"k{run.operator(bad).signature}"
@@ -108,8 +109,7 @@ def test_an_operator_that_passes_alone_and_fails_in_the_model(run: FakeRun, monk
                 if len(batch) > 1 and self.kernels[launch.kernel].entry == entry:
                     self.buffers[launch.buffers[-1]][0] ^= 1
 
-    monkeypatch.setattr(on_device, "open_device", lambda choice, device, deadline: Shy())
-    result = go(run)
+    result = go(run, FakeBackend(Shy))
     assert result.kept_on_source == (bad,)
     verdict = next(v for v in result.verdicts if v.operator == bad)
     assert verdict.status == "fail" and verdict.reason.startswith("passes alone, but not in the model")
@@ -156,9 +156,9 @@ def test_stopped_at_every_record_and_resumed(run: FakeRun, monkeypatch: pytest.M
 
 def test_resuming_a_finished_migration_only_reads(run: FakeRun) -> None:
     whole = go(run)
-    FakeCompiler.compiled.clear()
-    again = go(run, resume=True)
-    assert plain(again) == plain(whole) and again.resumed == len(run.operators) and not FakeCompiler.compiled
+    backend = FakeBackend()
+    again = go(run, backend, resume=True)
+    assert plain(again) == plain(whole) and again.resumed == len(run.operators) and not backend.compiled
 
 
 def test_another_fault_or_run_is_not_resumed(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,22 +174,21 @@ def test_another_fault_or_run_is_not_resumed(run: FakeRun, monkeypatch: pytest.M
         go(run, resume=True)
 
 
-def test_a_lost_device_costs_one_verdict(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_device_costs_one_verdict(run: FakeRun) -> None:
     opened: list[FaultyDevice] = []
 
-    def open_device(choice: Any, device: str, deadline: float) -> FaultyDevice:
+    def opens() -> FaultyDevice:
         opened.append(FaultyDevice(FakeDevice(), [] if opened else [Fault("lose", "run", nth=3)]))
         return opened[-1]
 
-    monkeypatch.setattr(on_device, "open_device", open_device)
-    result = go(run)
+    result = go(run, FakeBackend(opens))
     assert len(opened) == 2
     crashed = [v for v in result.verdicts if v.status == "crash"]
     assert [v.operator for v in crashed] == list(result.kept_on_source) and len(crashed) == 1
     assert "the device was lost" in crashed[0].reason and result.end_to_end.passed
 
 
-def test_a_device_lost_in_a_check_is_a_failed_check(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_lost_in_a_check_is_a_failed_check(run: FakeRun) -> None:
     bad = influential(run)[-2]
     entry = f"k{run.operator(bad).signature}"
 
@@ -199,35 +198,27 @@ def test_a_device_lost_in_a_check_is_a_failed_check(run: FakeRun, monkeypatch: p
                 raise DeviceLost("gone")
             super().run(batch)
 
-    monkeypatch.setattr(on_device, "open_device", lambda choice, device, deadline: Dying())
-    result = go(run)
+    result = go(run, FakeBackend(Dying))
     assert bad in result.kept_on_source and result.end_to_end.passed
     assert next(v for v in result.verdicts if v.operator == bad).status == "crash"
 
 
-def test_a_device_that_dies_again_and_again_ends_the_work(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workbench, "MOST_LOSSES", 3)
-    monkeypatch.setattr(
-        on_device, "open_device", lambda choice, device, deadline: FaultyDevice(FakeDevice(), [Fault("lose", "run")])
-    )
-    with pytest.raises(UnavailableError, match="lost 3 times"):
-        go(run)
+def test_a_device_that_dies_again_and_again_ends_the_work(long_run: FakeRun) -> None:
+    run = long_run
+    with pytest.raises(UnavailableError, match=f"lost {MOST_LOSSES} times"):
+        go(run, FakeBackend(lambda: FaultyDevice(FakeDevice(), [Fault("lose", "run")])))
     records = journal.read(run.path / "targets" / "cpu" / "migrate.jsonl")[0]
     assert [r["record"] for r in records] == ["header", *["verdict"] * (len(records) - 1)]
 
 
-def test_flaky_is_a_verdict_of_its_own(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        on_device, "open_device",
-        lambda choice, device, deadline: FaultyDevice(FakeDevice(), [Fault("corrupt", "read", nth=2)]),
-    )
-    result = go(run)
+def test_flaky_is_a_verdict_of_its_own(run: FakeRun) -> None:
+    result = go(run, FakeBackend(lambda: FaultyDevice(FakeDevice(), [Fault("corrupt", "read", nth=2)])))
     flaky = [v for v in result.verdicts if v.status == "flaky"]
     assert [v.operator for v in flaky] == list(result.kept_on_source) and len(flaky) == 1
     assert "different results in 4 runs" in flaky[0].reason
 
 
-def test_order(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order(run: FakeRun) -> None:
     names = [o.name for o in run.operators]
     assert go(run, order=names[::-1]).passed
     with pytest.raises(UsageError, match="'nobody'"):

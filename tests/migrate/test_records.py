@@ -13,28 +13,24 @@ from typing import Any
 import pytest
 
 from tapml.api import Run
-from tapml.backends import kernels, on_device
 from tapml.errors import DeviceLost, RunError, UsageError
 from tapml.migrate import operator_test
 from tapml.migrate.migrate import migrate
 from tapml.migrate.model import Model
 from tapml.migrate.records import Records
 from tapml.migrate.tested import TestResult
-from tests.migrate.fake import FakeCompiler, FakeDevice, FakeRun
+from tests.migrate.fake import FakeBackend, FakeDevice, FakeRun
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRun]:
     run = FakeRun(tmp_path, seed=5, operators=14)
-    monkeypatch.setattr(on_device, "open_device", lambda choice, device, deadline: FakeDevice())
-    monkeypatch.setattr(kernels, "Compiler", FakeCompiler)
     monkeypatch.setattr(Model, "of", lambda run: run.model)
-    monkeypatch.setattr(FakeCompiler, "run", run, raising=False)
     yield run
 
 
-def go(run: FakeRun, **options: Any) -> TestResult:
-    return Run(run).test("cpu", **options)  # type: ignore[arg-type]
+def go(run: FakeRun, device: type[FakeDevice] = FakeDevice, **options: Any) -> TestResult:
+    return Run(run).test(FakeBackend(device), **options)  # type: ignore[arg-type]
 
 
 def records(run: FakeRun, injected: bool = False) -> Records:
@@ -76,7 +72,7 @@ def test_a_cumulative_test_has_a_measure_of_every_operator_and_step(run: FakeRun
 
 def test_the_journal_of_a_migration_holds_the_same_measures(run: FakeRun) -> None:
     tested = go(run)
-    result = migrate(run, "cpu")  # type: ignore[arg-type]
+    result = migrate(run, FakeBackend())  # type: ignore[arg-type]
     found = records(run)
     assert found.migration is not None and found.migration.measures == tested.measures
     assert tuple(found.migration.verdicts.values()) == result.verdicts
@@ -86,7 +82,7 @@ def test_the_journal_of_a_migration_holds_the_same_measures(run: FakeRun) -> Non
 
 
 def test_a_verdict_of_a_whole_model_wins_over_that_of_the_operator_alone(run: FakeRun) -> None:
-    migrate(run, "cpu")  # type: ignore[arg-type]
+    migrate(run, FakeBackend())  # type: ignore[arg-type]
     path = run.path / "targets" / "cpu" / "migrate.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     verdict = next(r["verdict"] for r in lines if r["record"] == "verdict")
@@ -110,8 +106,8 @@ def test_an_injected_fault_never_mixes_with_clean_results(run: FakeRun) -> None:
     assert theirs.test is not None and theirs.test.verdicts[bad].status == "fail"
     (measure,) = theirs.test.of(bad)
     assert measure.status == "fail" and measure.error is not None and measure.ratio == float("inf")
-    migrate(run, "cpu")  # type: ignore[arg-type]
-    migrate(run, "cpu", inject=fault(run, bad))  # type: ignore[arg-type]
+    migrate(run, FakeBackend())  # type: ignore[arg-type]
+    migrate(run, FakeBackend(), inject=fault(run, bad))  # type: ignore[arg-type]
     mine, theirs = records(run), records(run, injected=True)
     assert mine.migration is not None and mine.migration.header["fault"] is None, "the clean migration is still there"
     assert theirs.migration is not None and theirs.migration.header["fault"] == fault(run, bad)
@@ -122,7 +118,7 @@ def test_an_injected_fault_never_mixes_with_clean_results(run: FakeRun) -> None:
 def test_a_fault_that_changes_no_kernel_is_an_error_and_leaves_nothing(run: FakeRun, mode: str) -> None:
     with pytest.raises(UsageError, match=r"changed none of \d+ kernels .* target is called 'cpu', operators such as 'g0/"):
         if mode == "migrate":
-            migrate(run, "cpu", inject=fault(run, "no such operator"))  # type: ignore[arg-type]
+            migrate(run, FakeBackend(), inject=fault(run, "no such operator"))  # type: ignore[arg-type]
         else:
             go(run, mode=mode, inject=fault(run, "no such operator"))
     found = records(run, injected=True)
@@ -204,7 +200,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(run: FakeRun, caplog: p
     assert result.passed and "cannot be written" in caplog.text
 
 
-def test_a_refused_launch_is_a_measure_without_numbers(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_launch_is_a_measure_without_numbers(run: FakeRun) -> None:
     bad = launched(run)[1]
     entry = f"k{run.operator(bad).signature}"
 
@@ -214,8 +210,7 @@ def test_a_refused_launch_is_a_measure_without_numbers(run: FakeRun, monkeypatch
                 raise DeviceLost("gone")
             super().run(batch)
 
-    monkeypatch.setattr(on_device, "open_device", lambda choice, device, deadline: Refusing())
-    go(run)
+    go(run, Refusing)
     found = records(run).test
     assert found is not None
     (measure,) = found.of(bad)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tapml.backends.interface import Backend
 from tapml.carving.folder import RunFolder
 from tapml.migrate.journal import read
 from tapml.migrate.migrate import MigrationResult, folder_name, migrate
@@ -111,8 +112,12 @@ class Bench:
             before = int(device["launches"])
             time.sleep(1.2)
 
-    def migrate(self, run: RunFolder, target: str, moments: Moments | None = None, **settings: Any) -> MigrationResult:
-        result = migrate(run, target, self.device, **{"fresh": True, "max_tokens": TOKENS, "progress": moments, **settings})
+    def migrate(
+        self, run: RunFolder, target: str, moments: Moments | None = None, backend: Backend | None = None, **settings: Any
+    ) -> MigrationResult:
+        """On `backend`, which is on this device, or on one that is opened for it."""
+        where = (target, self.device) if backend is None else (backend,)
+        result = migrate(run, *where, **{"fresh": True, "max_tokens": TOKENS, "progress": moments, **settings})
         if moments is not None:
             moments.over()
         assert_nothing_doubled(run, target, "inject" in settings)

@@ -12,16 +12,15 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tapml.backends import on_device
+from tapml.backends.kernels import Kernels
 from tapml.carving.folder import RunFolder
-from tapml.migrate import workbench
-from tapml.remote.open import open_device
+from tapml.targets.parse import parse
 from tests.conftest import MakeRun
 from tests.remote.disturbed import Bench, HastyHub, Migration, Moments, bench, facts, journal
 from tests.remote.namespace import NotPermitted, namespace
@@ -99,16 +98,21 @@ def inject(operator, target, source):
 """
 
 
-def test_200_dropped_connections(llama: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_200_dropped_connections(llama: RunFolder, tmp_path: Path) -> None:
     """In both legs, by RST and by FIN, spread over the whole migration: the session on the device goes on over all of them, and
     no kernel is launched twice."""
     fault = tmp_path / "slow.py"
     fault.write_text(SLOW)
     inject = f"{fault}:inject"
-    monkeypatch.setattr(workbench.Workbench, "reopen", lambda self, error: pytest.fail(f"the session was lost: {error}"))
+
+    class Steady(Kernels):
+        def reopen(self) -> None:
+            pytest.fail("the session was lost")
+
     with bench(tmp_path, "--target", "cpu", near={}, far={}) as remote:
         remote.wait_ready("cpu")
-        whole = facts(remote.migrate(llama, "cpu", inject=inject))
+        with closing(Steady(parse("cpu"), remote.device)) as backend:
+            whole = facts(remote.migrate(llama, "cpu", backend=backend, inject=inject))
         launches = remote.launches()
         dropper = Dropper(remote, seed=3)
         dropper.start()
@@ -117,7 +121,8 @@ def test_200_dropped_connections(llama: RunFolder, tmp_path: Path, monkeypatch: 
             if (stage, done) == ("compare", 1):
                 dropper.wait(200)
 
-        result = remote.migrate(llama, "cpu", inject=inject, progress=progress)
+        with closing(Steady(parse("cpu"), remote.device)) as backend:
+            result = remote.migrate(llama, "cpu", backend=backend, inject=inject, progress=progress)
         dropper.stopping.set()
         dropper.join()
         assert min(leg.dropped for leg in dropper.legs) > 50
@@ -193,18 +198,16 @@ def inject(operator, target, source):
 """
 
 
-def test_a_kernel_that_never_ends(
-    llama: RunFolder, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kernel_that_never_ends(llama: RunFolder, undisturbed: Undisturbed, tmp_path: Path) -> None:
     """Costs its operator, and only that one, a verdict; the device is there again for the next."""
-    monkeypatch.setattr(on_device, "open_device", lambda *arguments, deadline: open_device(*arguments, deadline=6.0))
     undisturbed("llama")  # and what the C compiler makes of it is there from then on
     operator = llama.operators[12].name
     fault = tmp_path / "fault.py"
     fault.write_text(INJECTED.format(operator=operator))
     with bench(tmp_path, "--target", "cpu") as remote:
         remote.wait_ready("cpu")
-        result = remote.migrate(llama, "cpu", inject=f"{fault}:inject")
+        with closing(Kernels(parse("cpu"), remote.device, deadline=6.0)) as backend:
+            result = remote.migrate(llama, "cpu", backend=backend, inject=f"{fault}:inject")
         wrong = [v for v in result.verdicts if v.status != "pass"]
         assert [(v.operator, v.status, v.stage) for v in wrong] == [(operator, "crash", "launch")]
         assert "deadline of 6 s" in wrong[0].reason

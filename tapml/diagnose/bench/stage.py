@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import tapml
+from tapml.backends.interface import Backend
 from tapml.carving.folder import RunFolder
 from tapml.compile.cache import toolchain
 from tapml.diagnose.bench.baselines import DebugCompare, EndToEndOnly, RandomInputs
@@ -58,7 +59,7 @@ ENDED = "it ended the process that injected it, and was left out when the bench 
 
 def bench(
     run: RunFolder,
-    target: str,
+    target: str | Backend,
     device: str = "local",
     faults: Sequence[str | FaultClass] | None = None,
     operators: int = 3,
@@ -67,7 +68,8 @@ def bench(
     minimise: bool = True,
 ) -> BenchResult:
     """Benches these classes (None: all; by number, name or as they are), each in up to `operators` operators. Raises UsageError
-    for an unknown class or a number of operators below 1, TargetError and UnavailableError as `Workbench` does."""
+    for an unknown class or a number of operators below 1, TargetError and UnavailableError as `Workbench` does. An opened backend
+    as `target` stays the caller's, with its own deadline."""
     if operators < 1:
         raise UsageError(f"--operators {operators} leaves nothing to bench. Give 1 or more.")
     started = time.monotonic()
@@ -79,7 +81,7 @@ def bench(
             settings=f"faults={','.join(f.name for f in classes)} operators={operators} seed={seed} minimise={minimise} "
             f"catalogue={edition()}",
         )  # fmt: skip
-        with _journal(bench_folder(run, target) / "bench.jsonl", header) as journal:
+        with _journal(bench_folder(run, str(clean.choice)) / "bench.jsonl", header) as journal:
             made = _Bench(run, clean, backends, journal, operators, seed, minimise, progress)
             return made.carry_out(classes, started)
 

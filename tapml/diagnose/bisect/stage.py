@@ -26,6 +26,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tapml.backends.interface import Backend
 from tapml.carving.folder import RunFolder
 from tapml.diagnose.bisect.model_check import Checked, How, ModelCheck
 from tapml.diagnose.bisect.parting import Further, compared, journalled
@@ -61,7 +62,7 @@ RARE = 0.1
 
 def bisect(
     run: RunFolder,
-    target: str,
+    target: str | Backend,
     device: str = "local",
     inject: Inject | None = None,
     all_sets: bool = False,
@@ -69,10 +70,11 @@ def bisect(
     progress: Progress | None = None,
     tokens: int | None = None,
 ) -> BisectResult:
-    """Finds what makes the model wrong. `all_sets`: after one set, go on without it until the rest is right. `confidence`, within
-    (0, 1), is that of the answer where a fault comes and goes. `tokens`: where the check is right, compare so many tokens of
-    each answer; without it, the last migration says where they part. Raises UsageError for another confidence or a faulty
-    `inject`, TargetError and UnavailableError as `Workbench` does."""
+    """Finds what makes the model wrong on the target of a text, or on an opened backend, which stays the caller's. `all_sets`:
+    after one set, go on without it until the rest is right. `confidence`, within (0, 1), is that of the answer where a fault
+    comes and goes. `tokens`: where the check is right, compare so many tokens of each answer; without it, the last migration says
+    where they part. Raises UsageError for another confidence or a faulty `inject`, TargetError and UnavailableError as
+    `Workbench` does."""
     if not 0.0 < confidence < 1.0:
         raise UsageError(f"--confidence {confidence:g} is not between 0 and 1. Give a share such as 0.95.")
     with Workbench.on(run, target, device, inject) as bench:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tapml.backends.interface import Compiled
+from tapml.backends.interface import Backend, Compiled
 from tapml.backends.on_device import kernels_of
 from tapml.carving.folder import RunFolder
 from tapml.carving.layout import operator_folder
@@ -56,22 +56,22 @@ _RESULTS = ("kernels", "reproducer")
 def explain(
     run: RunFolder,
     operator: str,
-    target: str,
+    target: str | Backend,
     device: str = "local",
     inject: Inject | None = None,
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
-    """Explains one operator; `operator` is its name, or a part or pattern that fits one only. `out` replaces the folder of the
-    results. Raises UsageError for a name that fits none or several, and for an operator that stays on the source; TargetError and
-    UnavailableError as `Workbench` does."""
+    """Explains one operator on the target of a text, or on an opened backend, which stays the caller's; `operator` is its name,
+    or a part or pattern that fits one only. `out` replaces the folder of the results. Raises UsageError for a name that fits none
+    or several, and for an operator that stays on the source; TargetError and UnavailableError as `Workbench` does."""
     started = time.monotonic()
     found = resolve_operator(run, operator)
     if why := why_it_stays(run.bodies[found.signature]):
         raise UsageError(f"{found.name} stays on the source: {why}. No target has a kernel for it: there is nothing to explain.")
     with Workbench.on(run, target, device, inject) as bench, ReferenceBackends(run, bench) as backends:
         bench.check_injection([found])
-        folder = out or path_in(target_folder(run, target), f"explain/{operator_folder(found.name)}")
+        folder = out or path_in(target_folder(run, str(bench.choice)), f"explain/{operator_folder(found.name)}")
         return _Explaining(run, bench, backends, found, folder, progress).carry_out(started)
 
 

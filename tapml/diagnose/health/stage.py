@@ -27,7 +27,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from tapml.backends.interface import Compiled
+from tapml.backends.interface import Backend, Compiled
 from tapml.carving.folder import RunFolder
 from tapml.diagnose.health.anatomy import Anatomy, Part, Values, largest
 from tapml.diagnose.health.anomalies import Kind, bad_elements
@@ -48,14 +48,15 @@ from tapml.tensors import FLOATS, HostArray, dtype_name
 
 def health(
     run: RunFolder,
-    target: str | None = None,
+    target: str | Backend | None = None,
     device: str = "local",
     inject: Inject | None = None,
     prompt: int = 0,
     progress: Progress | None = None,
 ) -> Health:
-    """Watches the source, and the target where one is given. Raises UsageError for a prompt that the run does not have, and what
-    opening a target raises; UnavailableError when the device was lost again and again."""
+    """Watches the source, and where one is given the target: by its text, or an opened backend, which stays the caller's. Raises
+    UsageError for a prompt that the run does not have, and what opening a target raises; UnavailableError when the device was
+    lost again and again."""
     calls = calls_of(run, prompt)
     tell: Progress = progress or (lambda stage, done, total: None)
     facts: dict[str, Any] = {"run": run.digest, "prompt": prompt}

@@ -22,12 +22,13 @@ from typing import Any
 
 from tapml.carving.folder import RunFolder
 from tapml.carving.layout import folder_name
-from tapml.errors import UnavailableError, UsageError
+from tapml.errors import TargetError, UnavailableError, UsageError
 from tapml.migrate.workbench import Progress
 from tapml.printable import printable
 from tapml.report.html.data import report_data
 from tapml.report.html.fit import smaller
 from tapml.report.html.sides import read_sides, targets_of
+from tapml.targets.parse import parse
 from tapml.whole_file import why_not, write_whole
 
 LIMIT = 5_000_000
@@ -94,12 +95,21 @@ def _folders(run: RunFolder, targets: Sequence[str] | None, may_lack: bool = Fal
     here = targets_of(run)
     if targets is None:
         return here
-    missing = [t for t in targets if folder_name(t) not in here]
+    folders = {t: folder_name(_canonical(t)) for t in targets}
+    missing = [t for t in targets if folders[t] not in here]
     if missing and not may_lack:
         known = f"There are results of {', '.join(here)}" if here else "There are no results of any target"
         make = f"tapml migrate {run.path} --target {missing[0]}"
         raise UsageError(f"{run.path} has no results of target {missing[0]!r}. {known}. Make them: {make}")
-    return [folder_name(t) for t in targets if folder_name(t) in here]
+    return [folder for folder in folders.values() if folder in here]
+
+
+def _canonical(target: str) -> str:
+    """As results are filed, whatever the order of its options; a name that is no target of this version stays as it is."""
+    try:
+        return str(parse(target))
+    except TargetError:
+        return target
 
 
 def _page(data: dict[str, Any], library: str) -> str:
