@@ -134,6 +134,11 @@ def first_line(error: Exception) -> str:
     return line if isinstance(error, TapmlError) else f"{type(error).__name__}: {line}"
 
 
+def message_of(error: BaseException) -> str:
+    """The first line of what an error of another library says, without its full stop; its class where it says nothing."""
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 # As many names as an error message lists.
 _LISTED = 12
 

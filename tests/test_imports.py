@@ -17,7 +17,7 @@ PACKAGE = ROOT / "tapml"
 # A module may import its own level and those before it.
 LEVELS = (
     {"errors", "inside", "limits", "printable", "private", "strict", "tensors", "verdicts", "whole_file", "words"},
-    {"languages"},
+    {"cache", "languages"},
     {"kernels"},
     {"operators"},
     {"runtime"},
@@ -152,6 +152,13 @@ def test_folders_form_no_circle() -> None:
             there = {module.split(".")[1] for _, module in imports(path) if module.startswith("tapml.")}
             arrows.setdefault(part_of(path), set()).update(there - {part_of(path)})
     assert tuple(TopologicalSorter(arrows).static_order())[-1] == "__main__"  # CycleError names a circle
+
+
+def test_a_device_knows_nothing_of_where_a_model_comes_from() -> None:
+    for path in sources():
+        if part_of(path) in ("languages", "kernels", "targets", "compile", "devices", "remote"):
+            for line, module in imports(path):
+                assert not module.startswith("tapml.source"), f"{path}:{line}: {part_of(path)} imports {module}"
 
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)

@@ -141,7 +141,7 @@ def cache_state() -> dict[str, Any]:
     import contextlib
     import shutil
 
-    from tapml.source.cache import cache_folder
+    from tapml.cache.folder import cache_folder
 
     folder, sizes = cache_folder(), []
     for path in folder.rglob("*"):

@@ -87,8 +87,8 @@ async def _run(args: argparse.Namespace) -> Outcome:
 
 def _make(args: argparse.Namespace) -> tuple[Hub, dict[str, bool]]:
     """The hub, and what to say of it. Raises UsageError, and UnavailableError when packages are missing."""
+    from tapml.cache.folder import cache_folder
     from tapml.errors import UnavailableError, UsageError
-    from tapml.source.cache import cache_folder
 
     if (args.cert is None) != (args.key is None):
         raise UsageError("--cert and --key belong together: give both, or neither, and the hub makes a certificate of its own.")

@@ -6,8 +6,8 @@
 
 The name's hash covers the body, the target, the versions of the compiler and the sources of this package, so nothing is ever
 outdated. Files are written beside their place and renamed, so several processes can share the folder. Each begins with a seal
-(`tapml.source.seals`): what this installation did not make itself is compiled again. What was used longest ago makes room
-(`tapml.source.bounded`). Imports no tvm.
+(`tapml.cache.seals`): what this installation did not make itself is compiled again. What was used longest ago makes room
+(`tapml.cache.bounded`). Imports no tvm.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import logging
 from functools import cache
 from pathlib import Path
 
+from tapml.cache.bounded import bounded, limit_of_environment
+from tapml.cache.seals import seal, sound
 from tapml.compile.result import Result
 from tapml.operators.graph import Body
-from tapml.source.bounded import bounded, limit_of_environment
-from tapml.source.seals import seal, sound
 from tapml.targets.target import Target
 from tapml.whole_file import write_whole
 

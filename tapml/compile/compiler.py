@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
+from tapml.cache.folder import cache_folder
 from tapml.compile.cache import KernelCache
 from tapml.compile.exchange import read, write
 from tapml.compile.process import COMMAND, WorkerProcess
 from tapml.compile.result import Attempt, Result, concluded
 from tapml.operators.graph import Body
-from tapml.source.cache import cache_folder
 from tapml.targets.target import Target
 from tapml.tensors import HostArray
 

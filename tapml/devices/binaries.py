@@ -4,7 +4,7 @@
     data = kept.get(digest)            bytes, or None where there is nothing that this installation put there
     kept.put(digest, data)
 
-Loading binary code is as safe as the file it comes from: each has this installation's seal (`tapml.source.seals`). Whatever fails
+Loading binary code is as safe as the file it comes from: each has this installation's seal (`tapml.cache.seals`). Whatever fails
 here costs time and nothing else, so nothing is raised: what cannot be read is made again, what cannot be written is not kept.
 """
 
@@ -14,11 +14,11 @@ import logging
 import tempfile
 from pathlib import Path
 
+from tapml.cache.bounded import bounded, limit_of_environment
+from tapml.cache.folder import cache_folder
+from tapml.cache.seals import BYTES, seal, sound
 from tapml.errors import UsageError
 from tapml.private import private_folder
-from tapml.source.bounded import bounded, limit_of_environment
-from tapml.source.cache import cache_folder
-from tapml.source.seals import BYTES, seal, sound
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 A kernel's entry takes one pointer a buffer and does all of its work in one call (grid and block are 1). Compiled objects are
 kept in the cache folder under a digest of the source, the flags and the compiler's version, so that a kernel is compiled once;
-what is found there is loaded only with this installation's seal (`tapml.source.seals`). A kernel that reads outside of its
+what is found there is loaded only with this installation's seal (`tapml.cache.seals`). A kernel that reads outside of its
 buffers can take the process down: use it through `child` for code that is not trusted to be right.
 
 What the machine lacks while a kernel is compiled (disk, memory, processes) is an UnavailableError, since it says nothing about
@@ -29,6 +29,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tapml.cache.bounded import bounded, limit_of_environment
+from tapml.cache.folder import cache_folder
+from tapml.cache.seals import BYTES, seal, sound
 from tapml.devices.handles import Handles, check_binding, check_language, check_range
 from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.devices.pick import pick
@@ -38,9 +41,6 @@ from tapml.languages.plain_c import LANGUAGE
 from tapml.limits import Limits
 from tapml.private import private_folder
 from tapml.runtime.buffers import padded
-from tapml.source.bounded import bounded, limit_of_environment
-from tapml.source.cache import cache_folder
-from tapml.source.seals import BYTES, seal, sound
 
 COMPILERS = ("cc", "gcc", "clang")
 # No value-changing liberties (-ffast-math, contraction to fused multiply-add): this device is for diagnosis.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from tapml.errors import ModelError, UsageError
+from tapml.errors import ModelError, UsageError, message_of
 from tapml.operators.carried import carried
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.graph import Graph
@@ -24,7 +24,6 @@ from tapml.operators.stays import PART
 from tapml.runtime.generation import DecoderShape
 from tapml.source.checked import batch_experts, eagerly, transformers_parts, unseen_parts
 from tapml.source.decoder import MODEL, CacheShape, DecoderStep, cache_shapes
-from tapml.source.messages import first_line
 from tapml.source.model import LoadedModel, called
 from tapml.source.parts import Parts
 from tapml.source.prompts import positions
@@ -214,7 +213,7 @@ def _export_module(model: LoadedModel, parts: Parts | None) -> Exported:
     except Exception as error:
         # A model's own code can raise anything.
         raise ModelError(
-            f"{model.name} does not run on its example inputs: {type(error).__name__}: {first_line(error)}."
+            f"{model.name} does not run on its example inputs: {type(error).__name__}: {message_of(error)}."
         ) from error
     if not outputs:
         raise ModelError(f"{model.name} returns no tensors, so there is nothing to compare.")

@@ -10,7 +10,7 @@ it. Layers of one class of the model's own go together, since what fails in one 
 itself is the error.
 
 A run holds no code. Whoever runs such a call has the model, or loads it from where it was carved: only for a run of this
-installation (`tapml.source.seals`), since a run may come from anybody and a `FILE.py` is code.
+installation (`tapml.cache.seals`), since a run may come from anybody and a `FILE.py` is code.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ from typing import Any, TypeVar
 import torch
 from torch.utils import _pytree as pytree
 
-from tapml.errors import ModelError, TapmlError, UsageError
+from tapml.cache.seals import seal, sound
+from tapml.errors import ModelError, TapmlError, UsageError, message_of
 from tapml.operators import parts
 from tapml.operators.parts import NotWritten
 from tapml.source.checked import buffers_kept
-from tapml.source.messages import first_line
 from tapml.source.model import LoadedModel
-from tapml.source.seals import seal, sound
 from tapml.source.trace import ADVICE, chain
 from tapml.tensors import CARRIED_AS, NUMPY, TensorSpec
 
@@ -222,7 +221,7 @@ class _Stand(torch.nn.Module):  # type: ignore[misc]
 
 
 def _reason(error: BaseException) -> str:
-    text = first_line(error).removeprefix("The model does not export: ").removeprefix("The model cannot be cut into operators: ")
+    text = message_of(error).removeprefix("The model does not export: ").removeprefix("The model cannot be cut into operators: ")
     return text.removesuffix(ADVICE).strip()[: parts.LONGEST_REASON]
 
 

@@ -25,9 +25,8 @@ from typing import Any
 
 import torch
 
-from tapml.errors import ModelError
+from tapml.errors import ModelError, message_of
 from tapml.source.by_example import by_example, depends_on_data, gave_up_on_data, is_machinery
-from tapml.source.messages import first_line
 from tapml.source.pairs import in_pairs
 from tapml.source.recurrent import unrolled
 
@@ -176,7 +175,7 @@ def _explain(error: BaseException) -> str:
         where = f"{operator} at {place}" if operator else place
     else:
         where = operator or "torch.export"
-    return f"The model does not export: {where}: {type(error).__name__}: {first_line(error)[:300]}. {ADVICE}"
+    return f"The model does not export: {where}: {type(error).__name__}: {message_of(error)[:300]}. {ADVICE}"
 
 
 def _operator_under_way(error: BaseException) -> str | None:

@@ -26,9 +26,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tapml import strict
+from tapml.cache.folder import keep
 from tapml.errors import ModelError, RunError
 from tapml.inside import open_regular
-from tapml.source.cache import keep
 from tapml.source.safetensors_file import Entry, header_of, read_header, write_file
 from tapml.tensors import NUMPY, HostArray, TensorSpec, spec_of
 

@@ -18,6 +18,10 @@ import torch
 from tapml.errors import ModelError
 from tapml.source.export import export
 from tapml.source.load import load
+from tapml.source.model import LoadedModel
+from tapml.source.readers import known
+from tapml.source.readers.module import from_module
+from tapml.source.readers.reader import Reader, Request
 from tests import models
 
 
@@ -173,8 +177,27 @@ def test_no_such_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "does not exist" in wrong("./no/such/folder")
     assert "does not exist" in wrong("./nowhere")
     assert "does not exist" in wrong("missing.gguf")
+    assert wrong("notes.py").endswith("a .gguf file, a Hugging Face directory or a Hugging Face id.")
+    assert wrong(Path(__file__)).startswith(f"{__file__} is not a model. A model is FILE.py:FUNCTION, a .gguf file,")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "neither a path here nor" in wrong("no-such-organisation/no-such-model")
+
+
+def test_a_new_form_of_model_is_one_reader_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first reader that says so gets the text; the others are not asked, and an error lists the new form as well."""
+    given: list[Request] = []
+
+    def read(request: Request) -> LoadedModel:
+        given.append(request)
+        return from_module(torch.nn.Linear(2, 3), request.text, request.text, (torch.ones(1, 2),), request.dtype)
+
+    toy = Reader("toy:NAME", lambda text: text.startswith("toy:"), read)
+    monkeypatch.setattr(known, "READERS", (toy, *known.READERS))
+    model = load("toy:net.py:build", dtype="float16")
+    assert given == [Request("toy:net.py:build", "float16")]
+    assert (model.name, model.kind, model.dtype) == ("toy:net.py:build", "module", "float16")
+    assert model.example_inputs["input"].dtype == torch.float16 and not model.module.training
+    assert "A model is toy:NAME, FILE.py:FUNCTION, a .gguf file," in wrong("./nowhere")
 
 
 def test_directories_that_lack_something(tmp_path: Path, folder: Path) -> None:
@@ -213,7 +236,7 @@ def test_truncated_gguf(tmp_path: Path, cache: Path, keep: int) -> None:
     os.truncate(path, keep if keep >= 0 else path.stat().st_size - 1)
     message = wrong(path)
     assert str(path) in message
-    assert ("cut off" in message) or ("cannot be read" in message) or ("is no GGUF file" in message)
+    assert ("cut off" in message) or ("cannot be read" in message) or ("is not a GGUF file" in message)
     assert not list(cache.glob("gguf/*"))
 
 

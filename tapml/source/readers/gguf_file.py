@@ -1,5 +1,5 @@
-"""A GGUF file becomes a Hugging Face directory in the cache: config, tokenizer with chat template, safetensors in the wanted
-dtype.
+"""A `.gguf` file, through a Hugging Face directory in the cache: config, tokenizer with chat template, safetensors in the dtype
+that was asked for.
 
     folder = converted(path, "float32")
 
@@ -15,28 +15,35 @@ import functools
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tapml.errors import ModelError, TapmlError
-from tapml.source.cache import file_digest, keep
-from tapml.source.messages import first_line
+from tapml.cache.folder import file_digest, keep
+from tapml.errors import ModelError, TapmlError, message_of
+from tapml.source.model import LoadedModel
 from tapml.source.own_code import refused, tokenizer_beside
+from tapml.source.readers.directory import from_directory
+from tapml.source.readers.gguf_types import weight_type
+from tapml.source.readers.reader import Reader, Request
 from tapml.tensors import HostArray
 
 # Part of the key of a conversion: counts up when the same file would be converted to something else.
 _FORMAT = 2
 
+# What GGUF calls weights that are as they are computed with.
+_AS_COMPUTED = {"float32": ("f32",), "float16": ("f16",), "bfloat16": ("bf16",)}
+
 
 def converted(path: Path, dtype: str) -> Path:
-    """The directory with the model in `dtype`. Raises ModelError when the file is no GGUF, is cut off, holds an architecture
+    """The directory with the model in `dtype`. Raises ModelError when the file is not GGUF, is cut off, holds an architecture
     that transformers cannot read, or lies beside a tokenizer that works with code of its own only."""
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise ModelError(f"{path} is no GGUF file: it does not begin with 'GGUF'. Give another file, or a directory.")
+            raise ModelError(f"{path} is not a GGUF file: it does not begin with 'GGUF'. Give another file, or a directory.")
     code = tokenizer_beside(path)
     if code:
         raise ModelError(f"{refused(path.parent, code)} Or move {path.name} to a folder of its own: it has a tokenizer in it.")
@@ -60,7 +67,7 @@ def _convert(path: Path, dtype: str, folder: Path) -> None:
     except Exception as error:
         # The readers check little: a damaged file shows as whatever they stumble over.
         raise ModelError(
-            f"{path} cannot be read: {type(error).__name__}: {first_line(error)}. The file is damaged, or transformers does "
+            f"{path} cannot be read: {type(error).__name__}: {message_of(error)}. The file is damaged, or transformers does "
             "not read its architecture from GGUF; then give the model's Hugging Face directory."
         ) from error
     # The tensors are plain by now; the marks of the quantised file would keep the directory from being written and read.
@@ -100,3 +107,18 @@ def _parsed_once(path: Path) -> Iterator[None]:
         yield
     finally:
         gguf.GGUFReader, gguf.get_tensor_name_map, reading.tqdm = whole
+
+
+def _means(text: str) -> bool:
+    path = Path(text).expanduser()
+    return path.suffix == ".gguf" and path.is_file()
+
+
+def _read(request: Request) -> LoadedModel:
+    path, dtype = Path(request.text).expanduser(), request.dtype or "float32"
+    model = from_directory(converted(path, dtype), path.stem, request.text, dtype)
+    held = weight_type(path)
+    return replace(model, weights="" if held.lower() in _AS_COMPUTED[model.dtype] else held)
+
+
+READER = Reader("a .gguf file", _means, _read)

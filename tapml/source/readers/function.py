@@ -1,4 +1,4 @@
-"""A model from `FILE.py:FUNCTION`: the function takes nothing and returns `(torch.nn.Module, example_inputs)`.
+"""`FILE.py:FUNCTION`: the function takes nothing and returns `(torch.nn.Module, example_inputs)`.
 
     module, inputs = call_function("net.py:build")
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -17,8 +18,10 @@ from typing import Any
 
 import torch
 
-from tapml.errors import ModelError, TapmlError, nearest
-from tapml.source.messages import first_line
+from tapml.errors import ModelError, TapmlError, message_of, nearest
+from tapml.source.model import LoadedModel
+from tapml.source.readers.module import from_module
+from tapml.source.readers.reader import Reader, Request
 
 
 def call_function(spec: str) -> tuple[torch.nn.Module, Any]:
@@ -80,4 +83,19 @@ def _where(error: BaseException, path: Path) -> str:
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.resolve()]
-    return f"{type(error).__name__}: {first_line(error)}" + (f" (line {lines[-1]})" if lines else "")
+    return f"{type(error).__name__}: {message_of(error)}" + (f" (line {lines[-1]})" if lines else "")
+
+
+def _means(text: str) -> bool:
+    return re.search(r"\.py:\w+$", text) is not None
+
+
+def _read(request: Request) -> LoadedModel:
+    module, own = call_function(request.text)
+    inputs = own if request.example_inputs is None else request.example_inputs
+    file, _, function = request.text.rpartition(":")
+    # With the file's name: many functions are called model.
+    return from_module(module, f"{Path(file).name}:{function}", request.text, inputs, request.dtype)
+
+
+READER = Reader("FILE.py:FUNCTION", _means, _read)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tapml.cache import seals
+from tapml.cache.bounded import Bounded, limit_of_environment
+from tapml.cache.folder import cache_folder
 from tapml.cli.main import main
 from tapml.compile.cache import KernelCache
 from tapml.compile.result import Attempt, concluded
@@ -17,9 +20,6 @@ from tapml.kernels import Kernel, Program
 from tapml.operators.graph import Body
 from tapml.private import not_private, private_folder
 from tapml.remote.hub.tokens import Tokens
-from tapml.source import seals
-from tapml.source.bounded import Bounded, limit_of_environment
-from tapml.source.cache import cache_folder
 from tapml.targets.known import TARGETS
 from tapml.tensors import TensorSpec
 from tests.devices.strangers import run

@@ -17,8 +17,8 @@ import secrets
 import tempfile
 from pathlib import Path
 
+from tapml.cache.folder import cache_folder
 from tapml.private import not_private
-from tapml.source.cache import cache_folder
 
 BYTES = 32
 FILE = "secret"

@@ -21,9 +21,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tapml.errors import UsageError
+from tapml.errors import UsageError, message_of
 from tapml.private import private_folder
-from tapml.source.messages import first_line
 
 SEAL = "sealed.json"
 
@@ -35,7 +34,7 @@ def cache_folder() -> Path:
     try:
         return private_folder(folder, "the cache folder")
     except OSError as error:
-        why = error.strerror or first_line(error)
+        why = error.strerror or message_of(error)
         raise UsageError(f"The cache folder {folder} cannot be made: {why}. Set TAPML_CACHE to a writable one.") from error
 
 
@@ -68,7 +67,7 @@ def keep(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
                 raise
     except OSError as error:
         raise UsageError(
-            f"The cache folder {final.parent} could not be written: {error.strerror or first_line(error)}. Make room, or set "
+            f"The cache folder {final.parent} could not be written: {error.strerror or message_of(error)}. Make room, or set "
             "TAPML_CACHE to another disk."
         ) from error
     finally:

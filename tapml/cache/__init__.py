@@ -1,0 +1,1 @@
+"""The cache folder of this user, below everything that keeps files there: models, weights, kernels, the CPU's programs."""
