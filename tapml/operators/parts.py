@@ -21,6 +21,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from tapml.errors import ModelError
+from tapml.operators.buffers import buffers_kept
 from tapml.tensors import TensorSpec
 
 LONGEST_REASON = 300
@@ -130,18 +131,15 @@ def given_by(part: torch.nn.Module, arguments: Any) -> list[torch.Tensor]:
     """The tensors that a part gives, in order, each with memory of its own. Its buffers are afterwards what they were."""
     args, kwargs = unwritten(arguments)
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    before = {name: buffer.clone() for name, buffer in part.named_buffers()}
-    with torch.no_grad():
-        made = [leaf for leaf in pytree.tree_leaves(part(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
-        for name, buffer in part.named_buffers():
-            if name in before and buffer.shape == before[name].shape and not torch.equal(buffer, before[name]):
-                buffer.copy_(before[name])
     taken = {tensor.untyped_storage().data_ptr() for tensor in tensors}
     own = []
-    for tensor in made:
-        place = tensor.untyped_storage().data_ptr()
-        own.append(tensor.detach().clone(memory_format=torch.contiguous_format) if place in taken else tensor.detach())
-        taken.add(place)
+    with buffers_kept(part), torch.no_grad():
+        made = [leaf for leaf in pytree.tree_leaves(part(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
+        taken |= {buffer.untyped_storage().data_ptr() for buffer in part.buffers()}
+        for tensor in made:
+            place = tensor.untyped_storage().data_ptr()
+            own.append(tensor.detach().clone(memory_format=torch.contiguous_format) if place in taken else tensor.detach())
+            taken.add(place)
     return own
 
 

@@ -120,16 +120,3 @@ def eagerly(module: torch.nn.Module) -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
-
-
-@contextmanager
-def buffers_kept(module: torch.nn.Module) -> Iterator[None]:
-    """What the module's code writes to its buffers while it runs is undone afterwards."""
-    before = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, buffer in module.named_buffers():
-                if name in before and buffer.shape == before[name].shape:
-                    buffer.copy_(before[name])

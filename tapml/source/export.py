@@ -17,6 +17,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from tapml.errors import ModelError, UsageError, message_of
+from tapml.operators.buffers import buffers_kept
 from tapml.operators.carried import carried
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.graph import Graph
@@ -204,12 +205,9 @@ def _export_module(model: LoadedModel, parts: Parts | None) -> Exported:
     wrapper = _Flat(model.module, model.positional).eval()
     inputs = dict(model.example_inputs)
     examples = {key: carried(tensor) for key, tensor in _named(inputs).items()}
-    before = {key: buffer.detach().clone() for key, buffer in model.module.named_buffers()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), buffers_kept(model.module):
             outputs = wrapper(**inputs)
-            for key, buffer in model.module.named_buffers():
-                buffer.copy_(before[key])
     except Exception as error:
         # A model's own code can raise anything.
         raise ModelError(
@@ -227,5 +225,6 @@ def _export_module(model: LoadedModel, parts: Parts | None) -> Exported:
 
     graph, tensors = _read(parts, wrapper, inputs, attempt)
     states = {p.key: p.spec for p in graph.states}
-    initial = {key: carried(before[key]) for key in states}
+    buffers = dict(model.module.named_buffers())
+    initial = {key: carried(buffers[key].detach().clone()) for key in states}
     return Exported((graph,), tensors, states, initial, None, examples, tuple(notes))

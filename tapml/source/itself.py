@@ -23,9 +23,10 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tapml.operators.buffers import buffers_kept
 from tapml.operators.carried import carried, widened
 from tapml.operators.execute import default_dtype
-from tapml.source.checked import batch_experts, buffers_kept
+from tapml.source.checked import batch_experts
 from tapml.source.export import flat_outputs
 from tapml.source.model import LoadedModel, called
 

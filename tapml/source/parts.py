@@ -29,8 +29,8 @@ from torch.utils import _pytree as pytree
 from tapml.cache.seals import seal, sound
 from tapml.errors import ModelError, TapmlError, UsageError, message_of
 from tapml.operators import parts
+from tapml.operators.buffers import buffers_kept
 from tapml.operators.parts import NotWritten
-from tapml.source.checked import buffers_kept
 from tapml.source.model import LoadedModel
 from tapml.source.trace import ADVICE, chain
 from tapml.tensors import CARRIED_AS, NUMPY, TensorSpec

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from tapml.errors import ModelError, message_of
+from tapml.operators.buffers import buffers_kept
 from tapml.source.by_example import by_example, depends_on_data, gave_up_on_data, is_machinery
 from tapml.source.pairs import in_pairs
 from tapml.source.recurrent import unrolled
@@ -78,7 +79,7 @@ def _traced(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> torch.export.
     keep_whole, _ = _split_decomp_table_to_cia_and_python_decomp({})
     with (
         warnings.catch_warnings(), _no_gradients(module), _no_collection(), _no_records(), _use_lazy_graph_module(True),
-        unrolled(module), _attributes_kept(module), _flex_attention_written_out(),
+        unrolled(module), _attributes_kept(module), buffers_kept(module), _flex_attention_written_out(),
         _override_composite_implicit_decomp(keep_whole),
     ):
         warnings.simplefilter("ignore")
@@ -106,7 +107,7 @@ def _attributes_kept(module: torch.nn.Module) -> Iterator[None]:
     """What a model's code sets on its modules while it is traced (`self.count = …`, a tensor kept for the next call) is of the
     trace: afterwards they are what they were."""
     before = [(part, dict(part.__dict__)) for part in module.modules()]
-    kept = [(value, dict(value)) for _, held in before for key in ("_buffers", "_parameters") if (value := held.get(key))]
+    kept = [(value, dict(value)) for _, held in before if (value := held.get("_parameters"))]
     try:
         yield
     finally:
