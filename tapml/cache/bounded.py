@@ -6,7 +6,6 @@
     folder.added(nbytes)               one more; removes others where there are too many bytes
 
 The bound is 1 GiB for each such folder (`kernels`, `cpu`, `opencl`), or what `TAPML_CACHE_LIMIT` says, as in 500M. A file larger
-The bound is 1 GiB for each such folder (`kernels`, `cpu`, `opencl`), or what `TAPML_CACHE_LIMIT` says, as in 500M. A file larger
 than a quarter of it is not kept. Several processes may share a folder: each counts what was there when it came and what it added,
 so the bound may be exceeded by what others added since.
 """

@@ -32,20 +32,23 @@ def size(text: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", metavar="URL", help="the hub's address; its token by TAPML_HUB_TOKEN or when asked")
-    parser.add_argument("--name", metavar="NAME", help="what it is called at the hub; the machine's name if not given")
+    parser.add_argument("url", metavar="URL", help="the hub's address; the token is read from TAPML_HUB_TOKEN, or asked for")
+    parser.add_argument("--name", metavar="NAME", help="the agent's name at the hub (default: the machine's name)")
     parser.add_argument(
         "--target", metavar="TARGET", action="append", default=[],
-        help=f"offer this target only, for example {EXAMPLE.name}:device=1; may be given several times. Without it: all that "
-        f"work, but no {' or '.join(filter(is_native, PLATFORMS))} on the processor, whose kernels are native code",
+        help=f"offer this target only, for example {EXAMPLE.name}:device=1; may be repeated (default: all that work here, except "
+        f"{' and '.join(filter(is_native, PLATFORMS))} on the processor, whose kernels are native code)",
     )
-    parser.add_argument("--memory", metavar="SIZE", type=size, help="the most that a client may allocate, for example 500M")
+    parser.add_argument(
+        "--memory", metavar="SIZE", type=size, help="the most memory that a client may allocate, for example 500M"
+    )
     parser.add_argument(
         "--store", metavar="SIZE", type=size,
-        help="memory for weights and kernels that are not to be sent twice; an eighth of the machine's, at most 2G, if not given",
+        help="memory for weights and kernels, so that they are sent only once (default: an eighth of the machine's, at most 2G)",
     )
     parser.add_argument(
-        "--unconfined", action="store_true", help="for a driver that works only so: kernels may do on this machine what you may"
+        "--unconfined", action="store_true",
+        help="do not confine kernels, for a driver that does not work otherwise: they may then do whatever you may",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, NAMES, SOMETHING_FAILED, Outcome, count, follow_up
+from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, NAMES, RUN, SOMETHING_FAILED, Outcome, count, follow_up
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -17,20 +17,23 @@ HELP = "find the smallest set of operators that makes the model wrong on a targe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
-    parser.add_argument("--target", metavar="T", required=True, help=f"what to compile for: {NAMES}")
+    parser.add_argument("run", metavar="RUN", help=RUN)
+    parser.add_argument("--target", metavar="T", required=True, help=f"the target on which the model is wrong: {NAMES}")
     parser.add_argument("--device", metavar="D", default="local", help=DEVICE)
     parser.add_argument("--inject", metavar="FILE.py:FUNCTION", help=INJECT)
-    parser.add_argument("--all", action="store_true", help="after one set, go on without it until the rest is right")
     parser.add_argument(
-        "--tokens", metavar="N", type=count, default=None, help="compare N tokens of each answer where the short check is right"
+        "--all", action="store_true", help="find every set: keep each one on the source and search again until the rest is right"
+    )
+    parser.add_argument(
+        "--tokens", metavar="N", type=count, default=None,
+        help="where the short check passes, also compare N tokens of each answer",
     )
     parser.add_argument(
         "--confidence",
         metavar="P",
         type=_confidence,
         default=None,
-        help="how sure to be of the answer where a fault comes and goes (default: 0.95)",
+        help="confidence in the answer where a fault is intermittent (default: 0.95)",
     )
 
 

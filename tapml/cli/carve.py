@@ -28,16 +28,18 @@ STAYS_SHOWN = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
-    parser.add_argument("-o", "--out", metavar="RUN", required=True, help="the folder to make")
-    parser.add_argument("--prompt", metavar="TEXT", action="append", default=[], help="a prompt; may be given several times")
-    parser.add_argument("--prompt-file", metavar="F", help="a file with one prompt a line")
+    parser.add_argument("-o", "--out", metavar="RUN", required=True, help="the run folder to create")
+    parser.add_argument("--prompt", metavar="TEXT", action="append", default=[], help="a prompt; may be repeated")
+    parser.add_argument("--prompt-file", metavar="F", help="a file with one prompt per line")
     parser.add_argument("--decode-steps", metavar="N", type=count, help="tokens to generate for each prompt (default: 16)")
-    parser.add_argument("--dtype", choices=DTYPES, help="what the source computes in (default: as the model is)")
-    parser.add_argument("--max-len", metavar="N", type=count, help="positions in the cache (default: what the prompts need)")
-    parser.add_argument("--chunk", metavar="N", type=count, help="tokens in one prefill call (default: 32)")
-    parser.add_argument("--cases", metavar="N", type=count, help="most calls to keep of each different operator (default: 6)")
-    parser.add_argument("--source-device", metavar="D", help="where PyTorch runs the source: cpu (default), cuda")
-    parser.add_argument("--fresh", action="store_true", help="replace RUN if it is there")
+    parser.add_argument("--dtype", choices=DTYPES, help="the dtype that the source computes in (default: the model's own)")
+    parser.add_argument(
+        "--max-len", metavar="N", type=count, help="positions in the key-value cache (default: what the prompts need)"
+    )
+    parser.add_argument("--chunk", metavar="N", type=count, help="tokens per prefill call (default: 32)")
+    parser.add_argument("--cases", metavar="N", type=count, help="calls to keep of each distinct operator, at most (default: 6)")
+    parser.add_argument("--source-device", metavar="D", help="where PyTorch runs the source: cpu or cuda (default: cpu)")
+    parser.add_argument("--fresh", action="store_true", help="replace RUN if it exists")
 
 
 def run(args: argparse.Namespace) -> Outcome:

@@ -14,7 +14,7 @@ HELP = "list the devices that are connected to a hub"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", metavar="URL", help="the hub's address; its token by TAPML_HUB_TOKEN or when asked")
+    parser.add_argument("url", metavar="URL", help="the hub's address; the token is read from TAPML_HUB_TOKEN, or asked for")
 
 
 def run(args: argparse.Namespace) -> Outcome:

@@ -15,7 +15,7 @@ from tapml.languages.plain_c import LANGUAGE
 from tapml.targets.known import EXAMPLE, REFERENCE
 
 NAME = "doctor"
-HELP = "what can run here, and why the rest cannot"
+HELP = "show what can run here, and why the rest cannot"
 
 PLAIN_C = LANGUAGE.name
 PACKAGES = (

@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, NAMES, SOMETHING_FAILED, Outcome
+from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, NAMES, RUN, SOMETHING_FAILED, Outcome
 
 NAME = "explain"
-HELP = "say at which stage an operator goes wrong, with the evidence, the smallest input and a reproducer"
+HELP = "name the stage at which an operator goes wrong, with evidence, the smallest failing input and a reproducer"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
-    parser.add_argument("operator", metavar="OPERATOR", help="its name as in the tables, or a part or pattern that fits one only")
-    parser.add_argument("--target", metavar="T", required=True, help=f"where it is wrong: {NAMES}")
+    parser.add_argument("run", metavar="RUN", help=RUN)
+    parser.add_argument(
+        "operator", metavar="OPERATOR",
+        help="its name as in the tables; a part of it, or a pattern, will do if only one operator matches",
+    )
+    parser.add_argument("--target", metavar="T", required=True, help=f"the target on which it is wrong: {NAMES}")
     parser.add_argument("--device", metavar="D", default="local", help=DEVICE)
     parser.add_argument("--inject", metavar="FILE.py:FUNCTION", help=INJECT)
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help="where to write what was found (default: within RUN)")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="where to write the findings (default: inside RUN)")
 
 
 def run(args: argparse.Namespace) -> Outcome:

@@ -6,38 +6,37 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tapml.cli.verb import ALL_PASSED, DEVICE, NAMES, SOMETHING_FAILED, Outcome, count
+from tapml.cli.verb import ALL_PASSED, DEVICE, JSON, NAMES, RUN, SOMETHING_FAILED, Outcome, count
 from tapml.errors import UsageError
 
 if TYPE_CHECKING:
     from tapml.diagnose.bench.result import BenchResult
 
 NAME = "faults"
-HELP = "list the catalogue of faults, or put them into a model to see which are found"
+HELP = "list the catalogue of faults, or put them into a model and see which are found"
 
 LIST, BENCH = "list", "bench"
-_JSON = "also write the result as one JSON object; - for stdout, and nothing else there"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     what = "list the classes of faults"
     listing = actions.add_parser(LIST, help=what, description=what, allow_abbrev=False)
-    listing.add_argument("faults", metavar="FAULT", nargs="*", help="number or name: all that is known about these")
-    listing.add_argument("--target", metavar="T", help="say which ones this target cannot express")
-    listing.add_argument("--long", action="store_true", help="all that is known about each")
+    listing.add_argument("faults", metavar="FAULT", nargs="*", help="numbers or names: show everything known about these")
+    listing.add_argument("--target", metavar="T", help="mark the classes that this target cannot express")
+    listing.add_argument("--long", action="store_true", help="show everything known about each")
     what = "put faults into the operators of a run, one at a time, and see which are found"
     benching = actions.add_parser(BENCH, help=what, description=what, allow_abbrev=False)
-    benching.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
-    benching.add_argument("--target", metavar="T", required=True, help=f"where to: {NAMES}")
+    benching.add_argument("run", metavar="RUN", help=RUN)
+    benching.add_argument("--target", metavar="T", required=True, help=f"the target to test: {NAMES}")
     benching.add_argument("--device", metavar="D", default="local", help=DEVICE)
     benching.add_argument("--faults", metavar="F,F,…", help="numbers or names of the faults (default: all)")
-    benching.add_argument("--operators", metavar="N", type=count, default=3, help="operators to put each into (default: 3)")
-    benching.add_argument("--seed", metavar="N", type=_seed, default=0, help="which operators are chosen (default: 0)")
-    benching.add_argument("-o", "--output", metavar="FOLDER", help="where the report goes (default: in the run, with the target)")
+    benching.add_argument("--operators", metavar="N", type=count, default=3, help="operators to put each fault into (default: 3)")
+    benching.add_argument("--seed", metavar="N", type=_seed, default=0, help="seed that chooses the operators (default: 0)")
+    benching.add_argument("-o", "--output", metavar="FOLDER", help="where to write the report (default: inside RUN)")
     for one in (listing, benching):
         # Given after the action as well as before it; without a default, so that what stands before is not undone.
-        one.add_argument("--json", metavar="FILE", default=argparse.SUPPRESS, help=_JSON)
+        one.add_argument("--json", metavar="FILE", default=argparse.SUPPRESS, help=JSON)
 
 
 def run(args: argparse.Namespace) -> Outcome:

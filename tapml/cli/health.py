@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import argparse
 
-from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, NAMES, SOMETHING_FAILED, Outcome
+from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, NAMES, RUN, SOMETHING_FAILED, Outcome
 from tapml.errors import UsageError
 from tapml.targets.known import EXAMPLE
 
 NAME = "health"
-HELP = "find the first operator that makes an overflow, NaN or Inf, and the room that half precision leaves"
+HELP = "find the first operator that produces an overflow, NaN or Inf, and the headroom left in half precision"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
-    parser.add_argument("--target", metavar="T", help=f"watch this target too: {NAMES}")
+    parser.add_argument("run", metavar="RUN", help=RUN)
+    parser.add_argument("--target", metavar="T", help=f"also watch this target: {NAMES}")
     parser.add_argument("--device", metavar="D", default="local", help=DEVICE)
     parser.add_argument("--inject", metavar="FILE.py:FUNCTION", help=INJECT)
-    parser.add_argument("--prompt-index", metavar="K", type=_index, default=0, help="which prompt of the run (default: 0)")
+    parser.add_argument(
+        "--prompt-index", metavar="K", type=_index, default=0, help="the prompt of the run to follow, counted from 0 (default: 0)"
+    )
 
 
 def run(args: argparse.Namespace) -> Outcome:

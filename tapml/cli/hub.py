@@ -17,20 +17,28 @@ if TYPE_CHECKING:
     from tapml.remote.hub.hub import Hub
 
 NAME = "hub"
-HELP = "bring devices of other machines and browsers together with the programs that use them"
+HELP = "run a hub, where other machines and browsers offer their devices"
 
 PORT = 8765
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="127.0.0.1", metavar="H", help="where to listen; 0.0.0.0 for this machine's network")
-    parser.add_argument("--port", default=PORT, type=port, metavar="P", help=f"{PORT} if not given; 0 picks a free one")
-    parser.add_argument("--cert", type=Path, metavar="FILE", help="a certificate of your own, in PEM")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="its key, in PEM")
-    parser.add_argument("--state", type=Path, metavar="FOLDER", help="where token and certificate are kept; else in the cache")
-    parser.add_argument("--new-token", action="store_true", help="make a new token; old addresses and paired phones are void")
     parser.add_argument(
-        "--heartbeat", default=5.0, type=heartbeat, metavar="SECONDS", help="how often ends are asked whether they are there; 5"
+        "--host", default="127.0.0.1", metavar="H",
+        help="address to listen on; 0.0.0.0 for this machine's network (default: 127.0.0.1)",
+    )
+    parser.add_argument(
+        "--port", default=PORT, type=port, metavar="P", help=f"port to listen on; 0 picks a free one (default: {PORT})"
+    )
+    parser.add_argument("--cert", type=Path, metavar="FILE", help="a certificate of your own, as PEM")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="its key, as PEM")
+    parser.add_argument(
+        "--state", type=Path, metavar="FOLDER", help="where the token and the certificate are kept (default: the cache folder)"
+    )
+    parser.add_argument("--new-token", action="store_true", help="make a new token; old addresses and paired phones stop working")
+    parser.add_argument(
+        "--heartbeat", default=5.0, type=heartbeat, metavar="SECONDS",
+        help="seconds between checks that the other ends are alive (default: 5)",
     )
 
 

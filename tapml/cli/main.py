@@ -31,7 +31,7 @@ from typing import Any, NoReturn, TextIO
 
 import tapml
 from tapml.cli import agent, bisect, carve, devices, doctor, explain, faults, health, hub, migrate, report, test
-from tapml.cli.verb import ALL_PASSED, INTERRUPTED, WRONG_USE, Outcome, Verb, check_file
+from tapml.cli.verb import ALL_PASSED, INTERRUPTED, JSON, WRONG_USE, Outcome, Verb, check_file
 from tapml.errors import TapmlError, UsageError, nearest
 from tapml.printable import bare, cut, guarded
 from tapml.remote.credentials import WARNING, conceal
@@ -60,8 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="tapml",
         allow_abbrev=False,
-        description="Carve operator tests out of a working PyTorch model and migrate it, operator by operator, "
-        "to young platforms.",
+        description="Carve operator tests out of a working PyTorch model, and migrate the model to a new platform, operator by "
+        "operator.",
         epilog=f"Start with: tapml carve MODEL -o RUN, then tapml migrate RUN --target {EXAMPLE.name}. "
         "Exit codes: 0 everything passed, 1 something failed its check, 2 wrong use, "
         "3 a target or device is not available, 130 interrupted.",
@@ -71,9 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     for verb in VERBS.values():
         one = verbs.add_parser(verb.NAME, help=verb.HELP, description=verb.HELP, allow_abbrev=False)
         verb.add_arguments(one)
-        one.add_argument(
-            "--json", metavar="FILE", help="also write the result as one JSON object; - for stdout, and nothing else there"
-        )
+        one.add_argument("--json", metavar="FILE", help=JSON)
     return parser
 
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, NAMES, SOMETHING_FAILED, Outcome, count, device_words, follow_up, quoted
+from tapml.cli.verb import (
+    ALL_PASSED,
+    DEVICE,
+    INJECT,
+    NAMES,
+    RUN,
+    SOMETHING_FAILED,
+    Outcome,
+    count,
+    device_words,
+    follow_up,
+    quoted,
+)
 from tapml.verdicts import worth_explaining
 
 if TYPE_CHECKING:
@@ -19,12 +31,14 @@ HELP = "move a model to a target, operator by operator, and compare the answers"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
-    parser.add_argument("--target", metavar="T", required=True, help=f"where to: {NAMES}")
-    parser.add_argument("--device", metavar="D", default="local", help=f"{DEVICE}; A,B@URL or all@URL: several share the testing")
+    parser.add_argument("run", metavar="RUN", help=RUN)
+    parser.add_argument("--target", metavar="T", required=True, help=f"the target to move to: {NAMES}")
+    parser.add_argument(
+        "--device", metavar="D", default="local", help=f"{DEVICE}; with A,B@URL or all@URL, several share the tests"
+    )
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on where an earlier migration of this run was stopped")
-    again.add_argument("--fresh", action="store_true", help="start anew; an earlier journal is kept beside the new one")
+    again.add_argument("--resume", action="store_true", help="continue an earlier migration of this run that was interrupted")
+    again.add_argument("--fresh", action="store_true", help="start over; an earlier journal is kept beside the new one")
     parser.add_argument("--tokens", metavar="N", type=count, default=None, help="tokens to generate and compare for each prompt")
     parser.add_argument("--inject", metavar="FILE.py:FUNCTION", help=INJECT)
 

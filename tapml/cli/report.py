@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tapml.cli.verb import ALL_PASSED, Outcome
+from tapml.cli.verb import ALL_PASSED, RUN, Outcome
 
 NAME = "report"
-HELP = "write all that is known of a run as one HTML file that opens offline"
+HELP = "write everything known about a run to one HTML file that opens offline"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
-    parser.add_argument("-o", "--output", metavar="FILE.html", required=True, help="the file to write, or to replace")
-    parser.add_argument("--target", metavar="T", action="append", help="only this target; repeat it for more (default: all)")
-    parser.add_argument("--against", metavar="RUN2", help="another run of the model, to hold this one against")
+    parser.add_argument("run", metavar="RUN", help=RUN)
+    parser.add_argument(
+        "-o", "--output", metavar="FILE.html", required=True, help="the file to write; it is replaced if it exists"
+    )
+    parser.add_argument("--target", metavar="T", action="append", help="only this target; may be repeated (default: all)")
+    parser.add_argument("--against", metavar="RUN2", help="another run of the same model to compare with")
 
 
 def run(args: argparse.Namespace) -> Outcome:

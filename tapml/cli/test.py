@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, NAMES, SOMETHING_FAILED, Outcome, check_file, follow_up
+from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, NAMES, RUN, SOMETHING_FAILED, Outcome, check_file, follow_up
 from tapml.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -19,18 +19,22 @@ HELP = "check every operator of a run on a target, against the recording"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a folder made by tapml carve")
-    parser.add_argument("--target", metavar="T", required=True, help=f"what to compile for: {NAMES}")
-    parser.add_argument("--device", metavar="D", default="local", help=f"{DEVICE}; A,B@URL or all@URL: several share the testing")
-    parser.add_argument("--operator", metavar="GLOB", default="*", help="only operators whose name matches: 'decode/*q_proj'")
+    parser.add_argument("run", metavar="RUN", help=RUN)
+    parser.add_argument("--target", metavar="T", required=True, help=f"the target to test: {NAMES}")
+    parser.add_argument(
+        "--device", metavar="D", default="local", help=f"{DEVICE}; with A,B@URL or all@URL, several share the tests"
+    )
+    parser.add_argument(
+        "--operator", metavar="GLOB", default="*", help="only operators whose name matches, for example 'decode/*q_proj'"
+    )
     parser.add_argument(
         "--mode",
         choices=("isolated", "cumulative"),
         default="isolated",
-        help="feed each operator what was recorded, or what the target computed before it",
+        help="where an operator's inputs come from: the recording (isolated, the default), or what the target computed before it",
     )
     parser.add_argument("--inject", metavar="FILE.py:FUNCTION", help=INJECT)
-    parser.add_argument("--junit", metavar="FILE", help="also write the verdicts as a JUnit file, for build servers")
+    parser.add_argument("--junit", metavar="FILE", help="also write the verdicts as a JUnit file, for a CI server")
     parser.add_argument("--markdown", metavar="FILE", help="also write a summary as Markdown, for pull requests")
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tapml.devices.known import PLATFORMS
+from tapml.devices.known import PLATFORMS, RUNNABLE
 from tapml.errors import PromptError, UsageError
 from tapml.targets.known import EXAMPLE
 from tapml.whole_file import why_not
@@ -36,14 +36,17 @@ WRONG_USE = 2
 UNAVAILABLE = 3
 INTERRUPTED = 130
 
-DEVICE = "where to run it: local, or NAME@URL for one at a tapml hub (any@URL: the first that is free; default: local)"
+RUN = "a run folder made by tapml carve"
+DEVICE = "the device to run on: local, NAME@URL for a device of a tapml hub, any@URL for the first free one (default: local)"
 INJECT = (
-    "run what FUNCTION(operator, target, source) returns in place of each kernel's source: a fault, to see it caught, or a "
-    "kernel of your own"
+    "run the text that FUNCTION(operator, target, source) returns in place of each kernel's source: a fault put in on purpose, "
+    "or a kernel of your own"
 )
+JSON = "also write the result to FILE as one JSON object; with -, to stdout, which then holds nothing else"
+_TARGETS = [*PLATFORMS, *(name for name in RUNNABLE if name not in PLATFORMS)]
 NAMES = (
-    f"{', '.join(PLATFORMS[:-1])} or {PLATFORMS[-1]}, as in {EXAMPLE.name} or {EXAMPLE.name}:device=1,f16=0 (tapml doctor says "
-    "what runs here)"
+    f"{', '.join(_TARGETS[:-1])} or {_TARGETS[-1]}, with options as in {EXAMPLE.name}:device=1,f16=0 (tapml doctor shows what "
+    "runs here)"
 )
 
 
