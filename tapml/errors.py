@@ -35,7 +35,12 @@ class UsageError(TapmlError):
 
 
 class ModelError(UsageError):
-    """The model cannot be loaded, exported or cut into operators."""
+    """The model cannot be loaded, exported or cut into operators. `reason` says what in the model is in the way, without what
+    could not be done because of it and without advice."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class PromptError(UsageError):

@@ -143,10 +143,9 @@ class _Cutter:
         for part in apart(index):
             if not self._add(_Group(part.sort, part.center, stays=True), set(part.nodes)):
                 node = index.nodes[part.center]
-                raise ModelError(
-                    f"The model cannot be cut into operators: {node.target} ({node.source}) shares values that only the source "
-                    "has with calls on both sides of others. Take it out of what is carved."
-                )
+                where = f"{node.target} ({node.source})"
+                reason = f"{where} shares values that only the source has with calls on both sides of others"
+                raise ModelError(f"The model cannot be cut into operators: {reason}. Take it out of what is carved.", reason)
         groups = list(dict.fromkeys(self.group_of.values()))
         for group in sorted(groups, key=lambda g: -max(index.order[name] for name in g.nodes)):
             shown = self._shown(group.nodes)

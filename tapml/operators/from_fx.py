@@ -125,7 +125,7 @@ class _Reader:
                 except NotWritten:
                     raise
                 except ModelError as error:
-                    raise NotWritten(str(error), self._module(fx)) from error
+                    raise NotWritten(str(error), self._module(fx), error.reason) from error
             elif fx.op == "get_attr" and not any(map(higher_order, fx.users)):
                 self._read_attribute(fx)
         outputs, mutations = self._read_outputs()
@@ -188,7 +188,7 @@ class _Reader:
             found = getattr(found, part, None)
         if not isinstance(found, torch.Tensor):
             user = next(iter(fx.users), fx)
-            raise ModelError(_message(user, "holds control flow or a sub-program that torch.export could not flatten"))
+            raise _refused(user, "holds control flow or a sub-program that torch.export could not flatten")
         self._constant(fx, found)
 
     def _read_call(self, fx: Any) -> None:
@@ -200,9 +200,9 @@ class _Reader:
             return
         if not isinstance(fx.target, torch._ops.OpOverload):
             if higher_order(fx).startswith("auto_functionalized"):
-                raise ModelError(_message(fx, "writes to what it is given", fx.args[0]))
+                raise _refused(fx, "writes to what it is given", fx.args[0])
             why = "is control flow" if isinstance(fx.target, torch._ops.HigherOrderOperator) else "works on a symbolic size"
-            raise ModelError(_message(fx, f"{why}, which has no place in a graph of static shapes"))
+            raise _refused(fx, f"{why}, which has no place in a graph of static shapes")
         word = fx.target._schema.name.split("::")[1]
         if word.startswith(_NO_RESULT):
             return
@@ -218,7 +218,7 @@ class _Reader:
             self._read_part(fx)
             return
         if why := refused(fx.target):
-            raise ModelError(_message(fx, why))
+            raise _refused(fx, why)
         if word in ("as_strided", "as_strided_scatter", "resize") and self._read_memory(fx, word):
             return
         specs = tuple(self._spec(fx, v) for v in val) if isinstance(val, list | tuple) else (self._spec(fx, val),)
@@ -273,7 +273,7 @@ class _Reader:
             elif node.op == "output":
                 outputs = [inner._handed(n) for n in pytree.tree_leaves(node.args[0])]
             else:
-                raise ModelError(_message(fx, "runs a program with values of its own. Hand them to it as arguments"))
+                raise _refused(fx, "runs a program with values of its own. Hand them to it as arguments")
         self.draws = inner.draws
         names = {name: f"i{k}" for k, (name, _) in enumerate(given)} | {n.name: f"n{k}" for k, n in enumerate(inner.nodes)}
         specs = tuple(spec for _, spec in given)
@@ -291,7 +291,7 @@ class _Reader:
         elif word in ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", *_SPLITS):
             self._same(fx, fx.args[0])
         else:
-            raise ModelError(_message(fx, "returns a list of one tensor"))
+            raise _refused(fx, "returns a list of one tensor")
 
     def _read_memory(self, fx: Any, word: str) -> bool:
         """A call that reads the memory of a tensor. False for one whose elements stand there in their order."""
@@ -300,7 +300,7 @@ class _Reader:
         if word != "resize" and found is not None and found[0] is fx.args[0] and given.is_contiguous():
             return False
         if found is None or (word.endswith("scatter") and found[0] is not fx.args[0]):
-            raise ModelError(_message(fx, "reads the memory of a tensor that is a view of another. Call contiguous() first"))
+            raise _refused(fx, "reads the memory of a tensor that is a view of another. Call contiguous() first")
         base, order = found
 
         def make(target: str, args: tuple[Any, ...], kwargs: dict[str, Any], spec: TensorSpec) -> dict[str, str]:
@@ -310,7 +310,7 @@ class _Reader:
 
         made, spec = self._spec(fx, fx.meta["val"]), self._spec(base, base.meta["val"])
         if {made.dtype, spec.dtype} & CARRIED_AS.keys() or made.dtype != spec.dtype:
-            raise ModelError(_message(fx, "reads the memory of a tensor of another dtype. Call contiguous() first"))
+            raise _refused(fx, "reads the memory of a tensor of another dtype. Call contiguous() first")
         value = self._argument(fx, base)
         if word == "resize":
             found_value = resized(value, spec, order, given.storage_offset(), made, make)
@@ -427,21 +427,21 @@ class _Reader:
             return {"layout": str(argument).removeprefix("torch.")}
         if isinstance(argument, torch.device):
             return {"device": argument.type}
-        raise ModelError(_message(fx, f"has an argument of type {type(argument).__name__}, which TapML cannot write down"))
+        raise _refused(fx, f"has an argument of type {type(argument).__name__}, which TapML cannot write down")
 
     def _spec(self, fx: Any, value: Any) -> TensorSpec:
         if value is None:
             return TensorSpec((0,), "uint8")  # an optional result that the call does not give
         if not isinstance(value, torch.Tensor):
-            raise ModelError(_message(fx, f"gives a {type(value).__name__}, not a tensor"))
+            raise _refused(fx, f"gives a {type(value).__name__}, not a tensor")
         if value.layout != torch.strided:
             dense = f"is a sparse tensor ({value.layout}), which TapML does not carry. Make it dense with to_dense()"
-            raise ModelError(_message(fx, dense))
+            raise _refused(fx, dense)
         if any(not isinstance(n, int) for n in value.shape):
-            raise ModelError(_message(fx, f"has a shape that depends on the data or the input: {tuple(value.shape)}"))
+            raise _refused(fx, f"has a shape that depends on the data or the input: {tuple(value.shape)}")
         dtype = str(value.dtype).removeprefix("torch.")
         if dtype not in NUMPY and dtype not in CARRIED_AS:
-            raise ModelError(_message(fx, f"gives {dtype}, a dtype that TapML does not carry (it carries {', '.join(NUMPY)})"))
+            raise _refused(fx, f"gives {dtype}, a dtype that TapML does not carry (it carries {', '.join(NUMPY)})")
         return TensorSpec(tuple(int(n) for n in value.shape), dtype)
 
     def _strip(self, path: str) -> str:
@@ -511,7 +511,8 @@ def _line(fx: Any) -> str:
     return "" if not own else f"{own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]}"
 
 
-def _message(fx: Any, what: str, target: Any = None) -> str:
+def _refused(fx: Any, what: str, target: Any = None) -> ModelError:
     line = _line(fx) or next((found for found in map(_line, fx.all_input_nodes) if found), "")
     where = f" ({line})" if line else ""
-    return f"The model cannot be cut into operators: {target or fx.target}{where} {what}."
+    reason = f"{target or fx.target}{where} {what}"
+    return ModelError(f"The model cannot be cut into operators: {reason}.", reason)

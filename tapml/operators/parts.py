@@ -30,12 +30,11 @@ LONGEST_REASON = 300
 _HELD = 4
 
 
-
 class NotWritten(ModelError):
     """Of a node that cannot be written down: `module` is the path of the part of the model that it came from."""
 
-    def __init__(self, message: str, module: str) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, module: str, reason: str) -> None:
+        super().__init__(message, reason)
         self.module = module
 
 

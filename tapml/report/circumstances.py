@@ -16,14 +16,21 @@ if TYPE_CHECKING:
 
 def circumstance_lines(found: Circumstances) -> Iterator[Text]:
     """None for a result without a fault, of a target that has all dtypes of the model."""
-    for sentence in sentences(found):
-        yield Text(sentence, style="bold yellow" if found.inject is not None and sentence.startswith("With fault") else "yellow")
+    yield from (Text(line, style="bold yellow") for line in _fault(found))
+    yield from (Text(line, style="yellow") for line in _not_checked(found))
 
 
 def sentences(found: Circumstances) -> Iterator[str]:
     """The same as plain text."""
+    yield from _fault(found)
+    yield from _not_checked(found)
+
+
+def _fault(found: Circumstances) -> Iterator[str]:
     if found.inject is not None:
         changed = "" if found.kernels_changed is None else f": {found.kernels_changed} of {found.kernels} kernels changed"
         yield f"With fault {found.inject} put in{changed}"
-    for sentence in found.not_checked:
-        yield f"Not checked: {sentence}"
+
+
+def _not_checked(found: Circumstances) -> Iterator[str]:
+    yield from (f"Not checked: {sentence}" for sentence in found.not_checked)

@@ -27,12 +27,12 @@ import torch
 from torch.utils import _pytree as pytree
 
 from tapml.cache.seals import seal, sound
-from tapml.errors import ModelError, TapmlError, UsageError, message_of
+from tapml.errors import ModelError, TapmlError, UsageError
 from tapml.operators import parts
 from tapml.operators.buffers import buffers_kept
 from tapml.operators.parts import NotWritten
 from tapml.source.model import LoadedModel
-from tapml.source.trace import ADVICE, chain
+from tapml.source.trace import chain
 from tapml.tensors import CARRIED_AS, NUMPY, TensorSpec
 
 Made = TypeVar("Made")
@@ -74,7 +74,7 @@ class Parts:
     def _take(self, error: ModelError, wrapper: torch.nn.Module, inputs: Mapping[str, Any]) -> bool:
         """Takes one part more out. False where there is none."""
         path = self._blamed(error)
-        why = _reason(error)
+        why = error.reason[: parts.LONGEST_REASON]
         while path:
             kind = type(self._root.get_submodule(path))
             own = not kind.__module__.startswith("torch.")
@@ -142,7 +142,8 @@ class Parts:
             try:
                 arguments = parts.numbered(parts.written((args, kwargs)), tensors)
             except ValueError as error:
-                raise ModelError(f"The model does not export: its part {path} {error}.") from error
+                reason = f"its part {path} {error}"
+                raise ModelError(f"The model does not export: {reason}.", reason) from error
             word = f"{path}#{number}"
             table[word] = parts.Traced(self._model.digest, path, why, arguments, calls[number].specs, part)
             made = iter(torch.ops.tapml_parts.call(tensors, word))
@@ -218,11 +219,6 @@ class _Stand(torch.nn.Module):  # type: ignore[misc]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["part"], name)
-
-
-def _reason(error: BaseException) -> str:
-    text = message_of(error).removeprefix("The model does not export: ").removeprefix("The model cannot be cut into operators: ")
-    return text.removesuffix(ADVICE).strip()[: parts.LONGEST_REASON]
 
 
 def code_of(model: LoadedModel) -> dict[str, str]:

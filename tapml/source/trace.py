@@ -50,14 +50,14 @@ def trace(module: torch.nn.Module, kwargs: Mapping[str, Any], notes: list[str] |
     except Exception as error:
         # A model's own code can raise anything, and torch wraps it in many ways.
         if notes is None or not gave_up_on_data(chain(error)):
-            raise ModelError(_explain(error)) from error
+            raise _refused(error) from error
     try:
         with by_example() as seen:
             program = _traced(module, kwargs)
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(_explain(error)) from error
+        raise _refused(error) from error
     notes.append(_fixed(seen))
     return program
 
@@ -162,8 +162,8 @@ def _no_records() -> Iterator[None]:
             logger.disabled = was
 
 
-def _explain(error: BaseException) -> str:
-    """One line: which operator, at which line of the model's code, and why."""
+def _refused(error: BaseException) -> ModelError:
+    """In one line: which operator, at which line of the model's code, and why."""
     frames = [frame for one in chain(error) for frame in traceback.extract_tb(one.__traceback__)]
     own = [frame for frame in frames if not is_machinery(frame.filename)]
     message = " ".join(str(one) for one in chain(error))
@@ -176,7 +176,8 @@ def _explain(error: BaseException) -> str:
         where = f"{operator} at {place}" if operator else place
     else:
         where = operator or "torch.export"
-    return f"The model does not export: {where}: {type(error).__name__}: {message_of(error)[:300]}. {ADVICE}"
+    reason = f"{where}: {type(error).__name__}: {message_of(error)[:300]}"
+    return ModelError(f"The model does not export: {reason}. {ADVICE}", reason)
 
 
 def _operator_under_way(error: BaseException) -> str | None:
