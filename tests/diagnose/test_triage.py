@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from tapml.carving.folder import RunFolder
 from tapml.devices.interface import Device, Launch, ReadsInTurn
 from tapml.diagnose.explain.triage import triage
-from tapml.diagnose.probes.evidence import Triage
-from tapml.diagnose.probes.reference_backends import ReferenceBackends
+from tapml.diagnose.probes.catalogue import PROBES
+from tapml.diagnose.probes.evidence import Evidence, Triage
+from tapml.diagnose.probes.probe import Probe, Subject
+from tapml.diagnose.probes.reference_backends import ANOTHER_TARGET, CPU, ReferenceBackends
 from tapml.diagnose.probes.trials import recorded
 from tapml.errors import DeviceError
 from tapml.kernels import Kernel, Program
 from tapml.migrate.alteration import Alteration
 from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Body, Operator
+from tapml.report.evidence import chain
 from tapml.tensors import HostArray
 from tests.conftest import MakeRun
 
@@ -249,6 +254,34 @@ def test_a_read_behind_a_buffer(diagnose: Diagnose) -> None:
     assert found.found("out-of-bounds read") and not found.passed
 
 
+class Negative(Probe):
+    """A probe that somebody adds: this class, and a place in the list."""
+
+    name = "negative"
+    question = "Is any output negative?"
+    right = "No output is negative."
+    wrong = "An output is negative."
+    always = True
+
+    def run(self, subject: Subject) -> Evidence:
+        lowest = min(float(a.min()) for a in subject.first.outputs)
+        return self.gave("wrong" if lowest < 0 else "right", f"the lowest is {lowest:.3g}", subject.here)
+
+
+def test_a_new_probe_is_one_class_and_a_place_in_the_list(
+    need: Need, run: RunFolder, bench: Workbench, backends: ReferenceBackends
+) -> None:
+    operator = run.operator(NORM)
+    trial = next(recorded(run, bench.model, operator))
+    found = triage(bench, operator, trial, backends, probes=(*PROBES, Negative()))
+    made = found.of("negative")
+    assert made is not None and made.outcome == "wrong" and made.seconds > 0 and found.passed, "no rule asks for it"
+    assert made.to_json()["said"] == "An output is negative." and made.to_json()["question"] == Negative.question
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(chain(found.evidence))
+    assert "✗ An output is negative.  opencl" in console.export_text()
+
+
 def test_on_vulkan(need: Need, run: RunFolder) -> None:
     need("opencl")
     fault = OfTheText(NORM, lambda s: s.replace("sqrt(", "1.01f * sqrt("))
@@ -260,8 +293,9 @@ def test_on_vulkan(need: Need, run: RunFolder) -> None:
 
 
 def test_where_no_other_place_is_here_the_evidence_says_so(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cpu", "other_target"):
-        monkeypatch.setattr(ReferenceBackends, name, lambda self: "it is not here: no driver")
+    get = ReferenceBackends.get
+    absent = (CPU, ANOTHER_TARGET)
+    monkeypatch.setattr(ReferenceBackends, "get", lambda self, b: "it is not here: no driver" if b in absent else get(self, b))
     found = diagnose(NORM, OfTheText(NORM, lambda s: s.replace("sqrt(", "1.01f * sqrt(")))
     assert found.stage is None and "none of the probes" in found.because
     assert {e.probe for e in found.evidence if e.detail == "it is not here: no driver"} >= {"cpu", "same schedule elsewhere"}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapml.diagnose.explain.decide import RULES, decide, needed
-from tapml.diagnose.probes.evidence import QUESTIONS, Outcome
+from tapml.diagnose.explain.decide import FOREIGN_RULES, RULES, decide, needed
+from tapml.diagnose.probes.catalogue import PROBES as CATALOGUE
+from tapml.diagnose.probes.evidence import Outcome
 from tapml.report.explain import MEANING
 from tapml.verdicts import STAGES
 
@@ -92,7 +93,7 @@ def test_every_combination_decides_and_says_why(found: dict[str, Outcome]) -> No
 def test_a_probe_that_is_not_needed_changes_nothing(found: dict[str, Outcome]) -> None:
     """Making only the probes that are needed gives the stage that making all of them gives."""
     made: dict[str, Outcome] = {}
-    for probe in QUESTIONS:
+    for probe in (p.name for p in CATALOGUE):
         if probe in found and needed(probe, made):
             made[probe] = found[probe]
     assert decide(made).stage == decide(found).stage
@@ -112,5 +113,7 @@ def test_a_platform_that_is_absent_is_never_evidence_of_right(found: dict[str, O
         assert "the same schedule is right on another" not in words
 
 
-def test_every_probe_of_the_table_has_a_question() -> None:
-    assert set(PROBES) <= set(QUESTIONS)
+def test_the_table_names_only_probes_of_the_catalogue() -> None:
+    names = [probe.name for probe in CATALOGUE]
+    assert len(names) == len(set(names))
+    assert {name for rule in (*RULES, *FOREIGN_RULES) for name in rule.when} <= set(names)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from tapml.diagnose.probes.guard_bytes import RUNS, Held, Memory, findings_of
+from tapml.diagnose.probes.guard_bytes import RUNS, Filling, GuardedRun, findings_of
 
 SIX = len(RUNS)
 
 
-def held(*values: float, overwritten: tuple[str, ...] = ()) -> Held:
-    return Held((np.array(values, np.float32),), overwritten)
+def held(*values: float, overwritten: tuple[str, ...] = ()) -> GuardedRun:
+    return GuardedRun((np.array(values, np.float32),), overwritten)
 
 
-def poisoned(memory: Memory) -> float:
-    return float(np.frombuffer(bytes([memory.poison]) * 4, np.float32)[0])
+def poisoned(filling: Filling) -> float:
+    return float(np.frombuffer(bytes([filling.poison]) * 4, np.float32)[0])
 
 
-def kinds(runs: list[Held]) -> list[str]:
+def kinds(runs: list[GuardedRun]) -> list[str]:
     return [f.kind for f in findings_of(runs)]
 
 

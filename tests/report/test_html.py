@@ -24,6 +24,9 @@ from tapml.carving.folder import RunFolder
 from tapml.carving.tolerance import of_source
 from tapml.cli import report as verb
 from tapml.diagnose.probes.evidence import Evidence
+from tapml.diagnose.probes.hazards import TextElsewhere
+from tapml.diagnose.probes.launches import Grid
+from tapml.diagnose.probes.running import AsItIs
 from tapml.errors import RunError, UnavailableError, UsageError
 from tapml.migrate.picture import keep_picture, picture
 from tapml.migrate.programs import keep, kept
@@ -233,8 +236,8 @@ def test_diagnosis_is_shown(results: RunFolder, tmp_path: Path, monkeypatch: pyt
     (folder / "reproducer" / "run.py").write_text("")
     array = {"shape": [2], "dtype": "float32", "values": [1.0, None]}
     probes = [
-        Evidence("run", "wrong", "error 4.5 of the tolerance", "opencl", 9e-6, 2e-6),
-        Evidence("grid", "wrong", "the launch is large enough"), Evidence("text elsewhere", "not needed", ""),
+        Evidence(AsItIs(), "wrong", "error 4.5 of the tolerance", "opencl", 9e-6, 2e-6),
+        Evidence(Grid(), "wrong", "the launch is large enough"), Evidence(TextElsewhere(), "not needed", ""),
     ]  # fmt: skip
     evidence = {
         "operator": verdict.operator, "stage": "codegen", "because": "of this", "evidence": [p.to_json() for p in probes],

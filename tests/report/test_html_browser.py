@@ -17,7 +17,8 @@ import pytest
 
 from tapml.carving.folder import RunFolder
 from tapml.carving.tolerance import of_source
-from tapml.diagnose.probes.evidence import Evidence
+from tapml.diagnose.probes.launches import Grid
+from tapml.diagnose.probes.running import AsItIs
 from tapml.migrate.picture import keep_picture, picture
 from tapml.migrate.records import Records, target_folder
 from tapml.report.html.page import write_report
@@ -212,7 +213,7 @@ def diagnosed(results: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> P
     evidence = {
         "operator": FAILING, "stage": "codegen", "because": "of this", "elements_before": 9, "elements_after": 2,
         "reproducer": "reproducer", "minimised": {"inputs": [array], "expected": [array], "actual": [array]},
-        "evidence": [Evidence("run", "wrong", "").to_json(), Evidence("grid", "wrong", "").to_json()],
+        "evidence": [AsItIs().gave("wrong", "").to_json(), Grid().gave("wrong", "").to_json()],
     }  # fmt: skip
     (folder / "evidence.json").write_text(json.dumps(evidence))
     write_report(run, run.path.parent / "r.html", ["cpu", "opencl"])

@@ -16,7 +16,8 @@ import numpy as np
 
 from tapml.backends.interface import Compiled
 from tapml.backends.on_device import kernels_of
-from tapml.diagnose.probes.evidence import CPU, Evidence, FindingKind, Triage
+from tapml.diagnose.probes.evidence import Evidence, FindingKind, Triage
+from tapml.targets.known import REFERENCE
 from tapml.tensors import FLOATS, HostArray, dtype_name
 from tapml.verdicts import Stage
 
@@ -139,7 +140,7 @@ def _by_stage(triage: Triage, context: Context) -> list[str]:
         return [f"Stay within the device's limits (launched now: {grids}), or split the work into several launches."]
     if stage == "lower":
         return ["Every target gets this fault: look at the conversion of the operator's nodes and at the passes before "
-            f"scheduling. The reproducer for `{CPU}` is plain C, which a debugger can step through."]
+            f"scheduling. The reproducer for `{REFERENCE.name}` is plain C, which a debugger can step through."]
     if stage in ("codegen", "driver", "schedule", "backend") and context.own:
         return [f"Look at the text that {context.own} put in: without it the generated text runs."]
     who = {

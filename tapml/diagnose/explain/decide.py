@@ -21,7 +21,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tapml.diagnose.probes.evidence import CPU, Outcome
+from tapml.diagnose.probes.evidence import Outcome
+from tapml.targets.known import REFERENCE
 from tapml.verdicts import Stage
 
 RIGHT: frozenset[Outcome] = frozenset({"right"})
@@ -50,6 +51,7 @@ class Decision:
     because: str
 
 
+CPU = REFERENCE.name
 SAME, OTHER, THERE, DRIVER = "same schedule elsewhere", "other schedule", "other schedule elsewhere", "other driver"
 
 RULES: tuple[Rule, ...] = (
@@ -129,11 +131,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "driver", {SAME: RIGHT, DRIVER: RIGHT},
         "the same schedule is right on another target, and another driver of the same language runs the very same text "
-        "rightly",
+        "correctly",
     ),
     Rule(
         "codegen", {SAME: RIGHT, DRIVER: WRONG},
-        "the same schedule is right on another target, and another driver of the same language runs the text as wrongly: "
+        "the same schedule is right on another target, and another driver of the same language gets it wrong too: "
         "the fault is in the text",
     ),
     Rule(
@@ -159,7 +161,7 @@ RULES: tuple[Rule, ...] = (
     # The other target does not take this schedule, or is not here.
     Rule(
         "driver", {DRIVER: RIGHT, SAME: NO_ANSWER, OTHER: NOT_RIGHT},
-        "another driver of the same language runs the very same text rightly",
+        "another driver of the same language runs the very same text correctly",
     ),
     Rule(
         "codegen", {THERE: RIGHT, OTHER: NOT_RIGHT},
@@ -208,7 +210,7 @@ FOREIGN_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "backend", {"graph": RIGHT},
-        "PyTorch computes the same graph rightly on the processor, so the fault is inside of the backend, whose stages cannot be "
+        "PyTorch computes the same graph correctly on the processor, so the fault is inside the backend, whose stages cannot be "
         "told apart",
     ),
     RULES[-1],

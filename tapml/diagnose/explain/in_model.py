@@ -15,14 +15,14 @@ lies between operators: states, positions, buffers that stay on the device.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tapml.backends.interface import Compiled
 from tapml.carving.folder import RunFolder
 from tapml.diagnose.bisect.model_check import ModelCheck
 from tapml.diagnose.bisect.parting import journalled
-from tapml.diagnose.probes.evidence import Evidence
+from tapml.diagnose.probes.evidence import Evidence, Outcome, Question, share
 from tapml.diagnose.probes.shots import Shot, fire
 from tapml.diagnose.probes.trials import met
 from tapml.migrate.end_to_end import Answer
@@ -33,6 +33,38 @@ from tapml.operators.graph import Operator
 from tapml.runtime.generation import Call
 from tapml.verdicts import Stage
 from tapml.words import plural
+
+
+class Whole(Question):
+    name = "model"
+    question = "Is the whole model right with every operator on the target?"
+    right = "The whole model is right with every operator on the target."
+    wrong = "The whole model is wrong with every operator on the target."
+
+
+class Without(Question):
+    name = "model without"
+    question = "Is it right with every operator but this one on the target?"
+    right = "Without this operator on the target, the model is right."
+    wrong = "Without this operator on the target, the model is wrong too."
+
+
+class Only(Question):
+    name = "model with only"
+    question = "Is it right with this operator alone on the target?"
+    right = "With this operator alone on the target, the model is right."
+    wrong = "With this operator alone on the target, the model is wrong."
+
+
+class Met(Question):
+    name = "met"
+    question = "Is the operator right on the inputs that it meets while the model runs on the target?"
+    right = "On every input that it meets in the model, the operator itself is right."
+    wrong = "On an input that it meets in the model, the operator is wrong."
+
+
+# Asked of the whole model where an operator is right with all that was recorded.
+MODEL_QUESTIONS: tuple[Question, ...] = (Whole(), Without(), Only(), Met())
 
 
 @dataclass(frozen=True)
@@ -50,7 +82,7 @@ class InModel:
     @property
     def wrong(self) -> bool:
         """Whether the whole model is wrong, because of this operator or of others."""
-        return any(e.probe == "model" and e.outcome != "right" for e in self.evidence)
+        return any(e.probe == Whole.name and e.outcome != "right" for e in self.evidence)
 
 
 def in_model(run: RunFolder, bench: Workbench, operator: Operator, progress: Progress | None = None) -> InModel:
@@ -61,33 +93,31 @@ def in_model(run: RunFolder, bench: Workbench, operator: Operator, progress: Pro
     everything = frozenset(programs)
     evidence: list[Evidence] = []
 
-    def check(probe: str, names: frozenset[str], number: int) -> Answer:
+    def check(asked: Question, names: frozenset[str], number: int) -> Answer:
         tell("check", number, 3)
         started = time.monotonic()
         answer = whole.together(names).answer
         words = answer.reason if answer.error is None or answer.bound is None else _share(answer)
         left = f"; {plural(len(failures), 'operator')} without kernels" if failures else ""
-        evidence.append(Evidence(
-            probe, "right" if answer.passed else "wrong" if answer.error is not None else "refused", words + left,
-            f"{bench.choice}, {len(names)} of {plural(len(run.operators), 'operator')}",
-            answer.error, answer.bound, answer.source_error, time.monotonic() - started,
-        ))  # fmt: skip
+        where = f"{bench.choice}, {len(names)} of {plural(len(run.operators), 'operator')}"
+        outcome: Outcome = "right" if answer.passed else "wrong" if answer.error is not None else "refused"
+        evidence.append(_timed(asked.gave(outcome, words + left, where, answer), started))
         return answer
 
-    all_of_it = check("model", everything, 0)
+    all_of_it = check(Whole(), everything, 0)
     calls: Sequence[Call] | None = None
     for further in (f for parting in journalled(run, bench) for f in parting.checks(run)):
         if not all_of_it.passed:
             break
         whole.turn_to(further)
         calls = further.calls
-        all_of_it = check("model", everything, 0)
+        all_of_it = check(Whole(), everything, 0)
         evidence[-1] = replace(evidence[-1], detail=f"{further.words}: {evidence[-1].detail}")
     if all_of_it.passed:
         return InModel(None, False, "the operator is right alone, and so is the model with everything on the "
             "target", tuple(evidence))
-    without = check("model without", everything - {operator.name}, 1)
-    only = all_of_it if without.passed else check("model with only", frozenset({operator.name}), 2)
+    without = check(Without(), everything - {operator.name}, 1)
+    only = all_of_it if without.passed else check(Only(), frozenset({operator.name}), 2)
     if not without.passed and only.passed:
         words = (
             "the model is wrong with and without this operator on the target, and right with this operator alone: another one "
@@ -124,19 +154,16 @@ def _met(
     for trial in trials:
         shot = fire(bench, operator, programs[operator.name], trial)
         if shot.outcome != "right":
-            return trial, _evidence(shot, f"{trial.name}: {shot.detail}", started)
+            return trial, _timed(replace(Met().of_shot(shot, ""), detail=f"{trial.name}: {shot.detail}"), started)
         worst = shot if worst is None or _error(shot) > _error(worst) else worst
     if worst is None:
-        return None, Evidence("met", "not run", stopped or "no call of the model runs it", seconds=time.monotonic() - started)
-    return None, _evidence(worst, f"{plural(len(trials), 'call')}, the worst with {worst.detail}", started)
+        return None, _timed(Met().not_run(stopped or "no call of the model runs it"), started)
+    told = f"{plural(len(trials), 'call')}, the worst with {worst.detail}"
+    return None, _timed(replace(Met().of_shot(worst, ""), detail=told), started)
 
 
-def _evidence(shot: Shot, detail: str, started: float) -> Evidence:
-    c = shot.comparison
-    numbers: Callable[[str], float | None] = lambda name: None if c is None else float(getattr(c, name))  # noqa: E731
-    return Evidence(
-        "met", shot.outcome, detail, "", numbers("error"), numbers("bound"), numbers("source_error"), time.monotonic() - started
-    )
+def _timed(evidence: Evidence, started: float) -> Evidence:
+    return replace(evidence, seconds=time.monotonic() - started)
 
 
 def _error(shot: Shot) -> float:
@@ -145,5 +172,5 @@ def _error(shot: Shot) -> float:
 
 def _share(answer: Answer) -> str:
     assert answer.error is not None and answer.bound is not None
-    times = answer.error / answer.bound if answer.bound else answer.error
-    return f"error {times:.3g} of the tolerance; {answer.reason}"
+    told = share(answer.error, answer.bound) if answer.bound else f"error {answer.error:.3g}"
+    return f"{told}; {answer.reason}"

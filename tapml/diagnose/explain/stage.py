@@ -31,6 +31,7 @@ from tapml.diagnose.explain.triage import triage
 from tapml.diagnose.minimise.smallest import smallest
 from tapml.diagnose.probes.evidence import Evidence, Triage
 from tapml.diagnose.probes.reference_backends import ReferenceBackends
+from tapml.diagnose.probes.running import AsItIs
 from tapml.diagnose.probes.shots import fire
 from tapml.diagnose.probes.trials import met, recorded
 from tapml.errors import UsageError, nearest
@@ -205,7 +206,7 @@ class _Explaining:
         if wide is None:
             return None
         shot = fire(self.bench, self.operator, wide, trial, 3)
-        return Evidence("run", shot.outcome, shot.detail, str(choice))
+        return AsItIs().of_shot(shot, str(choice))
 
     def _lines(self) -> tuple[str, ...]:
         """The lines of the model's code that the operator comes from."""

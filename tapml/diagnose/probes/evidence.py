@@ -1,69 +1,86 @@
-"""What a diagnosis is made of: probes and their outcomes, findings, and the triage that they add up to. Plain data.
+"""What a diagnosis is made of: questions and what was found to them, findings, and the triage that they add up to. Plain data.
 
-    Evidence("cpu", "right", "plain C, one thread: error 0.11 of the tolerance")
+    Float64().gave("right", "the target is 1e-08 away from float64", "PyTorch in float64")
     Finding("out-of-bounds write", "…")
 
-A probe is one differential run: the same operator on the same input with one thing changed. Its outcome says what that run gave,
-never what it means; what outcomes mean together is `tapml.diagnose.explain.decide`.
+An outcome says what was seen, never what it means; what outcomes mean together is `tapml.diagnose.explain.decide`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tapml.carving.tolerance import Comparison
-from tapml.targets.known import REFERENCE
 from tapml.verdicts import Stage, Status
 
+if TYPE_CHECKING:
+    from tapml.diagnose.probes.shots import Shot
+
 Outcome = Literal["right", "wrong", "refused", "not run", "not needed"]
+
+# How an outcome is shown: "open" is a "no" that is no fault of anything.
+Tone = Literal["right", "wrong", "refused", "not run", "not needed", "open"]
 
 FindingKind = Literal[
     "race", "uninitialised read", "unwritten output", "out-of-bounds read", "out-of-bounds write", "launch size",
     "weight differs", "early return",
 ]
 
-# The probe that runs an operator on the target that diagnosis holds the others against.
-CPU = REFERENCE.name
 
-# Every probe, in the order in which they are made (cheap ones first), and the question that it answers.
-QUESTIONS: dict[str, str] = {
-    "compile": "Does the compiler make kernels of the operator?",
-    "limits": "Are the launch sizes and bindings within what the device says it has?",
-    "load": "Does the driver accept the kernels?",
-    "run": "Are the numbers right, in every repetition and whatever memory held before?",
-    "float64": "Is the target nearer to float64 than the source is?",
-    "graph": "Does the graph that the compiler was given compute the recorded outputs, in PyTorch?",
-    "uploads": "Are the same kernels right when the weights are uploaded as plain inputs?",
-    "memory": "Does the result depend on nothing but the inputs, and does nothing else get written?",
-    "text": "Is the text free of hazards: reads before writes, threads that do not wait for each other?",
-    "grid": "Is the same text right with more workgroups?",
-    CPU: "Is the lowered function right as plain C, in one thread?",
-    "converted": "Is the operator right as it was converted, before it is lowered?",
-    "other schedule": "Is another schedule of the same lowered function right on this target?",
-    "text elsewhere": "Is the same schedule's text for another target free of them?",
-    "same schedule elsewhere": "Is the same schedule right on another target?",
-    "other schedule elsewhere": "Is another schedule right on that other target?",
-    "other driver": "Is the very same text right with another driver?",
-}
+class Measured(Protocol):
+    """Numbers in the unit of `tapml.carving.distance.distance`, those of the worst output; None where none were reached."""
 
-# The whole model, asked where an operator is right with all that was recorded.
-MODEL_QUESTIONS: dict[str, str] = {
-    "model": "Is the whole model right with every operator on the target?",
-    "model without": "Is it right with every operator but this one on the target?",
-    "model with only": "Is it right with this operator alone on the target?",
-    "met": "Is the operator right on the inputs that it meets while the model runs on the target?",
-}
+    @property
+    def error(self) -> float | None: ...
+
+    @property
+    def bound(self) -> float | None: ...
+
+    @property
+    def source_error(self) -> float | None: ...
+
+
+class Question:
+    """One question of a diagnosis, under the `name` by which rules and results know it. `right`, `wrong` and `refused` are what
+    these outcomes say, as a step of the argument; `start` says "right" in few words, where that is where every argument starts.
+    `wrong_is_open`: "no" is no fault of anything, and only leaves open where the fault is."""
+
+    name: str
+    question: str
+    right = ""
+    wrong = ""
+    refused = ""
+    start = ""
+    wrong_is_open = False
+
+    def gave(self, outcome: Outcome, detail: str, where: str = "", measured: Measured | None = None) -> Evidence:
+        """See `Evidence` for `detail` and `where`."""
+        if measured is None:
+            return Evidence(self, outcome, detail, where)
+        return Evidence(self, outcome, detail, where, measured.error, measured.bound, measured.source_error)
+
+    def not_run(self, why: str, where: str = "") -> Evidence:
+        return self.gave("not run", why, where)
+
+    def of_shot(self, shot: Shot, where: str) -> Evidence:
+        return self.gave(shot.outcome, shot.detail, where, shot.comparison)
+
+    def says(self, outcome: Outcome) -> str:
+        """One sentence."""
+        if outcome == "not run":
+            return f"Not run: {self.question[0].lower()}{self.question[1:]}"
+        said = {"right": self.right, "wrong": self.wrong, "refused": self.refused}.get(outcome, "")
+        return said or f"{self.question} {outcome}"
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one probe gave. `where` names target, schedule or driver; `error`, `bound` and `source_error` are in the unit of
-    `tapml.carving.distance.distance`, those of the worst output, None where no numbers were reached. `detail` is a sentence
-    without a capital: what was seen, or why it was not run."""
+    """What was found to a question. `where` names target, schedule or driver; the numbers are those of `Measured`. `detail` is a
+    sentence without a capital: what was seen, or why it was not run; "" where the outcome says all."""
 
-    probe: str
+    asked: Question
     outcome: Outcome
     detail: str
     where: str = ""
@@ -73,11 +90,23 @@ class Evidence:
     seconds: float = 0.0
 
     @property
-    def question(self) -> str:
-        return (QUESTIONS | MODEL_QUESTIONS)[self.probe]
+    def probe(self) -> str:
+        return self.asked.name
+
+    @property
+    def said(self) -> str:
+        return self.asked.says(self.outcome)
+
+    @property
+    def tone(self) -> Tone:
+        return "open" if self.outcome == "wrong" and self.asked.wrong_is_open else self.outcome
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "question": self.question}
+        return {
+            "probe": self.probe, "outcome": self.outcome, "detail": self.detail, "where": self.where, "error": self.error,
+            "bound": self.bound, "source_error": self.source_error, "seconds": self.seconds, "question": self.asked.question,
+            "said": self.said, "tone": self.tone,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,7 +141,7 @@ class Triage:
         return self.status == "pass"
 
     def of(self, probe: str) -> Evidence | None:
-        """What a probe gave, None for one that was not made."""
+        """What a probe gave, None for one that is unknown."""
         return next((e for e in self.evidence if e.probe == probe), None)
 
     def found(self, kind: FindingKind) -> Finding | None:
@@ -129,20 +158,16 @@ class Triage:
         }  # fmt: skip
 
 
-def left_out(evidence: Sequence[Evidence]) -> tuple[Evidence, ...]:
-    """The evidence in the order of `QUESTIONS`, with a line for each probe that was not made because it could change nothing."""
-    made = {e.probe: e for e in evidence}
-    missing = "the probes before it decide the stage already"
-    return tuple(made.get(probe, Evidence(probe, "not needed", missing)) for probe in QUESTIONS)
-
-
 def worst_of(found: Sequence[Comparison]) -> tuple[int, Comparison]:
     """The output that is farthest beyond its bound: its number, and its comparison."""
-    index = max(range(len(found)), key=lambda k: (not found[k].passed, ratio(found[k].error, found[k].bound)))
+    index = max(range(len(found)), key=lambda k: (not found[k].passed, found[k].ratio))
     return index, found[index]
 
 
-def ratio(error: float, bound: float) -> float:
-    """Error over bound; a bound of 0 allows no difference, so then inf or 0."""
-    return error / bound if bound else float("inf") if error else 0.0
+def share(error: float, bound: float) -> str:
+    """An error as a multiple of the tolerance, in words."""
+    return f"error {error / bound:.3g} of the tolerance" if error else "equal to the reference"
 
+
+def first_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no message"])[0][:300]

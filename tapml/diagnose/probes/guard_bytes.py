@@ -1,6 +1,6 @@
 """Whether a kernel keeps to its own memory: runs with known bytes in and around every buffer.
 
-    found = watch(bench, operator, program, trial)
+    found = watch(bench, program, trial)
     found.shot, found.findings
 
 Every buffer is allocated with `GUARD` bytes more than asked, and these bytes hold a pattern. Outputs and scratch hold poison
@@ -22,18 +22,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from tapml.backends.interface import Compiled
-from tapml.diagnose.probes.evidence import Finding
-from tapml.diagnose.probes.shots import Shot, judge, shot_of
+from tapml.diagnose.probes.evidence import Evidence, Finding
+from tapml.diagnose.probes.probe import Probe, Subject
+from tapml.diagnose.probes.shots import Shot, judge
 from tapml.errors import ConnectionLost, DeviceLost
 from tapml.migrate.operator_test import Trial
-from tapml.migrate.outcome import Ran
+from tapml.migrate.outcome import Attempted, Ran
 from tapml.migrate.workbench import Workbench
 from tapml.runtime.buffers import as_bytes
 from tapml.tensors import NUMPY, HostArray, as_read, convert, spec_of
+from tapml.words import plural
 
 # Bytes behind the end of every buffer that are watched.
 GUARD = 4096
@@ -43,15 +46,15 @@ NAN, ZERO, LARGE = 0xFF, 0x00, 0x5F
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What one run was given: `poison` in outputs and scratch, `around` behind every buffer."""
+class Filling:
+    """What memory holds before a run: `poison` in outputs and scratch, `around` behind every buffer."""
 
     poison: int = NAN
     around: int = NAN
 
 
 @dataclass(frozen=True)
-class Held:
+class GuardedRun:
     """What one run did: its outputs as stored, and the buffers ("output 0") whose guard bytes it wrote to."""
 
     outputs: tuple[HostArray, ...]
@@ -65,47 +68,70 @@ class Watched:
     shot: Shot
     findings: tuple[Finding, ...]
 
+    @property
+    def writes_beyond(self) -> bool:
+        return any(f.kind == "out-of-bounds write" for f in self.findings)
 
-PLAIN = Memory()
-RUNS: tuple[Memory, ...] = (PLAIN, PLAIN, Memory(poison=ZERO), Memory(poison=LARGE), Memory(around=ZERO), Memory(around=LARGE))
+
+PLAIN = Filling()
+RUNS: tuple[Filling, ...] = (PLAIN, PLAIN, Filling(ZERO), Filling(LARGE), Filling(around=ZERO), Filling(around=LARGE))
 
 
-def watch(bench: Workbench, program: Compiled, inputs: Sequence[HostArray], trial: Trial) -> Watched:
+class KeepsToItsMemory(Probe):
+    name = "memory"
+    question = "Does the result depend on nothing but the inputs, and does nothing else get written?"
+    right = "It reads and writes nothing but its own memory, and none of it before writing it."
+    wrong = "It does something with memory that it should not."
+    refused = "Runs with watched memory broke off."
+    always = True
+
+    def run(self, subject: Subject) -> Evidence:
+        watched = subject.watched
+        if watched is None:
+            return self.not_run("there was no run to watch", subject.here)
+        if watched.shot.failed is not None:
+            return self.gave("refused", watched.shot.detail, subject.here)
+        subject.findings += watched.findings
+        if watched.findings:
+            return self.gave("wrong", "; ".join(f"{f.kind}: {f.text}" for f in watched.findings), subject.here)
+        runs = plural(watched.shot.runs, "run")
+        detail = f"the same bits in {runs} over other contents of memory, in and around the buffers"
+        return self.gave("right", detail, subject.here)
+
+
+def watch(bench: Workbench, program: Compiled, trial: Trial) -> Watched:
     """Runs a program once with each of `RUNS`, every input uploaded as given. Raises UnavailableError only when the device
     cannot be opened again after it died."""
-    held: list[Held] = []
+    made: list[GuardedRun] = []
+    shot = judge(trial, [partial(answer, bench, program, trial, filling, made=made) for filling in RUNS])
+    return Watched(shot, tuple(findings_of(made)))
 
-    def run(memory: Memory) -> Sequence[HostArray] | Shot:
-        made = run_guarded(bench, program, inputs, memory)
-        if isinstance(made, Shot):
-            return made
-        held.append(made)
-        return [
-            as_read(a.reshape(r.shape), spec_of(r).dtype) for a, r in zip(made.outputs, trial.expected, strict=True)
-        ]
 
-    shot = judge(trial, [lambda m=m: run(m) for m in RUNS])  # type: ignore[misc]
-    return Watched(shot, tuple(findings_of(held)))
+def answer(
+    bench: Workbench, program: Compiled, trial: Trial, filling: Filling = PLAIN, guard: int = GUARD,
+    made: list[GuardedRun] | None = None,
+) -> Attempted[Sequence[HostArray]]:
+    """The outputs of one run in buffers with guard bytes, in the graph's dtypes. What else it did goes into `made`."""
+    outcome = bench.attempt(lambda: run_guarded(bench, program, trial.inputs, filling, guard))
+    if not isinstance(outcome, Ran):
+        return outcome
+    if made is not None:
+        made.append(outcome.value)
+    pairs = zip(outcome.value.outputs, trial.expected, strict=True)
+    return Ran([as_read(a.reshape(r.shape), spec_of(r).dtype) for a, r in pairs])
 
 
 def run_guarded(
-    bench: Workbench, program: Compiled, inputs: Sequence[HostArray], memory: Memory, guard: int = GUARD
-) -> Held | Shot:
-    """One run in buffers with guard bytes. A shot where the device refused or died."""
-    outcome = bench.attempt(lambda: _guarded_once(bench, program, inputs, memory, guard))
-    return outcome.value if isinstance(outcome, Ran) else shot_of(outcome)
-
-
-def _guarded_once(
-    bench: Workbench, program: Compiled, inputs: Sequence[HostArray], memory: Memory, guard: int
-) -> Held:
+    bench: Workbench, program: Compiled, inputs: Sequence[HostArray], filling: Filling, guard: int
+) -> GuardedRun:
+    """Raises DeviceError, DeviceLost and ConnectionLost."""
     taken: list[int] = []
     backend = bench.backend
 
     def take(nbytes: int) -> int:
         buffer = backend.pool.allocate(nbytes + guard)
         taken.append(buffer)
-        backend.write(buffer, bytes([memory.around]) * guard, nbytes)
+        backend.write(buffer, bytes([filling.around]) * guard, nbytes)
         return buffer
 
     try:
@@ -120,7 +146,7 @@ def _guarded_once(
         for role in ("output", "scratch"):
             for nbytes in sizes[role]:
                 buffers[role].append(take(nbytes))
-                backend.write(buffers[role][-1], bytes([memory.poison]) * nbytes)
+                backend.write(buffers[role][-1], bytes([filling.poison]) * nbytes)
         backend.submit(backend.record(program, buffers["input"], buffers["output"], buffers["scratch"]))
         sources = dict(enumerate(buffers["output"])) | {o: buffers["input"][i] for o, i in program.forwards}
         ends = [
@@ -135,9 +161,9 @@ def _guarded_once(
             np.frombuffer(data, NUMPY[spec.dtype]).reshape(spec.shape)
             for data, spec in zip(made, program.outputs, strict=False)
         )
-        pattern = bytes([memory.around]) * guard
+        pattern = bytes([filling.around]) * guard
         after = made[len(outputs) :]
-        return Held(outputs, tuple(name for (name, _, _), end in zip(ends, after, strict=True) if end != pattern))
+        return GuardedRun(outputs, tuple(name for (name, _, _), end in zip(ends, after, strict=True) if end != pattern))
     except (DeviceLost, ConnectionLost):
         taken.clear()  # nothing is left to give back
         raise
@@ -146,7 +172,7 @@ def _guarded_once(
             backend.pool.release(buffer)
 
 
-def findings_of(held: Sequence[Held], runs: Sequence[Memory] = RUNS) -> list[Finding]:
+def findings_of(held: Sequence[GuardedRun], runs: Sequence[Filling] = RUNS) -> list[Finding]:
     """What the differences between these runs say; `held[k]` is what `runs[k]` gave. Pure."""
     found: list[Finding] = []
     if not held:
@@ -182,7 +208,7 @@ def findings_of(held: Sequence[Held], runs: Sequence[Memory] = RUNS) -> list[Fin
     return found
 
 
-def _bits(held: Held) -> bytes:
+def _bits(held: GuardedRun) -> bytes:
     return b"".join(a.tobytes() for a in held.outputs)
 
 
@@ -191,17 +217,17 @@ def _raw(array: HostArray) -> HostArray:
     return np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
 
 
-def _differing(first: Held, others: Sequence[Held], k: int) -> int:
+def _differing(first: GuardedRun, others: Sequence[GuardedRun], k: int) -> int:
     differs = np.zeros(first.outputs[k].size, bool)
     for other in others:
         differs |= _raw(first.outputs[k]) != _raw(other.outputs[k])
     return int(differs.sum())
 
 
-def _unwritten(runs: Sequence[tuple[Held, Memory]], k: int) -> int:
+def _unwritten(runs: Sequence[tuple[GuardedRun, Filling]], k: int) -> int:
     """Elements that are the poison in every run: a value that is computed cannot be three different ones."""
     same = np.ones(runs[0][0].outputs[k].size, bool)
-    for held, memory in runs:
+    for held, filling in runs:
         raw = _raw(held.outputs[k])
-        same &= raw == np.frombuffer(bytes([memory.poison]) * raw.dtype.itemsize, raw.dtype)[0]
+        same &= raw == np.frombuffer(bytes([filling.poison]) * raw.dtype.itemsize, raw.dtype)[0]
     return int(same.sum())

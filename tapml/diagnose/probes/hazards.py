@@ -2,7 +2,7 @@
 
     for hazard in hazards(kernel): ...         Hazard("uninitialised", "acc[0] is read before anything is written to acc")
 
-A platform may run such a text rightly by luck: it zero-fills memory (WGSL must), or runs a workgroup's threads one after the
+A platform may run such a text correctly by luck: it zero-fills memory (WGSL must), or runs a workgroup's threads one after the
 other (drivers on a processor do). So a right result elsewhere does not clear a text; the hazard itself, in the texts of two
 targets, shows that the schedule brought it.
 
@@ -22,6 +22,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tapml.backends.on_device import kernels_of
+from tapml.diagnose.probes.evidence import Evidence, Finding, FindingKind
+from tapml.diagnose.probes.probe import Probe, Subject
+from tapml.diagnose.probes.reference_backends import ANOTHER_TARGET
 from tapml.kernels import Kernel
 from tapml.languages import LANGUAGES, Language
 
@@ -36,6 +40,51 @@ class Hazard:
 
     kind: Kind
     text: str
+
+
+_FINDING: dict[Kind, FindingKind] = {
+    "uninitialised": "uninitialised read", "no barrier": "race", "early return": "early return",
+}  # fmt: skip
+
+
+class Text(Probe):
+    name = "text"
+    question = "Is the text free of hazards: reads before writes, threads that do not wait for each other?"
+    right = "The text has no hazard: no read before a write, no missing barrier."
+    wrong = "The text has a hazard."
+    always = True
+    kernels_only = True
+
+    def run(self, subject: Subject) -> Evidence:
+        language = subject.bench.target.language
+        if not is_read(language):
+            return self.not_run(f"{language} is not read for hazards", subject.here)
+        found = of_program(kernels_of(subject.program))
+        subject.findings += [Finding(_FINDING[h.kind], h.text) for h in found]
+        return self.gave("wrong" if found else "right", "; ".join(h.text for h in found), subject.here)
+
+
+class TextElsewhere(Probe):
+    """Wrong where the other text has a hazard of the same kind."""
+
+    name = "text elsewhere"
+    question = "Is the same schedule's text for another target free of them?"
+    right = "The same schedule's text for another target has no such hazard."
+    wrong = "The same schedule's text for another target has the same hazard."
+    kernels_only = True
+
+    def run(self, subject: Subject) -> Evidence:
+        bench = subject.backends.get(ANOTHER_TARGET)
+        if isinstance(bench, str):
+            return self.not_run(bench)
+        schedule = subject.program.schedule
+        where = f"{bench.choice}, {schedule}"
+        made = bench.compile_body(bench.body(subject.operator), subject.operator, (schedule,))
+        if made.compiled is None or not is_read(bench.target.language):
+            return self.not_run(made.message or f"{bench.target.language} is not read for hazards", where)
+        kinds = {h.kind for h in of_program(kernels_of(subject.program))}
+        found = [h.text for h in of_program(kernels_of(made.compiled)) if h.kind in kinds]
+        return self.gave("wrong" if found else "right", "; ".join(found), where)
 
 
 @dataclass

@@ -1,17 +1,19 @@
-"""Other backends on which the same operator can be run: opened when first asked for, kept for the next triage.
+"""What diagnosis holds a target against: other backends that run the same operator.
 
     with ReferenceBackends(run, bench) as backends:
-        there = backends.other_target()          a Workbench, or a text that says why there is none
-        backends.alter(alteration)               for the next fault: each gets what it shares of it
+        there = backends.get(ANOTHER_TARGET)      a Workbench, or a text that says why there is none
+        backends.alter(alteration)                for the next fault: each gets what it shares of it
 
-Which: `cpu`, plain C in one thread; another GPU target; other drivers of the same language. A backend that is not here costs one
-attempt.
+`REFERENCE_BACKENDS` lists them: how each is opened, or why it has nothing to say, and what it gets of the fault under diagnosis.
+Each is opened when it is first asked for and kept for the next triage; one that is not here costs one attempt.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from tapml.carving.folder import RunFolder
 from tapml.devices.interface import DeviceInfo
@@ -19,25 +21,29 @@ from tapml.devices.known import RUNNABLE, on_processor, others
 from tapml.errors import TapmlError, TargetError
 from tapml.migrate.alteration import Alteration
 from tapml.migrate.workbench import Workbench
+from tapml.operators.execute import host_function
+from tapml.operators.graph import Operator
 from tapml.targets.known import REFERENCE, TARGETS
+from tapml.tensors import HostArray
 
-# What a backend gets of the bench's alteration.
-Share = Literal["elsewhere", "nothing"]
+# What a backend gets of the fault under diagnosis: nothing; what was done to the graph; that and what was done while lowering it.
+Share = Literal["nothing", "graph", "lowering"]
 
 # How many devices of a platform are looked at for another driver.
 MOST_DEVICES = 4
+
+B = TypeVar("B", covariant=True)
 
 
 class ReferenceBackends:
     """See the module's docstring. `bench` is the target under diagnosis and stays the caller's."""
 
     def __init__(self, run: RunFolder, bench: Workbench) -> None:
+        self.bench = bench
         self._run = run
-        self._bench = bench
-        self._opened: dict[str, Workbench | str] = {}
         self._alteration = bench.alteration
-        self._shares: dict[str, Share] = {}
-        self._drivers: tuple[list[str], str] | None = None
+        self._opened: dict[tuple[str, Share], Workbench | str] = {}
+        self._driver: Workbench | str | None = None
 
     def __enter__(self) -> ReferenceBackends:
         return self
@@ -55,68 +61,100 @@ class ReferenceBackends:
     def alter(self, alteration: Alteration | None) -> None:
         """What the bench has been altered to: the backends get what they share of it."""
         self._alteration = alteration
-        for name, backend in self._opened.items():
+        for (_, share), backend in self._opened.items():
             if isinstance(backend, Workbench):
-                backend.alter(self._of(self._shares[name]))
+                backend.alter(self._of(share))
 
-    def cpu(self) -> Workbench | str:
-        """Plain C in one thread."""
-        if self._bench.choice.name == REFERENCE.name:
-            return "the target is the processor itself"
-        return self._open(REFERENCE.name)
+    def get(self, backend: ReferenceBackend[B]) -> B | str:
+        """The backend, or why it is not here or has nothing to say of this target."""
+        return backend.open(self, backend.gets)
 
-    def other_target(self) -> Workbench | str:
-        """Another target, of another language: one that shares it is no other backend for a fault of the text."""
-        reasons: list[str] = []
-        for name in others(self._bench.target):
-            backend = self._open(name)
-            if isinstance(backend, Workbench):
-                return backend
-            reasons.append(backend)
-        return "; ".join(reasons)
+    def on(self, target: str, share: Share) -> Workbench | str:
+        """A workbench on this machine."""
+        if (target, share) not in self._opened:
+            try:
+                self._opened[target, share] = Workbench.on(self._run, target, inject=self._of(share))
+            except TargetError as error:
+                self._opened[target, share] = str(error)
+            except TapmlError as error:
+                self._opened[target, share] = f"{target} is not here: {error}"
+        return self._opened[target, share]
 
-    def other_drivers(self) -> tuple[list[Workbench], str]:
-        """Devices of the same language with another driver, and a sentence about what was looked for."""
-        if self._drivers is None:
-            self._drivers = self._look_for_drivers()
-        names, words = self._drivers
-        return [backend for name in names if isinstance(backend := self._opened[name], Workbench)], words
+    def other_driver(self, share: Share) -> Workbench | str:
+        """A device of the same language with another driver."""
+        if self._driver is None:
+            self._driver = self._look_for_a_driver(share)
+        return self._driver
 
-    def _look_for_drivers(self) -> tuple[list[str], str]:
-        language, own = self._bench.target.language, self._bench.info
-        if on_processor(self._bench.choice.name):
-            return [], "there is one C compiler"
-        found: list[str] = []
-        seen = {_identity(own)}
+    def _look_for_a_driver(self, share: Share) -> Workbench | str:
+        language, own = self.bench.target.language, self.bench.info
+        if on_processor(self.bench.choice.name):
+            return "there is one C compiler"
         for target in (name for name in RUNNABLE if TARGETS[name].language == language):
             for number in range(MOST_DEVICES):
-                name = f"{target}:device={number}"
-                backend = self._open(name, "nothing")
+                backend = self.on(f"{target}:device={number}", share)
                 if isinstance(backend, str):
                     break
-                if _identity(backend.info) in seen:
-                    backend.close()
-                    self._opened[name] = "the same driver"
-                    continue
-                seen.add(_identity(backend.info))
-                found.append(name)
-        return found, "" if found else f"{own.name} is the only device here that takes {language}"
-
-    def _open(self, target: str, share: Share = "elsewhere") -> Workbench | str:
-        if target not in self._opened:
-            try:
-                self._opened[target] = Workbench.on(self._run, target, inject=self._of(share))
-            except TargetError as error:
-                self._opened[target] = str(error)
-            except TapmlError as error:
-                self._opened[target] = f"{target} is not here: {error}"
-            self._shares[target] = share
-        return self._opened[target]
+                if _identity(backend.info) != _identity(own):
+                    return backend
+                backend.close()
+                self._opened[f"{target}:device={number}", share] = "the same driver"
+        return f"{own.name} is the only device here that takes {language}"
 
     def _of(self, share: Share) -> Alteration | None:
-        if self._alteration is None or share == "nothing":
-            return None
-        return self._alteration.elsewhere()
+        return None if self._alteration is None or share == "nothing" else self._alteration.elsewhere()
+
+
+@dataclass(frozen=True)
+class Source:
+    """PyTorch in this process, in the model's dtypes or in float64 throughout."""
+
+    bench: Workbench
+    share: Share
+    dtype: str | None = None
+
+    def outputs(self, operator: Operator, inputs: Sequence[HostArray]) -> Sequence[HostArray]:
+        """What it makes of these inputs, all of them in the body's order."""
+        clean = self.bench.model.bodies[operator.signature]
+        return host_function(clean if self.share == "nothing" else self.bench.body(operator), self.dtype)(inputs)
+
+
+@dataclass(frozen=True)
+class ReferenceBackend(Generic[B]):
+    """`gets` is what it gets of the fault under diagnosis. `open` is told that, and gives the backend, or says why it is not here
+    or has nothing to say."""
+
+    name: str
+    gets: Share
+    open: Callable[[ReferenceBackends, Share], B | str]
+
+
+def _processor(backends: ReferenceBackends, share: Share) -> Workbench | str:
+    if backends.bench.choice.name == REFERENCE.name:
+        return "the target is the processor itself"
+    return backends.on(REFERENCE.name, share)
+
+
+def _another_target(backends: ReferenceBackends, share: Share) -> Workbench | str:
+    """Of another language: one that shares it is no other backend for a fault of the text."""
+    reasons: list[str] = []
+    for name in others(backends.bench.target):
+        backend = backends.on(name, share)
+        if isinstance(backend, Workbench):
+            return backend
+        reasons.append(backend)
+    return "; ".join(reasons)
+
+
+# The one whose kernels are plain C, in one thread: neither a schedule nor a driver takes part.
+CPU = ReferenceBackend(REFERENCE.name, "lowering", _processor)
+FLOAT64 = ReferenceBackend("float64", "nothing", lambda backends, share: Source(backends.bench, share, "float64"))
+GRAPH = ReferenceBackend("graph", "graph", lambda backends, share: Source(backends.bench, share))
+ANOTHER_TARGET = ReferenceBackend("another target", "lowering", _another_target)
+# It runs the very same text, which holds the fault already.
+OTHER_DRIVER = ReferenceBackend("other driver", "nothing", ReferenceBackends.other_driver)
+
+REFERENCE_BACKENDS: tuple[ReferenceBackend[Any], ...] = (CPU, FLOAT64, GRAPH, ANOTHER_TARGET, OTHER_DRIVER)
 
 
 def _identity(info: DeviceInfo) -> tuple[str, str]:

@@ -16,19 +16,19 @@ import numpy as np
 
 from tapml.backends.interface import Compiled
 from tapml.carving.tolerance import Comparison, compare
-from tapml.diagnose.probes.evidence import Outcome, ratio, worst_of
+from tapml.diagnose.probes.evidence import Outcome, share, worst_of
 from tapml.migrate.operator_test import Trial
-from tapml.migrate.outcome import Failed, Lost, Ran
+from tapml.migrate.outcome import Attempted, Failed, Lost, Ran, Refused
 from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Operator
-from tapml.tensors import HostArray, TensorSpec, spec_of
+from tapml.tensors import HostArray, spec_of
 
 
 @dataclass(frozen=True)
 class Shot:
-    """`outputs` and the numbers are those of the worst run; `runs` how many there were, `wrong` how many of them were beyond the
-    bound, `results` how many different results they gave. `refused` is the stage at which the device refused ("" if it did not),
-    `lost` whether it died."""
+    """`outputs` are those of the worst run, `comparison` that of their worst, number `output`; `runs` how many runs there were,
+    `wrong` how many of them were beyond the bound, `results` how many different results they gave. `failed` is what ended them,
+    if anything did: then nothing else is known."""
 
     outputs: tuple[HostArray, ...] = ()
     comparison: Comparison | None = None
@@ -36,16 +36,18 @@ class Shot:
     runs: int = 0
     wrong: int = 0
     results: int = 0
-    refused: str = ""
-    lost: bool = False
-    message: str = ""
+    failed: Failed | None = None
 
     @property
     def outcome(self) -> Outcome:
         """A device that dies over a kernel counts as a wrong answer: the kernel was accepted, and did harm."""
-        if self.refused:
+        if isinstance(self.failed, Refused):
             return "refused"
         return "wrong" if self.wrong or self.lost else "right"
+
+    @property
+    def lost(self) -> bool:
+        return isinstance(self.failed, Lost)
 
     @property
     def flaky(self) -> bool:
@@ -53,9 +55,11 @@ class Shot:
 
     @property
     def detail(self) -> str:
-        if self.refused or self.lost or self.comparison is None:
-            return self.message
-        text = share(self.comparison)
+        if self.failed is not None:
+            return self.failed.text
+        if self.comparison is None:
+            return ""
+        text = difference(self.comparison)
         if self.flaky:
             text = (
                 f"{self.results} different results in {self.runs} runs, {self.wrong} of them beyond the tolerance; the worst: "
@@ -64,20 +68,13 @@ class Shot:
         return text
 
 
-# One run: outputs in the graph's dtypes, or what happened instead.
-Run = Callable[[], "Sequence[HostArray] | Shot"]
-
-
-def share(found: Comparison) -> str:
-    """The error as a multiple of the tolerance, in words."""
-    times = ratio(found.error, found.bound)
-    if found.error == 0:
-        return "equal to the reference"
-    if found.bound == 0:
+def difference(found: Comparison) -> str:
+    """The error as a multiple of the tolerance, in words, or the values where it is none."""
+    if found.error and found.bound == 0:
         return f"not equal: {found.actual!r} instead of {found.expected!r}"
-    if not np.isfinite(times):
+    if not np.isfinite(found.ratio):
         return f"{found.actual!r} instead of {found.expected!r}"
-    return f"error {times:.3g} of the tolerance"
+    return share(found.error, found.bound)
 
 
 def fire(
@@ -86,46 +83,35 @@ def fire(
     """Runs a program `repeats` times on a trial's inputs, over poisoned memory. Raises UnavailableError only when the device
     cannot be opened again after it died."""
     specs = [spec_of(r) for r in trial.expected]
-    return judge(trial, [lambda: _outputs(bench, operator, program, trial, specs, resident)] * repeats)
+
+    def once() -> Sequence[HostArray]:
+        return bench.run(operator, program, trial.inputs, specs, resident, layouts=trial.layouts)
+
+    return judge(trial, [lambda: bench.attempt(once)] * repeats)
 
 
-def _outputs(
-    bench: Workbench, operator: Operator, program: Compiled, trial: Trial, specs: Sequence[TensorSpec], resident: bool
-) -> Sequence[HostArray] | Shot:
-    outcome = bench.attempt(lambda: bench.run(operator, program, trial.inputs, specs, resident, layouts=trial.layouts))
-    return outcome.value if isinstance(outcome, Ran) else shot_of(outcome)
-
-
-def shot_of(outcome: Failed) -> Shot:
-    """No answer: the device refused, or died."""
-    if isinstance(outcome, Lost):
-        return Shot(lost=True, message=outcome.text)
-    return Shot(refused=outcome.error.stage, message=outcome.text)
-
-
-def judge(trial: Trial, runs: Sequence[Run]) -> Shot:
-    """Makes these runs and compares each with the trial's expected outputs. A run gives outputs, or a shot that ends it all."""
+def judge(trial: Trial, runs: Sequence[Callable[[], Attempted[Sequence[HostArray]]]]) -> Shot:
+    """Makes these runs, each of which gives outputs in the graph's dtypes, and compares them with the trial's expected ones. The
+    first that fails ends it."""
     worst: Shot | None = None
     bits: set[bytes] = set()
     wrong = 0
     for run in runs:
         made = run()
-        if isinstance(made, Shot):
-            return made
-        found = [compare(y, r) for y, r in zip(made, trial.references, strict=True)]
-        bits.add(b"".join(np.ascontiguousarray(a).tobytes() for a in made))
-        output, comparison = worst_of(found)
+        if not isinstance(made, Ran):
+            return Shot(failed=made)
+        output, comparison = worst_of([compare(y, r) for y, r in zip(made.value, trial.references, strict=True)])
+        bits.add(b"".join(np.ascontiguousarray(a).tobytes() for a in made.value))
         wrong += not comparison.passed
-        shot = Shot(tuple(made), comparison, output)
-        if worst is None or _badness(shot) > _badness(worst):
+        shot = Shot(tuple(made.value), comparison, output)
+        if worst is None or worst.comparison is None or _badness(comparison) > _badness(worst.comparison):
             worst = shot
     assert worst is not None
     return Shot(worst.outputs, worst.comparison, worst.output, len(runs), wrong, len(bits))
 
 
-def _badness(shot: Shot) -> tuple[bool, float]:
-    assert shot.comparison is not None
-    return (not shot.comparison.passed, ratio(shot.comparison.error, shot.comparison.bound))
+def _badness(found: Comparison) -> tuple[bool, float]:
+    return (not found.passed, found.ratio)
 
 
 def repeats_for(wrong: int, runs: int, most: int = 20) -> int:

@@ -3,7 +3,7 @@
     for trial in recorded(run, model, operator): ...
     for trial in met(run, model, hybrid, operator): ...         inputs as a hybrid computes them
 
-A trial's expected outputs are the source's, masked where the source is no judge (see `tapml.carving.tolerance`).
+A trial's expected outputs are the source's, masked where an element cannot be compared (see `tapml.carving.tolerance`).
 """
 
 from __future__ import annotations

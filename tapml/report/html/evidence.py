@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tapml import strict
-from tapml.diagnose.probes.evidence import Evidence
 from tapml.errors import RunError
 from tapml.inside import path_in, read_file
 from tapml.kernels import Kernel, Program, Step
-from tapml.report.evidence import more, sentence, tone
+from tapml.report.evidence import MARK, more
 from tapml.report.html.kernels import KernelTable
 from tapml.report.html.numbers import short
 
@@ -55,17 +54,14 @@ def explained(folder: Path, operators: dict[str, int], kernels: KernelTable, inj
 
 
 def _said(written: dict[str, Any]) -> dict[str, Any]:
-    """One probe in the console's words: `said`, and the `tone` in which it is shown. One that this version does not know keeps
-    its question and its outcome."""
-    try:
-        probe = Evidence(written["probe"], written["outcome"], written.get("detail", ""))
-        said, how, detail = sentence(probe), tone(probe), more(probe)
-    except KeyError:
-        said, how = f"{written.get('question', written.get('probe', ''))} {written['outcome']}", "open"
-        detail = written.get("detail", "")
+    """One probe in the console's words, and the `tone` in which it is shown. One of a version that did not write these keeps its
+    question and its outcome."""
     error, bound = written.get("error"), written.get("bound")
+    said, tone = written.get("said"), str(written.get("tone"))
+    tone = tone if tone in MARK else "open"
     return {
-        "said": said, "tone": how, "detail": detail, "where": written.get("where", ""),
+        "said": f"{written.get('question', written.get('probe', ''))} {written['outcome']}" if said is None else said,
+        "tone": tone, "detail": more(tone, written.get("detail", ""), error, bound), "where": written.get("where", ""),
         "ratio": None if error is None or not bound else short(error / bound),
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Launch sizes: whether they are within a device's limits, and the same program with more workgroups.
+"""Launch sizes: whether they are within a device's limits, and whether the same text is right with more workgroups.
 
     for words, program in larger_grids(program): ...        "1 more workgroup along each axis", and the program
 
@@ -12,12 +12,59 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
+from tapml.backends.on_device import with_kernels
 from tapml.devices.interface import DeviceInfo
+from tapml.diagnose.probes.evidence import Evidence, Finding
+from tapml.diagnose.probes.guard_bytes import answer
+from tapml.diagnose.probes.probe import Probe, Subject
+from tapml.diagnose.probes.shots import judge
 from tapml.kernels import Extent, Kernel, Program
 from tapml.languages import LANGUAGES
 
 _Change = Callable[[Extent], Extent]
+
+
+class Limits(Probe):
+    name = "limits"
+    question = "Are the launch sizes and bindings within what the device says it has?"
+    right = "Its launches fit the device."
+    wrong = "It asks for more than the device has."
+    start = "its launches fit the device"
+    always = True
+    kernels_only = True
+
+    def run(self, subject: Subject) -> Evidence:
+        words = beyond_limits(with_kernels(subject.program), subject.bench.info)
+        return self.gave("wrong" if words else "right", words, subject.bench.info.name)
+
+
+class Grid(Probe):
+    name = "grid"
+    question = "Is the same text right with more workgroups?"
+    right = "The same text is right with more workgroups: too few were launched."
+    wrong = "More workgroups do not help: the launch is large enough."
+    wrong_is_open = True
+    kernels_only = True
+
+    def run(self, subject: Subject) -> Evidence:
+        if subject.first.lost or subject.writes_beyond:
+            return self.not_run("more workgroups would do no less harm", subject.here)
+        if subject.first.flaky:
+            return self.not_run("the fault comes and goes by itself, so that a right answer would prove nothing", subject.here)
+        tried: list[str] = []
+        for words, larger in larger_grids(with_kernels(subject.program)):
+            room = min(max([1 << 16, *(s.nbytes for s in larger.outputs)]), 1 << 26)
+            once = partial(answer, subject.bench, larger, subject.trial, guard=room)
+            shot = judge(subject.trial, [once] * subject.repeats)
+            if shot.outcome == "right":
+                subject.findings.append(Finding("launch size", f"right with {words}"))
+                return self.of_shot(shot, subject.here)
+            tried.append(words)
+        if not tried:
+            return self.not_run("the platform has no workgroups", subject.here)
+        return self.gave("wrong", f"wrong with {'; '.join(tried)}", subject.here)
 
 
 def larger_grids(program: Program) -> Iterator[tuple[str, Program]]:

@@ -1,4 +1,4 @@
-"""Which other schedules say something about an operator on a target, and whether a schedule can be asked at all.
+"""Whether another schedule of the same operator is right: which schedules say something, and whether one can be asked at all.
 
     others("blocked", target)          ("simple", "serial", "dlight")
 
@@ -8,10 +8,18 @@ with the others, so a fault of a schedule is not in them.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from tapml.backends.on_device import with_kernels
 from tapml.devices.interface import DeviceInfo
 from tapml.devices.known import on_processor
+from tapml.diagnose.probes.evidence import Evidence, first_line
+from tapml.diagnose.probes.guard_bytes import watch
+from tapml.diagnose.probes.probe import Probe, Subject
+from tapml.diagnose.probes.shots import fire
 from tapml.kernels import Program
 from tapml.languages import LANGUAGES
+from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Body
 from tapml.targets.schedules import FALLBACKS, ONE_FOR_ALL
 from tapml.targets.target import Target
@@ -21,6 +29,51 @@ LLVMPIPE_ITERATIONS = 65_535
 
 # More iterations than this in one thread take minutes.
 MOST_ITERATIONS = 2e9
+
+
+class OtherSchedule(Probe):
+    name = "other schedule"
+    question = "Is another schedule of the same lowered function right on this target?"
+    right = "Another schedule of the same function is right on this target."
+    wrong = "Other schedules are wrong on this target too."
+    kernels_only = True
+
+    def run(self, subject: Subject) -> Evidence:
+        return any_other(self, subject, subject.bench)
+
+
+def any_other(probe: Probe, subject: Subject, bench: Workbench | str) -> Evidence:
+    """Right as soon as one of the other schedules is right on a bench (or why there is none); wrong if all that ran are."""
+    if isinstance(bench, str):
+        return probe.not_run(bench)
+    seen: list[Evidence] = []
+    for schedule in others(subject.program.schedule, bench.target):
+        seen.append(with_schedule(probe, subject, bench, schedule))
+        if seen[-1].outcome == "right":
+            return seen[-1]
+    best = next((e for kind in ("wrong", "refused") for e in seen if e.outcome == kind), probe.not_run(""))
+    told = "; ".join(f"{e.where}: {e.detail}" for e in seen) or "there is no other schedule"
+    return replace(best, detail=told, where=str(bench.choice))
+
+
+def with_schedule(probe: Probe, subject: Subject, bench: Workbench | str, schedule: str) -> Evidence:
+    """The operator compiled anew on a bench (or why there is none), with one schedule."""
+    if isinstance(bench, str):
+        return probe.not_run(bench)
+    where = f"{bench.choice}, {schedule}"
+    body = bench.body(subject.operator)
+    if unfair := fair(schedule, body, bench.info):
+        return probe.not_run(unfair, where)
+    made = bench.compile_body(body, subject.operator, (schedule,))
+    if made.compiled is None:
+        return probe.not_run(f"it does not compile: {first_line(made.message)}", where)
+    if bench is subject.bench and same_kernels(with_kernels(made.compiled), with_kernels(subject.program)):
+        return probe.not_run("it gives the very same kernels", where)
+    if not subject.memory_matters:
+        return probe.of_shot(fire(bench, subject.operator, made.compiled, subject.trial, subject.repeats), where)
+    watched = watch(bench, made.compiled, subject.trial)
+    seen = probe.of_shot(watched.shot, where)
+    return replace(seen, outcome="wrong", detail="it writes behind its buffers") if watched.writes_beyond else seen
 
 
 def others(schedule: str, target: Target) -> tuple[str, ...]:
