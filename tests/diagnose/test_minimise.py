@@ -91,7 +91,7 @@ def test_a_refused_kernel_shrinks_by_its_status_and_stage(make_run: MakeRun, nee
     run = make_run("llama")
     with Workbench.on(run, need("cpu")) as bench:
         found = shrunk(bench, run, "prefill/layers.0.mlp.gated_activation", lambda source: source.replace("exp(", "expo("))
-    assert (found.outcome.status, found.outcome.stage) == ("error", "driver")
+    assert found.symptom == ("error", "driver")
     assert found.comparison is None and "expo" in found.message
     assert found.elements_after <= 2
 

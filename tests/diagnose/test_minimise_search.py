@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tapml.diagnose.minimise.budget import Budget
+from tapml.diagnose.minimise.search import Candidate, Search
 from tapml.diagnose.minimise.shrink_body import Extent, find_extents, resized
 from tapml.diagnose.minimise.shrink_inputs import renumbered, smaller_inputs
 from tapml.diagnose.minimise.shrink_outputs import fewer, with_outputs
@@ -145,8 +149,9 @@ def test_simplifying_keeps_what_is_needed_and_nothing_else(values: list[float], 
         calls += 1
         return bool((arrays[0][needed] != 0).all())
 
-    (found,), tried = simplify([start], fails)
-    assert fails([found]) and tried == calls - 1
+    budget = Budget(calls=3000)
+    (found,) = simplify([start], fails, budget)
+    assert budget.used == calls and fails([found])
     assert np.flatnonzero(found).tolist() == needed or found.tolist() == [1.0] * len(values)
     assert set(np.abs(found[needed]).tolist()) == {1.0}
     assert complexity(found) <= complexity(start)
@@ -156,13 +161,64 @@ def test_simplifying_keeps_what_is_needed_and_nothing_else(values: list[float], 
 @given(VALUES)
 def test_simplifying_ends_where_nothing_may_change(values: list[float]) -> None:
     start = np.array(values, "f4")
-    (found,), _ = simplify([start], lambda arrays: arrays[0].tobytes() == start.tobytes())
+    (found,) = simplify([start], lambda arrays: arrays[0].tobytes() == start.tobytes(), Budget())
     assert found.tobytes() == start.tobytes()
 
 
 def test_simplifying_keeps_the_digits_that_matter_and_lowers_integers() -> None:
     start = [np.array([3.14159, 88.7231, -2.5], "f4"), np.array([40, 3]), np.array([True, True])]
-    found, _ = simplify(start, lambda a: bool(a[0].max() > 88.5 and a[1][0] >= 10 and a[2][1]))
+    found = simplify(start, lambda a: bool(a[0].max() > 88.5 and a[1][0] >= 10 and a[2][1]), Budget())
     assert found[0].tolist() == [0.0, 90.0, 0.0]
     assert found[1].tolist() == [10, 0]
     assert found[2].tolist() == [False, True]
+
+
+def large(candidate: Candidate) -> Candidate | None:
+    """A fault as plain Python: sums of 8 products and more are wrong where an input is beyond 2."""
+    x, w = candidate.inputs[:2]
+    return replace(candidate, wrong=0, at=(0, 0, 0)) if w.shape[-1] >= 8 and np.abs(x).max() > 2 else None
+
+
+def linear() -> Candidate:
+    whole = body([(1, 32, 48), (96, 48)], ("linear.default", ref("i0"), ref("i1")), ("relu.default", ref("n0")))
+    generator = np.random.default_rng(0)
+    inputs: list[HostArray] = [generator.standard_normal(s.shape).astype("f4") * 3 for s in whole.inputs]
+    return Candidate(whole, inputs, 0, (0, 0, 0))
+
+
+def test_the_search_needs_a_predicate_and_nothing_else() -> None:
+    search = Search(linear(), large, Budget())
+    search.go()
+    search.confirm()
+    assert [a.shape for a in search.best.inputs] == [(1, 1, 8), (1, 8)]
+    assert [n.target for n in search.best.body.nodes] == ["aten.linear.default"]
+    assert np.count_nonzero(search.best.inputs[0]) == 1 and not search.best.inputs[1].any()
+    assert all(large(candidate) is not None for candidate in search.taken)
+    costs = [candidate.cost for candidate in search.taken]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_a_spent_budget_ends_the_search_with_the_best_so_far() -> None:
+    calls = 0
+
+    def fails(candidate: Candidate) -> Candidate | None:
+        nonlocal calls
+        calls += 1
+        return large(candidate)
+
+    search = Search(linear(), fails, Budget(calls=20))
+    search.go()
+    assert calls == 20 and search.best.elements < search.taken[0].elements and "limit" in search.steps[-1]
+    search = Search(linear(), fails, Budget(seconds=0.0))
+    search.go()
+    assert calls == 20 and len(search.taken) == 1
+
+
+def test_what_does_not_fail_again_is_taken_back() -> None:
+    """The first three answers are a lucky streak, as those of a flaky device may be."""
+    answers = iter([True] * 3)
+    search = Search(linear(), lambda c: c if next(answers, False) else None, Budget())
+    search.go()
+    assert len(search.taken) > 1
+    search.confirm()
+    assert search.best is search.taken[0] and len(search.taken) == 1 and "taken back" in search.steps[-1]

@@ -1,14 +1,14 @@
 """Whether a smaller case still fails in the same way: the question that minimising asks at every step.
 
     interesting = InterestingnessTest(bench, operator, inputs)        raises NotFailing when the case does not fail to begin with
-    failing = interesting.examine(body, inputs)            None: it does not fail (or cannot be judged)
+    judged = interesting(candidate)                        None: it does not fail (or cannot be judged)
 
 A candidate is a body as the source computes it, and inputs. It is compiled as the operator was (the same alteration, the
 schedule that failed), runs with every input uploaded as given, and is compared with what PyTorch answers, under the bound that
 the source's own error in float64 gives (`tapml.carving.tolerance`). To fail in the same way it must
 
 - fail with the same status and stage: beyond the bound, or refused, or with the device lost;
-- have finite expected outputs where the first case had them, and elements on which the source is no judge only if the first had;
+- have finite expected outputs where the first case had them, and elements that cannot be compared only if the first had;
 - be off by more than rounding explains. Few values and short sums make the source's error small by luck, and a sum that cancels
   is ill-conditioned; there a kernel without a fault may be beyond the bound too. So the inputs are moved by one rounding,
   at random, and the error must be FACTOR times what that does to the output in float64. (If the first case is not that
@@ -20,15 +20,18 @@ A case that is different from run to run is flaky: a candidate then counts as fa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from tapml.backends.interface import Compiled
+from tapml.backends.interface import Compiled, Prepared
 from tapml.carving.distance import distance
 from tapml.carving.reference import ReferenceMaker
 from tapml.carving.tolerance import FACTOR, Comparison, Reference, compare
+from tapml.diagnose.minimise.search import Candidate
+from tapml.diagnose.probes.evidence import worst_of
 from tapml.errors import TapmlError
 from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Workbench
@@ -53,73 +56,50 @@ class NotFailing(TapmlError):
     exit_code = 1
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Symptom(NamedTuple):
     """How a case went. `stage` is None when it passed."""
 
     status: Status
     stage: Stage | None
 
 
+PASSED, BEYOND = Symptom("pass", None), Symptom("fail", "numeric")
+
+
 @dataclass(frozen=True)
-class Failing:
-    """A case that fails. `comparisons` has one an output, empty when there was
-    nothing to compare (refused, crashed); `program` is None when compiling failed. `wrong` is the worst output."""
+class Judged(Candidate):
+    """A case that has run. `comparisons` has one an output, empty when there was nothing to compare (refused, crashed); `program`
+    is None when compiling failed."""
 
-    body: Body
-    inputs: list[HostArray]
-    references: list[Reference]
-    program: Compiled | None
-    comparisons: list[Comparison]
-    outcome: Outcome
-    message: str
-    wrong: int = 0
-
-    @property
-    def expected(self) -> list[HostArray]:
-        """What the source answers."""
-        return [r.values for r in self.references]
-
-    @property
-    def elements(self) -> int:
-        """Elements of all inputs, weights included."""
-        return sum(a.size for a in self.inputs)
-
-    @property
-    def cost(self) -> tuple[int, int]:
-        """What minimising lowers: elements of the inputs, then elements and number of what is computed."""
-        return self.elements, sum(1 + s.elements for n in self.body.nodes for s in n.outputs)
+    references: tuple[Reference, ...] = ()
+    program: Compiled | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    symptom: Symptom = PASSED
+    message: str = ""
 
 
 class InterestingnessTest:
-    """See the module's docstring. `over` is asked before each candidate and ends the search by raising. `runs` says how often
-    each candidate runs; `compiled` counts what went to the compiler."""
+    """See the module's docstring. `runs` says how often each candidate runs."""
 
-    def __init__(
-        self, bench: Workbench, operator: Operator, inputs: Sequence[HostArray], over: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, bench: Workbench, operator: Operator, inputs: Sequence[HostArray]) -> None:
         self.bench = bench
         self.operator = operator
-        self.over = over
         self.runs = 1
-        self.compiled = 0
-        self._programs: dict[str, tuple[Compiled | None, Outcome, str]] = {}
         self._functions: dict[str, HostFunction] = {}
         self._makers: dict[str, ReferenceMaker] = {}
         body = bench.model.bodies[operator.signature]
         program = bench.program(operator)
         self.schedules = None if program is None else (program.schedule,)
+        prepared = Prepared(program, "ok", None, "", 0.0)
         if program is None:
             verdict = bench.failure(operator)
-            self._programs[body.signature] = (None, Outcome(verdict.status, verdict.stage), verdict.reason)
-        else:
-            self._programs[body.signature] = (program, Outcome("pass", None), "")
-        self.first = self._begin(body, list(inputs))
+            prepared = Prepared(None, "crash" if verdict.status == "crash" else "error", verdict.stage, verdict.reason, 0.0)
+        self._prepared: dict[str, Prepared | None] = {body.signature: prepared}
+        self.first = self._begin(Candidate(body, list(inputs)), prepared)
 
-    def _begin(self, body: Body, inputs: list[HostArray]) -> Failing:
-        source = self._source(body, inputs)
-        found = [self._run(body, inputs, source) for _ in range(FIRST_RUNS)]
-        failing = [f for f in found if f is not None and f.outcome.status != "pass"]
+    def _begin(self, case: Candidate, prepared: Prepared) -> Judged:
+        source = self._source(case)
+        failing = [j for j in (self._run(case, prepared, source) for _ in range(FIRST_RUNS)) if j.symptom != PASSED]
         if not failing:
             raise NotFailing(
                 f"{self.operator.name} does not fail when its kernels run alone with every input uploaded as recorded, so there "
@@ -127,70 +107,59 @@ class InterestingnessTest:
                 f"{FIRST_RUNS}."
             )
         first = failing[0]
-        texts = {tuple(c.actual for c in f.comparisons) for f in failing}
-        if len(failing) < FIRST_RUNS or len(texts) > 1:
+        results = {tuple(c.actual for c in j.comparisons) for j in failing}
+        if len(failing) < FIRST_RUNS or len(results) > 1:
             self.runs = FLAKY_RUNS
-        self.outcome = first.outcome
+        self.symptom = first.symptom
         self.finite = all(_finite(r.values) for r in first.references)
         self.judged = all(r.excluded is None for r in first.references)
         self.widest = max((c.bound for c in first.comparisons), default=0.0)
-        self.clear = bool(first.comparisons) and self._is_clear(first, source)
+        self.clear = bool(first.comparisons) and self._is_clear(first)
         return first
 
-    @property
-    def flaky(self) -> bool:
-        return self.runs > 1
-
-    def examine(self, body: Body, inputs: Sequence[HostArray]) -> Failing | None:
-        """The candidate as a failing case; None when it does not fail in the same way. Raises IndexError when the source
-        refuses an index among the inputs, and what `over` raises."""
-        self.over()
-        program, _, _ = self._compile(body)
-        if program is None and self.outcome.stage in ("numeric", "driver", "launch"):
+    def __call__(self, candidate: Candidate) -> Judged | None:
+        """The candidate as it failed; None when it does not fail in the same way. Raises IndexError or RuntimeError when the
+        source refuses an index among the inputs, and UnavailableError when the device is lost for good."""
+        prepared = self._compile(candidate.body)
+        if prepared is None or (prepared.compiled is None and self.symptom.stage in ("numeric", "driver", "launch")):
             return None
-        source = self._source(body, list(inputs))
+        source = self._source(candidate)
         if not self._judges(source):
             return None
         for _ in range(self.runs):
-            found = self._run(body, list(inputs), source)
-            if found is not None and found.outcome == self.outcome and (not self.clear or self._is_clear(found, source)):
+            found = self._run(candidate, prepared, source)
+            if found.symptom == self.symptom and (not self.clear or self._is_clear(found)):
                 return found
         return None
 
-    def confirm(self, failing: Failing, times: int = 3) -> bool:
-        """Whether it fails again each of so many times (each time in any of `runs` runs)."""
-        return all(self.examine(failing.body, failing.inputs) is not None for _ in range(times))
+    def _compile(self, body: Body) -> Prepared | None:
+        """None where the injected fault does not fit a smaller body."""
+        if body.signature not in self._prepared:
+            given = self._altered(body)
+            made = None if given is None else self.bench.compile_body(given, self.operator, self.schedules)
+            self._prepared[body.signature] = made
+        return self._prepared[body.signature]
 
-    def _compile(self, body: Body) -> tuple[Compiled | None, Outcome, str]:
-        if body.signature not in self._programs:
-            self._programs[body.signature] = self._compiled(body)
-        return self._programs[body.signature]
-
-    def _compiled(self, body: Body) -> tuple[Compiled | None, Outcome, str]:
-        self.compiled += 1
-        given = body
-        if self.bench.alteration is not None:
-            try:
-                given = self.bench.alteration.body(self.operator, body)
-            except Exception as error:  # a fault that needs what the smaller body no longer has may fail in any way
-                return None, Outcome("skipped", None), f"the fault does not fit: {error}"
-            if given.output_specs != body.output_specs or given.inputs != body.inputs:
-                return None, Outcome("skipped", None), "the fault changes the specs of the smaller body"
-        result = self.bench.compile_body(given, self.operator, self.schedules)
-        if result.compiled is None:
-            return None, Outcome("crash" if result.status == "crash" else "error", result.stage), result.message
-        return result.compiled, Outcome("pass", None), result.message
+    def _altered(self, body: Body) -> Body | None:
+        if self.bench.alteration is None:
+            return body
+        try:
+            given = self.bench.alteration.body(self.operator, body)
+        except Exception:  # a fault that needs what the smaller body no longer has may fail in any way
+            return None
+        return given if given.output_specs == body.output_specs and given.inputs == body.inputs else None
 
     def _exact(self, body: Body) -> HostFunction:
         if body.signature not in self._functions:
             self._functions[body.signature] = host_function(body, "float64")
         return self._functions[body.signature]
 
-    def _source(self, body: Body, inputs: list[HostArray]) -> list[Reference]:
+    def _source(self, case: Candidate) -> list[Reference]:
         """What the outputs are judged by."""
-        if body.signature not in self._makers:
-            self._makers[body.signature] = ReferenceMaker(body, most=_CALLS)
-        return self._makers[body.signature].on_host(inputs)
+        signature = case.body.signature
+        if signature not in self._makers:
+            self._makers[signature] = ReferenceMaker(case.body, most=_CALLS)
+        return self._makers[signature].on_host(case.inputs)
 
     def _judges(self, source: list[Reference]) -> bool:
         """Whether the source is as good a judge as it was of the first case."""
@@ -200,27 +169,25 @@ class InterestingnessTest:
             return False
         return all(r.accuracy.beyond <= max(self.widest, 1.0 / 16) / FACTOR for r in source)
 
-    def _run(self, body: Body, inputs: list[HostArray], source: list[Reference]) -> Failing | None:
-        """One run; the outcome may be a pass. None when the device was lost, or refused, in the course of something else."""
-        program, outcome, message = self._compile(body)
-
-        def made(outcome: Outcome, message: str, found: list[Comparison], wrong: int = 0) -> Failing:
-            return Failing(body, inputs, source, program, found, outcome, message, wrong)
-
+    def _run(self, case: Candidate, prepared: Prepared, source: list[Reference]) -> Judged:
+        """One run; it may pass."""
+        body, inputs, program = case.body, case.inputs, prepared.compiled
         if program is None:
-            return made(outcome, message, [])
+            symptom = Symptom("crash" if prepared.status == "crash" else "error", prepared.stage)
+            return Judged(body, inputs, None, None, tuple(source), None, (), symptom, prepared.message)
         ran = self.bench.attempt(lambda: self.bench.run(self.operator, program, inputs, body.output_specs, resident=False))
         if not isinstance(ran, Ran):
-            return made(Outcome(ran.status, ran.stage), ran.text, [])
-        found = [compare(y, r) for y, r in zip(ran.value, source, strict=True)]
-        wrong = max(range(len(found)), key=lambda k: (not found[k].passed, found[k].error))
-        failed = not found[wrong].passed
-        return made(Outcome("fail", "numeric") if failed else Outcome("pass", None), found[wrong].describe(), found, wrong)
+            return Judged(body, inputs, None, None, tuple(source), program, (), Symptom(ran.status, ran.stage), ran.text)
+        found = tuple(compare(y, r) for y, r in zip(ran.value, source, strict=True))
+        wrong, worst = worst_of(found)
+        symptom = PASSED if worst.passed else BEYOND
+        return Judged(body, inputs, wrong, worst.index, tuple(source), program, found, symptom, worst.describe())
 
-    def _is_clear(self, found: Failing, source: list[Reference]) -> bool:
+    def _is_clear(self, found: Judged) -> bool:
         """Whether the error is beyond what moving the inputs by one rounding explains."""
-        error = found.comparisons[found.wrong].error if found.comparisons else math.inf
-        judge = source[found.wrong]
+        if found.wrong is None:
+            return True
+        error, judge = found.comparisons[found.wrong].error, found.references[found.wrong]
         if math.isinf(error) or judge.exact is None:
             return True
         function = self._exact(found.body)

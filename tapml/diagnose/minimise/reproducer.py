@@ -6,7 +6,7 @@
     kernel_0.cl, …          the kernels as they ran (.wgsl, .c, .cu, .metal, .hip)
     launch.json             which kernel over which buffers, in which order; grids, blocks; specs; the bound of each output
     inputs.safetensors      "i0", …, as the device stores them
-    expected.safetensors    "o0", …; "m0" marks elements on which the expectation is no judge
+    expected.safetensors    "o0", …; "m0" marks elements that are excluded from comparison
     run.py                  needs numpy and the platform's binding (or a C compiler) only: a script of `languages/templates/`
     README.md               what is computed, what is expected, what comes out, where
 

@@ -13,11 +13,11 @@ How it is found. From each place in turn (the seed), sets of axes that hold it a
 GROWTH; the body is run node by node on tensors without content (`tapml.operators.infer`), and where a node has integers of its
 own, those choices are tried that lead to different shapes. Multiplying, and not
 dividing, keeps axes larger than 1, so that broadcasting hides no disagreement. Invariants: every extent that is returned was run
-multiplied as a whole; an integer is part of one only if it changes a shape. The search is cut off after PROBES runs of a
+multiplied as a whole; an integer is part of one only if it changes a shape. The search is cut off after MOST_RUNS runs of a
 node, which loses extents, never makes wrong ones.
 
-Whether an operator of a smaller size is still the same for its kernels is not decided here: `stage.py` compiles
-it and looks. Which values the smaller inputs get is in `shrink_inputs.py`.
+Whether an operator of a smaller size is still the same for its kernels is not decided here: `interestingness.py`
+compiles it and looks. Which values the smaller inputs get is in `shrink_inputs.py`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tapml.tensors import TensorSpec
 GROWTH = 7
 
 # Nodes run in one search for extents (some 50 µs each).
-PROBES = 10_000
+MOST_RUNS = 10_000
 
 # Axes beside the seed that may have to change with it, and integers of one node that are tried in all combinations.
 _MOST_AXES = 6
@@ -172,7 +172,7 @@ class _Search:
         self.known = known
         self.axes = [place for place in known if place.owner.startswith("i")]
         self.made: dict[tuple[str, frozenset[Place], tuple[Any, ...]], Any | None] = {}
-        self.left = PROBES
+        self.left = MOST_RUNS
         self.base = {f"i{k}": placeholder(spec) for k, spec in enumerate(body.inputs)}
         for node in body.nodes:
             self.base[node.name] = run_node(node, self.base)

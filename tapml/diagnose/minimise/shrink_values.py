@@ -1,6 +1,6 @@
 """Simpler values for the inputs of a failing case: zeros, ones, equal, few, short. Pure: arrays and a predicate.
 
-    simpler, tried = simplify(inputs, fails)            fails(inputs) -> bool
+    simpler = simplify(inputs, fails, budget)            fails(inputs) -> bool
 
 In this order, for the largest input first, and again until nothing changes:
 1. an input as a whole becomes zeros, or ones;
@@ -10,8 +10,8 @@ In this order, for the largest input first, and again until nothing changes:
 Integers go to 0 or to 1 if they can, or else as near to it as halving gets. Booleans go all one way, or as far as they can.
 
 Invariants: at each moment `fails` is true of the current arrays, and shapes and dtypes are those of the start. Every step that
-is taken lowers the `complexity` of one array, which cannot fall for ever, so the search ends; `most` limits the calls of `fails`
-besides. If `fails` is never true again, the arrays come back as they were.
+is taken lowers the `complexity` of one array, which cannot fall for ever, so the search ends; the budget limits the calls of
+`fails` besides. If `fails` is never true again, the arrays come back as they were.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from tapml.diagnose.minimise.budget import Budget
 from tapml.tensors import FLOATS, HostArray, dtype_name
 
 Arrays = list[HostArray]
@@ -35,31 +36,31 @@ _WRITTEN = 4096
 _DIGITS = (1, 2, 3, 5)
 
 
-def simplify(inputs: Sequence[HostArray], fails: Fails, most: int = 3000) -> tuple[Arrays, int]:
-    """The simplest arrays found for which `fails` is true, and how often it was called. It must be true of `inputs`."""
-    search = _Search(list(inputs), fails, most)
-    while search.left > 0:
+def simplify(inputs: Sequence[HostArray], fails: Fails, budget: Budget) -> Arrays:
+    """The simplest arrays found for which `fails` is true, which it must be of `inputs`. Each call of it is taken from the
+    budget."""
+    search = _Search(list(inputs), fails, budget)
+    while not budget.spent:
         before = [a.tobytes() for a in search.current]
         for k in sorted(range(len(inputs)), key=lambda k: -inputs[k].size):
             search.simplify(k)
         if [a.tobytes() for a in search.current] == before:
             break
-    return search.current, most - search.left
+    return search.current
 
 
 class _Search:
-    def __init__(self, current: Arrays, fails: Fails, most: int) -> None:
+    def __init__(self, current: Arrays, fails: Fails, budget: Budget) -> None:
         self.current = current
         self.fails = fails
-        self.left = most
+        self.budget = budget
 
     def attempt(self, k: int, array: HostArray) -> bool:
         """Puts `array` in place of input k if the case still fails with it."""
         before = self.current[k]
         array = np.asarray(array).astype(before.dtype).reshape(before.shape)
-        if self.left <= 0 or not complexity(array) < complexity(before):
+        if not complexity(array) < complexity(before) or not self.budget.take():
             return False
-        self.left -= 1
         candidate = [array if i == k else a for i, a in enumerate(self.current)]
         if not self.fails(candidate):
             return False
@@ -86,7 +87,7 @@ class _Search:
         case fails; a granularity at which no block can go is halved, down to one element."""
         chosen = np.flatnonzero(self.current[k].reshape(-1))
         block = chosen.size // 2
-        while block >= 1 and self.left > 0:
+        while block >= 1 and not self.budget.spent:
             if block == 1 and chosen.size > _ONE_BY_ONE:
                 return
             start = 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tapml.backends.interface import Compiled
-from tapml.diagnose.minimise.interestingness import Outcome
+from tapml.diagnose.minimise.interestingness import Symptom
 from tapml.diagnose.minimise.reproducer import write_reproducer
 from tapml.diagnose.minimise.stage import Minimised, minimise
 from tapml.diagnose.probes.evidence import Triage
@@ -69,7 +69,7 @@ def _as_it_lies(bench: Workbench, operator: Operator, found: Triage, trial: Tria
     elements = sum(a.size for a in trial.inputs)
     return Minimised(
         operator.name, bench.body(operator), tuple(inputs), tuple(trial.references), program, found.comparison, found.output,
-        Outcome(found.status, found.stage), found.because, elements, elements, (), 1, 0.0,
+        Symptom(found.status, found.stage), found.because, elements, elements, (), 1, 0.0,
     )  # fmt: skip
 
 
