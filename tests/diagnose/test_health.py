@@ -25,7 +25,7 @@ from tapml.diagnose.health.anatomy import Anatomy
 from tapml.diagnose.health.anomalies import bad_elements
 from tapml.diagnose.health.headroom import Peak
 from tapml.diagnose.health.result import keep_health, kept_health
-from tapml.diagnose.health.stage import _Findings, _judge_outputs, health
+from tapml.diagnose.health.stage import _Anomalies, _judge_outputs, health
 from tapml.diagnose.probes.watch import calls_of, watch
 from tapml.errors import DeviceError, RunError, UsageError
 from tapml.migrate.alteration import Alteration
@@ -179,10 +179,10 @@ def test_a_mask_is_meant(tmp_path: Path, need: Need, fill: float) -> None:
     assert found.passed and not found.source.made and found.target is not None and not found.target.made
     assert not found.tight and not found.target.not_checked and not found.source.not_checked
     model = Model.of(run)
-    findings = _Findings(model)
+    anomalies = _Anomalies(model)
     for seen in watch(model, Hybrid(model, model.function), calls_of(run)):
-        _judge_outputs(model, seen, findings)  # a target whose outputs are the source's, infinities included
-    assert not findings.made
+        _judge_outputs(model, seen, anomalies)  # a target whose outputs are the source's, infinities included
+    assert not anomalies.made
 
 
 def test_headroom_by_hand(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@
     DebugCompare(run, bench).find()                     function by function in a run of the whole model, as MLC-LLM does it
     EndToEndOnly(run, bench).find()                     the model's answers only
 
-Each gives a `Finding` of whatever is on the workbench: of the clean model it is a false alarm. They are here to be measured
+Each gives a `Diagnosis` of whatever is on the workbench: of the clean model it is a false alarm. They are here to be measured
 against (`stage.py`), so each is given its best chance: where its rule leaves something open, the reading that finds
-more was taken, and its paragraph says so. None of them poisons memory or repeats a run, since in practice nobody does there.
+more was taken, and its paragraph says so. None of them poisons memory or repeats a run, which is not done in practice.
 
 `RandomInputs`. Unit tests of kernels as most projects write them: the right shapes, and every float drawn from the standard
 normal distribution, activations, states and weights alike. Integers are drawn evenly from the range that the recording shows
@@ -39,6 +39,7 @@ import numpy as np
 from tapml.backends.interface import Compiled
 from tapml.carving.folder import RunFolder
 from tapml.carving.tolerance import Comparison, Reference, compare, of_source
+from tapml.diagnose.bench.result import Diagnosis
 from tapml.migrate.end_to_end import Oracle, check_calls
 from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Workbench
@@ -52,16 +53,6 @@ ATOL = 1.0
 
 # Tokens that the end-to-end comparison generates at most for a prompt.
 MAX_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a method found. `operator` is the one that it names; `elements` counts the elements of all inputs of the failing call
-    as they would be handed to somebody, weights among them; both None where the method has none to offer."""
-
-    operator: str | None
-    elements: int | None
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -88,25 +79,25 @@ class RandomInputs:
         self.seed = seed
         self._kept: dict[tuple[str, int], Drawn] = {}
 
-    def find(self, operators: Sequence[Operator]) -> list[Finding]:
-        """One finding for each of these operators that fails on a draw."""
+    def find(self, operators: Sequence[Operator]) -> list[Diagnosis]:
+        """One for each of these operators that fails on a draw."""
         found = (self.test(operator) for operator in operators)
-        return [finding for finding in found if finding is not None]
+        return [said for said in found if said is not None]
 
-    def test(self, operator: Operator) -> Finding | None:
+    def test(self, operator: Operator) -> Diagnosis | None:
         """The first draw that fails. An operator that refuses to compile or to run fails."""
         program = self.bench.program(operator)
         elements = sum(spec.elements for spec in self.bench.model.bodies[operator.signature].inputs)
         if program is None:
-            return Finding(operator.name, elements, f"does not compile: {self.bench.failure(operator).reason}")
+            return Diagnosis(operator.name, elements, f"does not compile: {self.bench.failure(operator).reason}")
         for number in range(len(self.run.cases_of_signature(operator.signature))):
             drawn = self.draw(operator, number)
             outcome = self.bench.attempt(partial(self._compare, operator, program, drawn))
             if not isinstance(outcome, Ran):
-                return Finding(operator.name, elements, f"does not run: {outcome.text}")
+                return Diagnosis(operator.name, elements, f"does not run: {outcome.text}")
             for comparison in outcome.value:
                 if not comparison.passed:
-                    return Finding(operator.name, elements, f"draw {number}: {comparison.describe()}")
+                    return Diagnosis(operator.name, elements, f"draw {number}: {comparison.describe()}")
         return None
 
     def draw(self, operator: Operator, number: int) -> Drawn:
@@ -147,7 +138,7 @@ class RandomInputs:
 
     def _handed_over(self, operator: Operator, key: str, array: HostArray) -> HostArray:
         """A random weight as the device gets it. What comes out the same for another array does not depend on what the test
-        brought: another tensor was taken instead, and the test is none the wiser."""
+        brought: another tensor was taken instead, and the test cannot notice."""
         alteration = self.bench.alteration
         if alteration is None:
             return array
@@ -179,18 +170,18 @@ class DebugCompare:
         self.run = run
         self.bench = bench
 
-    def find(self) -> Finding | None:
+    def find(self) -> Diagnosis | None:
         """The first mismatch, or the operator at which the run broke off; None when the run ended without either."""
         refused = _refused(self.bench)
         if refused is not None:
-            return Finding(refused.name, _elements(self.bench, refused), "does not compile")
+            return Diagnosis(refused.name, _elements(self.bench, refused), "does not compile")
         running = [self.bench.model.operators[0]]
         outcome = self.bench.attempt(lambda: self._first_mismatch(running))
         if isinstance(outcome, Ran):
             return outcome.value
-        return Finding(running[0].name, _elements(self.bench, running[0]), f"the run broke off: {outcome.text}")
+        return Diagnosis(running[0].name, _elements(self.bench, running[0]), f"the run broke off: {outcome.text}")
 
-    def _first_mismatch(self, running: list[Operator]) -> Finding | None:
+    def _first_mismatch(self, running: list[Operator]) -> Diagnosis | None:
         visited: set[tuple[str, str]] = set()
         for operator, values, output in self._steps(running):
             program = self.bench.program(operator)
@@ -203,7 +194,7 @@ class DebugCompare:
             inputs = [values[n] if key is None else self._weight(operator, key) for n, key in keys]
             mismatch = allclose(output, self.bench.model.function(operator.signature)(inputs)[-1])
             if mismatch:
-                return Finding(operator.name, sum(a.size for a in inputs), mismatch)
+                return Diagnosis(operator.name, sum(a.size for a in inputs), mismatch)
         return None
 
     def _steps(self, running: list[Operator]) -> Iterator[tuple[Operator, dict[str, HostArray], HostArray]]:
@@ -242,7 +233,7 @@ class DebugCompare:
 
 
 def allclose(actual: HostArray, expected: HostArray) -> str:
-    """What numpy's assert_allclose says at MLC-LLM's tolerance; "" when it is content."""
+    """What numpy's assert_allclose says at MLC-LLM's tolerance; "" where they agree."""
     left, right = (a.astype(np.float64) for a in (actual, expected))
     with np.errstate(all="ignore"):
         try:
@@ -261,15 +252,15 @@ class EndToEndOnly:
         self._answers: list[list[tuple[int, HostArray]]] | None = None
         self._outputs: list[dict[str, HostArray]] | None = None
 
-    def find(self) -> Finding | None:
+    def find(self) -> Diagnosis | None:
         """What differs first; None when tokens are equal and logits within the bound for every prompt, or outputs for every
         example."""
         refused = _refused(self.bench)
         if refused is not None:
-            return Finding(None, None, "the model does not build")
+            return Diagnosis(None, None, "the model does not build")
         outcome = self.bench.attempt(self._difference)
         reason = outcome.value if isinstance(outcome, Ran) else f"the run broke off: {outcome.text}"
-        return Finding(None, None, reason) if reason else None
+        return Diagnosis(None, None, reason) if reason else None
 
     def _difference(self) -> str:
         hybrid = self.bench.everything()

@@ -17,9 +17,10 @@ A step that breaks off with an error of its own costs what it would have given, 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tapml.carving.folder import RunFolder
+from tapml.diagnose.bench.result import Diagnosis
 from tapml.diagnose.bisect.stage import bisect_over
 from tapml.diagnose.explain.triage import triage
 from tapml.diagnose.minimise.stage import minimise
@@ -41,17 +42,6 @@ MINIMISE_SECONDS = 30.0
 
 # Stages at which the kernel is right on any input, so that there is no input to make smaller.
 _NOT_IN_THE_KERNEL = ("weights", "precision", "state")
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """`operator` is the one that is named, None where the whole model is wrong and no operator could be named; `elements` are
-    those of all inputs of the minimised call, None where there is none."""
-
-    operator: str | None
-    stage: str | None
-    elements: int | None
-    reason: str
 
 
 class OwnMethod:
@@ -115,7 +105,7 @@ class OwnMethod:
     def _looked_at(self, operator: Operator, reason: str, trial: Trial | None, stage: str) -> Diagnosis:
         """Triage and minimiser on one failing call. `stage` is what the failing verdict says, which stands where triage gives
         none."""
-        found = Diagnosis(operator.name, None, None, reason)
+        found = Diagnosis(operator.name, None, reason)
         if trial is None:
             return found
         try:
@@ -142,18 +132,18 @@ class OwnMethod:
         except ConnectionLost:
             raise
         except Exception as error:
-            return Diagnosis(None, None, None, f"{reason}; the bisection broke off with {type(error).__name__}: {error}")
+            return Diagnosis(None, None, f"{reason}; the bisection broke off with {type(error).__name__}: {error}")
         if not result.sets:
-            return Diagnosis(None, None, None, f"{reason}; the bisection found nothing: {result.reason}")
+            return Diagnosis(None, None, f"{reason}; the bisection found nothing: {result.reason}")
         culprits = result.sets[0]
         words = f"{reason}; after {plural(result.runs, 'run')}: {result.reason}"
         if culprits.stage == "state":
-            return Diagnosis(culprits.operators[0], "state", None, words)
+            return Diagnosis(culprits.operators[0], None, words, "state")
         for name in culprits.operators:
             trial = self._met(self.bench.model.named[name])
             if trial is not None:
                 return self._looked_at(self.bench.model.named[name], words, trial, "")
-        return Diagnosis(culprits.operators[0], culprits.stage, None, words)
+        return Diagnosis(culprits.operators[0], None, words, culprits.stage)
 
     def _met(self, operator: Operator) -> Trial | None:
         """The first call of the model with which the operator is wrong, with the inputs that the target computes."""

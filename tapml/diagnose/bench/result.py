@@ -37,10 +37,21 @@ RULES: dict[Method, str] = {
 
 
 @dataclass(frozen=True)
+class Diagnosis:
+    """What a method says is wrong. `operator` and `stage` are the ones that it names, None for none; `elements` counts those of
+    all inputs of the failing call as it would be passed on, weights among them (TapML: after minimising), None where there is
+    nothing to pass on but the whole model."""
+
+    operator: str | None
+    elements: int | None
+    reason: str
+    stage: str | None = None
+
+
+@dataclass(frozen=True)
 class Found:
-    """What a method said of one fault. `operator` and `stage` are the ones that it names, None for none; `operator_right` and
-    `stage_right` are None where there is nothing to be right about. `elements` counts the input elements of what it hands on
-    (TapML: after minimising), None where there is nothing to hand on but the whole model."""
+    """What a method said of one fault (see `Diagnosis`), and whether that is right: `operator_right` and `stage_right` are None
+    where there is nothing to be right about."""
 
     detected: bool
     operator: str | None

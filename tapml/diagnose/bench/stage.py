@@ -22,6 +22,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from tapml.carving.folder import RunFolder
 from tapml.compile.cache import toolchain
 from tapml.diagnose.bench.baselines import DebugCompare, EndToEndOnly, RandomInputs
 from tapml.diagnose.bench.own_method import OwnMethod
-from tapml.diagnose.bench.result import METHODS, BenchResult, Clean, Fault, Found, Method, Row
+from tapml.diagnose.bench.result import METHODS, BenchResult, Clean, Diagnosis, Fault, Found, Method, Row
 from tapml.diagnose.faults.catalogue import CATALOGUE, find, sites
 from tapml.diagnose.faults.fault import FaultClass
 from tapml.diagnose.faults.placed import edition
@@ -232,42 +233,32 @@ class _Bench:
 
     def _own(self, fault: FaultClass, altered: Sequence[Operator]) -> Found:
         started = time.monotonic()
-        found = self.own.find(altered)
-        seconds = time.monotonic() - started
-        if found is None:
-            return _missed(altered, seconds, "every altered operator and the whole model pass", stage=True)
-        right, stage_right = _right(found.operator, altered), found.stage == fault.stage
-        return Found(True, found.operator, right, found.stage, stage_right, found.elements, seconds, found.reason)
+        said = self.own.find(altered)
+        found = _found(said, altered, started, "every altered operator and the whole model pass")
+        return replace(found, stage_right=said is not None and said.stage == fault.stage)
 
     def _random(self, altered: Sequence[Operator]) -> Found:
         started = time.monotonic()
         alarms = {self.bench.model.named[name].signature for name in self.clean["random"].alarms}
         tested = [o for o in altered if o.signature not in alarms]
-        found = next((f for o in tested if (f := self.random.test(o)) is not None), None)
-        seconds = time.monotonic() - started
-        if found is None:
-            left_out = len(altered) - len(tested)
-            why = f"{left_out} that fail on the clean model too; the others pass" if left_out else "every altered operator passes"
-            return _missed(altered, seconds, why if altered else "no operator is altered")
-        return Found(True, found.operator, _right(found.operator, altered), None, None, found.elements, seconds, found.reason)
+        said = next((d for o in tested if (d := self.random.test(o)) is not None), None)
+        left_out = len(altered) - len(tested)
+        why = f"{left_out} that fail on the clean model too; the others pass" if left_out else "every altered operator passes"
+        return _found(said, altered, started, why if altered else "no operator is altered")
 
     def _debug_compare(self, altered: Sequence[Operator]) -> Found:
         started = time.monotonic()
-        found = self.debug_compare.find()
-        seconds = time.monotonic() - started
-        if found is None or found.operator in self.clean["debug_compare"].alarms:
-            why = "no mismatch" if found is None else f"stops at {found.operator}, as it does on the clean model"
-            return _missed(altered, seconds, why)
-        return Found(True, found.operator, _right(found.operator, altered), None, None, found.elements, seconds, found.reason)
+        said = self.debug_compare.find()
+        if said is not None and said.operator in self.clean["debug_compare"].alarms:
+            return _found(None, altered, started, f"stops at {said.operator}, as it does on the clean model")
+        return _found(said, altered, started, "no mismatch")
 
     def _end_to_end(self, altered: Sequence[Operator]) -> Found:
         started = time.monotonic()
-        found = self.end_to_end.find()
-        seconds = time.monotonic() - started
-        if found is None or self.clean["end_to_end"].alarms:
-            why = "tokens and logits agree" if found is None else "the clean model fails too"
-            return _missed(altered, seconds, why)
-        return Found(True, None, _right(None, altered), None, None, None, seconds, found.reason)
+        said = self.end_to_end.find()
+        if said is not None and self.clean["end_to_end"].alarms:
+            return _found(None, altered, started, "the clean model fails too")
+        return _found(said, altered, started, "tokens and logits agree")
 
     def _recorded_bits(self, operators: Sequence[Operator]) -> list[bytes] | None:
         """What these operators give on their recorded calls, bit for bit; None where one does not run."""
@@ -304,5 +295,9 @@ def _right(named: str | None, altered: Sequence[Operator]) -> bool | None:
     return named in {o.name for o in altered} if altered else None
 
 
-def _missed(altered: Sequence[Operator], seconds: float, reason: str, stage: bool = False) -> Found:
-    return Found(False, None, _right(None, altered), None, False if stage else None, None, seconds, reason)
+def _found(said: Diagnosis | None, altered: Sequence[Operator], started: float, why_missed: str) -> Found:
+    """Scored; None is a miss."""
+    seconds = time.monotonic() - started
+    if said is None:
+        return Found(False, None, _right(None, altered), None, None, None, seconds, why_missed)
+    return Found(True, said.operator, _right(said.operator, altered), said.stage, None, said.elements, seconds, said.reason)

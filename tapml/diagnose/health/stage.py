@@ -77,7 +77,7 @@ def health(
     return Health(source, there, headroom, facts, circumstances)
 
 
-class _Findings:
+class _Anomalies:
     """What one side made so far."""
 
     def __init__(self, model: Model) -> None:
@@ -135,7 +135,7 @@ class _Source:
     def __init__(self, run: RunFolder, model: Model) -> None:
         self.run = run
         self.model = model
-        self.findings = _Findings(model)
+        self.anomalies = _Anomalies(model)
         self.anatomies: dict[str, Anatomy] = {}
         self.peaks: dict[str, Peak] = {}
 
@@ -143,17 +143,17 @@ class _Source:
         total = sum(len(self.model.operators_of[call.graph]) for call in calls)
         for count, seen in enumerate(watch(self.model, Hybrid(self.model, self.model.function), calls)):
             tell("watch the source", count, total)
-            self.findings.look(seen)
-            with self.findings.checking(seen.operator):
+            self.anomalies.look(seen)
+            with self.anomalies.checking(seen.operator):
                 self._dissect(seen.operator, seen.inputs, seen)
         tell("watch the source", total, total)
         for count, case in enumerate(self.run.cases):
             tell("measure recorded calls", count, len(self.run.cases))
             operator = self.run.operator(case.operator)
-            with self.findings.checking(operator):
+            with self.anomalies.checking(operator):
                 self._dissect(operator, self.run.case_arrays(case)[0], None)
         tell("measure recorded calls", len(self.run.cases), len(self.run.cases))
-        return self.findings.side(len(calls)), self._headroom()
+        return self.anomalies.side(len(calls)), self._headroom()
 
     def _dissect(self, operator: Operator, inputs: Sequence[HostArray], seen: Seen | None) -> None:
         """Every node of one call: its bad numbers where the call was `seen`, and magnitudes. Of an operator that stays on the
@@ -184,7 +184,7 @@ class _Source:
                 for kind, where in bad_elements(values[part.name], exact).items():
                     given = _ranges_of_part(operator, anatomy, part, values, keys)
                     made = _made(seen, kind, where, values[part.name], exact, given)
-                    self.findings.note(replace(made, node=part.node.target, line=part.node.source, output=output))
+                    self.anomalies.note(replace(made, node=part.node.target, line=part.node.source, output=output))
 
     def _judge_outputs(self, seen: Seen) -> None:
         exact = self.model.function(seen.operator.signature, "float64")(seen.inputs)
@@ -192,7 +192,7 @@ class _Source:
         given = tuple(_range(name, a) for name, a in zip(names, seen.inputs, strict=True) if _is_float(a))
         for k, (y, x) in enumerate(zip(seen.outputs, exact, strict=True)):
             for kind, where in bad_elements(y, x).items() if _is_float(y) else ():
-                self.findings.note(replace(_made(seen, kind, where, y, x, given), output=k))
+                self.anomalies.note(replace(_made(seen, kind, where, y, x, given), output=k))
 
     def _headroom(self) -> tuple[Headroom, ...]:
         found = [
@@ -234,7 +234,7 @@ def _watch_programs(
     """`under_way` holds the name of the operator that comes next, for whoever has to say where a device gave up."""
     under_way.clear()
     model = bench.model
-    findings = _Findings(model)
+    anomalies = _Anomalies(model)
     hybrid = bench.hybrid()
     hybrid.offload(programs)
     order = [o.name for call in calls for o in model.operators_of[call.graph]]
@@ -242,16 +242,16 @@ def _watch_programs(
     for count, seen in enumerate(watch(model, hybrid, calls)):
         tell("watch the target", count, len(order))
         under_way[:] = order[count + 1 : count + 2]
-        findings.look(seen)
+        anomalies.look(seen)
         if seen.operator.name in programs:
-            with findings.checking(seen.operator):
-                _judge_outputs(model, seen, findings)
+            with anomalies.checking(seen.operator):
+                _judge_outputs(model, seen, anomalies)
     tell("watch the target", len(order), len(order))
     hybrid.close()
-    return findings.side(len(calls), refused)
+    return anomalies.side(len(calls), refused)
 
 
-def _judge_outputs(model: Model, seen: Seen, findings: _Findings) -> None:
+def _judge_outputs(model: Model, seen: Seen, anomalies: _Anomalies) -> None:
     """A target's outputs, all that it shows of an operator."""
     operator = seen.operator
     exact = model.function(operator.signature, "float64")(seen.inputs) if any(map(_is_float, seen.outputs)) else seen.outputs
@@ -271,7 +271,7 @@ def _judge_outputs(model: Model, seen: Seen, findings: _Findings) -> None:
             names = _labels(operator, model.weight_keys(operator))
             given = tuple(_range(name, a) for name, a in zip(names, seen.inputs, strict=True) if _is_float(a))
             made = _made(seen, kind, where, y, x, given)
-            findings.note(replace(made, output=k, source_too=bool((same & where).any())))
+            anomalies.note(replace(made, output=k, source_too=bool((same & where).any())))
 
 
 def _inner_peak(anatomy: Anatomy, inputs: Sequence[HostArray]) -> float:
