@@ -168,9 +168,23 @@ def test_a_clean_operator_passes_and_nothing_more_is_asked(diagnose: Diagnose) -
     assert {e.probe for e in found.evidence if e.outcome == "not needed"} >= {"graph", "cpu", "other driver"}
 
 
+def test_a_recording_that_is_off_is_not_the_targets_fault(
+    need: Need, run: RunFolder, bench: Workbench, backends: ReferenceBackends
+) -> None:
+    """float64 is computed anew: what was recorded of it may be what is wrong."""
+    need("opencl")
+    operator = run.operator(NORM)
+    trial = next(recorded(run, bench.model, operator))
+    (reference,) = trial.references
+    assert reference.exact is not None
+    off = replace(trial, references=[replace(reference, exact=reference.exact * 1.01)])
+    found = triage(bench, operator, off, backends)
+    assert (found.status, found.stage, outcome(found, "float64")) == ("fail", "precision", "right")
+
+
 def test_convert(diagnose: Diagnose) -> None:
     found = diagnose(GATE, OfTheGraph(GATE))
-    assert (found.status, found.stage) == ("fail", "convert")
+    assert (found.status, found.stage, outcome(found, "graph")) == ("fail", "convert", "wrong")
 
 
 def outcome(found: Triage, probe: str) -> str:
