@@ -29,7 +29,7 @@ _CALLS_EXP = re.compile(r"\b(native_|half_)?(exp2?|exp10|tanh|pow)f?\s*\(")
 
 @dataclass(frozen=True)
 class Context:
-    """What advice needs besides the triage. `run` and `target` are as typed; `values` are the inputs that are no weights.
+    """What advice needs besides the triage. `run` and `target` are as typed; `values` are the inputs except for weights.
     `cases` is how many recorded calls were checked. `wide` is what the same target with f16=0 gave, None where float16 plays no
     part. `stage` is that of the whole model where it was asked, `model_wrong` whether the model is wrong with everything on the
     target. `own` is the `--inject` that put in the text of this operator's kernels; empty where none of them was changed."""

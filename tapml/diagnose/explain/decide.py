@@ -84,7 +84,7 @@ RULES: tuple[Rule, ...] = (
     # Before the kernels.
     Rule(
         "precision", {"float64": RIGHT},
-        "against float64 the target is within its bound and nearer than the source, so the source is what is off",
+        "against float64 the target is within its bound and nearer than the source, so the source is at fault",
     ),
     Rule(
         "convert", {"graph": WRONG},
@@ -116,11 +116,11 @@ RULES: tuple[Rule, ...] = (
         "the lowered function is wrong as plain C in one thread too, where nothing of this target's schedule, text or "
         "driver takes part (what it was converted to could not be run, so the conversion cannot be excluded)",
     ),
-    # A hazard in the text, which platforms let pass or not: elsewhere it is no less a hazard where the numbers come out right.
+    # A hazard in the text, which some platforms tolerate: right numbers elsewhere do not make it harmless.
     Rule(
         "schedule", {"text": WRONG, "text elsewhere": WRONG, OTHER: NOT_WRONG},
-        "the same schedule has the same hazard in the text for another target, whatever that platform makes of it: the "
-        "schedule brings it",
+        "the same schedule has the same hazard in the text for another target, whether it shows there or not: it comes with "
+        "the schedule",
     ),
     # One schedule against another, here and on another target.
     Rule(

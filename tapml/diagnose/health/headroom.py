@@ -5,8 +5,8 @@
     peak.reach(70000.0, "partial sums of aten.linear.default")
     bits(peak.magnitude, "float16")           log2(65504 / largest magnitude): below 0 it would overflow
 
-Numbers that are put there on purpose (infinities, and the limits of the dtype that masks are made of) are no magnitudes: they
-would be others in another dtype. The share of numbers that float16 would lose (below 2^-24) or hold with fewer digits (below
+Numbers that are put there on purpose (infinities, and the limits of the dtype that masks are made of) do not count as magnitudes:
+they would be others in another dtype. The share of numbers that float16 would lose (below 2^-24) or hold with fewer digits (below
 2^-14, its smallest normal) counts those that are not zero. What is `stored` between operators has to fit the type itself; what
 is inside one may be kept in float32 by kernels that do so.
 """

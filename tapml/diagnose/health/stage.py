@@ -7,9 +7,9 @@
 
 A prompt goes through the model (prefill and the first decode steps, `probes/watch.py`). On the source every node inside an
 operator is judged alone, on the target every operator by its outputs: each is computed again in float64 from the very inputs
-that it got (`anomalies.py`), so what came in bad is nobody's doing but its maker's. Constants that a model puts among
-its numbers (masks) are meant. Headroom is that of the source's numbers: inputs, weights, everything inside, and partial sums, for
-which there are bounds (`anatomy.py`); each operator's own recorded calls count as well.
+that it got (`anomalies.py`), so a bad number is attributed to the operator that made it, and to none that received it. Constants
+that a model puts among its numbers (masks) are intended. Headroom is that of the source's numbers: inputs, weights, everything
+inside, and partial sums, for which there are bounds (`anatomy.py`); each operator's own recorded calls count as well.
 
 A target runs with everything that compiles. An operator that its device refuses, or is lost at, stays on the source for the
 rest and is named.

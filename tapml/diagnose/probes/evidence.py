@@ -1,4 +1,4 @@
-"""What a diagnosis is made of: questions and what was found to them, findings, and the triage that they add up to. Plain data.
+"""What a diagnosis is made of: questions and what was found for them, findings, and the triage that they add up to. Plain data.
 
     Float64().gave("right", "the target is 1e-08 away from float64", "PyTorch in float64")
     Finding("out-of-bounds write", "…")
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Outcome = Literal["right", "wrong", "refused", "not run", "not needed"]
 
-# How an outcome is shown: "open" is a "no" that is no fault of anything.
+# How an outcome is shown: "open" is a "wrong" that shows no fault.
 Tone = Literal["right", "wrong", "refused", "not run", "not needed", "open"]
 
 FindingKind = Literal[
@@ -45,7 +45,7 @@ class Measured(Protocol):
 class Question:
     """One question of a diagnosis, under the `name` by which rules and results know it. `right`, `wrong` and `refused` are what
     these outcomes say, as a step of the argument; `start` says "right" in few words, where that is where every argument starts.
-    `wrong_is_open`: "no" is no fault of anything, and only leaves open where the fault is."""
+    `wrong_is_open`: "wrong" shows no fault here, and leaves open where it is."""
 
     name: str
     question: str
@@ -77,7 +77,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was found to a question. `where` names target, schedule or driver; the numbers are those of `Measured`. `detail` is a
+    """What was found for a question. `where` names target, schedule or driver; the numbers are those of `Measured`. `detail` is a
     sentence without a capital: what was seen, or why it was not run; "" where the outcome says all."""
 
     asked: Question

@@ -81,8 +81,8 @@ class KeepsToItsMemory(Probe):
     name = "memory"
     question = "Does the result depend on nothing but the inputs, and does nothing else get written?"
     right = "It reads and writes nothing but its own memory, and none of it before writing it."
-    wrong = "It does something with memory that it should not."
-    refused = "Runs with watched memory broke off."
+    wrong = "It accesses memory in a way that it should not."
+    refused = "The device refused or died during the runs with watched memory."
     always = True
 
     def run(self, subject: Subject) -> Evidence:

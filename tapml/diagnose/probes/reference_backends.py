@@ -136,7 +136,7 @@ def _processor(backends: ReferenceBackends, share: Share) -> Workbench | str:
 
 
 def _another_target(backends: ReferenceBackends, share: Share) -> Workbench | str:
-    """Of another language: one that shares it is no other backend for a fault of the text."""
+    """Of another language: one that shares it has the same fault of the text."""
     reasons: list[str] = []
     for name in others(backends.bench.target):
         backend = backends.on(name, share)

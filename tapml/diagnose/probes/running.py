@@ -115,7 +115,7 @@ class Uploads(Probe):
     name = "uploads"
     question = "Are the same kernels right when the weights are uploaded as plain inputs?"
     right = "The same kernels are right once the weights are uploaded anew: those on the device are wrong."
-    wrong = "The weights on the device are not it: with them uploaded anew it is as wrong."
+    wrong = "The weights on the device are not the cause: with them uploaded anew it is wrong too."
     wrong_is_open = True
 
     def run(self, subject: Subject) -> Evidence:

@@ -1,4 +1,4 @@
-"""Probes that ask the source: whether the target or PyTorch is what is off, and whether the graph was right."""
+"""Probes that ask the source: whether the target or PyTorch is inaccurate, and whether the graph was right."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Float64(Probe):
 
     name = FLOAT64.name
     question = "Is the target nearer to float64 than the source is?"
-    right = "Against float64 the target is right: the reference is what is off."
-    wrong = "The reference is not what is off: it is the nearer to float64."
+    right = "Against float64 the target is right: the reference is at fault."
+    wrong = "The reference is not at fault: it is nearer to float64 than the target."
     wrong_is_open = True
 
     def run(self, subject: Subject) -> Evidence:
