@@ -34,7 +34,7 @@ def parts_of(name: str) -> tuple[str, ...]:
     except UnicodeEncodeError:
         parts = ()
     if not parts or len(name) > LONGEST or "\0" in name or any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"{name[:80]!a} is no name of a file in this folder")
+        raise ValueError(f"{name[:80]!a} is not the name of a file in this folder")
     return parts
 
 
@@ -55,7 +55,7 @@ def path_in(folder: Path, name: str) -> Path:
         except OSError as error:
             raise RunError(f"{path} cannot be read: {error.strerror}.") from None
         if stat.S_ISLNK(status.st_mode):
-            raise RunError(f"{path} is a symbolic link, and in a run none is followed. Replace it by what it points to.")
+            raise RunError(f"{path} is a symbolic link, and links in a run are not followed. Replace it with what it points to.")
     return folder.joinpath(*parts)
 
 

@@ -33,7 +33,7 @@ _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 
 
 def parse(data: str | bytes, unique: bool = False) -> Any:
-    """Raises ValueError for what is no JSON, for NaN and infinities, for numbers beyond a double, and for endless nesting; with
+    """Raises ValueError for what is not JSON, for NaN and infinities, for numbers beyond a double, and for endless nesting; with
     `unique` for an object that has a key twice."""
     try:
         pairs = _unique if unique else None
@@ -66,12 +66,12 @@ def _children(item: Any) -> list[Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("a key appears twice")
     return found
 
 
 def _constant(word: str) -> Any:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 def _float(digits: str) -> float:

@@ -82,7 +82,7 @@ class TensorSpec:
         shape = strict.several(strict.whole, data, 0)
         found = TensorSpec(shape, strict.one_of(data, 1, (*NUMPY, *CARRIED_AS) if within else tuple(NUMPY)))
         if len(data) != 2 or len(shape) > MOST_AXES or math.prod(n or 1 for n in shape) > MOST_ELEMENTS:
-            raise ValueError(f"{list(shape)!s:.80} is no shape of a tensor")
+            raise ValueError(f"{list(shape)!s:.80} is not the shape of a tensor")
         return found
 
     def __str__(self) -> str:

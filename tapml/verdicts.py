@@ -35,7 +35,7 @@ class Verdict:
     """The outcome for one operator. `error`, `bound` and `source_error` are in the unit of
     `tapml.carving.distance.distance`; None where no numbers were reached. `kernel` is the digest of the kernels that ran,
     `schedule` the one that was chosen, `cases` how many recorded calls were checked. `elements` counts the elements of all
-    outputs of those calls, `excluded` those of them that were not compared since the source is no judge of them. `same_as` is the
+    outputs of those calls, `excluded` those of them that were not compared since the source cannot decide them. `same_as` is the
     operator that was tested in its place, where both run the same kernels and neither has weights."""
 
     operator: str

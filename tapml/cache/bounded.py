@@ -29,7 +29,7 @@ KEPT = 0.75
 
 
 class Bounded:
-    """Thread-safe. `limit` in bytes; the default is that of the environment. Raises UsageError for what is no size there."""
+    """Thread-safe. `limit` in bytes; the default is that of the environment. Raises UsageError for a value that is not a size."""
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:
         self.folder = folder

@@ -54,8 +54,8 @@ class CarveResult:
     """What a carve did. `bytes` is what the run's recorded tensors take, `naive_bytes` what the activations of all calls (weights
     not counted) would have; `seconds` is all of it, `stages` each part, `recording_seconds` the recorded run alone and
     `source_seconds` the same calls without recording (see `tapml.carving.record`). `positions`: see `tapml.carving.late`; None
-    for a module that is no decoder. `compared`: the graphs against the module itself, see `tapml.carving.faithful`. `warnings`:
-    what its owner should know, a line each. `weights`: how the model's file holds them where that is not `dtype` ("Q4_1"), else
+    for a module that is not a decoder. `compared`: the graphs against the module, see `tapml.carving.faithful`. `warnings`: what
+    its owner should know, a line each. `weights`: how the model's file holds them where that is not `dtype` ("Q4_1"), else
     "". `stays`: the operators that stay on the source whatever the target, each {"operator", "reason"}."""
 
     run: str

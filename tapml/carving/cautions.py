@@ -120,8 +120,8 @@ def answer_cautions(
     largest = _LARGEST.get(dtype, "")
     advice = f"{dtype} ends at {largest}: try --dtype bfloat16 or float32" if dtype == "float16" else "check weights and inputs"
     return [
-        f"{text}; the first came from {operator.name} ({amount(value)} among {value.numel():,} numbers, {why}). What agrees with "
-        f"such a recording is not right by that; {advice}"
+        f"{text}; the first came from {operator.name} ({amount(value)} among {value.numel():,} numbers, {why}). Agreement "
+        f"with such a recording proves nothing; {advice}"
     ]
 
 
@@ -164,4 +164,4 @@ def nothing_to_move(operators: Sequence[Operator]) -> list[str]:
     """A line for a model in which nothing is computed."""
     if operators:
         return []
-    return ["nothing to move: in evaluation the model hands on its inputs or weights as they are, so it has no operators"]
+    return ["nothing to move: in evaluation mode the model returns its inputs or weights unchanged, so it has no operators"]

@@ -34,7 +34,7 @@ def _twice(table: str, names: list[str]) -> Iterator[Problem]:
     seen: set[str] = set()
     for number, name in enumerate(names, 1):
         if name in seen:
-            yield table, number, f"{name[:80]!a} is there twice"
+            yield table, number, f"{name[:80]!a} appears twice"
         seen.add(name)
 
 
@@ -68,7 +68,7 @@ def _operators(run: RunFolder) -> Iterator[Problem]:
             yield layout.OPERATORS, number, f"there is no {'graph' if graph is None else 'body'} of {operator.name[:80]!a}"
             continue
         if (len(operator.inputs), len(operator.outputs)) != (len(body.inputs), len(body.outputs)):
-            yield layout.OPERATORS, number, "it has not the inputs and outputs of its body"
+            yield layout.OPERATORS, number, "its inputs and outputs are not those of its body"
             continue
         if not set(operator.nodes) <= nodes[graph.name]:
             yield layout.OPERATORS, number, "it has a node that its graph does not have"
@@ -94,7 +94,7 @@ def _cases(run: RunFolder) -> Iterator[Problem]:
         if operator is None or (operator.signature, operator.graph) != (case.signature, case.graph):
             yield layout.CASES, number, f"there is no operator {case.operator[:80]!a} with this signature in this graph"
         elif any(not _lies(run.bodies[case.signature], k, how) for k, how in case.layouts):
-            yield layout.CASES, number, "it says how an input lies in memory, and that does not fit the input"
+            yield layout.CASES, number, "the memory layout of an input does not fit the input"
         elif len(case.accuracy) != len(operator.outputs):
             yield layout.CASES, number, f"it says how exact {len(case.accuracy)} outputs are, and has {len(operator.outputs)}"
 
@@ -120,7 +120,7 @@ def _decoder(run: RunFolder) -> Iterator[Problem]:
     yield from _twice(layout.PROMPTS, [str(p.index) for p in run.prompts])
     for number, prompt in enumerate(run.prompts, 1):
         if prompt.index != number - 1 or not 0 < len(prompt.tokens) <= shape.max_len:
-            yield layout.PROMPTS, number, f"it is no prompt for a cache of {shape.max_len} positions"
+            yield layout.PROMPTS, number, f"it is not a prompt for a cache of {shape.max_len} positions"
         if max((*prompt.tokens, *prompt.generated), default=0) >= shape.vocabulary:
             yield layout.PROMPTS, number, f"it has a token that is not among {shape.vocabulary}"
     late = run.late
@@ -129,7 +129,7 @@ def _decoder(run: RunFolder) -> Iterator[Problem]:
     fits = len(late.tokens) == shape.max_len and late.reached <= shape.max_len and max(late.tokens, default=0) < shape.vocabulary
     fits = fits and all(start + shape.chunk <= shape.max_len for start in late.chunks)
     if not fits or any(p >= shape.max_len or t >= shape.vocabulary for p, t in late.steps):
-        yield layout.LATE, 1, f"it is no text for a cache of {shape.max_len} positions"
+        yield layout.LATE, 1, f"it is not a text for a cache of {shape.max_len} positions"
 
 
 def _unlike(graph: Graph, shape: DecoderShape) -> str:
@@ -150,4 +150,4 @@ def _oracle(run: RunFolder) -> Iterator[Problem]:
     for number, line in enumerate(run.oracle, 1):
         if "operator" in line and (len(line["source_error"]) != outputs.get(line["operator"])
                                    or len(line["spread"]) != len(line["source_error"])):
-            yield layout.ORACLE, number, "it is of no operator of the run, or of other outputs than it has"
+            yield layout.ORACLE, number, "its operator is not in the run, or has other outputs"

@@ -36,4 +36,4 @@ class Detokenizer:
             raise
         except Exception as error:  # the library has no exception of its own
             file = self._folder.path / layout.TOKENIZER
-            raise RunError(f"{file} is no tokenizer ({str(error)[:200]}). Carve again with --fresh.") from error
+            raise RunError(f"{file} is not a tokenizer ({str(error)[:200]}). Carve again with --fresh.") from error

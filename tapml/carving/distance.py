@@ -52,7 +52,7 @@ def distance(actual: HostArray, reference: HostArray) -> float:
 
 
 def undecided(source: HostArray, oracle: HostArray) -> NDArray[np.bool_] | None:
-    """Elements on which the source is no judge: it and float64 disagree about NaN, inf, -inf or finite, or about an
+    """Elements that the source cannot decide: it and float64 disagree about NaN, inf, -inf or finite, or about an
     integer. None when there are none."""
     if dtype_name(source) not in FLOATS:
         differs = np.asarray(source != oracle)

@@ -91,9 +91,9 @@ def compare_decoder(
     drawn = next((node for graph in exported.graphs for node in graph.nodes if is_random(node)), None)
     if drawn is not None:
         raise ModelError(
-            f"{type(model.module).__name__} draws random numbers ({drawn.target}, {drawn.source}), others over a cache than over "
-            "a whole text: nothing says whether the exported graphs are the model. Take that out of what is carved, or carve one "
-            "forward pass: a module that calls it with use_cache=False, from FILE.py:FUNCTION."
+            f"{type(model.module).__name__} draws random numbers ({drawn.target}, {drawn.source}), different ones over a "
+            "cache than over a whole text, so its exported graphs cannot be compared with it. Remove that from what is carved, "
+            "or carve one forward pass: a module that calls it with use_cache=False, from FILE.py:FUNCTION."
         )
     return _Decoder(model, exported, exported.decoder).compare([
         _Text((*prompt, *tokens[:-1]), len(prompt), tuple(tokens)) for prompt, tokens in zip(prompts, generated, strict=True)
@@ -215,14 +215,14 @@ class _Decoder:
         )
         if self._counts_otherwise(module, text, rows, got, limit):
             return ModelError(
-                f"{what}. The module's own forward counts positions in another way than 0, 1, 2, … (RoBERTa's kin begin behind "
-                "the padding token's id), which is what a step over a cache, and generate(), hand it: its two ways of running "
+                f"{what}. The module's own forward does not count positions as 0, 1, 2, … (RoBERTa and its relatives start "
+                "after the padding token's id), but a step over a cache, and generate(), pass those: its two ways of running "
                 "disagree. Carve one forward pass instead: a module that calls it with use_cache=False, from FILE.py:FUNCTION."
             )
         place = self._place(module, text, number, limit)
         return ModelError(
-            f"{what}{place}. Its code does not suit a cache of fixed length that is filled step by step. Carve one forward pass "
-            "instead: a module that calls it with use_cache=False, from FILE.py:FUNCTION."
+            f"{what}{place}. Its code does not work with a cache of fixed length that is filled step by step. Carve one forward "
+            "pass instead: a module that calls it with use_cache=False, from FILE.py:FUNCTION."
         )
 
     def _counts_otherwise(self, module: Itself, text: _Text, rows: list[int], got: torch.Tensor, limit: float) -> bool:
@@ -280,7 +280,7 @@ def compare_module(model: LoadedModel, exported: Exported, examples: Sequence[Ma
         if _outputs_apart(own.outputs(inputs), wanted, 0.0) > limit:
             raise ModelError(
                 f"{type(model.module).__name__} gives another answer each time that it is called with the same inputs: it "
-                "keeps something outside of its buffers, or draws numbers. Take that out of what is carved."
+                "keeps state outside of its buffers, or draws random numbers. Remove that from what is carved."
             )
         got = _outputs(graphs, given)
         far = _outputs_apart(got, wanted, 0.0)

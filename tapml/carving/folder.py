@@ -142,17 +142,17 @@ class RunFolder:
 
     @cached_property
     def prompts(self) -> tuple[Prompt, ...]:
-        """Empty for a module that is no decoder; see `examples`."""
+        """Empty for a module that is not a decoder; see `examples`."""
         return tuple(self._table(layout.PROMPTS, Prompt.from_json)) if self.kind == "decoder" else ()
 
     @cached_property
     def late(self) -> Late | None:
-        """How the cache is filled to its end; None for a module that is no decoder."""
+        """How the cache is filled to its end; None for a module that is not a decoder."""
         return next(iter(self._table(layout.LATE, Late.from_json)), None)
 
     @property
     def positions(self) -> dict[str, Any] | None:
-        """Which positions of the cache were exercised (see `Late.positions`); None for a module that is no decoder."""
+        """Which positions of the cache were exercised (see `Late.positions`); None for a module that is not a decoder."""
         return None if self.late is None or self.decoder is None else self.late.positions(self.decoder)
 
     @cached_property
@@ -232,14 +232,14 @@ class RunFolder:
 
     def case_arrays(self, case: Case) -> tuple[list[HostArray], list[HostArray]]:
         """(all inputs in the body's order, weights among them; expected outputs). An expected output is a
-        `numpy.ma.MaskedArray` where the source is no judge of some elements."""
+        `numpy.ma.MaskedArray` where the source cannot decide some elements."""
         inputs, references = self.case_references(case)
         return inputs, [_masked(r.values, r.excluded) for r in references]
 
     def case_references(self, case: Case) -> tuple[list[HostArray], list[Reference]]:
         """(all inputs in the body's order, weights among them; what each output is judged by). A case's file holds for output k
         "o{k}", what the source gave; "r{k}", float64's answer less that (absent where it is 0); "x{k}", the elements on which the
-        source is no judge; "e{k}", "l{k}" and "h{k}", those at a jump, and the least and greatest right value of each; "t{k}",
+        source cannot decide; "e{k}", "l{k}" and "h{k}", those at a jump, and the least and greatest right value of each; "t{k}",
         what indices lead to, where equal values are among it."""
         operator = self.operator(case.operator)
         body = self.bodies[operator.signature]
@@ -283,7 +283,7 @@ class RunFolder:
 
     @cached_property
     def examples(self) -> tuple[dict[str, HostArray], ...]:
-        """Recorded inputs by key, for a module that is no decoder."""
+        """Recorded inputs by key, for a module that is not a decoder."""
         if self.kind == "decoder":
             return ()
         specs = {p.key: p.spec for p in self.graphs[0].inputs}
@@ -349,12 +349,12 @@ def _manifest(path: Path) -> dict[str, Any]:
     file = path / layout.MANIFEST
     if not path.exists():
         partial = path.with_name(path.name + layout.PARTIAL)
-        hint = f" A carve to it was begun and is not finished ({partial.name})." if partial.exists() else ""
+        hint = f" A carve to it was started and did not finish ({partial.name})." if partial.exists() else ""
         raise RunError(f"No run at {path}.{hint} Make one: tapml carve MODEL -o {path}")
     if not file.is_file():
         if path.name.endswith(layout.PARTIAL):
-            raise RunError(f"{path} is a run that was not finished. Carve again, and use the folder without {layout.PARTIAL!r}.")
-        raise RunError(f"{path} is no run of TapML: it has no {layout.MANIFEST}. Make one: tapml carve MODEL -o RUN")
+            raise RunError(f"{path} is an unfinished run. Carve again, and use the folder without {layout.PARTIAL!r}.")
+        raise RunError(f"{path} is not a run of TapML: it has no {layout.MANIFEST}. Make one: tapml carve MODEL -o RUN")
     try:
         manifest = strict.parse(read_file(path, layout.MANIFEST, most=_LARGEST_TABLE).decode("utf-8"))
     except ValueError as error:

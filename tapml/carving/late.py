@@ -122,7 +122,7 @@ def check_calls(prompt: Sequence[int], answer: Sequence[int], late: Late | None,
 
 
 def positions_words(positions: dict[str, Any] | None) -> str:
-    """ "positions 0 to 159 of 160 were exercised"; "" for a module that is no decoder."""
+    """ "positions 0 to 159 of 160 were exercised"; "" for a module that is not a decoder."""
     if not positions:
         return ""
     count, last = positions["exercised"], positions["last"]

@@ -11,7 +11,7 @@ One run may be exact by luck. So a third goes along: the source once more, with 
 down or not at all. That is what another right implementation amounts to, and its distance from float64 says what becomes of such
 differences further on. What is reported is the larger of the two.
 
-Where the source is no judge (see `tapml.carving.tolerance`), elements are left out of its error and counted; so are the few that
+Elements that the source cannot decide (see `tapml.carving.tolerance`) are left out of its error and counted; so are the few that
 rounding pushed over a jump, whose error stands far above all others.
 """
 

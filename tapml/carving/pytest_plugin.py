@@ -55,10 +55,10 @@ Check = Callable[[str], None]
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("tapml", "carved operator tests")
     try:
-        group.addoption("--target", help=f"what to compile for and run on, e.g. {', '.join(PLATFORMS)} (required)")
+        group.addoption("--target", help=f"the target to compile for and run on, e.g. {', '.join(PLATFORMS)} (required)")
         group.addoption("--device", default="local", help="where to run: local, or NAME@URL at a tapml hub (default: local)")
         group.addoption("--inject", help="FILE.py:FUNCTION that changes kernel text, to see the tests fail")
-        group.addoption("--skip-missing", action="store_true", help="skip the tests where the target is not there")
+        group.addoption("--skip-missing", action="store_true", help="skip the tests if the target is not available")
     except ValueError:
         return  # a second suite in the same pytest call: the options are there already
 
@@ -146,7 +146,7 @@ def _missing(request: pytest.FixtureRequest, error: UnavailableError) -> NoRetur
     reason = shown(f"not run: {error}")
     if request.config.getoption("--skip-missing"):
         pytest.skip(reason)
-    _stop(request, f"{reason}\nWith --skip-missing the tests are skipped where a target is not there.", error.exit_code)
+    _stop(request, f"{reason}\nWith --skip-missing the tests are skipped if the target is not available.", error.exit_code)
 
 
 def _stop(request: pytest.FixtureRequest, reason: str, code: int) -> NoReturn:

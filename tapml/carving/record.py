@@ -36,9 +36,9 @@ Tensors = tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True)
 class Recording:
-    """`generated`: for each prompt the greedy tokens (the stop token included); empty for modules that are no decoder. `calls`:
+    """`generated`: for each prompt the greedy tokens (the stop token included); empty for modules that are not decoders. `calls`:
     how often each graph ran. `seconds`: of the recorded run; `source_seconds`: of the same calls without recording. `late`: how
-    the cache was filled to its end, None for modules that are no decoder."""
+    the cache was filled to its end, None for modules that are not decoders."""
 
     generated: tuple[tuple[int, ...], ...]
     calls: dict[str, int]

@@ -4,7 +4,7 @@
     references = maker.make(inputs, outputs)          torch tensors in; `outputs` as they were recorded, None: computed now
     references = maker.on_host(arrays)                the same over numpy arrays
 
-For each output: the source's answer, float64's, the elements on which the source is no judge (`distance.undecided`,
+For each output: the source's answer, float64's, the elements that the source cannot decide (`distance.undecided`,
 `tapml.carving.jumps`), and how exact the source is (`tolerance.Accuracy`).
 
 Few elements say little about how exact the source is: one call may be exact by luck. So the source and float64 also run on

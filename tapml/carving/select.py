@@ -109,7 +109,7 @@ class Selection:
         self, operators: Sequence[Operator], bodies: dict[str, Body], limit: int, write: Write, remove: Remove, seed: int = 0
     ) -> None:
         if limit < 1:
-            raise UsageError(f"--cases {limit}: at least one case a signature is needed to test anything. Give 1 or more.")
+            raise UsageError(f"--cases {limit}: at least one case per signature is needed to test anything. Give 1 or more.")
         self.tallies: dict[str, Tally] = {}
         self._bodies = bodies
         self._stay = frozenset(signature for signature, body in bodies.items() if why_it_stays(body))

@@ -26,7 +26,7 @@ The mean in the unit lets an error pass that is large for a small element. Half 
 and where a body does not cancel, its small elements are as exact as its large ones. So errors are also measured in |x| plus a
 sliver of s (`relative`), and held to what the source shows in that unit.
 
-Where the source is no judge. An element that is non-finite in the source and finite in float64 (float16 overflows), or
+Where the source cannot decide. An element that is non-finite in the source and finite in float64 (float16 overflows), or
 the other way round, an integer on which the two disagree (top-k among equals), or an element that rounding pushes over a jump
 of the function (floor at a whole number; `tapml.carving.jumps`) is excluded from comparison and counted. Where one jump alone
 decides, the element must still lie between the two sides of it, and of many such elements at least a quarter (`SIDES`) on the
@@ -143,7 +143,7 @@ class Accuracy:
 @dataclass(frozen=True, eq=False)
 class Reference:
     """What an output is judged by. `values` is what the source gave, `exact` the same computation in float64 (None where only the
-    source's answer is known), `excluded` marks elements on which the source is no judge (None: none). `either` marks those that
+    source's answer is known), `excluded` marks elements that the source cannot decide (None: none). `either` marks those that
     straddle a jump, with the least and the greatest value that is right for each of them. `straddling` says, where `exact` is
     None, how many elements of the source itself were pushed over a jump: so many may be off in a target too. `spread` is, where
     `exact` is None and it is known, the root mean square of the source's own errors, and `few` the share of elements that may be
@@ -178,7 +178,7 @@ class Reference:
 @dataclass(frozen=True)
 class Comparison:
     """The outcome for one output. `index` is the worst element, `actual` and `expected` its values; None where all agree
-    exactly. `over` counts the elements beyond the bound, `excluded` those on which the source is no judge, `straddling` those of
+    exactly. `over` counts the elements beyond the bound, `excluded` those that the source cannot decide, `straddling` those of
     them that lie at a jump and were held to its two sides. `measure` says what `error` and `bound` are of: the worst element, or
     one of the statistics over all of them where that is what failed. `vacuous`: all zeros would be within the bound too."""
 
@@ -223,7 +223,7 @@ class Comparison:
         if self.over:
             text += f"; {self.over} of {self.elements} elements beyond the bound"
         if self.excluded:
-            text += f"; {self.excluded} of {self.elements} excluded, where the source is no judge"
+            text += f"; {self.excluded} of {self.elements} excluded, where the source cannot decide"
             if self.straddling:
                 text += f" ({self.straddling} at a jump, held to its two sides)"
         return text

@@ -57,7 +57,7 @@ def refuse_taken(path: Path, fresh: bool) -> None:
     a model is loaded, too."""
     if path.exists() and not _is_empty(path):
         if not (path / layout.MANIFEST).is_file():
-            raise RunError(f"{path} exists and is no run of TapML, so it stays as it is. Choose another place with -o.")
+            raise RunError(f"{path} exists and is not a run of TapML, so it was left as it is. Choose another place with -o.")
         if not fresh:
             raise RunError(
                 f"{path} already holds a run. Use it (tapml test {path} --target …), replace it with --fresh, or choose "
@@ -71,7 +71,7 @@ def _refuse_no_place(path: Path) -> None:
     above = _existing(path.parent)
     reason = "that is a file" if not above.is_dir() else why_not(above)
     if reason and reason not in {os.strerror(number) for number in _FULL}:
-        raise RunError(f"Cannot write a run at {path}: nothing can be made in {above} ({reason}). Choose another place with -o.")
+        raise RunError(f"Cannot write a run at {path}: {above} cannot be written ({reason}). Choose another place with -o.")
 
 
 class RunWriter:

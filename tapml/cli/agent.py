@@ -93,7 +93,7 @@ def notices(named: list[str], unconfined: bool) -> list[str]:
             f"Offered by name: {' and '.join(native)}. Where they run on the processor, kernels are native code, as your user."
         )
     if unconfined:
-        return [*lines, "Not confined, as asked for: kernels may do what your user may, with its files and its network."]
+        return [*lines, "Not confined, as requested: kernels can do whatever your user can, with its files and its network."]
     found = measures()
     held = [measure.name for measure in found if not measure.missing]
     if held:

@@ -69,7 +69,7 @@ def view(args: argparse.Namespace, result: BisectResult) -> tuple[RenderableType
 
 
 def resume_hint(args: argparse.Namespace) -> str:
-    return "Compiled kernels are kept: the same command goes on faster."
+    return "Compiled kernels are kept: the same command will be faster."
 
 
 def _confidence(text: str) -> float:

@@ -115,7 +115,7 @@ def tvm_state(versions: dict[str, str | None]) -> str:
         return "ready"
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
     if done.returncode < 0:
-        return f"installed, but importing it dies of {signal.Signals(-done.returncode).name} ({last})"
+        return f"installed, but importing it crashes with {signal.Signals(-done.returncode).name} ({last})"
     return f"installed, but cannot be imported: {last}"
 
 

@@ -36,4 +36,4 @@ def run(args: argparse.Namespace) -> Outcome:
 
 
 def resume_hint(args: argparse.Namespace) -> str:
-    return "Compiled kernels are kept: the same command goes on faster."
+    return "Compiled kernels are kept: the same command will be faster."

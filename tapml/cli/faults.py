@@ -88,7 +88,7 @@ def all_found(result: BenchResult) -> bool:
 
 def resume_hint(args: argparse.Namespace) -> str:
     """Nothing is lost by Ctrl-C: what to type."""
-    return "What was found is kept: the same command goes on." if args.action == BENCH else ""
+    return "The findings so far are kept: the same command continues." if args.action == BENCH else ""
 
 
 def _seed(text: str) -> int:

@@ -99,11 +99,11 @@ def _make(args: argparse.Namespace) -> tuple[Hub, dict[str, bool]]:
     from tapml.errors import UnavailableError, UsageError
 
     if (args.cert is None) != (args.key is None):
-        raise UsageError("--cert and --key belong together: give both, or neither, and the hub makes a certificate of its own.")
+        raise UsageError("--cert and --key belong together: give both, or neither: the hub then makes its own certificate.")
     if not args.host:
         raise UsageError("--host is empty. Use 127.0.0.1 for this machine only, 0.0.0.0 for its network.")
     if not (args.host.isascii() and args.host.isprintable()):
-        raise UsageError(f"--host {args.host} is no name or address. Use 127.0.0.1 for this machine only, 0.0.0.0 for others.")
+        raise UsageError(f"--host {args.host} is not a name or address. Use 127.0.0.1 for this machine only, 0.0.0.0 for others.")
     try:
         from tapml.remote.hub.certificate import Certificate
         from tapml.remote.hub.hosting import Names

@@ -94,4 +94,4 @@ def resume_hint(args: argparse.Namespace) -> str:
         value = getattr(args, flag)
         if value is not None:
             words += [f"--{flag}", str(value)]
-    return f"No verdict is lost. Go on with: {quoted(words)} --resume"
+    return f"No verdict is lost. Continue with: {quoted(words)} --resume"

@@ -88,4 +88,4 @@ def view(args: argparse.Namespace, result: TestResult) -> tuple[RenderableType, 
 
 
 def resume_hint(args: argparse.Namespace) -> str:
-    return "Compiled kernels are kept: the same command goes on faster."
+    return "Compiled kernels are kept: the same command will be faster."

@@ -98,7 +98,7 @@ def prompts_of(prompts: list[str], file: str | None) -> list[str]:
     except UnicodeDecodeError as error:
         raise UsageError(f"--prompt-file {file} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
     if not lines:
-        raise PromptError(f"--prompt-file {file} holds no prompt: one a line is expected, and every line is blank.")
+        raise PromptError(f"--prompt-file {file} contains no prompt: it should have one per line, and every line is blank.")
     return [*prompts, *lines]
 
 

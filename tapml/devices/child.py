@@ -95,7 +95,7 @@ class ChildDevice:
             self._info = DeviceInfo.from_json(info)
         except (TypeError, KeyError, IndexError) as error:
             self._end()
-            raise UnavailableError(f"{platform} is not available: its process did not say what it is.") from error
+            raise UnavailableError(f"{platform} is not available: its process did not identify itself.") from error
 
     @property
     def info(self) -> DeviceInfo:
@@ -242,7 +242,7 @@ class ChildDevice:
         if reply[0] == "ok":
             return reply, payload
         if reply[0] != "error" or len(reply) != 4 or not all(isinstance(part, str) for part in reply):
-            self._give_up(f"The {self._platform} device's process sent what is no answer.")
+            self._give_up(f"The {self._platform} device's process sent something that is not an answer.")
         _, kind, stage, text = reply
         if kind == "lost":
             self._lost = text
@@ -261,7 +261,7 @@ class ChildDevice:
 
     def _late(self) -> NoReturn:
         limit = "the time limit for opening it" if self._deadline is None else f"the deadline of {self._deadline:g} s"
-        self._give_up(f"The {self._platform} device did not answer within {limit} and was ended.")
+        self._give_up(f"The {self._platform} device did not answer within {limit} and was killed.")
 
     def _give_up(self, text: str) -> NoReturn:
         self._end()

@@ -235,7 +235,7 @@ def _lacking(log: str) -> str:
 def _unable(kernel: Kernel, why: str) -> UnavailableError:
     return UnavailableError(
         f"The machine of the device cpu could not compile kernel {kernel.entry}: {why}. That says nothing about the kernel. Make "
-        "room there (tapml doctor says where the cache lies)."
+        "room there (tapml doctor says where the cache is)."
     )
 
 

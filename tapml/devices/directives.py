@@ -27,12 +27,12 @@ _HARMLESS = r"(?:OPENCL|STDC|unroll|nounroll|clang\s+loop|clang\s+fp|GCC\s+unrol
 
 _BEHIND_HASH = (
     (r"include|import|embed", "includes a file"),
-    (r"line|\d", "gives its lines another file's name"),
+    (r"line|\d", "claims to be from another file"),
     (r"ident|sccs|assert|unassert", "has a directive of old compilers"),
-    (r"/[*/]", "has a comment behind #"),
-    (r"\\", "has a backslash behind #"),
-    (r"#", "puts words together with ##"),
-    (rf"pragma\b(?!\s+{_HARMLESS})", "has a #pragma that is none of OPENCL, STDC and unroll"),
+    (r"/[*/]", "has a comment after #"),
+    (r"\\", "has a backslash after #"),
+    (r"#", "joins tokens with ##"),
+    (rf"pragma\b(?!\s+{_HARMLESS})", "has a #pragma other than OPENCL, STDC and unroll"),
 )
 _WORDS = (
     (r"_Pragma|__pragma", "has a _Pragma"),

@@ -116,7 +116,7 @@ class FrameReader:
 
 
 def _wait(poll: select.poll, until: float | None) -> set[int]:
-    """The descriptors at which something is to be had."""
+    """The descriptors that have something to read."""
     if until is None:
         return {descriptor for descriptor, _ in poll.poll()}
     left = until - time.monotonic()

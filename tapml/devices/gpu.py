@@ -89,7 +89,7 @@ class GpuDevice(ReadsInTurn):
         try:
             self._device = adapter.request_device_sync(required_features=features, required_limits=limits)
         except Exception as error:  # wgpu raises bare RuntimeError and its own types here
-            raise UnavailableError(f"{platform} adapter {adapter.info['device']} gives no device: {error}") from error
+            raise UnavailableError(f"{platform} adapter {adapter.info['device']} provides no device: {error}") from error
         self._queue: Any = self._device.queue
         self._language = language
         self._info = _describe(platform, adapter, self._device)

@@ -51,7 +51,7 @@ class Handles(Generic[T]):
         self._items.clear()
 
     def _unknown(self, handle: int) -> str:
-        state = "was given back" if 0 < handle < self._next else "was never handed out"
+        state = "was given back" if 0 < handle < self._next else "was never issued"
         return f"{self.kind} {handle} {state}; {len(self)} {self.kind}s are live"
 
 

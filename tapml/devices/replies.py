@@ -3,7 +3,7 @@
     kind, stage, text = told(error)          what goes into a reply, over a pipe or over a connection
     raise error_of(kind, stage, text)        the same error for who asked
 
-Kinds are those of docs/wire.md. What is none of ours is a bug or a driver's surprise, and travels with its traceback as "other".
+Kinds are those of docs/wire.md. Any other error is a bug, or unexpected from a driver, and travels with its traceback as "other".
 """
 
 from __future__ import annotations

@@ -435,13 +435,13 @@ class _Reader:
         if not isinstance(value, torch.Tensor):
             raise _refused(fx, f"gives a {type(value).__name__}, not a tensor")
         if value.layout != torch.strided:
-            dense = f"is a sparse tensor ({value.layout}), which TapML does not carry. Make it dense with to_dense()"
+            dense = f"is a sparse tensor ({value.layout}), which TapML does not support. Make it dense with to_dense()"
             raise _refused(fx, dense)
         if any(not isinstance(n, int) for n in value.shape):
             raise _refused(fx, f"has a shape that depends on the data or the input: {tuple(value.shape)}")
         dtype = str(value.dtype).removeprefix("torch.")
         if dtype not in NUMPY and dtype not in CARRIED_AS:
-            raise _refused(fx, f"gives {dtype}, a dtype that TapML does not carry (it carries {', '.join(NUMPY)})")
+            raise _refused(fx, f"gives {dtype}, a dtype that TapML does not support (it supports {', '.join(NUMPY)})")
         return TensorSpec(tuple(int(n) for n in value.shape), dtype)
 
     def _strip(self, path: str) -> str:

@@ -41,7 +41,7 @@ def python_text(
     computed in; `layouts`, where given, how each input lies in memory (None: contiguous). Raises ModelError for a body that
     cannot be written so: it draws random numbers, repeats a part, or has sizes that depend on data."""
     if not _NAME.fullmatch(entry):
-        raise ValueError(f"{entry!r} is no name of a function")
+        raise ValueError(f"{entry!r} is not the name of a function")
     names = {f"i{k}": f"i{k}" for k in range(len(body.inputs))}
     lines: list[str] = []
     for k, node in enumerate(body.nodes):

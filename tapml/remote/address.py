@@ -37,29 +37,29 @@ class HubAddress:
 
     @staticmethod
     def parse(text: str) -> HubAddress:
-        """An address without a token gets that of `tapml.remote.credentials`. Raises UsageError for what is no address of a hub,
-        or where there is no token."""
+        """An address without a token gets that of `tapml.remote.credentials`. Raises UsageError for what is not the address of a
+        hub, or where there is no token."""
         try:
             parts = urlsplit(text.strip())
             port = parts.port
             (parts.hostname or "").encode("idna")
         except ValueError as error:
-            raise UsageError(f"{_shown(text)} is no address of a hub: {error}. Give {FORM}.") from error
+            raise UsageError(f"{_shown(text)} is not the address of a hub: {error}. Give {FORM}.") from error
         if parts.scheme not in PORTS or not parts.hostname:
-            raise UsageError(f"{_shown(text)} is no address of a hub. Give {FORM}.")
+            raise UsageError(f"{_shown(text)} is not the address of a hub. Give {FORM}.")
         query = parse_qs(parts.query)
         token, pair = (query.get(name, [""])[-1].strip() for name in ("token", "pair"))
         if not token and not pair:
             token = token_for(parts.netloc.rpartition("@")[2])
         if not token and not pair:
             raise UsageError(
-                f"The address {_shown(text)} has no token. Give it by {VARIABLE}, in a file that {FILE} names, or with the "
+                f"The address {_shown(text)} has no token. Pass it in {VARIABLE}, in a file that {FILE} names, or with the "
                 f"address: {FORM}, in quotes for the shell."
             )
         token, _, fingerprint = token.partition(".")
         if fingerprint and (len(fingerprint) != 64 or set(fingerprint.lower()) - set("0123456789abcdef")):
             raise UsageError(
-                f"The token of {_shown(text)} is not whole: what follows its dot is no fingerprint of 64 hex digits. "
+                f"The token of {_shown(text)} is incomplete: what follows its dot is not a fingerprint of 64 hex digits. "
                 "Copy the whole address that tapml hub prints."
             )
         return HubAddress(
@@ -100,8 +100,8 @@ class HubAddress:
         certificate = _certificate(self.host, self.port, timeout)
         if hashlib.sha256(certificate).hexdigest() != self.fingerprint:
             raise UnavailableError(
-                f"The hub at {self.redacted} shows another certificate than its address promises. Copy the address anew from "
-                "tapml hub; if that does not help, somebody is between you and the hub."
+                f"The hub at {self.redacted} has another certificate than its address says. Copy the address again from "
+                "tapml hub; if that does not help, somebody may be intercepting the connection."
             )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
@@ -121,7 +121,7 @@ def _certificate(host: str, port: int, timeout: float) -> bytes:
     ):
         found = secured.getpeercert(binary_form=True)
     if found is None:
-        raise OSError("it shows no certificate")
+        raise OSError("it has no certificate")
     return found
 
 
@@ -140,11 +140,11 @@ class RemoteName:
         found = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
         if not at or "" in found:
             raise UsageError(
-                f"Device {_shown(text)} is no NAME@URL. NAME is any, or a name that tapml devices lists; URL is {FORM}. "
+                f"Device {_shown(text)} is not NAME@URL. NAME is any, or a name that tapml devices lists; URL is {FORM}. "
                 "This machine itself is local."
             )
         if len(found) > 1 and set(found) & {"any", "all"}:
-            raise UsageError(f"Device {_shown(text)}: any and all stand alone, not among other names.")
+            raise UsageError(f"Device {_shown(text)}: any and all cannot be combined with other names.")
         return RemoteName(found, HubAddress.parse(url))
 
     def one(self, name: str) -> RemoteName:

@@ -115,7 +115,7 @@ class Connection:
                 connection.close()
             why = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
             raise Unreachable(
-                f"The hub at {address.redacted} cannot be reached: {why}. Is tapml hub running there, and in reach from here?"
+                f"The hub at {address.redacted} cannot be reached: {why}. Is tapml hub running there, and reachable from here?"
             ) from error
         except BaseException:
             if connection is not None:
@@ -135,7 +135,7 @@ class Connection:
 
     def _greet(self, answer: Any) -> None:
         if not isinstance(answer, Control) or answer.name not in ("welcome", "refused"):
-            raise Broken("what answers there is no hub of TapML")
+            raise Broken("the server there is not a TapML hub")
         if answer.name == "refused":
             code, text = answer.arguments
             raise Refused(code, text)

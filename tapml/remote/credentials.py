@@ -82,12 +82,12 @@ def _read(path: Path) -> str:
     try:
         wrong = not_private(path)
         if wrong:
-            raise UsageError(f"The file {path} of {FILE} {wrong}. Mend it with chmod 600 {path}.")
+            raise UsageError(f"The file {path} of {FILE} {wrong}. Fix it with chmod 600 {path}.")
         text = path.read_text("utf-8")
     except OSError as error:
         raise UsageError(f"The file {path} of {FILE} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"The file {path} of {FILE} holds no token: it is no text.") from error
+        raise UsageError(f"The file {path} of {FILE} contains no token: it is not text.") from error
     if not text.strip():
         raise UsageError(f"The file {path} of {FILE} is empty. Put the token there, or the whole address that tapml hub prints.")
     return text

@@ -23,7 +23,7 @@ def open_device(
     target: str | TargetChoice, device: str = "local", *, in_process: bool = False, deadline: float | None = None
 ) -> Device:
     """`target` is the text of `--target` or what `parse` made of it; the text "null" is accepted too. `deadline` is in seconds
-    for one call to the child. Raises TargetError for names that do not exist, UsageError for what is no address, UnavailableError
+    for one call to the child. Raises TargetError for unknown names, UsageError for what is not an address, UnavailableError
     with the reason when the platform or device is not there."""
     if target == NULL:
         return open_here(NULL, None)
@@ -33,7 +33,7 @@ def open_device(
     if "@" not in device:
         raise TargetError(f"There is no device {device!r} here. {FORMS}")
     if executes(choice.name):
-        raise TargetError(f"Target {choice.name} runs on this machine only. Leave --device away.")
+        raise TargetError(f"Target {choice.name} runs on this machine only. Leave out --device.")
     if in_process:
         raise ValueError("a device of another machine cannot be in this process")
     require_remote()
@@ -49,7 +49,7 @@ def require_remote() -> None:
 
 
 def redacted(device: str) -> str:
-    """A `--device` as records and messages have it: without the hub's token. Raises UsageError for what is no address."""
+    """A `--device` as records and messages have it: without the hub's token. Raises UsageError for what is not an address."""
     return RemoteName.parse(device).redacted if "@" in device else device
 
 

@@ -104,7 +104,7 @@ def decode(data: bytes) -> Control | Packet:
     """Raises WireError for anything that docs/wire.md does not allow."""
     kind = data[:1]
     if kind not in (_CONTROL, _SESSION):
-        raise WireError("a message of no known kind")
+        raise WireError("a message of unknown kind")
     limit = CONTROL_LIMIT if kind == _CONTROL else MESSAGE_LIMIT
     if len(data) > limit:
         raise WireError(f"a message of {len(data)} bytes, where {limit} are allowed")
@@ -117,7 +117,7 @@ def decode(data: bytes) -> Control | Packet:
     except (ValueError, TypeError, RecursionError) as error:
         raise WireError(f"not the MessagePack that is used here: {_short(error)}") from error
     if not isinstance(body, list):
-        raise WireError("a message that is no array")
+        raise WireError("a message that is not an array")
     return _control(body) if kind == _CONTROL else _packet(body, len(data))
 
 
@@ -164,12 +164,12 @@ def _packet(body: list[Any], nbytes: int) -> Packet:
     if type(session) is not bytes or len(session) != SESSION_BYTES:
         raise WireError("a packet without a session of 16 bytes")
     if not (_natural(seq) and _natural(ack)):
-        raise WireError("a packet whose numbers are none")
+        raise WireError("a packet whose numbers are not numbers")
     if type(items) is not list:
-        raise WireError("a packet whose items are no array")
+        raise WireError("a packet whose items are not an array")
     for item in items:
         if type(item) is not list:
-            raise WireError("an item that is no array")
+            raise WireError("an item that is not an array")
         name, _ = _called(item, ITEMS, "item")
         if (name in BARE) != (seq == 0):
             raise WireError(f"item {name!r} in a packet {'without' if seq == 0 else 'with'} a number")

@@ -116,7 +116,7 @@ def _numbers(result: BisectResult, found: FailingSet) -> list[tuple[str, str]]:
         rows.append(("first wrong", f"call {found.first_wrong_call}"))
     if found.how == "together":
         stage = "state: " if found.stage == "state" else ""
-        rows.append(("where", f"{stage}each operator is right with what it is handed; what lies between them is not"))
+        rows.append(("where", f"{stage}each operator is right with the inputs that it gets; what is passed between them is not"))
     elif found.alone.passed:
         rows.append(("note", "wrong operator by operator over poisoned memory, right as it ships"))
     for c in found.culprits:

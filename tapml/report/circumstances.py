@@ -29,7 +29,7 @@ def sentences(found: Circumstances) -> Iterator[str]:
 def _fault(found: Circumstances) -> Iterator[str]:
     if found.inject is not None:
         changed = "" if found.kernels_changed is None else f": {found.kernels_changed} of {found.kernels} kernels changed"
-        yield f"With fault {found.inject} put in{changed}"
+        yield f"With fault {found.inject} injected{changed}"
 
 
 def _not_checked(found: Circumstances) -> Iterator[str]:

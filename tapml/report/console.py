@@ -81,7 +81,7 @@ def number(value: float | None) -> str:
 
 
 def positions_line(positions: dict[str, Any] | None) -> Iterator[Text]:
-    """How much of the cache the evidence is about; nothing for a module that is no decoder."""
+    """How much of the cache the evidence is about; nothing for a module that is not a decoder."""
     if positions:
         yield Text(positions_words(positions), style="dim")
 
@@ -211,7 +211,7 @@ def _not_compared(verdicts: Sequence[Verdict]) -> Iterator[Text]:
         more = f" (and of {len(others)} more like it)" if others else ""
         yield Text(
             f"{first.excluded:,} of {plural(first.elements, 'element')} of {first.operator}{more} were not compared: the "
-            "reference is no judge of them", style="yellow",
+            "reference cannot decide them", style="yellow",
         )  # fmt: skip
     if len(found) > ROWS_EXCLUDED:
         yield Text(f"… and elements of {plural(len(found) - ROWS_EXCLUDED, 'more operator')}", style="dim")

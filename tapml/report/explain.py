@@ -57,7 +57,7 @@ def _parts(found: Explanation) -> Iterator[RenderableType]:
     yield Text("\nWhat was tried", style="bold")
     yield chain(found.evidence)
     if found.triage.findings:
-        yield Text("\nWhat was found beside it", style="bold")
+        yield Text("\nOther findings", style="bold")
         for finding in found.triage.findings:
             yield _hanging("•", Text.assemble((finding.kind, "bold"), f": {finding.text}"))
     if not found.passed:

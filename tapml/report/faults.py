@@ -77,7 +77,7 @@ def blocks(faults: Sequence[FaultClass]) -> Iterator[RenderableType]:
         if index:
             yield Text("")
         yield Text.assemble(
-            (f"{fault.number} {fault.name}", "bold"), (f" · put in at: {fault.level} · true stage: {fault.stage}", "dim")
+            (f"{fault.number} {fault.name}", "bold"), (f" · injected at: {fault.level} · true stage: {fault.stage}", "dim")
         )
         yield Padding(Text(fault.title), (0, 0, 0, 2))
         yield Padding(Text.assemble(("imitates  ", "dim"), fault.imitates), (0, 0, 0, 2))
@@ -88,7 +88,7 @@ def blocks(faults: Sequence[FaultClass]) -> Iterator[RenderableType]:
 
 def markdown(faults: Sequence[FaultClass]) -> str:
     """The table of all classes, and below it which targets cannot express which, and why."""
-    lines = ["| # | fault | put in at | true stage | what it imitates | seen in |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = ["| # | fault | injected at | true stage | what it imitates | seen in |", "| --- | --- | --- | --- | --- | --- |"]
     for fault in faults:
         seen = ", ".join(_link(report) for report in fault.seen_in)
         what = _cell(f"**{fault.title}**<br>{fault.imitates}")

@@ -48,7 +48,7 @@ def write_report(result: BenchResult, folder: Path) -> tuple[Path, ...]:
 
 
 def console_view(result: BenchResult) -> tuple[RenderableType, ...]:
-    """Classes by methods, totals, and what could not be put in."""
+    """Classes by methods, totals, and what could not be injected."""
     tried = [row for row in result.rows if row.faults]
     left_out = [row for row in result.rows if not row.faults]
     parts: list[RenderableType] = [_class_table(tried), "", _total_table(result.totals())]
@@ -140,7 +140,7 @@ def _markdown(result: BenchResult) -> Iterator[str]:
     left_out = [row for row in result.rows if not row.faults]
     if left_out:
         yield ""
-        yield "## Not put in"
+        yield "## Not injected"
         yield ""
         yield from table(("class", "why"), [(row.label, row.why) for row in left_out])
     yield ""

@@ -35,7 +35,7 @@ def draw(rows: Sequence[Row], totals: Mapping[Method, Totals], title: str, path:
         height = max(5.0, _ROW * len(rows) + 1.7)
         figure = Figure(figsize=(12.0, height), facecolor=PAPER)
         figure.text(0.02, 1 - 0.28 / height, title, fontsize=13, fontweight="bold", va="center")
-        words = "faults detected, of those put in; small: the right operator named, and the right stage (TapML only)"
+        words = "faults detected, of those injected; small: the right operator named, and the right stage (TapML only)"
         figure.text(0.02, 1 - 0.56 / height, words, fontsize=9, color=FAINT, va="center")
         grid = figure.add_gridspec(
             1, 2, width_ratios=(1.9, 1), left=0.215, right=0.975, top=1 - 1.2 / height, bottom=0.35 / height, wspace=0.12

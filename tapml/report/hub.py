@@ -56,9 +56,9 @@ def show_pairing(console: Console, url: str, seconds: float, more: bool) -> None
 
 
 _WARNING = (
-    "The phone's browser will warn that the connection is not private. That is expected: browsers give their GPU to HTTPS pages",
-    "only, and nobody vouches for a certificate that a hub makes itself. Tap Advanced, then Proceed to {host} (Chrome), or Show",
-    "Details, then visit this website (Safari). Programs trust it by the fingerprint at the end of the token.",
+    "The phone's browser will warn that the connection is not private. That is expected: browsers allow only HTTPS pages to use",
+    "the GPU, and no authority has signed the certificate that the hub made. Tap Advanced, then Proceed to {host} (Chrome), or",
+    "Show Details, then visit this website (Safari). Programs check the fingerprint at the end of the token instead.",
 )
 
 

@@ -22,7 +22,7 @@ NAMES_SHOWN = 3
 
 
 def answers(run: RunFolder, text: Decode, result: MigrationResult) -> Iterator[RenderableType]:
-    """Prompts with both answers side by side, those that differ first; nothing for a module that is no decoder."""
+    """Prompts with both answers side by side, those that differ first; nothing for a module that is not a decoder."""
     found = [p for p in result.end_to_end.prompts if p.tokens_source]
     found.sort(key=lambda p: (p.passed, p.index))
     for prompt in found[:PROMPTS_SHOWN]:

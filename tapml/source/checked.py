@@ -23,7 +23,7 @@ def plain_module(module: torch.nn.Module) -> tuple[torch.nn.Module, list[str]]:
     notes = []
     if is_compiled(module):
         module = getattr(module, WRAPPED)
-        notes.append("the module came from torch.compile; the module inside was carved, run eagerly")
+        notes.append("the module came from torch.compile; the module inside it was carved as it runs eagerly")
     elif any(is_compiled(part) or part._compiled_call_impl is not None for part in module.modules()):
         notes.append("parts of the module come from torch.compile; they were carved as they run eagerly")
     if why := _unseen(module):
@@ -39,8 +39,8 @@ def plain_module(module: torch.nn.Module) -> tuple[torch.nn.Module, list[str]]:
             )
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter) and type(tensor.data) is not torch.Tensor:
             raise ModelError(
-                f"{type(module).__name__} cannot be exported: its weight {name} is a {type(tensor.data).__name__}, no plain "
-                "tensor. Give the module as it was before it was quantized or distributed."
+                f"{type(module).__name__} cannot be exported: its weight {name} is a {type(tensor.data).__name__}, not a "
+                "plain tensor. Give the module as it was before it was quantized or distributed."
             )
         if tensor.layout != torch.strided:
             raise ModelError(

@@ -46,7 +46,7 @@ def cache_shapes(module: Any) -> tuple[CacheShape, ...]:
         cache = module(input_ids=token, use_cache=True).past_key_values
     layers = getattr(cache, "layers", None)
     if not layers:
-        raise ModelError(f"{type(module).__name__} keeps no key-value cache, so it cannot be run token by token.")
+        raise ModelError(f"{type(module).__name__} has no key-value cache, so it cannot be run token by token.")
     shapes = []
     for index, layer in enumerate(layers):
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)

@@ -60,12 +60,12 @@ def export(model: LoadedModel, *, chunk: int = 64, max_len: int = 256) -> Export
     if model.kind == "module":
         return _with_attention(model, lambda parts: _export_module(model, parts))
     if chunk < 1 or max_len < chunk or max_len % chunk:
-        raise UsageError(f"The cache length must be a multiple of the prefill chunk; given were {max_len} and {chunk}.")
+        raise UsageError(f"The cache length ({max_len}) must be a multiple of the prefill chunk ({chunk}).")
     limit = positions(model.module)
     if limit is not None and max_len > limit:
         fits = limit // chunk * chunk
         advice = f"Carve with --max-len {fits} or less" if fits else f"Carve with --chunk {limit} or less"
-        raise UsageError(f"{model.name} knows {limit} positions: no cache of {max_len}. {advice}.")
+        raise UsageError(f"{model.name} has {limit} positions, so its cache cannot hold {max_len}. {advice}.")
     return _with_attention(model, lambda parts: _export_decoder(model, chunk, max_len, parts))
 
 

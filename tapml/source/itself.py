@@ -3,7 +3,7 @@
     own = Itself(model)                     in the dtype that it has
     exact = wide_copy(model)                in float64; None where that cannot be had
     exact.logits(tokens, rows)              one forward over a whole text, without a cache
-    exact.outputs(inputs)                   what a module that is no decoder returns, as named tensors
+    exact.outputs(inputs)                   what a module that is not a decoder returns, as named tensors
 
 In float64 two right ways to compute the same differ by far less than any mistake changes, whatever the source's own dtype is.
 Memory that PyTorch leaves undefined (`torch.empty` and its kin) reads as zero here, as it does in graphs. Each call begins with

@@ -77,7 +77,7 @@ def _placed(inputs: Mapping[str, Any], model: LoadedModel) -> tuple[dict[str, An
             return value
         if value.layout != torch.strided:
             raise ModelError(
-                f"An example input is sparse ({value.layout}), which TapML does not carry. Make it dense with to_dense()."
+                f"An example input is sparse ({value.layout}), which TapML does not support. Make it dense with to_dense()."
             )
         value = value.to(model.device)
         if not value.is_floating_point():

@@ -71,7 +71,7 @@ class LoadedModel:
 
 
 def called(module: torch.nn.Module, inputs: Mapping[str, Any], positional: Sequence[str]) -> Any:
-    """The module's result, with the inputs that `positional` names handed in without their names."""
+    """The module's result, with the inputs that `positional` names passed by position."""
     named = {key: value for key, value in inputs.items() if key not in positional}
     return module(*[inputs[key] for key in positional], **named)
 

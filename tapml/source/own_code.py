@@ -48,7 +48,7 @@ def tokenizer_beside(path: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """An empty one where there is no such file, or what is in it is no JSON object: whoever reads it all says so."""
+    """An empty one where there is no such file, or what is in it is not JSON object: whoever reads it all says so."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

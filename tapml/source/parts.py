@@ -244,18 +244,18 @@ def _loaded(held: Mapping[str, str], found: str, run: str) -> torch.nn.Module:
         known = False
     if not known:
         raise ModelError(
-            f"{run} has parts that run as the model's own Python code, and it was not carved by this installation: no code that "
-            f"a run of somebody else names is loaded. {again}."
+            f"{run} has parts that run as the model's own Python code, and it was not carved by this installation: code that a "
+            f"run from elsewhere names is never loaded. {again}."
         )
     if not held["spec"]:
         raise UsageError(
-            f"{run} has parts that run as the model's own Python code, which the process that carved it was given as a module. "
-            "Do this in that process, or carve the model from FILE.py:FUNCTION, which can be loaded again."
+            f"{run} has parts that run as the model's own Python code, and it was carved from a module passed from Python. Do "
+            "this in the process that carved it, or carve the model from FILE.py:FUNCTION, which can be loaded again."
         )
     try:
         model = load(held["spec"], dtype=held["dtype"])
     except TapmlError as error:
-        raise ModelError(f"The code of the model of {run} cannot be had: {error}") from error
+        raise ModelError(f"The code of the model of {run} cannot be loaded: {error}") from error
     if model.digest != held["model"]:
         raise ModelError(f"{held['spec']} is not the model that {run} was carved from: other weights, or another class. {again}.")
     return model.module

@@ -36,7 +36,7 @@ class Prompt:
 def encode(model: LoadedModel, texts: Sequence[str]) -> tuple[Prompt, ...]:
     """The prompts of a causal language model; with no texts, the rows of its example's `input_ids` where its `attention_mask` is
     not 0. Raises PromptError for an empty text, for token ids outside of the vocabulary, and when there is nothing at all;
-    ModelError for example inputs that would have no part."""
+    ModelError for example inputs that would not be used."""
     if texts:
         return tuple(Prompt(text, _tokens(model, text)) for text in texts)
     example = model.example_inputs.get("input_ids")
@@ -44,8 +44,8 @@ def encode(model: LoadedModel, texts: Sequence[str]) -> tuple[Prompt, ...]:
         raise PromptError(f"{model.name} needs a prompt. Give one with --prompt TEXT.")
     if unused := _no_text(model):
         raise ModelError(
-            f"{model.name} is carved as a decoder of text, token by token, in which its example {_inputs(unused)} would have no "
-            "part. Leave that out to carve the text alone; or carve one forward pass with it: a module that calls the model "
+            f"{model.name} is carved as a decoder of text, token by token, in which its example {_inputs(unused)} would not be "
+            "used. Leave that out to carve the text alone; or carve one forward pass with it: a module that calls the model "
             "with use_cache=False, from FILE.py:FUNCTION."
         )
     rows = example.reshape(-1, example.shape[-1])
@@ -61,7 +61,7 @@ def encode(model: LoadedModel, texts: Sequence[str]) -> tuple[Prompt, ...]:
 def unused_inputs(model: LoadedModel, texts: Sequence[str]) -> list[str]:
     """A line where prompts take the place of example inputs that hold something else than a text."""
     unused = _no_text(model) if texts else []
-    return [f"the example {_inputs(unused)} had no part: prompts were given, which are text alone"] if unused else []
+    return [f"the example {_inputs(unused)} was ignored: prompts were given, and prompts are text only"] if unused else []
 
 
 def _inputs(names: Sequence[str]) -> str:
@@ -116,7 +116,7 @@ def _rendered(model: LoadedModel, text: str) -> str:
     except Unbounded as error:
         raise ModelError(
             f"The chat template of {model.name} cannot be rendered: {error}. Correct chat_template in its tokenizer's files, or "
-            "take it out there; prompts are then taken as they are."
+            "remove it there; prompts are then used as they are."
         ) from error
 
 
@@ -126,7 +126,7 @@ def _refuse_surrogates(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         shown = text[max(error.start - 20, 0) : error.start + 20].encode("utf-8", "replace").decode()
-        raise PromptError(f"A prompt is no text: character {error.start} of it is half a character, after {shown!r}.") from error
+        raise PromptError(f"A prompt is not text: it has half a character at {error.start}, after {shown!r}.") from error
 
 
 def positions(module: Any) -> int | None:
@@ -160,7 +160,7 @@ def encoder_inputs(model: LoadedModel, texts: Sequence[str]) -> tuple[dict[str, 
     for text in texts:
         _refuse_surrogates(text)
     if len(texts) > 1 and getattr(model.tokenizer, "pad_token", None) is None:
-        raise PromptError(f"The tokenizer of {model.name} has no padding token, so it takes one --prompt only.")
+        raise PromptError(f"The tokenizer of {model.name} has no padding token, so it accepts only one --prompt.")
     wanted = {"padding": True} if len(texts) > 1 else {}
     batch = model.tokenizer(list(texts), return_tensors="pt", **wanted)
     limit = positions(model.module)

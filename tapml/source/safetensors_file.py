@@ -60,7 +60,7 @@ def header_of(file: BinaryIO, path: Path) -> dict[str, Entry]:
     end = 8 + length
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if entry.offset < end and entry.nbytes:
-            raise ModelError(_broken(path, size, f"tensor {name[:80]!a} lies over another one"))
+            raise ModelError(_broken(path, size, f"tensor {name[:80]!a} overlaps another one"))
         end = max(end, entry.offset + entry.nbytes)
     if end > size:
         raise ModelError(_broken(path, size, f"its tensors need {end} bytes"))

@@ -34,7 +34,7 @@ from tapml.source.recurrent import unrolled
 _OPERATOR = re.compile(r"\baten[.:]+(\w+)(?:\.(\w+))?")
 # Calls that depend on data, in a note.
 _LISTED = 3
-ADVICE = "Replace it with something whose shape and course do not depend on the data."
+ADVICE = "Replace it with something whose shapes and control flow do not depend on data."
 
 
 def trace(module: torch.nn.Module, kwargs: Mapping[str, Any], notes: list[str] | None = None) -> torch.export.ExportedProgram:
@@ -66,7 +66,7 @@ def _fixed(seen: Iterable[tuple[str, str]]) -> str:
     calls = [f"{word} at {place}" if place else word for word, place in seen]
     listed = ", ".join(calls[:_LISTED]) + (f" and {len(calls) - _LISTED} more" if len(calls) > _LISTED else "")
     return (
-        f"sizes or the course depend on the data ({listed}); the run has those that the example inputs give, and is right for "
+        f"sizes or control flow depend on data ({listed}); the run has those of the example inputs, and is valid only for "
         "inputs that give the same"
     )
 

@@ -72,7 +72,7 @@ class Weight:
     def from_json(data: Mapping[str, Any]) -> Weight:
         path = Path(strict.text(data, "file", 4000))
         if not path.is_absolute():
-            raise ValueError(f"the file {str(path)[:80]!a} is no whole path")
+            raise ValueError(f"the file {str(path)[:80]!a} is not an absolute path")
         file = WeightFile(path, strict.whole(data, "file_size"), strict.hexadecimal(data, "file_head"))
         spec, digest = TensorSpec.from_json(data["spec"]), strict.hexadecimal(data, "digest")
         return Weight(strict.name(data, "key"), spec, digest, file, strict.whole(data, "offset"))

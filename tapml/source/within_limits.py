@@ -50,7 +50,7 @@ def bounded(
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     if data is None:
-        raise Unbounded(f"it did not come to an end within {seconds:.0f} s")
+        raise Unbounded(f"it did not finish within {seconds:.0f} s")
     if data[:1] not in (_DONE, _FAILED):
         raise Unbounded("its process ended without an answer")
     text = data[1:].decode(errors="replace")

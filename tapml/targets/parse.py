@@ -85,6 +85,6 @@ def parse(text: str) -> TargetChoice:
         if key == "schedule" and value not in SCHEDULES:
             raise TargetError(f"Target {text!r}: there is no schedule {value!r}. {nearest(value, SCHEDULES)}")
         if key == "dtype" and value not in DTYPES:
-            raise TargetError(f"Target {text!r}: dtype={value!r} is no floating point dtype. {nearest(value, DTYPES)}")
+            raise TargetError(f"Target {text!r}: dtype={value!r} is not a floating point dtype. {nearest(value, DTYPES)}")
         options[key] = value
     return TargetChoice(name, options)

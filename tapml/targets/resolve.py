@@ -36,7 +36,7 @@ def resolve(choice: TargetChoice, info: DeviceInfo | None = None) -> Target:
             storage.pop("float16", None)
         if "float16" in storage:
             where = info.name if info is not None else f"the target {choice.name}"
-            raise TargetError(f"Target {choice}: {where} cannot compute in float16. Leave f16=1 away to use float32.")
+            raise TargetError(f"Target {choice}: {where} cannot compute in float16. Leave out f16=1 to use float32.")
     limits = target.limits if info is None else target.limits.narrowed(info.limits)
     tvm = dict(target.tvm)
     for name, limit in (

@@ -76,7 +76,7 @@ export class Serving {
       items = this.#channel.take(packet);
     } catch (error) {
       if (error instanceof Gap) this.#send(this.#channel.bare([["resend"]]));
-      else if (error instanceof Malformed) this.#lose(`The session cannot go on: ${error.message}.`);
+      else if (error instanceof Malformed) this.#lose(`The session cannot continue: ${error.message}.`);
       else throw error;
       return;
     }

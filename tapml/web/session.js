@@ -336,7 +336,7 @@ export class Session {
   #within(promise) {
     if (this.#deadline === null) return promise;
     const gpu = this.#gpu;
-    const text = `The webgpu device did not answer within the deadline of ${this.#deadline} s and was ended.`;
+    const text = `The webgpu device did not answer within the deadline of ${this.#deadline} s and was killed.`;
     return promise.finally(after(1000 * this.#deadline, () => gpu?.end(text)));
   }
 
@@ -380,7 +380,7 @@ export function parseKernel(bytes) {
   try {
     fields = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
   } catch (error) {
-    throw mistake(`the text of a kernel is no JSON: ${error.message}`);
+    throw mistake(`the text of a kernel is not JSON: ${error.message}`);
   }
   const checks = {
     language: value => LANGUAGES.has(value),

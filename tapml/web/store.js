@@ -274,7 +274,7 @@ class Shelf {
     this.#coming = null;
     if (total > this.room) throw new Failure("memory", `The store has room for ${this.room} more bytes, not for ${total}.`);
     if (this.#store.things.size >= MOST_THINGS) {
-      throw new Failure("memory", `The store holds ${MOST_THINGS} things and takes no more in this session.`);
+      throw new Failure("memory", `The store holds ${MOST_THINGS} things and accepts no more in this session.`);
     }
     this.#coming = { hex, total, nbytes: 0, pieces: [] };
   }

@@ -45,11 +45,11 @@ function message(kind, body, limit) {
 
 export function decode(data) {
   const kind = data[0];
-  if (kind !== CONTROL && kind !== SESSION) throw new Malformed("a message of no known kind");
+  if (kind !== CONTROL && kind !== SESSION) throw new Malformed("a message of unknown kind");
   const limit = kind === CONTROL ? CONTROL_LIMIT : MESSAGE_LIMIT;
   if (data.length > limit) throw new Malformed(`a message of ${data.length} bytes, where ${limit} are allowed`);
   const body = unpack(data.subarray(1));
-  if (!Array.isArray(body)) throw new Malformed("a message that is no array");
+  if (!Array.isArray(body)) throw new Malformed("a message that is not an array");
   if (kind === SESSION) return unpackPacket(body, data.length);
   checkCall(body, CONTROLS, "message");
   return { name: body[0], arguments: body.slice(1) };
@@ -59,10 +59,10 @@ function unpackPacket(body, nbytes) {
   if (body.length !== 4) throw new Malformed(`a packet of ${body.length} fields instead of 4`);
   const [session, seq, ack, items] = body;
   if (!isSession(session)) throw new Malformed("a packet without a session of 16 bytes");
-  if (!natural(seq) || !natural(ack)) throw new Malformed("a packet whose numbers are none");
-  if (!Array.isArray(items)) throw new Malformed("a packet whose items are no array");
+  if (!natural(seq) || !natural(ack)) throw new Malformed("a packet whose numbers are not numbers");
+  if (!Array.isArray(items)) throw new Malformed("a packet whose items are not an array");
   for (const item of items) {
-    if (!Array.isArray(item)) throw new Malformed("an item that is no array");
+    if (!Array.isArray(item)) throw new Malformed("an item that is not an array");
     checkCall(item, ITEMS, "item");
     if (BARE.has(item[0]) !== (seq === 0)) throw new Malformed(`item ${item[0]} in a packet ${seq === 0 ? "without" : "with"} a number`);
   }

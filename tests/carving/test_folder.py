@@ -74,9 +74,9 @@ def test_folders_that_are_no_run(tmp_path: Path, copy: Path) -> None:
         RunFolder.open(tmp_path / "empty")
     copy.rename(tmp_path / "run.partial")
     (tmp_path / "run.partial" / layout.MANIFEST).unlink()
-    with pytest.raises(RunError, match=r"is not finished \(run\.partial\)"):
+    with pytest.raises(RunError, match=r"did not finish \(run\.partial\)"):
         RunFolder.open(tmp_path / "run")
-    with pytest.raises(RunError, match="was not finished"):
+    with pytest.raises(RunError, match="is an unfinished run"):
         RunFolder.open(tmp_path / "run.partial")
 
 

@@ -1,4 +1,4 @@
-"""The unit of comparison, the bound, statistics over elements, and elements on which the source is no judge."""
+"""The unit of comparison, the bound, statistics over elements, and elements that the source cannot decide."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_devices_lists_what_is_connected(type_in: TypeIn, tmp_path: Path) -> Non
 
 def test_devices_refuses_what_is_no_address(type_in: TypeIn) -> None:
     for url, says in (
-        ("127.0.0.1:8765", "no address of a hub"),
+        ("127.0.0.1:8765", "not the address of a hub"),
         ("http://127.0.0.1:8765/", "has no token"),
         ("http://127.0.0.1:8765/?pair=ABCDE-FGHJK", "lists nothing"),
     ):
@@ -84,7 +84,7 @@ def test_the_hub_says_what_is_wrong_in_one_line(type_in: TypeIn, tmp_path: Path)
     missing = tmp_path / "none.pem"
     for words, code, says in (
         (["--host", "192.0.2.200"], 2, "not an address of this machine"),
-        (["--host", "no.such.host.invalid"], 2, "no address and no name"),
+        (["--host", "no.such.host.invalid"], 2, "neither an address nor a name"),
         (["--host", ""], 2, "--host is empty"),
         (["--cert", missing], 2, "--cert and --key belong together"),
         (["--cert", missing, "--key", missing], 2, "cannot be used: No such file"),

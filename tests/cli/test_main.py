@@ -215,7 +215,7 @@ def test_counts_and_prompts(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         prompts_of([], str(tmp_path / "none"))
     file.write_text("\n \n")
-    with pytest.raises(PromptError, match="holds no prompt"):
+    with pytest.raises(PromptError, match="contains no prompt"):
         prompts_of([], str(file))
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="not UTF-8"):

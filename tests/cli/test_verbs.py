@@ -102,7 +102,7 @@ def test_a_fault_is_named(type_in: TypeIn, whole_run: Path, target: str, tmp_pat
     fault = f"{tmp_path / 'fault.py'}:wrong"
     assert lines[-1] == f"Next: tapml explain {whole_run} {name} --target {target} --inject {fault}"
     assert data["inject"] == fault and (data["kernels_changed"], data["passed"]) == (1, False) and data["kernels_seen"] > 1
-    said = f"With fault {fault} put in: 1 of {data['kernels_seen']} kernels changed"
+    said = f"With fault {fault} injected: 1 of {data['kernels_seen']} kernels changed"
     assert said.replace(" ", "") in "".join(typed.out.split())
     assert data["run_digest"] == tapml.Run.open(whole_run).folder.digest and data["version"] == tapml.__version__
     assert abs((datetime.now(UTC) - datetime.fromisoformat(data["date"])).total_seconds()) < 600
@@ -124,7 +124,7 @@ def test_a_failed_migration_says_what_to_type(type_in: TypeIn, run: Path, target
     assert typed.code == 1, typed.out + typed.err
     lines = typed.out.splitlines()
     assert lines[-1] == f"Next: tapml explain {run} {name} --target {target} --inject {fault}"
-    assert f"With fault {fault} put in: 1 of ".replace(" ", "") in "".join(typed.out.split())
+    assert f"With fault {fault} injected: 1 of ".replace(" ", "") in "".join(typed.out.split())
     data = json.loads((tmp_path / "m.json").read_text())
     assert (data["inject"], data["kernels_changed"], data["passed"]) == (fault, 1, False)
     folder = run / "targets" / target

@@ -7,7 +7,7 @@ arguments that they have) in the dtypes that TapML carries. In a part of them sp
 of both signs, and numbers that are large or small for the dtype.
 
 A call is exported, cut, recorded, compiled and judged as a model is. So it is "right" (each operator passes, and enough of it was
-compared), "unchecked" (the source is no judge of most of it), "refused" (with a reason, before anything ran) or "wrong".
+compared), "unchecked" (the source cannot decide most of it), "refused" (with a reason, before anything ran) or "wrong".
 Anything else that comes out is a fault of TapML: "crash".
 """
 

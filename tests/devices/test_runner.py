@@ -180,11 +180,11 @@ def test_open_device_says_what_it_cannot_do() -> None:
     with pytest.raises(TargetError, match=r"no device 'phone' here\. Give --device local, or NAME@URL"):
         open_device("opencl", "phone")
     for wrong, why in (
-        ("phone@", "no address of a hub"),
-        ("phone@localhost:1", "no address of a hub"),
+        ("phone@", "not the address of a hub"),
+        ("phone@localhost:1", "not the address of a hub"),
         ("phone@http://localhost:1", "has no token"),
         ("@http://localhost:1/?token=abc", "no NAME@URL"),
-        ("any,phone@http://localhost:1/?token=abc", "stand alone"),
+        ("any,phone@http://localhost:1/?token=abc", "cannot be combined"),
         ("all@http://localhost:1/?token=abc", "several devices"),
         ("phone,tablet@http://localhost:1/?token=abc", "several devices"),
     ):

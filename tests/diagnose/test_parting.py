@@ -63,7 +63,7 @@ def result(source: tuple[int, ...], target: tuple[int, ...], differs_at: int | N
 
 def test_where_two_answers_part(make_run: MakeRun) -> None:
     assert Parting.of(result((5, 6, 7), (5, 6, 7), None)) is None
-    assert Parting.of(result((), (), None, error=2.0)) is None, "a module that is no decoder"
+    assert Parting.of(result((), (), None, error=2.0)) is None, "a module that is not a decoder"
     assert Parting.of(result((5, 6, 7), (5, 8, 9), 1)) == Parting(0, 1, (5, 6, 7))
     assert Parting.of(result((5, 6, 7), (5, 6, 7), None, error=2.0)) == Parting(0, 2, (5, 6, 7)), "only the logits are wrong"
     assert Parting.of(result((5, 6), (5, 6, 7), 2)) == Parting(0, 1, (5, 6)), "one side stops earlier"

@@ -124,7 +124,7 @@ def main(run: Path, target: str, kills: int, seed: int) -> dict[str, Any]:
             if len(read(path)[0]) != records:
                 problems.append(f"{len(read(path)[0])} records, {records} undisturbed")
             if len({v["operator"] for v in after}) != len(after):
-                problems.append("a verdict is there twice")
+                problems.append("a verdict appears twice")
     return {"kills": done, "completed": completed, "problems": problems, "lengths": lengths, "records": records}
 
 

@@ -30,15 +30,15 @@ def test_what_an_address_says() -> None:
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("127.0.0.1:8765", "no address"),
-        ("ftp://host/?token=x", "no address"),
-        ("http:///?token=x", "no address"),
-        ("http://host:99999/?token=x", "no address"),
-        ("http://a..b:1/?token=x", "no address"),
+        ("127.0.0.1:8765", "not the address"),
+        ("ftp://host/?token=x", "not the address"),
+        ("http:///?token=x", "not the address"),
+        ("http://host:99999/?token=x", "not the address"),
+        ("http://a..b:1/?token=x", "not the address"),
         ("http://host:8765/", "no token"),
         ("http://host:8765/?token=", "no token"),
         ("https://host/?token=abc.123", "not whole"),
-        ("", "no address"),
+        ("", "not the address"),
     ],
 )
 def test_what_is_no_address(text: str, word: str) -> None:

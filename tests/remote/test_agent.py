@@ -308,7 +308,7 @@ def test_another_version_ends_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("words", "code", "text"), [
-    (["nowhere"], 2, "no address of a hub"),
+    (["nowhere"], 2, "not the address of a hub"),
     (["http://127.0.0.1:1/"], 2, "no token"),
     (["http://127.0.0.1:1/?token=x", "--target", "opencll"], 2, "no target 'opencll'"),
     (["http://127.0.0.1:1/?token=x", "--target", "opencl:f16=1"], 2, "the client's to choose"),

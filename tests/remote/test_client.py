@@ -251,10 +251,10 @@ def test_a_device_that_forgot_the_session(tmp_path: Path, monkeypatch: pytest.Mo
         buffer = device.allocate(8)
         device.synchronize()
         agent.restart()
-        with pytest.raises(ConnectionLost, match="bench was started anew") as caught:
+        with pytest.raises(ConnectionLost, match="bench was restarted") as caught:
             device.read(buffer, 8)
         assert caught.value.restarted
-        with pytest.raises(ConnectionLost, match="started anew"):
+        with pytest.raises(ConnectionLost, match="restarted"):
             device.write(buffer, b"x")
         device.close()
         agent.wait_ready("cpu")

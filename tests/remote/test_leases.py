@@ -103,8 +103,8 @@ def test_why_a_client_waits() -> None:
     hub.device("new", 2, 0.0, offers={"gpu": Offer("looking", None, "")})
     assert hub.client(1, 0.0, device="phone") == "waiting no device is called phone (connected: old, new)"
     assert hub.client(2, 0.0, device="old", target="vulkan") == "waiting old offers cpu, not vulkan"
-    assert hub.client(3, 0.0, device="new") == "waiting new is still looking whether it can offer gpu"
-    whole = "waiting no device offers gpu: old does not offer gpu (no driver); new is still looking whether it can offer gpu"
+    assert hub.client(3, 0.0, device="new") == "waiting new is still checking whether it can offer gpu"
+    whole = "waiting no device offers gpu: old does not offer gpu (no driver); new is still checking whether it can offer gpu"
     assert hub.client(4, 0.0) == f"{whole}; 2 clients are ahead"
     hub.hear(hub.leases.retired("new", True, 1.0))
     hub.hear(hub.leases.offers("new", ready("gpu"), 1.0))
@@ -172,7 +172,7 @@ def test_the_grace_time_ends_a_lease_on_either_side() -> None:
 def test_after_a_restart_of_the_hub_a_device_is_kept_for_the_session_that_it_holds() -> None:
     hub = Told()
     hub.device("phone", 1, 0.0, holds=session(7))
-    assert hub.client(1, 1.0) == "waiting phone is kept for a client whose connection broke"
+    assert hub.client(1, 1.0) == "waiting phone is reserved for a client whose connection broke"
     assert hub.client(7, 2.0) == "granted phone"
     assert "phone" not in hub.last, "the device knows: it is told nothing"
     assert hub.of(1).startswith("waiting phone is busy")

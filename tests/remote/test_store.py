@@ -102,7 +102,7 @@ def test_the_number_of_things_is_limited(monkeypatch: pytest.MonkeyPatch) -> Non
     shelf = Store(100).begin()
     put_in(shelf, b"a")
     put_in(shelf, b"b")
-    with pytest.raises(NoRoom, match="takes no more"):
+    with pytest.raises(NoRoom, match="accepts no more"):
         put_in(shelf, b"c")
 
 

@@ -85,7 +85,7 @@ def test_a_device_that_is_not_there(make_run: MakeRun, hub: Hub, capsys: pytest.
         assert json.loads(out)["code"] == 3 and "Device phone is not connected to the hub" in err and "bench (" in err
     assert main(["test", run, "--target", TARGET, "--device", "phone@nowhere"]) == 2
     assert main(["bisect", run, "--target", TARGET, "--device", f"a,b@{hub.url}"]) == 2
-    assert "which can share the testing of tapml test and migrate only" in capsys.readouterr().err
+    assert "which only tapml test and tapml migrate can share" in capsys.readouterr().err
 
 
 def test_a_suite_runs_on_a_device_at_a_hub(make_run: MakeRun, hub: Hub) -> None:

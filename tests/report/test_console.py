@@ -86,7 +86,7 @@ def test_elements_that_were_not_compared_are_told() -> None:
     other = [replace(verdict(f"floor.{k}"), excluded=k + 1, elements=100) for k in range(7)]
     lines = drawn(VerdictTable([*partly, *other]), 120)
     told = [line for line in lines if "not compared" in line]
-    assert told[0] == "7 of 100 elements of floor.6 were not compared: the reference is no judge of them" and len(told) == 5
+    assert told[0] == "7 of 100 elements of floor.6 were not compared: the reference cannot decide them" and len(told) == 5
     assert "… and elements of 3 more operators" in lines
     whole = drawn(VerdictTable(partly), 120)
     assert whole[-1].startswith("12 of 4,096 elements of layers.0.q (and of 2 more like it) were not compared: ")

@@ -133,9 +133,9 @@ def test_a_fault_and_wider_arithmetic_are_said(results: RunFolder, tmp_path: Pat
     assert (faulty["injected"], faulty["fault"]) == (True, "fault.py:wrong") and faulty["story"]["finished"]
     said = [line["what"] for line in data["unchecked"]]
     assert f"webgpu: not checked: {half}." in said
-    assert "webgpu with fault fault.py:wrong put in: results of a fault, on purpose." in said
+    assert "webgpu with fault fault.py:wrong: results of a fault, on purpose." in said
     assert not any("was not migrated" in line for line in said)
-    assert "`with fault ${side.fault} put in`" in script()
+    assert "`with the fault ${side.fault}`" in script()
 
 
 def test_nothing_breaks_out(results: RunFolder, tmp_path: Path) -> None:

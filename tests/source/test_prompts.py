@@ -127,12 +127,12 @@ def test_example_inputs_that_are_no_text_are_refused_or_told() -> None:
     module = models.causal_lm("llama")
     example = {"input_ids": torch.tensor([[5, 9, 70]]), "pixel_values": torch.randn(1, 3, 8, 8), "use_cache": True}
     model = load(module, example_inputs=example)
-    with pytest.raises(ModelError, match=r"its example input pixel_values would have no part\. Leave that out"):
+    with pytest.raises(ModelError, match=r"its example input pixel_values would not be used\. Leave that out"):
         encode(model, [])
     (told,) = unused_inputs(model, ["5 9"])
-    assert told == "the example input pixel_values had no part: prompts were given, which are text alone"
+    assert told == "the example input pixel_values was ignored: prompts were given, and prompts are text only"
     moved = {"input_ids": torch.tensor([[5, 9, 70]]), "position_ids": torch.tensor([[3, 4, 5]])}
-    with pytest.raises(ModelError, match="its example input position_ids would have no part"):
+    with pytest.raises(ModelError, match="its example input position_ids would not be used"):
         encode(load(module, example_inputs=moved), [])
 
 

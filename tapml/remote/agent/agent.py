@@ -200,7 +200,7 @@ class Agent:
             if resume is None:
                 return  # of a session that is over
             if resume[1] != 1 or packet.ack:
-                text = "This agent does not hold the session any more: it was started anew, or released it."
+                text = "This agent does not hold the session any more: it was restarted, or released it."
                 self._send(Channel(packet.session).bare([["lost", text]]))
                 return
             serving = self._begin(packet.session)

@@ -40,7 +40,7 @@ def parse_kernel(data: bytes) -> Kernel:
     try:
         fields = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"the text of a kernel is no JSON: {error}") from error
+        raise ValueError(f"the text of a kernel is not JSON: {error}") from error
     if not isinstance(fields, dict) or fields.keys() != _KERNEL_FIELDS:
         raise ValueError(f"a kernel has the fields {', '.join(sorted(_KERNEL_FIELDS))}, and no others")
     source, access = fields["source"], fields["access"]

@@ -50,11 +50,11 @@ def parse_offered(texts: Sequence[str]) -> Offered:
     choices = [parse(text) for text in texts] or [TargetChoice(name) for name in PLATFORMS if not on_processor(name)]
     for choice in choices:
         if executes(choice.name):
-            raise UsageError(f"Target {choice}: its operators are programs, and an agent runs none of others. Leave it away.")
+            raise UsageError(f"Target {choice}: its operators are programs, and an agent runs none. Leave it out.")
         if choice.name in WITHOUT_RUNTIME:
             raise UnavailableError(f"Target {choice.name}: {WITHOUT_RUNTIME[choice.name]}. Can run: {', '.join(PLATFORMS)}.")
         if set(choice.options) - {"device"}:
-            raise UsageError(f"Target {choice}: an agent takes the option device only; the others are the client's to choose.")
+            raise UsageError(f"Target {choice}: an agent takes the option device only; the client chooses the others.")
     names = [choice.name for choice in choices]
     if len(set(names)) < len(names):
         raise UsageError("An agent offers one device of each target. Start a second agent, with another --name, for the second.")
@@ -122,7 +122,7 @@ class Offers:
             why = f" {ONLY_BY_NAME} {target}." if is_native(target) else ""
             raise TargetError(f"This agent does not offer {target!r}. It offers: {', '.join(self._choices)}.{why}")
         if own.device is not None and device is not None and device != own.device:
-            raise TargetError(f"This agent offers device {own.device} of {target} only. Leave device={device} away.")
+            raise TargetError(f"This agent offers device {own.device} of {target} only. Leave out device={device}.")
         known = self._known.get(target)
         if known is not None and known["state"] != "ready":
             raise UnavailableError(f"{target} is absent on this agent: {known['reason']}")

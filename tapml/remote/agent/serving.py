@@ -97,7 +97,7 @@ class Serving:
             except Gap:
                 reply = self._channel.bare([["resend"]])
             except WireError as error:
-                reply = self._channel.bare([["lost", f"The session cannot go on: {error}."]])
+                reply = self._channel.bare([["lost", f"The session cannot continue: {error}."]])
                 self._end()
             self._acknowledged.notify_all()
             if packet.seq and items:

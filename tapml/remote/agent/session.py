@@ -204,7 +204,7 @@ class Session:
             if reach:
                 raise DeviceError(
                     "driver",
-                    f"The agent did not hand kernel {parsed.entry} to a compiler: its text {reach}. Kernels of others keep to "
+                    f"The agent refused to compile kernel {parsed.entry}: its text {reach}. Kernels of others keep to "
                     "themselves there; a kernel of your own that needs it can be tried on the machine itself.",
                 )
             handle = device.load(parsed)

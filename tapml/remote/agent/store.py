@@ -128,7 +128,7 @@ class Shelf:
         if total > self.room:
             raise NoRoom(f"The store has room for {self.room} more bytes, not for {total}.")
         if len(self._store._things) >= MOST_THINGS:
-            raise NoRoom(f"The store holds {MOST_THINGS} things and takes no more in this session.")
+            raise NoRoom(f"The store holds {MOST_THINGS} things and accepts no more in this session.")
         self._coming = _Coming(digest, total)
 
     def pieces(self, digest: bytes) -> tuple[bytes | bytearray, ...]:

@@ -74,7 +74,7 @@ def opened(value: Any) -> Opened:
     if type(stored) is not list or len(stored) > MOST_ELEMENTS or not all(_digest(one) for one in stored):
         raise Malformed("open was answered with a list of what is stored that holds other things than digests")
     if type(room) is not int or not 0 <= room <= LARGEST:
-        raise Malformed("open was answered with a room in the store that is no number of bytes")
+        raise Malformed("open was answered with a room in the store that is not a number of bytes")
     words = {name: told(info[name], MOST_LINE) for name in ("platform", "name", "driver")}
     limits = Limits.from_json(info["limits"])
     features = tuple(info["features"][:MOST_FEATURES])

@@ -66,7 +66,7 @@ class RemoteDevice:
     def __init__(self, name: RemoteName, target: TargetChoice, deadline: float | None = None, label: str = "") -> None:
         if len(name.names) != 1 or name.names[0] == "all":
             raise UsageError(
-                f"{name.redacted} means several devices, which can share the testing of tapml test and migrate only. "
+                f"{name.redacted} means several devices, which only tapml test and tapml migrate can share. "
                 "Name one, or any."
             )
         self.round_trips = 0
@@ -326,13 +326,13 @@ class RemoteDevice:
         _, _, kind, stage, text = answer
         text = told(text)
         if kind in ("lost", "cancelled"):
-            self._ended = DeviceLost(text or f"Device {self.name} is gone, and did not say why.")
+            self._ended = DeviceLost(text or f"Device {self.name} is gone, and gave no reason.")
             self._link.close()
             return self._ended
         if kind in ("value", "other"):  # a mistake of the device's program, or ours: no reason to end in a traceback here
-            last = told(text.strip().rpartition("\n")[2], MOST_LINE) or "it did not say why"
+            last = told(text.strip().rpartition("\n")[2], MOST_LINE) or "it gave no reason"
             return DeviceError("launch", f"Device {self.name} failed at a request: {last}\n{text}".strip())
-        return error_of(kind, stage or "launch", text or "the device did not say why")
+        return error_of(kind, stage or "launch", text or "the device gave no reason")
 
     def _drop(self, error: Malformed) -> ConnectionLost:
         """The device does not keep to the format, so nothing that it says is worth anything."""
@@ -353,7 +353,7 @@ def patience() -> float:
     except ValueError:
         seconds = 0.0
     if not 0.0 < seconds < 1e9:
-        raise UsageError(f"TAPML_PATIENCE is {text!r}, which is no number of seconds above 0. Give one such as 60, or unset it.")
+        raise UsageError(f"TAPML_PATIENCE is {text!r}, not a number of seconds above 0. Give one such as 60, or unset it.")
     return seconds
 
 

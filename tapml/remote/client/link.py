@@ -233,9 +233,9 @@ class Link:
             self._broke(connection, str(error))
         except WireError as error:
             if self._boot is not None and is_session(data):  # the hub passes on what a device says as it is
-                self._fail(dropped(self.name, f"what it sent is no message ({error})"))
+                self._fail(dropped(self.name, f"it sent something that is not a message ({error})"))
             else:
-                self._broke(connection, f"something came that is no message ({error})")
+                self._broke(connection, f"something arrived that is not a message ({error})")
         else:
             with self._lock:
                 self.traffic.received += len(data)
@@ -298,7 +298,7 @@ class Link:
     def _hear(self, message: Control) -> None:
         """A message of the hub."""
         if message.name == "waiting":
-            self._away(f"The hub has no device for us: {told(message.arguments[0])}.")
+            self._away(f"The hub has no device for this client: {told(message.arguments[0])}.")
             self._waiting = True
             if self._boot is None:
                 self._say_waiting(message.arguments[0])
@@ -313,7 +313,7 @@ class Link:
         begun = self._channel.taken or self._channel.first > 1
         if self._boot is not None and begun and device["boot"] != self._boot:
             self._fail(ConnectionLost(
-                f"Device {self.name} was started anew, and what was on it is gone.", restarted=True
+                f"Device {self.name} was restarted, and its memory is lost.", restarted=True
             ))
             return
         if self._said[0]:
@@ -358,7 +358,7 @@ class Link:
                 self._fail(ConnectionLost(f"Device {self.name} no longer holds the session: {told(item[1])}"))
                 return
             elif item[0] != "resend":
-                self._fail(dropped(self.name, f"it said {item[0]!r}, which only a client may say"))
+                self._fail(dropped(self.name, f"it said {item[0]!r}, which only a client may send"))
                 return
         if moved:
             self._progress = time.monotonic()
@@ -382,7 +382,7 @@ class Link:
         if idle.items <= IDLE_ITEMS and idle.bytes <= IDLE_BYTES and idle.repeats <= IDLE_RESENDS:
             return False
         self._fail(dropped(
-            self.name, f"it sent {idle.items:,} things of {idle.bytes:,} bytes of which none answers anything, and asked "
+            self.name, f"it sent {idle.items:,} things of {idle.bytes:,} bytes that answer no request, and asked "
             f"{idle.repeats:,} times for what it was sent",
         ))  # fmt: skip
         return True

@@ -44,7 +44,7 @@ class Certificate:
 
     @staticmethod
     def given(cert: Path, key: Path) -> Certificate:
-        """The user's. Raises UsageError when the files are no certificate and its key."""
+        """The user's. Raises UsageError when the files are not a certificate and its key."""
         from cryptography import x509
 
         certificate = Certificate(cert, key, False, "")
@@ -89,12 +89,12 @@ class Certificate:
         try:
             context.load_cert_chain(self.cert, self.key)
         except OSError as error:  # ssl.SSLError is one
-            why = "they are not a certificate in PEM and the key that belongs to it" if isinstance(error, ssl.SSLError) else (
+            why = "they are not a PEM certificate and its key" if isinstance(error, ssl.SSLError) else (
                 f"{error.strerror or error}"
             )
             raise UsageError(
                 f"--cert {self.cert} and --key {self.key} cannot be used: {why}. Give both files, or neither: the hub then makes "
-                "a certificate of its own."
+                "its own certificate."
             ) from error
         return context
 

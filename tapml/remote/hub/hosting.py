@@ -92,7 +92,7 @@ def listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except socket.gaierror as error:
-        raise UsageError(f"--host {host} is no address and no name that is known here ({error.strerror}).") from error
+        raise UsageError(f"--host {host} is neither an address nor a name that is known here ({error.strerror}).") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UsageError(

@@ -409,7 +409,7 @@ class Leases:
             granted = {"name": device.name, "boot": device.boot, "info": info}
             return state, Said("client", client.session, "granted", (granted,))
         if device.connected:
-            text = f"{device.name} is back, and looks whether it can still offer {client.wish.target}"
+            text = f"{device.name} is back, and is checking whether it can still offer {client.wish.target}"
         else:
             text = f"the connection to {device.name} broke; it has {self.grace:.0f} s to come back"
         return ("away", device.connected), Said("client", client.session, "away", (text,))
@@ -448,7 +448,7 @@ class Leases:
         if offer is None:
             return f"{device.name} offers {', '.join(t for t, o in device.offers.items() if o.ready) or 'nothing'}, not {target}"
         if offer.state == "looking":
-            return f"{device.name} is still looking whether it can offer {target}"
+            return f"{device.name} is still checking whether it can offer {target}"
         if not offer.ready:
             return f"{device.name} does not offer {target}{f' ({offer.reason})' if offer.reason else ''}"
         if device.session is not None:
@@ -456,7 +456,7 @@ class Leases:
             spent = (now - client.since) // TELL_SECONDS * TELL_SECONDS
             lasting = f" for {_span(spent)}" if spent else ""
             return f"{device.name} is busy with {client.wish.label or 'another client'}{lasting}"
-        return f"{device.name} is kept for a client whose connection broke"
+        return f"{device.name} is reserved for a client whose connection broke"
 
 
 def _short(offer: Offer) -> Offer:

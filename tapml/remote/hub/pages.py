@@ -102,7 +102,7 @@ class Pages:
             )
         page = self.files.get(f"/web/{name}")
         if page is None:
-            return text_response(http.HTTPStatus.NOT_FOUND, "This installation of TapML has no page. Install it anew.")
+            return text_response(http.HTTPStatus.NOT_FOUND, "This installation of TapML has no page. Install it again.")
         return _response(http.HTTPStatus.OK, *page, host, cookie)
 
     def _session(self, request: Request, visitors: Visitors) -> Response:

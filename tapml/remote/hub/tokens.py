@@ -84,7 +84,7 @@ class Tokens:
             wrong = not_private(path) if kept else ""
             if wrong:
                 raise UsageError(
-                    f"The hub's token file {path} {wrong}: who has read it can use your devices. Mend it with chmod 600 {path}, "
+                    f"The hub's token file {path} {wrong}: who has read it can use your devices. Fix it with chmod 600 {path}, "
                     "and make another token with --new-token if you do not trust them."
                 )
             secret = path.read_text("ascii", errors="replace").strip() if kept else ""

@@ -45,7 +45,7 @@ def case_data(run: RunFolder, progress: Progress | None = None) -> list[dict[str
 
 def facts(array: HostArray) -> dict[str, Any]:
     """`min`, `max` and `mean` of the finite elements (absent where there are none), `odd` (how many are NaN or infinite) and
-    `masked` (how many the source is no judge of), both absent when none, `bars`: a histogram between min and max, one base-36
+    `masked` (how many the source cannot decide), both absent when none, `bars`: a histogram between min and max, one base-36
     digit a bin, on a logarithmic scale of counts."""
     mask = np.ma.getmask(array)
     flat = np.ma.getdata(array).reshape(-1)

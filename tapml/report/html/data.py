@@ -31,7 +31,7 @@ from tapml.report.html.unchecked import unchecked
 def report_data(
     run: RunFolder, sides: Sequence[Side], other: RunFolder | None, left_out: Sequence[str], progress: Progress | None = None
 ) -> tuple[dict[str, Any], KernelTable]:
-    """The data without "kernels", and the table of kernels. `other` is the run that this one is held against."""
+    """The data without "kernels", and the table of kernels. `other` is the run that this one is compared with."""
     strings, code = Strings(), Snippets(run)
     shared = Shared(
         {o.name: k for k, o in enumerate(run.operators)}, {c.id: k for k, c in enumerate(run.cases)}, strings, KernelTable()

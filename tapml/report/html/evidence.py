@@ -107,5 +107,5 @@ def _json(folder: Path, path: Path) -> dict[str, Any]:
     try:
         data = strict.fields(strict.parse_small(read_file(folder, path.relative_to(folder).as_posix(), most=MOST_UNPACKED)))
     except ValueError as error:
-        raise RunError(f"{path} is damaged ({error}). Remove it, or make it anew.") from error
+        raise RunError(f"{path} is damaged ({error}). Remove it, or create it again.") from error
     return data

@@ -1,7 +1,7 @@
 """Writes a report: one HTML file that holds its data, its styles, its logic and the plotting library.
 
     written = write_report(run, Path("report.html"))                       every target that has results
-    written = write_report(run, Path("report.html"), ["opencl"], other)    one target, held against another run
+    written = write_report(run, Path("report.html"), ["opencl"], other)    one target, compared with another run
 
 The page's parts are real files beside this one (`page.html`, `page.css`, `js/*.js`, plain ES modules). The modules become one
 script, each in a function of its own, in the order of `MODULES`. The plotting library is BokehJS, from the `bokeh` package. A

@@ -33,7 +33,7 @@ MOST_CELLS = 800_000
 
 @dataclass(frozen=True)
 class Side:
-    """The results of one target of one run. `number` is 0 for the report's run, 1 for the run that it is held against."""
+    """The results of one target of one run. `number` is 0 for the report's run, 1 for the run that it is compared with."""
 
     run: RunFolder
     number: int

@@ -30,7 +30,7 @@ def unchecked(run: RunFolder, sides: Sequence[Side], left_out: Sequence[str]) ->
         target = shlex.quote(side.records.target)
         name = _name(side)
         if side.injected:
-            why = "Its results say how a fault looks, not how this target is."
+            why = "They show the effect of a fault, not the state of this target."
             found.append(_line(f"{name}: results of a fault, on purpose.", why))
         for sentence in side.header.get("not_checked", ()):
             why = "A wider type hides what the narrower would round or overflow."
@@ -51,12 +51,12 @@ def unchecked(run: RunFolder, sides: Sequence[Side], left_out: Sequence[str]) ->
             ))  # fmt: skip
         elif migration.records[-1]["record"] != "done":
             found.append(_line(
-                f"{name}: the migration has not ended.", "What follows is as far as it came.",
+                f"{name}: the migration has not ended.", "The results end where it stopped.",
                 f"tapml migrate {shlex.quote(str(side.run.path))} --target {target} --resume",
             ))  # fmt: skip
     found += _run(run) if sides else []
     if not sides:
-        found.append(_line("No operator was run on any target.", "What is shown is how exact the source itself is."))
+        found.append(_line("No operator was run on any target.", "The page shows the source's own error."))
     ran = {side.header["target"].partition(":")[0] for side in sides}
     never = [name for name in TARGETS if name not in ran]
     can = [name for name in never if name not in WITHOUT_RUNTIME]
@@ -85,7 +85,7 @@ def _sheet(side: Side, sheet: Sheet, name: str) -> list[dict[str, Any]]:
         elements = sum(v.excluded for v in partly)
         found.append(_line(
             f"{name}: {plural(elements, 'element')} of {plural(len(partly), 'operator')} not compared.",
-            "The reference is no judge of them: it overflows or is NaN where float64 is not, or the element stands at a jump.",
+            "The reference cannot decide them: it overflows or is NaN where float64 is not, or the element stands at a jump.",
         ))  # fmt: skip
     without = {v.kernel for v in sheet.verdicts.values() if v.kernel is not None}
     gone = sum(not there(side.records.folder, digest) for digest in without)
@@ -117,7 +117,7 @@ def _run(run: RunFolder) -> list[dict[str, Any]]:
 
 def _name(side: Side) -> str:
     fault = f"fault {side.header['fault']}" if side.header.get("fault") else "a fault"
-    name = f"{side.header['target']}{f' with {fault} put in' if side.injected else ''}"
+    name = f"{side.header['target']}{f' with {fault}' if side.injected else ''}"
     return f"{name} (second run)" if side.number else name
 
 

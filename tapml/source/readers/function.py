@@ -49,7 +49,7 @@ def _run(path: Path, spec: str) -> Any:
     module_name = f"tapml_model_{path.stem}"
     loader = importlib.util.spec_from_file_location(module_name, path.resolve())
     if loader is None or loader.loader is None:
-        raise ModelError(f"{path} is no Python file (for the model {spec}). Its name must end in .py.")
+        raise ModelError(f"{path} is not a Python file (for the model {spec}). Its name must end in .py.")
     module = importlib.util.module_from_spec(loader)
     sys.modules[module_name] = module
     sys.path.insert(0, str(path.resolve().parent))

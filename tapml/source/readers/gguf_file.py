@@ -46,7 +46,7 @@ def converted(path: Path, dtype: str) -> Path:
             raise ModelError(f"{path} is not a GGUF file: it does not begin with 'GGUF'. Give another file, or a directory.")
     code = tokenizer_beside(path)
     if code:
-        raise ModelError(f"{refused(path.parent, code)} Or move {path.name} to a folder of its own: it has a tokenizer in it.")
+        raise ModelError(f"{refused(path.parent, code)} Or move {path.name} to another folder: it contains its own tokenizer.")
     key = f"{file_digest(path)}-{dtype}-{_FORMAT}-{version('transformers')}"
     return keep("gguf", key, lambda folder: _convert(path, dtype, folder))
 

@@ -27,7 +27,7 @@ def downloaded(spec: str) -> Path:
         return Path(huggingface_hub.snapshot_download(spec, allow_patterns=wanted, etag_timeout=5))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise ModelError(
-            f"No such model: {spec} is neither a path here nor in the local Hugging Face cache, and the hub did not give it "
+            f"No such model: {spec} is neither a path here nor in the local Hugging Face cache, and could not be downloaded "
             f"({message_of(error)}). Check the name, or download the model and give its directory."
         ) from error
 

@@ -67,7 +67,7 @@ function card(side) {
     prompts.length ? [tokens ? "logits" : "outputs", `${number(worst)}× the tolerance`] : null,
   ].filter(Boolean);
   return el("article", { class: "card target" },
-    el("div", { class: "target-head" }, el("h2", {}, side.label), side.injected ? el("span", { class: "badge badge-l" }, side.fault ? `with fault ${side.fault} put in` : "with a fault put in") : null),
+    el("div", { class: "target-head" }, el("h2", {}, side.label), side.injected ? el("span", { class: "badge badge-l" }, side.fault ? `with the fault ${side.fault}` : "with an injected fault") : null),
     el("p", { class: "device" }, side.device ? [el("b", {}, side.device.name), el("br"), side.device.driver, side.device.software ? " · in software" : ""] : "Which device it was is not recorded."),
     Object.entries(side.summary).map(([mode, counts]) => bar(side, mode, counts)),
     el("dl", { class: "facts" }, facts.map(([name, text]) => el("div", {}, el("dt", {}, name), el("dd", {}, text)))),

@@ -100,7 +100,7 @@ function meter(cell) {
       fact("error", number(cell.error)), fact("tolerance", number(cell.bound)), fact("err/bound", ofBound(cell)), fact("reference’s own", number(cell.source)), excluded(cell)));
 }
 
-// Elements on which the reference is no judge, where there are any.
+// Elements that the reference cannot decide, if there are any.
 function excluded(cell) {
   return cell.excluded ? fact("not compared", `${cell.excluded.toLocaleString("en")} of ${plural(cell.elements, "element")}`) : null;
 }
