@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tapml.carving import cautions, faithful, layout, oracle
+from tapml.carving import faithful, layout, oracle
 from tapml.carving.arrays import unpack
 from tapml.carving.case import Case
 from tapml.carving.folder import Prompt, State, reference_arrays
@@ -28,6 +28,7 @@ from tapml.carving.reference import ReferenceMaker
 from tapml.carving.select import SLOTS, Kept, Selection
 from tapml.carving.suite import write_suite
 from tapml.carving.tolerance import Accuracy
+from tapml.carving.warnings import WatchedExecutor, answer_warnings, nothing_to_move, weight_warnings
 from tapml.carving.writer import RunWriter, clear_disk_errors
 from tapml.errors import PromptError, UsageError
 from tapml.operators.cut import cut
@@ -113,15 +114,15 @@ def carve(
             operators, bodies = _cut(job.exported.graphs)
         states = {**job.exported.states, **job.exported.initial}
         selection = Selection(operators, bodies, cases, run.arrays, run.remove)
-        executor = cautions.WatchedExecutor(job.exported.graphs, operators, bodies, job.exported.tensors, states)
+        executor = WatchedExecutor(job.exported.graphs, operators, bodies, job.exported.tensors, states)
         with clock.stage("record"):
             recording = job.record(executor, selection, decode_steps, clock.progress)
         with clock.stage("compare"):
             compared = job.compare(model, recording)
             warnings = [
                 *model.notes, *job.exported.notes, *source_prompts.unused_inputs(model, prompts),
-                *cautions.weight_cautions(model, job.exported), *cautions.nothing_to_move(operators),
-                *cautions.answer_cautions(executor, job.exported.graphs, operators, bodies, model.dtype),
+                *weight_warnings(model, job.exported), *nothing_to_move(operators),
+                *answer_warnings(executor, job.exported.graphs, operators, bodies, model.dtype),
             ]
         with clock.stage("oracle"):
             kept = _judge(run, selection, operators, bodies, job.exported, clock.progress)

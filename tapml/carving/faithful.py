@@ -31,8 +31,8 @@ from tapml.operators.graph import Graph
 from tapml.operators.stays import OWN_DTYPE, is_random, sort_of_stay
 from tapml.runtime.generation import DecoderShape, decode_call, prefill_calls
 from tapml.source.decoder import attention_windows
+from tapml.source.eager import SEED, WIDE, EagerModule, wide_copy
 from tapml.source.export import Exported
-from tapml.source.itself import SEED, WIDE, Itself, wide_copy
 from tapml.source.model import LoadedModel
 from tapml.tensors import CARRIED_AS, EPSILON, HostArray
 
@@ -103,12 +103,12 @@ def compare_decoder(
 class _Decoder:
     def __init__(self, model: LoadedModel, exported: Exported, shape: DecoderShape) -> None:
         self.model, self.exported, self.shape = model, exported, shape
-        self.own = Itself(model)
+        self.own = EagerModule(model)
         self.states = {**exported.states, **exported.initial}
         self.graphs = GraphExecutor.uncut(exported.graphs, exported.tensors, self.states)
 
     @cached_property
-    def exact(self) -> Itself | None:
+    def exact(self) -> EagerModule | None:
         return None if self.exported.has_own_code else wide_copy(self.model)
 
     def compare(self, prompts: Sequence[_Text]) -> Compared:
@@ -191,7 +191,7 @@ class _Decoder:
             return False
         return _farthest(graph, self._module_logits(self.own, text, rows)) <= 2 * _farthest(graph, got)
 
-    def _module_logits(self, module: Itself, text: _Text, rows: list[int]) -> torch.Tensor:
+    def _module_logits(self, module: EagerModule, text: _Text, rows: list[int]) -> torch.Tensor:
         return module.logits(text.tokens, rows)
 
     def _graph_logits(self, graphs: GraphExecutor, text: _Text, decodes: int) -> torch.Tensor:
@@ -203,7 +203,7 @@ class _Decoder:
         return torch.stack([row.to("cpu", WIDE) for row in rows])
 
     def _refusal(
-        self, text: _Text, rows: list[int], got: torch.Tensor, wanted: torch.Tensor, limit: float, exact: Itself | None
+        self, text: _Text, rows: list[int], got: torch.Tensor, wanted: torch.Tensor, limit: float, exact: EagerModule | None
     ) -> ModelError:
         name = type(self.model.module).__name__
         number = next(k for k in range(len(rows)) if not _farthest(got[k : k + 1], wanted[k : k + 1]) <= limit)
@@ -225,7 +225,7 @@ class _Decoder:
             "pass instead: a module that calls it with use_cache=False, from FILE.py:FUNCTION."
         )
 
-    def _counts_otherwise(self, module: Itself, text: _Text, rows: list[int], got: torch.Tensor, limit: float) -> bool:
+    def _counts_otherwise(self, module: EagerModule, text: _Text, rows: list[int], got: torch.Tensor, limit: float) -> bool:
         positions = torch.arange(len(text.tokens), device=module.device)[None]
         try:
             again = module.logits(text.tokens, rows, position_ids=positions)
@@ -234,7 +234,7 @@ class _Decoder:
             return False
         return _farthest(got, again) <= limit
 
-    def _place(self, module: Itself, text: _Text, number: int, limit: float) -> str:
+    def _place(self, module: EagerModule, text: _Text, number: int, limit: float) -> str:
         """Where values part in call `number`: ", first in prefill/layers.1.attn"; "" where no module can be named."""
         calls = list(prefill_calls(text.tokens[: text.prefilled], self.shape))
         calls += [decode_call(text.tokens[p], p) for p in range(text.prefilled, len(text.tokens))]
@@ -267,7 +267,7 @@ class _Decoder:
 def compare_module(model: LoadedModel, exported: Exported, examples: Sequence[Mapping[str, HostArray]]) -> Compared:
     """`examples` are inputs by the keys of the graph's inputs. Raises ModelError where the graph is not the module."""
     states = {**exported.states, **exported.initial}
-    own = Itself(model)
+    own = EagerModule(model)
     graphs = GraphExecutor.uncut(exported.graphs, exported.tensors, states, seeded=False)
     limit = QUICK.get(model.dtype, QUICK_OTHER)
     worst, dtype = 0.0, model.dtype
@@ -291,7 +291,7 @@ def compare_module(model: LoadedModel, exported: Exported, examples: Sequence[Ma
 
 
 def _outputs(graphs: GraphExecutor, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Of the one graph of a module, which draws what the module draws (`Itself`)."""
+    """Of the one graph of a module, which draws what the module draws (`EagerModule`)."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         return graphs.step_tensors(graphs.graphs[0].name, given)
@@ -319,7 +319,7 @@ def _settle_module(
             # The module's code may insist on its own dtype, in its own way.
             module = None
     if module is None:
-        module, limit, allowed, dtype = Itself(model), LOOSE.get(model.dtype, LOOSE_OTHER), INTEGERS, model.dtype
+        module, limit, allowed, dtype = EagerModule(model), LOOSE.get(model.dtype, LOOSE_OTHER), INTEGERS, model.dtype
     far = _outputs_apart(got, wanted, allowed)
     if far <= limit:
         return far, dtype
@@ -379,7 +379,7 @@ def _prefixes(path: str) -> list[str]:
     return [".".join(words[: k + 1]) for k in range(len(words))]
 
 
-def _weights(exported: Exported, exact: Itself) -> dict[str, torch.Tensor]:
+def _weights(exported: Exported, exact: EagerModule) -> dict[str, torch.Tensor]:
     """The graphs' weights in the dtype of the copy, and its own tensors where it has them: no second copy."""
     found = dict(exact.module.named_parameters(remove_duplicate=False)) | dict(exact.module.named_buffers(remove_duplicate=False))
     weights = {}

@@ -12,8 +12,8 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from tapml.errors import ModelError
 from tapml.operators.execute import run_graph
+from tapml.source.eager import EagerModule
 from tapml.source.export import Exported, export
-from tapml.source.itself import Itself
 from tapml.source.load import load
 
 Tensor = torch.Tensor
@@ -24,7 +24,7 @@ def agrees(module: torch.nn.Module, *inputs: Tensor) -> Exported:
     model = load(module.eval(), example_inputs=inputs)
     exported = export(model)
     (graph,) = exported.graphs
-    wanted = Itself(model).outputs(model.example_inputs)
+    wanted = EagerModule(model).outputs(model.example_inputs)
     made, _ = run_graph(graph, exported.tensors, exported.initial, exported.examples)
     assert made.keys() == wanted.keys()
     for key, value in wanted.items():

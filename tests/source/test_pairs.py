@@ -16,8 +16,8 @@ from tapml.operators.execute import GraphExecutor, host_from_tensor, run_graph
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.stays import why_it_stays
 from tapml.source.complex_numbers import ARITHMETIC, conj, mul
+from tapml.source.eager import wide_copy
 from tapml.source.export import export
-from tapml.source.itself import wide_copy
 from tapml.source.load import load
 from tapml.source.model import LoadedModel
 from tapml.source.trace import trace

@@ -8,7 +8,7 @@ on.
     await hub.close()
 
 It runs in one event loop, and only here do the pieces meet: `door` and `gate` say which connections there are, `tokens` who may
-come in and `room` how many, `leases` who gets what, `pages` and `visitors` what a browser is shown and known by, `hello` what an
+come in and `room` how many, `leases` who gets what, `pages` and `cookies` what a browser is shown and known by, `hello` what an
 end said of itself, `listing` what watchers see, `peer` how a connection is written to, `logbook` what is said about all that.
 The hub keeps nothing that the ends could not bring again: when it is killed and started anew, all of them connect again and go
 on. What a packet between client and device says is not looked at. An end that reads slowly holds up only the one it talks to.
@@ -32,6 +32,7 @@ from websockets.http11 import Request, Response
 
 from tapml.remote.address import HubAddress
 from tapml.remote.hub.certificate import Certificate
+from tapml.remote.hub.cookies import Cookies
 from tapml.remote.hub.door import Door, descriptors
 from tapml.remote.hub.gate import MOST_LEAVING, MOST_NEW, MOST_NEW_OF_ONE, Gate
 from tapml.remote.hub.hello import (
@@ -53,7 +54,6 @@ from tapml.remote.hub.peer import READ_QUEUE, WRITE_LIMIT, Peer
 from tapml.remote.hub.qr import qr_svg
 from tapml.remote.hub.room import MOST, Room
 from tapml.remote.hub.tokens import PairingRefused, Tokens
-from tapml.remote.hub.visitors import Visitors
 from tapml.remote.wire import MESSAGE_LIMIT, VERSION, is_session
 
 HELLO_SECONDS = 10.0
@@ -111,7 +111,7 @@ class Hub:
         listening = listen(host, port)
         self.port = listening.getsockname()[1]
         address = self.address
-        self._visitors = Visitors(self._tokens, address.scheme, address.port, address.fingerprint)
+        self._cookies = Cookies(self._tokens, address.scheme, address.port, address.fingerprint)
         door = Door(listening, self._gate, most, lambda text: self._log("refused", text))
         asyncio.get_running_loop().set_exception_handler(self._note_trouble)
         # The library reports broken handshakes of port scanners and the like as errors; what matters is in our own log.
@@ -181,7 +181,7 @@ class Hub:
 
     def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
         try:
-            return self._pages.answer(request, self._visitors)
+            return self._pages.answer(request, self._cookies)
         except ValueError:
             return connection.respond(http.HTTPStatus.BAD_REQUEST, "This request cannot be read.\n")
 
@@ -225,7 +225,7 @@ class Hub:
     def _let_in(self, hello: Hello, peer: Peer) -> tuple[dict[str, str], str]:
         """What to add to the welcome (for a device that paired, its token), and whose token it is. Raises Refusal."""
         added = {}
-        token = self._visitors.plain(hello.token)
+        token = self._cookies.plain(hello.token)
         if isinstance(hello, DeviceHello) and hello.pair and not token:
             if why := self._room.why_not("a new one", peer.place):
                 raise Refusal("full", why)
@@ -239,7 +239,7 @@ class Hub:
                 raise Refusal("token", "The token is wrong for this hub. Copy the whole address that tapml hub prints.")
         else:
             assert peer.request is not None
-            token = self._visitors.credential(peer.request, as_device(peer.request))
+            token = self._cookies.credential(peer.request, as_device(peer.request))
             if not self._tokens.opens_page(role, token):
                 raise Refusal("token", "The hub does not know this browser. Open the whole address that tapml hub prints.")
         holder = self._tokens.holder(token)

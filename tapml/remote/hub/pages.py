@@ -1,11 +1,11 @@
 """What the hub answers to a browser that asks for a page, and which requests it answers at all.
 
     pages = Pages.load(names)                       tapml/web, read once
-    pages.answer(request, visitors) -> Response | None              None: it is for the WebSocket
+    pages.answer(request, cookies) -> Response | None              None: it is for the WebSocket
 
 Every file that can be had is in memory under its exact address, so no path of a request ever reaches a file system. The page
 itself needs the token, or a pairing code, which is not looked at here: it is worth something on the WebSocket only. For a token
-the answer brings a cookie (`visitors`), and a script that takes the token out of the address; with the cookie the page itself is
+the answer brings a cookie (`cookies`), and a script that takes the token out of the address; with the cookie the page itself is
 loaded, as "/" by the owner and as "/?device" by a paired device. At `/session` a page that paired gets the cookie for its new
 token, which it sends in a header that no other site's page could add. What the page may load and talk to is this hub and nothing
 else (Content-Security-Policy).
@@ -22,8 +22,8 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from tapml.languages import LANGUAGES
+from tapml.remote.hub.cookies import Cookies
 from tapml.remote.hub.hosting import Names
-from tapml.remote.hub.visitors import Visitors
 from tapml.targets.known import BROWSER
 
 WIRE = "/wire"
@@ -65,7 +65,7 @@ class Pages:
                 files[f"/web/{path.name}"] = (TYPES[path.suffix], path.read_bytes())
         return Pages(names, files)
 
-    def answer(self, request: Request, visitors: Visitors) -> Response | None:
+    def answer(self, request: Request, cookies: Cookies) -> Response | None:
         """The response, or None for a request of the WebSocket, which the library looks at further."""
         host = request.headers.get_all("Host")
         if len(host) != 1 or not self.names.include(host_name(host[0])):
@@ -76,24 +76,24 @@ class Pages:
         if path == WIRE:
             return None
         if path == "/":
-            return self._page(request, query, host[0], visitors)
+            return self._page(request, query, host[0], cookies)
         if path == SESSION:
-            return self._session(request, visitors)
+            return self._session(request, cookies)
         if path in self.files:
             return _response(http.HTTPStatus.OK, *self.files[path], host[0])
         return text_response(http.HTTPStatus.NOT_FOUND, "There is no such page here.")
 
-    def _page(self, request: Request, query: str, host: str, visitors: Visitors) -> Response:
+    def _page(self, request: Request, query: str, host: str, cookies: Cookies) -> Response:
         try:
             given = parse_qs(query, keep_blank_values=True, max_num_fields=8)
         except ValueError:
             given = {}
         if "token" in given:
-            cookie = visitors.cookie_for(given["token"][-1])
+            cookie = cookies.cookie_for(given["token"][-1])
             name = ENTRY if cookie else ""
         else:
-            known = visitors.known(request, DEVICE in given)
-            cookie = visitors.cookie_for(known) if DEVICE in given else ""
+            known = cookies.known(request, DEVICE in given)
+            cookie = cookies.cookie_for(known) if DEVICE in given else ""
             name = PAGE if known or any(given.get("pair", [])) else ""
         if not name:
             return text_response(
@@ -105,10 +105,10 @@ class Pages:
             return text_response(http.HTTPStatus.NOT_FOUND, "This installation of TapML has no page. Install it again.")
         return _response(http.HTTPStatus.OK, *page, host, cookie)
 
-    def _session(self, request: Request, visitors: Visitors) -> Response:
+    def _session(self, request: Request, cookies: Cookies) -> Response:
         given = request.headers.get_all("Authorization")
         kind, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-        cookie = visitors.cookie_for(token) if kind == "Bearer" else ""
+        cookie = cookies.cookie_for(token) if kind == "Bearer" else ""
         if not cookie:
             return text_response(http.HTTPStatus.FORBIDDEN, "The token is missing or wrong.")
         return _response(http.HTTPStatus.OK, "text/plain; charset=utf-8", b"", "", cookie)

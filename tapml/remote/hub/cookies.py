@@ -1,9 +1,9 @@
 """What a browser is known by once it has opened the hub's page: a cookie in place of the token, which stands in no address then.
 
-    visitors = Visitors(tokens, "https", 8765, fingerprint)
-    visitors.cookie_for(token)                  what to set for whoever opened the page with it; "" if it opens nothing
-    visitors.known(request, device=False)       the cookie that this request brings, "" if none that is good
-    visitors.credential(request, device=False)  the same for a WebSocket, where more is asked of it
+    cookies = Cookies(tokens, "https", 8765, fingerprint)
+    cookies.cookie_for(token)                  what to set for whoever opened the page with it; "" if it opens nothing
+    cookies.known(request, device=False)       the cookie that this request brings, "" if none that is good
+    cookies.credential(request, device=False)  the same for a WebSocket, where more is asked of it
 
 There are two cookies, since a browser may be the owner's and, in another tab, a paired device. The owner's is no token: it opens
 the roles of a page (watch, and be a device), runs nothing on devices, and is gone with the browser. A paired device's is its
@@ -23,7 +23,7 @@ DEVICE_SECONDS = 30 * 86400
 
 
 @dataclass(frozen=True)
-class Visitors:
+class Cookies:
     """`scheme` and `port` are the hub's own; `fingerprint` may follow a token, as in the hub's address."""
 
     tokens: Tokens

@@ -1,6 +1,6 @@
 """The module itself, run plainly: what the graphs that were exported from it must agree with.
 
-    own = Itself(model)                     in the dtype that it has
+    own = EagerModule(model)                     in the dtype that it has
     exact = wide_copy(model)                in float64; None where that cannot be had
     exact.logits(tokens, rows)              one forward over a whole text, without a cache
     exact.outputs(inputs)                   what a module that is not a decoder returns, as named tensors
@@ -43,7 +43,7 @@ _UNDEFINED = ("empty", "empty_like", "empty_permuted", "empty_strided", "new_emp
 Seen = Callable[[str, torch.Tensor | None, torch.Tensor], None]
 
 
-class Itself:
+class EagerModule:
     """A module to be called as it is. With `dtype` every floating point dtype that its code names becomes that one."""
 
     def __init__(self, model: LoadedModel, module: Any = None, dtype: torch.dtype | None = None) -> None:
@@ -113,7 +113,7 @@ def _no_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def wide_copy(model: LoadedModel) -> Itself | None:
+def wide_copy(model: LoadedModel) -> EagerModule | None:
     """The module in float64; None where there is no room for it, or it cannot be copied."""
     tensors = [*model.module.parameters(), *model.module.buffers()]
     if 8 * sum(t.numel() for t in tensors) > _SHARE * _free_bytes():
@@ -121,7 +121,7 @@ def wide_copy(model: LoadedModel) -> Itself | None:
     try:
         module: Any = widened(copy.deepcopy(model.module), WIDE)
         batch_experts(module)
-        return Itself(model, module, WIDE)
+        return EagerModule(model, module, WIDE)
     except Exception:
         # A module's own code decides how it is copied, and can raise anything.
         return None

@@ -1,8 +1,8 @@
 """What a carve says besides its facts: NaN and infinities in the weights, the inputs and the recorded answers.
 
     executor = WatchedExecutor(graphs, operators, bodies, weights, states)      a GraphExecutor that counts bad answers
-    weight_cautions(model, exported)                                            a line a weight, the worst first
-    answer_cautions(executor, operators, bodies, dtype)                         how many answers, and what made the first
+    weight_warnings(model, exported)                                            a line a weight, the worst first
+    answer_warnings(executor, operators, bodies, dtype)                         how many answers, and what made the first
 
 A source that answers NaN is carved all the same, since the trouble may be what is looked for; nobody shall take its recording for
 a right one. Infinities inside of a model are no trouble by themselves: attention masks are made of -inf. So operators are looked
@@ -70,7 +70,7 @@ def amount(tensor: torch.Tensor) -> str:
     return " and ".join(words)
 
 
-def weight_cautions(model: LoadedModel, exported: Exported) -> list[str]:
+def weight_warnings(model: LoadedModel, exported: Exported) -> list[str]:
     """Of the weights that the graphs use: NaN in any, infinities in parameters (buffers and constants hold masks of them)."""
     parameters = {name for name, _ in model.module.named_parameters(remove_duplicate=False)}
     found = []
@@ -85,7 +85,7 @@ def weight_cautions(model: LoadedModel, exported: Exported) -> list[str]:
     return found
 
 
-def answer_cautions(
+def answer_warnings(
     executor: WatchedExecutor, graphs: Sequence[Graph], operators: Sequence[Operator], bodies: Mapping[str, Body], dtype: str
 ) -> list[str]:
     """One line where recorded answers hold NaN or infinities. The call is made again, to see which operator made the first."""
