@@ -70,7 +70,7 @@ def test_folders_that_are_no_run(tmp_path: Path, copy: Path) -> None:
     with pytest.raises(RunError, match=r"No run at .*tapml carve MODEL"):
         RunFolder.open(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RunError, match="no run of TapML"):
+    with pytest.raises(RunError, match="not a run of TapML"):
         RunFolder.open(tmp_path / "empty")
     copy.rename(tmp_path / "run.partial")
     (tmp_path / "run.partial" / layout.MANIFEST).unlink()

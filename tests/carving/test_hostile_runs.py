@@ -156,7 +156,7 @@ def test_what_is_no_file_is_neither_read_nor_waited_for(
     (copy / name).unlink()
     monkeypatch.chdir((copy / name).parent)  # the name of a socket may have 100 characters
     instead(Path((copy / name).name))
-    with pytest.raises(RunError, match=r"a pipe|a socket|a symbolic link|a folder|no run of TapML|cannot be read"):
+    with pytest.raises(RunError, match=r"a pipe|a socket|a symbolic link|a folder|not a run of TapML|cannot be read"):
         run = tapml.Run.open(copy)
         run.folder.case_arrays(run.cases[0])
         _ = run.folder.examples

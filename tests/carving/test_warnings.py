@@ -88,7 +88,7 @@ def test_training_mode_is_switched_off_and_said(tmp_path: Path) -> None:
 
 def test_a_model_that_is_the_identity(tmp_path: Path) -> None:
     result = carved(torch.nn.Dropout(0.5).eval(), (torch.randn(2, 5),), tmp_path)
-    assert result.operators == 0 and result.warnings[0].startswith("nothing to move: in evaluation the model hands on")
+    assert result.operators == 0 and result.warnings[0].startswith("nothing to move: in evaluation mode the model returns")
 
 
 def test_a_prompt_beyond_the_model_s_positions_is_one_message(tmp_path: Path) -> None:

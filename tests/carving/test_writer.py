@@ -87,7 +87,7 @@ def test_a_finished_run_is_replaced_only_when_asked(tmp_path: Path) -> None:
 
 def test_other_peoples_folders_stay(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(RunError, match="no run of TapML"):
+    with pytest.raises(RunError, match="not a run of TapML"):
         RunWriter.create(tmp_path, fresh=True)
     file = tmp_path / "thesis.txt"
     for path in (file, file / "run"):

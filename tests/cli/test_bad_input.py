@@ -162,7 +162,7 @@ def test_no_such_fault(type_in: TypeIn, whole_run: Path, tmp_path: Path) -> None
 def test_no_run(type_in: TypeIn, tmp_path: Path) -> None:
     for verb in ("test", "migrate"):
         refused(type_in(verb, tmp_path / "none", "--target", "opencl"), 2, "No run at", "tapml carve")
-        refused(type_in(verb, tmp_path, "--target", "opencl"), 2, "no run of TapML", "run.json")
+        refused(type_in(verb, tmp_path, "--target", "opencl"), 2, "not a run of TapML", "run.json")
 
 
 @pytest.mark.parametrize("name", ["run.json", "operators.jsonl", "graphs.jsonl", "bodies.jsonl", "cases.jsonl", "weights.jsonl"])
@@ -194,7 +194,7 @@ def test_carving_over_something(type_in: TypeIn, models: Path, run: Path, tmp_pa
     refused(type_in("carve", "no-such.gguf", "-o", run), 2, "already holds a run")  # said before the model is looked at
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("Dear")
-    refused(type_in("carve", f"{models}:conv_net", "-o", tmp_path / "letters", "--fresh"), 2, "no run of TapML", "-o")
+    refused(type_in("carve", f"{models}:conv_net", "-o", tmp_path / "letters", "--fresh"), 2, "not a run of TapML", "-o")
     assert (tmp_path / "letters" / "dear.txt").read_text() == "Dear"
 
 

@@ -183,7 +183,7 @@ def test_open_device_says_what_it_cannot_do() -> None:
         ("phone@", "not the address of a hub"),
         ("phone@localhost:1", "not the address of a hub"),
         ("phone@http://localhost:1", "has no token"),
-        ("@http://localhost:1/?token=abc", "no NAME@URL"),
+        ("@http://localhost:1/?token=abc", "is not NAME@URL"),
         ("any,phone@http://localhost:1/?token=abc", "cannot be combined"),
         ("all@http://localhost:1/?token=abc", "several devices"),
         ("phone,tablet@http://localhost:1/?token=abc", "several devices"),

@@ -37,7 +37,7 @@ def test_what_an_address_says() -> None:
         ("http://a..b:1/?token=x", "not the address"),
         ("http://host:8765/", "no token"),
         ("http://host:8765/?token=", "no token"),
-        ("https://host/?token=abc.123", "not whole"),
+        ("https://host/?token=abc.123", "is incomplete"),
         ("", "not the address"),
     ],
 )

@@ -204,7 +204,7 @@ def test_something_else_is_there() -> None:
         connection.recv()
         connection.send(control("away", "I am no hub"))
 
-    with server(other) as address, pytest.raises(Unreachable, match="no hub"):
+    with server(other) as address, pytest.raises(Unreachable, match="not a TapML hub"):
         Connection.open(address, HELLO)
 
 

@@ -78,7 +78,7 @@ def test_a_file_that_is_no_secret_is_refused(
 def test_it_is_asked_for_once_where_there_is_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(getpass, "getpass", lambda prompt: asked.append(prompt) or "typed")
-    with pytest.raises(UsageError, match=r"has no token\. Give it by TAPML_HUB_TOKEN"):
+    with pytest.raises(UsageError, match=r"has no token\. Pass it in TAPML_HUB_TOKEN"):
         HubAddress.parse("http://h:1")
     monkeypatch.setattr(credentials, "_terminal", lambda: True)
     assert [HubAddress.parse(url).token for url in ("http://h:1", "http://h:1/", "http://h:2")] == ["typed"] * 3
