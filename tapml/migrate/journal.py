@@ -117,15 +117,15 @@ class Journal:
             if old is not None and (resume or not finished):
                 differences = header.differences(old)
                 if not resume:
-                    also = f" It differs from what is asked now ({'; '.join(differences)})." if differences else ""
+                    also = f" It differs from this request ({'; '.join(differences)})." if differences else ""
                     raise RunError(
-                        f"An unfinished migration lies in {path} ({len(records) - 1} records).{also} "
-                        "Continue it with --resume, or start anew with --fresh."
+                        f"There is an unfinished migration in {path} ({len(records) - 1} records).{also} "
+                        "Continue it with --resume, or start over with --fresh."
                     )
                 if differences:
                     raise RunError(
-                        f"The migration in {path} cannot be resumed, because it was of something else: {'; '.join(differences)}. "
-                        "Start anew with --fresh (the old journal is kept beside the new one)."
+                        f"The migration in {path} cannot be resumed, because it was a different one: {'; '.join(differences)}. "
+                        "Start over with --fresh (the old journal is kept beside the new one)."
                     )
                 os.truncate(path, length)
                 return Journal(path, lock, path.open("ab"), records[1:])
@@ -168,7 +168,7 @@ class Journal:
         self.close()
 
 
-def read(path: Path, advice: str = "Start anew with --fresh.") -> tuple[list[dict[str, Any]], int]:
+def read(path: Path, advice: str = "Start over with --fresh.") -> tuple[list[dict[str, Any]], int]:
     """All whole records, the header first, and the length in bytes of the part that holds them. A torn last line is left
     out. Raises RunError, with the advice, if a line before the last is damaged, or the first is no header."""
     data = read_file(path.parent, path.name)
@@ -189,7 +189,7 @@ def read(path: Path, advice: str = "Start anew with --fresh.") -> tuple[list[dic
         records.append(record)
         length += len(line) + 1
     if records and records[0]["record"] != "header":
-        raise RunError(f"{path} is no journal: its first line is no header. {advice}")
+        raise RunError(f"{path} is not a journal: its first line is not a header. {advice}")
     return records, length
 
 

@@ -57,8 +57,8 @@ class Coverage:
                 output = f" of output {k}" if len(self._calls) > 1 else ""
                 return (
                     f"only {self._compared[k]:,} of {total:,} elements{output} could be compared, less than {LEAST:.0%}: on the "
-                    "others the source is no judge (it overflows, holds NaN, is too far from float64, or stands at a jump), so "
-                    "this shows nothing. Record other inputs, or carve in float32"
+                    "others the source cannot decide (it overflows, holds NaN, is too far from float64, or stands at a jump), so "
+                    "this proves nothing. Record other inputs, or carve in float32"
                 )
         return ""
 

@@ -427,7 +427,7 @@ class _Reader:
             return {"layout": str(argument).removeprefix("torch.")}
         if isinstance(argument, torch.device):
             return {"device": argument.type}
-        raise _refused(fx, f"has an argument of type {type(argument).__name__}, which TapML cannot write down")
+        raise _refused(fx, f"has an argument of type {type(argument).__name__}, which a graph cannot hold")
 
     def _spec(self, fx: Any, value: Any) -> TensorSpec:
         if value is None:

@@ -94,7 +94,7 @@ def _argument(value: Any, depth: int = 0) -> Any:
         short = len(value) <= strict.LONGEST_NAME if isinstance(value, str) else True
         if short and (type(value) is not int or -(2**63) <= value < 2**64):
             return value
-    raise ValueError(f"{ascii(value) if isinstance(value, str | int) else type(value).__name__:.60} is no argument of a node")
+    raise ValueError(f"{ascii(value) if isinstance(value, str | int) else type(value).__name__:.60} is not an argument of a node")
 
 
 def _ordered(given: Sequence[str], nodes: Sequence[Node], read: Iterable[str]) -> None:
@@ -221,9 +221,9 @@ class Graph:
         if len(found.outputs) != len(found.output_keys):
             raise ValueError(f"{len(found.outputs)} outputs have {len(found.output_keys)} keys")
         if unknown := set(found.outputs) - set(found.specs):
-            raise ValueError(f"output {min(unknown):.80} is no single tensor")
+            raise ValueError(f"output {min(unknown):.80} is not a single tensor")
         if unknown := found.mutations.keys() - {p.key for p in found.states}:
-            raise ValueError(f"{min(unknown):.80} is written and is no state")
+            raise ValueError(f"{min(unknown):.80} is written and is not a state")
         _handed_on(found.specs[name] for name in found.outputs)
         return found
 

@@ -139,7 +139,7 @@ def test_the_hand_over_between_calls(need: Need, llama: RunFolder) -> None:
     assert result.sets and all(found.how == "together" and found.stage == "state" for found in result.sets)
     readers = {o.name for o in llama.operators if o.graph == "decode" and _position(llama) in o.inputs}
     assert set(result.culprits) <= readers and result.without is not None and result.without.passed
-    assert "what lies between them" in result.reason
+    assert "what is passed between them" in result.reason
     assert result.runs <= result.bound
 
 

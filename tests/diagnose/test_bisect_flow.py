@@ -120,4 +120,4 @@ def test_a_fault_that_needs_a_neighbour(run: FakeRun, monkeypatch: pytest.Monkey
     result = go(run, FakeBackend(Changing))
     (found,) = result.sets
     assert bad in found.operators and len(found.operators) == 2 and found.how == "together" and found.stage == "state"
-    assert "what lies between them" in result.reason and not found.alone.passed and result.runs <= result.bound
+    assert "what is passed between them" in result.reason and not found.alone.passed and result.runs <= result.bound

@@ -193,9 +193,9 @@ def _of_set(found: FailingSet) -> str:
     if len(found.operators) > 1:
         text += ", and with any of them on the source it is right"
     if not found.steady:
-        text += f", not in every run (a set that passed was asked {found.repeats} times)"
+        text += f", not in every run (a set that passed was run {found.repeats} times)"
     if found.how == "together":
-        text += "; every operator is right with what it is handed, so the fault is in what lies between them"
+        text += "; every operator is right with the inputs that it gets, so the fault is in what is passed between them"
     return text
 
 
