@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import subprocess
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ import pytest
 from tests.conftest import LONGEST
 
 ROOT = Path(__file__).resolve().parents[1]
+# What stands between the pieces of a literal, besides spaces.
+BETWEEN = (tokenize.NL, tokenize.COMMENT)
 TEXT = {".py", ".md", ".toml", ".lock", ".js", ".mjs", ".html", ".css", ".json", ".yml", ".yaml", ".sh", ".txt", ""}
 
 
@@ -95,4 +99,21 @@ def test_no_error_is_swallowed() -> None:
             )
             if broad and all(isinstance(item, ast.Pass | ast.Continue) for item in node.body):
                 found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not found
+
+
+def test_no_literal_is_cut_that_fits_a_line() -> None:
+    """A sentence in two pieces is found by no search. Longer ones are cut, since lines end at 130."""
+    found = []
+    for path in (ROOT / "tapml").rglob("*.py"):
+        lines = path.read_text().splitlines()
+        tokens = [t for t in tokenize.generate_tokens(iter([f"{line}\n" for line in lines]).__next__) if t.type not in BETWEEN]
+        for _, group in itertools.groupby(tokens, lambda token: token.type == tokenize.STRING):
+            pieces = [token for token in group if token.type == tokenize.STRING]
+            if len(pieces) > 1 and not any('"""' in token.string for token in pieces):
+                first, last = pieces[0], pieces[-1]
+                around = len(lines[first.start[0] - 1][: first.start[1]]) + len(lines[last.end[0] - 1][last.end[1] :])
+                text = sum(len(token.string.lstrip("rbf")) - 2 for token in pieces) + 2 + ("f" in first.string[:2])
+                if around + text <= 130:
+                    found.append(f"{path.relative_to(ROOT)}:{first.start[0]}")
     assert not found

@@ -70,8 +70,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "driver", {"load": REFUSED},
-        "the driver refuses the kernel (no other driver of its language is here to ask, so the text may be at fault as "
-        "well)",
+        "the driver refuses the kernel (no other driver of its language is here to ask, so the text may be at fault as well)",
     ),
     Rule(
         "launch", {"run": REFUSED},
@@ -92,8 +91,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "weights", {"uploads": RIGHT},
-        "the same kernels are right with the weights uploaded as plain inputs, so the weights on the device are not the "
-        "model's",
+        "the same kernels are right with the weights uploaded as plain inputs, so the weights on the device are not the model's",
     ),
     # The kernels' text is right, and too few of them ran.
     Rule(
@@ -130,8 +128,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "driver", {SAME: RIGHT, DRIVER: RIGHT},
-        "the same schedule is right on another target, and another driver of the same language runs the very same text "
-        "correctly",
+        "the same schedule is right on another target, and another driver of the same language runs the very same text correctly",
     ),
     Rule(
         "codegen", {SAME: RIGHT, DRIVER: WRONG},
@@ -145,8 +142,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "schedule", {SAME: WRONG, THERE: RIGHT},
-        "the same schedule is wrong on another target too, and there another schedule is right: the fault goes with the "
-        "schedule",
+        "the same schedule is wrong on another target too, and there another schedule is right: the fault goes with the schedule",
     ),
     Rule(
         "lower", {SAME: WRONG, THERE: WRONG},

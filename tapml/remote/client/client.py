@@ -66,8 +66,7 @@ class RemoteDevice:
     def __init__(self, name: RemoteName, target: TargetChoice, deadline: float | None = None, label: str = "") -> None:
         if len(name.names) != 1 or name.names[0] == "all":
             raise UsageError(
-                f"{name.redacted} means several devices, which only tapml test and tapml migrate can share. "
-                "Name one, or any."
+                f"{name.redacted} means several devices, which only tapml test and tapml migrate can share. Name one, or any."
             )
         self.round_trips = 0
         self._asked = name
