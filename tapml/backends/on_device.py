@@ -1,7 +1,7 @@
 """A backend whose work is done by a `Device` (see `tapml.devices.interface`): everything but preparing bodies.
 
 The device is opened by its target's name, in a child process or across a connection, so that one that crashes or hangs costs a
-DeviceLost. Across a connection, where what was asked for may mean any of several, the first that is had stays the one.
+DeviceLost. Across a connection, where the name may mean any of several devices, the first one that is opened is kept.
 """
 
 from __future__ import annotations

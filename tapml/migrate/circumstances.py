@@ -1,9 +1,9 @@
-"""What a result was got under, which says what it is worth: version, run, time, the fault that was put in, what was not checked.
+"""The circumstances of a result, which say what it is worth: version, run, time, the injected fault, what was not checked.
 
     found = Circumstances.of(bench)          after the work is done; goes into the result
     found.to_json()                          keys that the JSON of every verb on a run has
 
-A result that was got with a fault, or in wider arithmetic than the model's, looks like any other unless it says so.
+A result with a fault, or in wider arithmetic than the model's, looks like any other unless it says so.
 """
 
 from __future__ import annotations
