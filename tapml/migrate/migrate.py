@@ -159,7 +159,7 @@ class _Migration:
         self.max_tokens = max_tokens
         self.progress = progress
         self.tell = self.bench.telling(progress)
-        self.source = Hybrid(self.bench.model, self.bench.source)
+        self.source = Hybrid(self.bench.model, self.bench.model.source)
         self.reference: Reference | None = None
         self.verdicts: dict[str, Verdict] = {}
         self.answers: dict[str, Answer] = {}

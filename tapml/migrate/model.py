@@ -2,8 +2,8 @@
 references.
 
     model = Model.of(run)
-    outputs = model.function(signature)(inputs)          the source runs one operator, numpy in and out
-    exact = model.function(signature, "float64")(inputs)
+    outputs = model.source(signature)(inputs)            the source runs one operator, arrays in and out
+    exact = model.exact(signature)(inputs)               in float64
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from tapml.backends.source import Functions, Source
 from tapml.carving.reference import ReferenceMaker
-from tapml.operators.execute import host_function
 from tapml.operators.graph import Operator
 from tapml.operators.stays import why_it_stays
-from tapml.runtime.engine import HostFunction
 from tapml.runtime.model import ModelData
 from tapml.source.parts import offer
 from tapml.tensors import NUMPY
@@ -43,8 +42,14 @@ class Model(ModelData):
         return {}
 
     @cached_property
-    def _functions(self) -> dict[tuple[str, str | None], HostFunction]:
-        return {}
+    def source(self) -> Functions:
+        """The operators in PyTorch, as the model has them."""
+        return Functions(Source(), self.bodies)
+
+    @cached_property
+    def exact(self) -> Functions:
+        """The operators in float64."""
+        return Functions(Source("float64"), self.bodies)
 
     @cached_property
     def dtypes(self) -> frozenset[str]:
@@ -64,10 +69,3 @@ class Model(ModelData):
         if signature not in self._makers:
             self._makers[signature] = ReferenceMaker(self.bodies[signature])
         return self._makers[signature]
-
-    def function(self, signature: str, dtype: str | None = None) -> HostFunction:
-        """The operator's computation on the source, as it is or with every float in `dtype`."""
-        key = (signature, dtype)
-        if key not in self._functions:
-            self._functions[key] = host_function(self.bodies[signature], dtype)
-        return self._functions[key]

@@ -236,7 +236,7 @@ class OperatorTester:
         for name, refused in self.bench.refusals(programs).items():
             verdicts[name] = self._failed(named[name], programs.pop(name), refused, time.monotonic())
         compounds = {name: (self.run.compound_error(name), self.run.compound_spread(name)) for name in programs}
-        source = Hybrid(self.model, self.bench.source)
+        source = Hybrid(self.model, self.bench.model.source)
         tell = self.bench.telling(progress)
         course = _Course()
 

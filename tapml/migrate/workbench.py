@@ -30,7 +30,6 @@ from tapml.migrate.model import Model
 from tapml.migrate.outcome import Attempted, Failed, Lost, NotCompiled, Ran, Refused
 from tapml.operators.graph import Body, Operator
 from tapml.runtime.buffers import WeightCache
-from tapml.runtime.engine import HostFunctions
 from tapml.runtime.hybrid import Hybrid
 from tapml.targets.parse import TargetChoice
 from tapml.targets.target import Target
@@ -109,11 +108,6 @@ class Workbench:
     def device_name(self) -> str:
         """What was asked for, without a token: for records."""
         return self.backend.name
-
-    @property
-    def source(self) -> HostFunctions:
-        """The operators on the source."""
-        return self.model.function
 
     def _pass_through(self) -> None:
         """The device as the alteration has it, with nothing on it where that is another than before."""
@@ -393,7 +387,7 @@ class Workbench:
         """The hybrid on this device: one as long as the device lives and the alteration stays."""
         if self._hybrid is None:
             on_upload = None if self.alteration is None else self.alteration.value
-            self._hybrid = Hybrid(self.model, self.source, self.backend, self.weight_buffer, on_upload)
+            self._hybrid = Hybrid(self.model, self.model.source, self.backend, self.weight_buffer, on_upload)
         return self._hybrid
 
     def everything(self) -> Hybrid:

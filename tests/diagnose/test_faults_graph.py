@@ -194,7 +194,7 @@ def test_a_late_position_shows_end_to_end_only(benches: Benches, need: Callable[
 
     def error() -> dict[str, float]:
         """The largest distance of the logits from the source's, of prefill and of decode."""
-        hybrid, source = bench.hybrid(), Hybrid(bench.model, bench.source)
+        hybrid, source = bench.hybrid(), Hybrid(bench.model, bench.model.source)
         hybrid.offload(bench.programs([o.name for o in bench.model.operators]))
         found: dict[str, float] = {}
         for call in calls:

@@ -180,7 +180,7 @@ def test_a_mask_is_meant(tmp_path: Path, need: Need, fill: float) -> None:
     assert not found.tight and not found.target.not_checked and not found.source.not_checked
     model = Model.of(run)
     anomalies = _Anomalies(model)
-    for seen in watch(model, Hybrid(model, model.function), calls_of(run)):
+    for seen in watch(model, Hybrid(model, model.source), calls_of(run)):
         _judge_outputs(model, seen, anomalies)  # a target whose outputs are the source's, infinities included
     assert not anomalies.made
 
@@ -269,8 +269,8 @@ def test_watching_sees_what_operators_got(make_run: MakeRun) -> None:
     model = Model.of(run)
     calls = calls_of(run, 1)
     count = 0
-    for seen in watch(model, Hybrid(model, model.function), calls):
-        for mine, theirs in zip(model.function(seen.operator.signature)(seen.inputs), seen.outputs, strict=True):
+    for seen in watch(model, Hybrid(model, model.source), calls):
+        for mine, theirs in zip(model.source(seen.operator.signature)(seen.inputs), seen.outputs, strict=True):
             np.testing.assert_array_equal(mine, theirs)
         count += 1
     assert count == sum(len(model.operators_of[call.graph]) for call in calls)

@@ -146,7 +146,7 @@ class FakeModel(Model):
 
     forwards: frozenset[int]
 
-    def function(self, signature: str, dtype: str | None = None) -> Callable[[Sequence[HostArray]], tuple[HostArray, ...]]:
+    def source(self, signature: str) -> Callable[[Sequence[HostArray]], tuple[HostArray, ...]]:
         number = int(signature)
         sizes = [s.elements for s in self.bodies[signature].output_specs]
         if number in self.forwards:
@@ -213,7 +213,7 @@ def reference(model: FakeModel, calls: Sequence[tuple[str, HostArray]]) -> list[
         values = {p.name: x if p.role == "input" else model.weight(p.key) if p.role == "weight" else states[p.key]
                   for p in graph.placeholders}
         for operator in model.operators_of[name]:
-            made = model.function(operator.signature)([values[i] for i in operator.inputs])
+            made = model.source(operator.signature)([values[i] for i in operator.inputs])
             values.update(zip(operator.outputs, made, strict=True))
         states.update({key: values[value] for key, value in graph.mutations.items()})
         results.append({key: values[value] for key, value in zip(graph.output_keys, graph.outputs, strict=True)})
@@ -249,7 +249,7 @@ class FakeRun:
         values |= {p.name: self.initial_states[p.key] for p in graph.states}
         for o in self.operators:
             inputs = [values[i] for i in o.inputs]
-            made = self.model.function(o.signature)(inputs)
+            made = self.model.source(o.signature)(inputs)
             values.update(zip(o.outputs, made, strict=True))
             self._calls[o.name] = (inputs, list(made))
         self.cases = tuple(

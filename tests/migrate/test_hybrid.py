@@ -31,7 +31,7 @@ def setup(seed: int, **sizes: int) -> tuple[random.Random, FakeModel, FakeDevice
     rng = random.Random(seed)
     model = fake_model(rng, **sizes)
     device = FakeDevice()
-    return rng, model, device, Hybrid(model, model.function, FakeBackend(lambda: device), FakeWeights(model, device))
+    return rng, model, device, Hybrid(model, model.source, FakeBackend(lambda: device), FakeWeights(model, device))
 
 
 def calls_for(rng: random.Random, model: FakeModel, count: int) -> list[tuple[str, Any]]:
@@ -58,7 +58,7 @@ def test_any_split_gives_the_same_values(seed: int) -> None:
 def test_observing_gives_each_operators_outputs(seed: int) -> None:
     rng, model, _, hybrid = setup(seed)
     calls = calls_for(rng, model, 4)
-    source = Hybrid(model, model.function)
+    source = Hybrid(model, model.source)
     hybrid.offload({o.name: model.program(o) for o in model.operators if rng.random() < 0.7})
     for graph, x in calls:
         pairs = list(zip(source.observe(graph, {"x": x}), hybrid.observe(graph, {"x": x}), strict=True))
@@ -115,4 +115,4 @@ def test_wrong_use_is_refused() -> None:
     with pytest.raises(ValueError, match="no such operators"):
         hybrid.offload({"nobody": model.program(model.operators[0])})
     with pytest.raises(ValueError, match="without a device"):
-        Hybrid(model, model.function).offload({model.operators[0].name: model.program(model.operators[0])})
+        Hybrid(model, model.source).offload({model.operators[0].name: model.program(model.operators[0])})

@@ -81,14 +81,14 @@ def test_the_check_of_the_whole_model_sees_late_positions(need: Need, run: RunFo
         bench.compile([run.operator(name) for name in names])
         hybrid = bench.hybrid()
         hybrid.offload(bench.programs(names))
-        answer = Reference.of(run, Hybrid(bench.model, bench.source)).check(hybrid)
+        answer = Reference.of(run, Hybrid(bench.model, bench.model.source)).check(hybrid)
     assert answer.status == "fail" and answer.error is not None and answer.bound is not None and answer.error > answer.bound
 
 
 def test_an_answer_that_the_cache_cuts_short_says_so(make_run: MakeRun) -> None:
     run = make_run("llama")
     model = Model.of(run)
-    source, prompt = Hybrid(model, model.function), run.prompts[0]
+    source, prompt = Hybrid(model, model.source), run.prompts[0]
     room = 32 - len(prompt.tokens) + 1
     cut = compare_prompt(run, source, source, prompt, 150, Oracle(run))
     whole = compare_prompt(run, source, source, prompt, 5, Oracle(run))

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from tapml.carving.carve import carve
+from tapml.carving.executor import run_graph
 from tapml.carving.folder import RunFolder
 from tapml.carving.writer import seal
 from tapml.errors import ModelError, UsageError
 from tapml.migrate.model import Model
 from tapml.operators import parts
-from tapml.operators.execute import run_graph
 from tapml.operators.stays import PART
 from tapml.source.export import Exported, export
 from tapml.source.load import load
@@ -190,7 +190,7 @@ def another_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def called(run: Path) -> Any:
     model = Model.of(RunFolder.open(run))
     operator = next(o for o in model.operators if model.why_it_stays(o))
-    return model.function(operator.signature)([torch.ones(2, 4).numpy()])[0]
+    return model.source(operator.signature)([torch.ones(2, 4).numpy()])[0]
 
 
 def test_another_process_loads_the_model_again_from_where_it_was_carved(run: Path) -> None:

@@ -192,7 +192,7 @@ class DebugCompare:
             visited.add(name)
             keys = zip(operator.inputs, self.bench.model.weight_keys(operator), strict=True)
             inputs = [values[n] if key is None else self._weight(operator, key) for n, key in keys]
-            mismatch = allclose(output, self.bench.model.function(operator.signature)(inputs)[-1])
+            mismatch = allclose(output, self.bench.model.source(operator.signature)(inputs)[-1])
             if mismatch:
                 return Diagnosis(operator.name, sum(a.size for a in inputs), mismatch)
         return None
@@ -207,7 +207,7 @@ class DebugCompare:
             went_up[key] = array if alteration is None else alteration.value(graph, key, array)
             return went_up[key]
 
-        hybrid = Hybrid(model, self.bench.source, self.bench.backend, self.bench.weight_buffer, on_upload)
+        hybrid = Hybrid(model, self.bench.model.source, self.bench.backend, self.bench.weight_buffer, on_upload)
         try:
             hybrid.offload(self.bench.programs([o.name for o in model.operators]))
             states = dict(model.initial_states)
@@ -270,7 +270,7 @@ class EndToEndOnly:
         shape, oracle = self.run.decoder, Oracle(self.run)
         assert shape is not None
         if self._answers is None:
-            source = Hybrid(self.bench.model, self.bench.source)
+            source = Hybrid(self.bench.model, self.bench.model.source)
             self._answers = [list(greedy(source, p.tokens, shape, MAX_TOKENS)) for p in self.run.prompts]
         for prompt, ours in zip(self.run.prompts, self._answers, strict=True):
             error = max(oracle.of_prompt(prompt.index).values(), default=0.0)
@@ -289,7 +289,7 @@ class EndToEndOnly:
     def _examples(self, hybrid: Hybrid) -> str:
         graph, oracle = self.run.graphs[0].name, Oracle(self.run)
         if self._outputs is None:
-            source = Hybrid(self.bench.model, self.bench.source)
+            source = Hybrid(self.bench.model, self.bench.model.source)
             self._outputs = []
             for example in self.run.examples:
                 source.reset()

@@ -82,7 +82,7 @@ class OwnMethod:
     def model_is_wrong(self) -> str:
         """What the check of the whole model complains of with everything on the target; "" when it passes."""
         if self._reference is None:
-            self._reference = Reference.of(self.run, Hybrid(self.bench.model, self.bench.source))
+            self._reference = Reference.of(self.run, Hybrid(self.bench.model, self.bench.model.source))
         refused = next((o.name for o in self.bench.model.operators if self.bench.program(o) is None), None)
         if refused is not None:
             return f"{refused} does not compile"

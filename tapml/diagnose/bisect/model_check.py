@@ -68,7 +68,7 @@ class ModelCheck:
         self._bench = bench
         self._programs = dict(programs)
         self._run = run
-        self._reference = self._own = Reference.of(run, Hybrid(bench.model, bench.source))
+        self._reference = self._own = Reference.of(run, Hybrid(bench.model, bench.model.source))
         if self._reference.hollow:
             raise RunError(f"The model cannot be checked as a whole: {self._reference.hollow}. Try: tapml health {run.path}")
         self.engine = PrefixHybrid(bench, programs, budget)
@@ -76,7 +76,7 @@ class ModelCheck:
 
     def turn_to(self, further: Further | None) -> None:
         """Checks other calls from here on; None: those of the run again. What the engine remembers stays."""
-        source = Hybrid(self._bench.model, self._bench.source)
+        source = Hybrid(self._bench.model, self._bench.model.source)
         self._reference = self._own if further is None else further.reference(self._run, source)
 
     @property

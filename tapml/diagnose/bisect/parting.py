@@ -88,7 +88,7 @@ def compared(
 ) -> Parting | None:
     """The first prompt whose answer of so many tokens parts with these programs on the target; None where none does. A device
     that refuses, or is lost, says nothing about tokens: the check of the whole model has met that."""
-    source, oracle = Hybrid(bench.model, bench.source), Oracle(run)
+    source, oracle = Hybrid(bench.model, bench.model.source), Oracle(run)
 
     def answered(prompt: Prompt) -> PromptResult:
         hybrid = bench.hybrid()

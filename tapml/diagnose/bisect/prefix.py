@@ -209,7 +209,7 @@ class PrefixHybrid:
 
     def _on_source(self, operator: Operator, inputs: Sequence[Value]) -> Made:
         try:
-            results = self._model.function(operator.signature)([value.array for value in inputs])
+            results = self._model.source(operator.signature)([value.array for value in inputs])
         except Exception as error:
             if not self._offloaded or not is_confined(error):
                 raise

@@ -126,7 +126,7 @@ class _Explaining:
         if self.bench.backend.keeps_layouts:
             trials = [each for trial in trials for each in each_layout(trial)]
         if not trials:
-            trials = list(met(self.run, self.bench.model, Hybrid(self.bench.model, self.bench.source), self.operator))
+            trials = list(met(self.run, self.bench.model, Hybrid(self.bench.model, self.bench.model.source), self.operator))
         if not trials:
             raise UsageError(
                 f"{self.operator.name} was never called while {self.run.path} was carved, so there is nothing to explain it "

@@ -141,7 +141,7 @@ class _Source:
 
     def watch(self, calls: Sequence[Call], tell: Progress) -> tuple[Side, tuple[Headroom, ...]]:
         total = sum(len(self.model.operators_of[call.graph]) for call in calls)
-        for count, seen in enumerate(watch(self.model, Hybrid(self.model, self.model.function), calls)):
+        for count, seen in enumerate(watch(self.model, Hybrid(self.model, self.model.source), calls)):
             tell("watch the source", count, total)
             self.anomalies.look(seen)
             with self.anomalies.checking(seen.operator):
@@ -187,7 +187,7 @@ class _Source:
                     self.anomalies.note(replace(made, node=part.node.target, line=part.node.source, output=output))
 
     def _judge_outputs(self, seen: Seen) -> None:
-        exact = self.model.function(seen.operator.signature, "float64")(seen.inputs)
+        exact = self.model.exact(seen.operator.signature)(seen.inputs)
         names = _labels(seen.operator, self.model.weight_keys(seen.operator))
         given = tuple(_range(name, a) for name, a in zip(names, seen.inputs, strict=True) if _is_float(a))
         for k, (y, x) in enumerate(zip(seen.outputs, exact, strict=True)):
@@ -254,12 +254,12 @@ def _watch_programs(
 def _judge_outputs(model: Model, seen: Seen, anomalies: _Anomalies) -> None:
     """A target's outputs, all that it shows of an operator."""
     operator = seen.operator
-    exact = model.function(operator.signature, "float64")(seen.inputs) if any(map(_is_float, seen.outputs)) else seen.outputs
+    exact = model.exact(operator.signature)(seen.inputs) if any(map(_is_float, seen.outputs)) else seen.outputs
     for k, (y, x) in enumerate(zip(seen.outputs, exact, strict=True)):
         if not _is_float(y):
             continue
         for kind, where in bad_elements(y, x).items():
-            ours = model.function(operator.signature)(seen.inputs)[k]
+            ours = model.source(operator.signature)(seen.inputs)[k]
             same = bad_elements(ours, x).get(kind, np.zeros(where.shape, bool))
             anatomy = Anatomy(model.bodies[operator.signature])
             if any(part.constant for part in anatomy.parts):
