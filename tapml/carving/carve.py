@@ -21,6 +21,7 @@ import numpy as np
 from tapml.carving import faithful, layout, oracle
 from tapml.carving.arrays import unpack
 from tapml.carving.case import Case
+from tapml.carving.executor import GraphExecutor
 from tapml.carving.folder import Prompt, State, reference_arrays
 from tapml.carving.late import check_calls
 from tapml.carving.record import Recording, record_decoder, record_module
@@ -32,7 +33,7 @@ from tapml.carving.warnings import WatchedExecutor, answer_warnings, nothing_to_
 from tapml.carving.writer import RunWriter, clear_disk_errors
 from tapml.errors import PromptError, UsageError
 from tapml.operators.cut import cut
-from tapml.operators.execute import GraphExecutor, host_from_tensor, tensor_from_host
+from tapml.operators.execute import host_from_tensor, tensor_from_host
 from tapml.operators.graph import Body, Graph, Operator
 from tapml.operators.stays import why_it_stays
 from tapml.runtime.generation import Call

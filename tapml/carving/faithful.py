@@ -24,9 +24,10 @@ from typing import Any
 
 import torch
 
+from tapml.carving.executor import GraphExecutor
 from tapml.errors import ModelError
 from tapml.operators.carried import original
-from tapml.operators.execute import GraphExecutor, tensor_from_host
+from tapml.operators.execute import tensor_from_host
 from tapml.operators.graph import Graph
 from tapml.operators.stays import OWN_DTYPE, is_random, sort_of_stay
 from tapml.runtime.generation import DecoderShape, decode_call, prefill_calls

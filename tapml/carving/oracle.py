@@ -24,10 +24,12 @@ import numpy as np
 import torch
 
 from tapml.carving.distance import errors_of, straddling, undecided
+from tapml.carving.executor import first_content
 from tapml.carving.reference import moved_by_a_rounding
-from tapml.operators.execute import body_function, first_content, host_from_tensor, tensor_from_host
+from tapml.operators.execute import body_function, host_from_tensor, tensor_from_host
 from tapml.operators.graph import Body, Graph, Operator
 from tapml.runtime.generation import Call
+from tapml.runtime.walk import Walk
 from tapml.tensors import TensorSpec, dtype_name
 
 DTYPE = torch.float64
@@ -86,7 +88,7 @@ def follow(
     """Runs the calls of each generation on the source and in float64, and yields the errors: operators for the first
     generation, outputs for all."""
     device = next((t.device for t in weights.values()), torch.device("cpu"))
-    plans = {g.name: _Plan(g, [o for o in operators if o.graph == g.name]) for g in graphs}
+    plans = {g.name: _Plan(Walk(g, [o for o in operators if o.graph == g.name])) for g in graphs}
     functions = {s: _Pair(body, device) for s, body in bodies.items()}
     total = sum(len(calls) for calls in generations)
     done = 0
@@ -128,69 +130,52 @@ class _Run:
 
 
 class _Plan:
-    """One graph: what each operator reads that is a weight, and after which operator a value is dead."""
+    """One graph."""
 
-    def __init__(self, graph: Graph, operators: Sequence[Operator]) -> None:
-        self.graph = graph
-        self.operators = operators
-        self.weights = {p.name: p.key for p in graph.weights}
+    def __init__(self, walk: Walk) -> None:
+        self.walk = walk
         self._generator = torch.Generator(device="cpu").manual_seed(0)
-        keep = {*graph.outputs, *graph.mutations.values()}
-        last = {name: k for k, operator in enumerate(operators) for name in (*operator.inputs, *operator.outputs)}
-        self.dead: list[list[str]] = [[] for _ in operators]
-        for name, k in last.items():
-            if name not in keep and name not in self.weights:
-                self.dead[k].append(name)
 
     def round(
-        self, runs: Sequence[_Run], step: int, functions: Mapping[str, _Pair], weights: Mapping[str, torch.Tensor]
+        self, runs: Sequence[_Run], number: int, functions: Mapping[str, _Pair], weights: Mapping[str, torch.Tensor]
     ) -> Iterator[OutputLine | OperatorLine]:
         """One call of this graph for each run."""
-        graph = self.graph
         for run in runs:
-            given = {key: tensor_from_host(array, run.device) for key, array in run.calls[step].inputs.items()}
-            for p in graph.inputs:
-                run.values[p.name] = run.near_values[p.name] = given[p.key]
-                run.exact_values[p.name] = exact(given[p.key])
-            for p in graph.states:
-                run.values[p.name], run.exact_values[p.name] = run.states[p.key], run.exact_states[p.key]
-                run.near_values[p.name] = run.near_states[p.key]
-        for operator, dead in zip(self.operators, self.dead, strict=True):
-            pair = functions[operator.signature]
-            held = {name: weights[self.weights[name]] for name in operator.inputs if name in self.weights}
-            exact_held = {name: exact(tensor) for name, tensor in held.items()}
+            given = {key: tensor_from_host(array, run.device) for key, array in run.calls[number].inputs.items()}
+            run.values, run.near_values = self.walk.begin(given, run.states), self.walk.begin(given, run.near_states)
+            run.exact_values = self.walk.begin({key: exact(tensor) for key, tensor in given.items()}, run.exact_states)
+        for step in self.walk.steps:
+            pair = functions[step.operator.signature]
+            exact_held = {key: exact(weights[key]) for key in step.weights if key is not None}
             for run in runs:
                 with torch.inference_mode():
-                    made = pair.source([held[n] if n in held else run.values[n] for n in operator.inputs])
-                    exact_made = pair.exact([exact_held[n] if n in held else run.exact_values[n] for n in operator.inputs])
-                    near = pair.source([held[n] if n in held else run.near_values[n] for n in operator.inputs])
+                    made = pair.source(step.read(run.values, weights.__getitem__))
+                    exact_made = pair.exact(step.read(run.exact_values, exact_held.__getitem__))
+                    near = pair.source(step.read(run.near_values, weights.__getitem__))
                     near = tuple(moved_by_a_rounding(t, self._generator) for t in near)
-                run.values.update(zip(operator.outputs, made, strict=True))
-                run.exact_values.update(zip(operator.outputs, exact_made, strict=True))
-                run.near_values.update(zip(operator.outputs, near, strict=True))
+                step.done(run.values, made)
+                step.done(run.exact_values, exact_made)
+                step.done(run.near_values, near)
                 if run.prompt == 0:
                     found = [_larger(_error(a, x), _error(n, x)) for a, n, x in zip(made, near, exact_made, strict=True)]
-                    yield OperatorLine(operator.name, step, tuple(e.error for e in found), tuple(e.spread for e in found))
-                for name in dead:
-                    for values in (run.values, run.exact_values, run.near_values):
-                        values.pop(name, None)
+                    yield OperatorLine(step.operator.name, number, tuple(e.error for e in found), tuple(e.spread for e in found))
         for run in runs:
-            yield self._finish(run, step)
+            yield self._finish(run, number, weights)
 
-    def _finish(self, run: _Run, step: int) -> OutputLine:
-        graph = self.graph
+    def _finish(self, run: _Run, number: int, weights: Mapping[str, torch.Tensor]) -> OutputLine:
+        graph = self.walk.graph
         found: dict[str, _Error] = {}
         for key, name in zip(graph.output_keys, graph.outputs, strict=True):
-            if name in self.weights:
+            if name in self.walk.weights:
                 continue  # a weight that is handed out as it is
             found[key] = _larger(*(_error(values[name], run.exact_values[name]) for values in (run.values, run.near_values)))
-        for key, name in graph.mutations.items():
-            run.states[key], run.exact_states[key] = run.values[name], run.exact_values[name]
-            run.near_states[key] = run.near_values[name]
+        run.states |= self.walk.advanced(run.values, weights.__getitem__)
+        run.near_states |= self.walk.advanced(run.near_values, weights.__getitem__)
+        run.exact_states |= self.walk.advanced(run.exact_values, lambda key: exact(weights[key]))
         for values in (run.values, run.exact_values, run.near_values):
             values.clear()
         return OutputLine(
-            run.prompt, step, graph.name, {k: e.error for k, e in found.items()}, {k: e.excluded for k, e in found.items()},
+            run.prompt, number, graph.name, {k: e.error for k, e in found.items()}, {k: e.excluded for k, e in found.items()},
             {k: e.straddling for k, e in found.items()}, {k: e.spread for k, e in found.items()},
         )
 

@@ -3,7 +3,7 @@
     recording = record_decoder(executor, shape, prompts, decode_steps=32, selection=selection)
     recording = record_module(executor, "forward", examples, selection)
 
-The executor is `tapml.operators.execute.GraphExecutor`; its hook is set while recording and taken off afterwards. What to keep is
+The executor is `tapml.carving.executor.GraphExecutor`; its hook is set while recording and taken off afterwards. What to keep is
 decided in `tapml.carving.select`, how wrong the source is in `tapml.carving.oracle`.
 
 `source_seconds` is what the same calls take without a hook. It is measured, after the recording, on the first prompt (its
@@ -20,9 +20,9 @@ from functools import partial
 
 import torch
 
+from tapml.carving.executor import GraphExecutor
 from tapml.carving.late import Late, check_calls
 from tapml.carving.select import Moment, Selection
-from tapml.operators.execute import GraphExecutor
 from tapml.operators.graph import Operator
 from tapml.operators.positional import positional
 from tapml.runtime.generation import Call, DecoderShape, decode_call, greedy

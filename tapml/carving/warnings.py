@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tapml.operators.execute import GraphExecutor
+from tapml.carving.executor import GraphExecutor
 from tapml.operators.graph import Body, Graph, Operator
 from tapml.source.export import Exported
 from tapml.source.model import LoadedModel

@@ -1,10 +1,8 @@
-"""Running bodies and cut graphs in PyTorch: the source that every target is compared with.
+"""Running bodies in PyTorch: the source that every target is compared with. Whole graphs are run by `tapml.carving.executor`.
 
     f = body_function(body)                                    # torch tensors in, torch tensors out
     oracle = body_function(body, torch.float64)                # the same computation in float64
     g = host_function(body)                                    # numpy in, numpy out, for callers that do not import torch
-    model = GraphExecutor(graphs, operators, bodies, weights, states, hook)     # a cut model as a Stepper
-    model = GraphExecutor.uncut(graphs, weights, states)                        # the same, each graph run as a whole
 
 A node that draws random numbers draws the same ones at each call, since it has a seed of its own: `seeded=False` takes PyTorch's
 generator as it stands, as the model itself does. A node that has no counterpart in another dtype (`stays.in_own_dtype`) computes
@@ -29,7 +27,7 @@ import torch
 
 from tapml.errors import ModelError
 from tapml.operators.carried import as_complex
-from tapml.operators.graph import Body, Graph, Node, Operator, renamed
+from tapml.operators.graph import Body, Node
 from tapml.operators.loops import loop
 from tapml.operators.overload import literal, marked, named_dtype, overload, values_of, without_strides
 from tapml.operators.parts import call_part
@@ -39,7 +37,6 @@ from tapml.tensors import FLOATS, HostArray, TensorSpec
 Tensors = Sequence[torch.Tensor]
 BodyFunction = Callable[[Tensors], tuple[torch.Tensor, ...]]
 HostFunction = Callable[[Sequence[HostArray]], tuple[HostArray, ...]]
-Hook = Callable[[Operator, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]], None]
 
 _turn = threading.RLock()
 
@@ -138,124 +135,6 @@ def host_function(body: Body, dtype: str | None = None, device: str = "cpu") -> 
             return tuple([host_from_tensor(t) for t in function([tensor_from_host(a, device) for a in inputs])])
 
     return run
-
-
-class GraphExecutor:
-    """A cut model as a `tapml.runtime.generation.Stepper`: runs each graph operator by operator, keeps the states between calls.
-
-    `operators` hold those of all graphs, each graph's in execution order; `bodies` are by signature. `states` gives for each
-    state its spec (it starts as zeros) or its first content. Weights decide the device. `hook(operator, inputs, outputs)` is
-    called after each operator. States advance after the last operator, so all operators of a call see the old content.
-    Values are freed after their last use. `dtype` and `seeded` are as for `body_function`: None is the source's own dtype.
-    """
-
-    def __init__(
-        self,
-        graphs: Sequence[Graph],
-        operators: Sequence[Operator],
-        bodies: Mapping[str, Body],
-        weights: Mapping[str, torch.Tensor],
-        states: Mapping[str, TensorSpec | torch.Tensor],
-        hook: Hook | None = None,
-        dtype: torch.dtype | None = None,
-        seeded: bool = True,
-    ) -> None:
-        self.hook = hook
-        self.graphs, self.operators = tuple(graphs), tuple(operators)
-        self.device = next((t.device for t in weights.values()), torch.device("cpu"))
-        self._first = {key: first_content(value, self.device) for key, value in states.items()}
-        self.states = dict(self._first)
-        functions = {s: body_function(bodies[s], dtype, self.device, seeded) for s in {o.signature for o in operators}}
-        self._plans = {
-            graph.name: _Plan(graph, [o for o in operators if o.graph == graph.name], functions, weights) for graph in graphs
-        }
-
-    @staticmethod
-    def uncut(
-        graphs: Sequence[Graph],
-        weights: Mapping[str, torch.Tensor],
-        states: Mapping[str, TensorSpec | torch.Tensor],
-        dtype: torch.dtype | None = None,
-        seeded: bool = True,
-    ) -> GraphExecutor:
-        """The model with each graph as one operator: what cutting must reproduce."""
-        wholes = [_whole(graph) for graph in graphs]
-        bodies = {o.signature: b for o, b in wholes}
-        return GraphExecutor(graphs, [o for o, _ in wholes], bodies, weights, states, dtype=dtype, seeded=seeded)
-
-    def reset(self) -> None:
-        self.states = dict(self._first)
-
-    def step(self, graph: str, inputs: dict[str, HostArray]) -> dict[str, HostArray]:
-        given = {key: tensor_from_host(array, self.device) for key, array in inputs.items()}
-        return {key: host_from_tensor(tensor) for key, tensor in self.step_tensors(graph, given).items()}
-
-    def step_tensors(self, graph: str, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`step` with torch tensors, which may lie on any device; the outputs lie on the model's."""
-        with torch.inference_mode():
-            given = {key: tensor.to(self.device) for key, tensor in inputs.items()}
-            outputs, advanced = self._plans[graph].run(given, self.states, self.hook)
-        self.states.update(advanced)
-        return outputs
-
-
-def run_graph(
-    graph: Graph,
-    weights: Mapping[str, torch.Tensor],
-    states: Mapping[str, torch.Tensor],
-    inputs: Mapping[str, torch.Tensor],
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """One call of a graph that is not cut: its outputs by key, and the next content of the states that it writes."""
-    executor = GraphExecutor.uncut([graph], weights, states)
-    outputs = executor.step_tensors(graph.name, inputs)
-    return outputs, {key: executor.states[key] for key in graph.mutations}
-
-
-class _Plan:
-    """One graph, with values in numbered slots: placeholders first (weights filled in), results of operators after."""
-
-    def __init__(
-        self,
-        graph: Graph,
-        operators: Sequence[Operator],
-        functions: Mapping[str, BodyFunction],
-        weights: Mapping[str, torch.Tensor],
-    ) -> None:
-        slots: dict[str, int] = {}
-        for name in (*(p.name for p in graph.placeholders), *(v for o in operators for v in o.outputs)):
-            slots.setdefault(name, len(slots))
-        self.base: list[Any] = [None] * len(slots)
-        for placeholder in graph.weights:
-            self.base[slots[placeholder.name]] = weights[placeholder.key]
-        self.inputs = [(p.key, slots[p.name]) for p in graph.inputs]
-        self.states = [(p.key, slots[p.name]) for p in graph.states]
-        self.outputs = [(key, slots[name]) for key, name in zip(graph.output_keys, graph.outputs, strict=True)]
-        self.mutations = [(key, slots[name]) for key, name in graph.mutations.items()]
-        reads = [[slots[name] for name in operator.inputs] for operator in operators]
-        frees = _frees(reads, keep={slot for _, slot in (*self.outputs, *self.mutations)})
-        self.steps = [
-            (operator, functions[operator.signature], read, [slots[name] for name in operator.outputs], free)
-            for operator, read, free in zip(operators, reads, frees, strict=True)
-        ]
-
-    def run(
-        self, inputs: Mapping[str, torch.Tensor], states: Mapping[str, torch.Tensor], hook: Hook | None
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        values = self.base.copy()
-        for key, slot in self.inputs:
-            values[slot] = inputs[key]
-        for key, slot in self.states:
-            values[slot] = states[key]
-        for operator, function, read, write, free in self.steps:
-            given = [values[slot] for slot in read]
-            made = function(given)
-            for slot, value in zip(write, made, strict=True):
-                values[slot] = value
-            if hook is not None:
-                hook(operator, tuple(given), made)
-            for slot in free:
-                values[slot] = None
-        return {key: values[slot] for key, slot in self.outputs}, {key: values[slot] for key, slot in self.mutations}
 
 
 class _Instruction:
@@ -420,28 +299,6 @@ def _frees(reads: Sequence[Sequence[int]], keep: set[int]) -> list[list[int]]:
         if slot not in keep:
             frees[step].append(slot)
     return frees
-
-
-def _whole(graph: Graph) -> tuple[Operator, Body]:
-    """A graph as a single operator. Node names stay: its body is for running only, not for comparing."""
-    names = {p.name: f"i{k}" for k, p in enumerate(graph.placeholders)}
-    names |= {n.name: f"n{k}" for k, n in enumerate(graph.nodes)}
-    nodes = tuple(renamed(node, names) for node in graph.nodes)
-    outputs = tuple(dict.fromkeys((*graph.outputs, *graph.mutations.values())))
-    inputs = tuple(p.spec for p in graph.placeholders)
-    body = Body("graph", inputs, tuple(p.role for p in graph.placeholders), nodes, tuple(names[o] for o in outputs))
-    operator = Operator(
-        graph.name, graph.name, "graph", body.signature, tuple(p.name for p in graph.placeholders), outputs,
-        tuple(n.name for n in graph.nodes), "",
-    )
-    return operator, body
-
-
-def first_content(value: TensorSpec | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """What a state holds before the first call: the tensor that is given, or zeros of the spec."""
-    if isinstance(value, TensorSpec):
-        return torch.zeros(value.shape, dtype=named_dtype(value.dtype), device=device)
-    return value.to(device)
 
 
 def function_of_numbers(target: str) -> Callable[..., float]:

@@ -192,17 +192,12 @@ class Hybrid:
     ) -> Iterator[int]:
         """Carries out the plan over `values`, the host's values by name; yields the index of each observed operator. `strict`: an
         integer out of range is a WrongValue when it is read."""
-        model = self._model
         engine = self._engine
-        operators = model.operators_of[graph]
         for action in ready.actions:
             if isinstance(action, Call):
-                results = self._on_source(graph, operators[action.operator], [
-                    values[name] if key is None else model.weight(key)
-                    for name, key in zip(action.inputs, action.weights, strict=True)
-                ], on_refusal)
-                for name, result in zip(action.outputs, results, strict=True):
-                    values[name] = result
+                operator = action.step.operator
+                results = self._on_source(graph, operator, action.step.read(values, self._model.weight), on_refusal)
+                values.update(zip(operator.outputs, results, strict=True))
             elif isinstance(action, Forget):
                 for name in action.values:
                     del values[name]
@@ -227,7 +222,7 @@ class Hybrid:
     def _on_source(
         self, graph: str, operator: Operator, inputs: list[HostArray], on_refusal: OnRefusal | None
     ) -> Sequence[HostArray]:
-        """One operator in PyTorch. With nothing on the target an error is what it is; else the inputs are to blame."""
+        """One operator on the source. With nothing on the target an error is what it is; else the inputs are to blame."""
         function = self._source(operator.signature)
         if not self._programs:
             return self._alone(operator, function, inputs)
@@ -274,24 +269,17 @@ class Hybrid:
             raise WrongValue(maker, f"{maker}: {words}", (maker,))
 
     def _end(self, graph: str, ready: _Ready, values: dict[str, HostArray]) -> dict[str, HostArray]:
-        weights = {p.name: p.key for p in self._model.graphs[graph].weights}
-        plan = ready.plan
+        walk, plan, weight = self._model.walks[graph], ready.plan, self._model.weight
         host = {r for r, residence in plan.after if residence.host}
-        kept = {key: values[name] if name in values else self._model.weight(weights[name]) for key, name in plan.kept.items()}
+        kept = {key: walk.value(name, values, weight) for key, name in plan.kept.items()}
         self._states = {k: v for k, v in {**self._states, **kept}.items() if k in host}
         self._layout = plan.after
-        definition = self._model.graphs[graph]
-        return {
-            key: values[name] if name in values else self._model.weight(weights[name])
-            for key, name in zip(definition.output_keys, definition.outputs, strict=True)
-        }
+        return walk.outputs(values, weight)
 
     def _ready(self, graph: str, observe: bool) -> _Ready:
         key = (graph, self._layout, observe)
         if key not in self._plans:
-            plan = plan_call(
-                self._model.graphs[graph], self._model.operators_of[graph], self._programs, self._layout, observe
-            )
+            plan = plan_call(self._model.walks[graph], self._programs, self._layout, observe)
             self._plans[key] = self._bind(graph, plan)
         return self._plans[key]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 from tapml.operators.graph import Body, Graph, Operator
+from tapml.runtime.walk import Walk
 from tapml.tensors import HostArray
 
 
@@ -34,16 +35,17 @@ class ModelData:
         return {name: tuple(o for o in self.operators if o.graph == name) for name in self.graphs}
 
     @cached_property
+    def walks(self) -> dict[str, Walk]:
+        """By graph."""
+        return {name: Walk(graph, self.operators_of[name]) for name, graph in self.graphs.items()}
+
+    @cached_property
     def named(self) -> dict[str, Operator]:
         return {operator.name: operator for operator in self.operators}
 
-    @cached_property
-    def _weight_keys(self) -> dict[str, dict[str, str]]:
-        return {name: {p.name: p.key for p in graph.weights} for name, graph in self.graphs.items()}
-
     def weight_keys(self, operator: Operator) -> tuple[str | None, ...]:
         """For each input of an operator: the key of the weight that it is, or None."""
-        keys = self._weight_keys[operator.graph]
+        keys = self.walks[operator.graph].weights
         return tuple(keys.get(name) for name in operator.inputs)
 
     def weight(self, key: str) -> HostArray:

@@ -21,8 +21,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from tapml.operators.graph import Graph, Operator
+from tapml.operators.graph import Operator
 from tapml.runtime.engine import Compiled
+from tapml.runtime.walk import Step, Walk
 from tapml.tensors import TensorSpec
 
 
@@ -104,12 +105,10 @@ class Read:
 
 @dataclass(frozen=True)
 class Call:
-    """Run operator number `operator` on the source. `weights[k]` is the key of input k where that is a weight, else None."""
+    """Run operator number `operator`, that of `step`, on the source."""
 
     operator: int
-    inputs: tuple[str, ...]
-    weights: tuple[str | None, ...]
-    outputs: tuple[str, ...]
+    step: Step
 
 
 @dataclass(frozen=True)
@@ -176,11 +175,9 @@ class _Slots:
 
 
 class _Planner:
-    def __init__(
-        self, graph: Graph, operators: Sequence[Operator], programs: Mapping[str, Compiled], layout: Layout, observe: bool
-    ) -> None:
-        self.graph = graph
-        self.operators = operators
+    def __init__(self, walk: Walk, programs: Mapping[str, Compiled], layout: Layout, observe: bool) -> None:
+        self.graph = graph = walk.graph
+        self.steps = walk.steps
         self.programs = programs
         self.observe = observe
         self.actions: list[Action] = []
@@ -188,7 +185,7 @@ class _Planner:
         self.slots = _Slots()
         self.residences = dict(layout)
         self.states = {p.name: p.key for p in graph.states}
-        self.weights = {p.name: p.key for p in graph.weights}
+        self.weights = walk.weights
         self.host: set[str] = {p.name for p in graph.inputs}
         self.host |= {name for name, key in self.states.items() if self.residences[key].host}
         self.places: dict[str, Place] = {}
@@ -203,28 +200,16 @@ class _Planner:
             counts[value] = counts.get(value, 0) + 1
         # Values that become a state's content, and may be written straight into its spare buffer.
         self.next_of = {value: key for key, value in graph.mutations.items() if counts[value] == 1}
-        self.last = self._last_uses()
-
-    def _last_uses(self) -> dict[str, int]:
-        last: dict[str, int] = {}
-        for index, operator in enumerate(self.operators):
-            for value in operator.outputs:
-                last[value] = index  # a value that nobody reads dies where it is made
-            for value in operator.inputs:
-                last[value] = index
-        end = len(self.operators)
-        for value in (*self.graph.outputs, *self.graph.mutations.values(), *self.states):
-            last[value] = end
-        return last
 
     def plan(self) -> Plan:
         self._upload_first()
-        for index, operator in enumerate(self.operators):
-            if operator.name in self.programs:
-                self._run(index, operator, self.programs[operator.name])
+        for index, step in enumerate(self.steps):
+            program = self.programs.get(step.operator.name)
+            if program is not None:
+                self._run(index, step.operator, program)
             else:
-                self._call(index, operator)
-            self._release(index, operator)
+                self._call(index, step)
+            self._release(step.dead)
         kept, after = self._states_after()
         for value in self.graph.outputs:
             self._to_host(value)
@@ -233,10 +218,10 @@ class _Planner:
 
     def _upload_first(self) -> None:
         """Inputs and states that are only on the host and that an operator on the device reads."""
-        for operator in self.operators:
-            program = self.programs.get(operator.name)
+        for step in self.steps:
+            program = self.programs.get(step.operator.name)
             if program is not None:
-                for value, spec in zip(operator.inputs, program.inputs, strict=True):
+                for value, spec in zip(step.operator.inputs, program.inputs, strict=True):
                     if value in self.host and value not in self.places:
                         self._to_device(value, spec)
 
@@ -264,19 +249,17 @@ class _Planner:
                 self._to_host(value)
             self.actions.append(Observe(index))
 
-    def _call(self, index: int, operator: Operator) -> None:
-        for value in operator.inputs:
+    def _call(self, index: int, step: Step) -> None:
+        for value in step.operator.inputs:
             self._to_host(value)
-        weights = tuple(self.weights.get(value) for value in operator.inputs)
-        self.actions.append(Call(index, operator.inputs, weights, operator.outputs))
-        self.host |= set(operator.outputs)
+        self.actions.append(Call(index, step))
+        self.host |= set(step.operator.outputs)
         if self.observe:
             self.actions.append(Observe(index))
 
-    def _release(self, index: int, operator: Operator) -> None:
-        done = [v for v in dict.fromkeys((*operator.inputs, *operator.outputs)) if self.last[v] == index]
-        gone = tuple(v for v in done if v in self.host)
-        for value in done:
+    def _release(self, dead: Sequence[str]) -> None:
+        gone = tuple(v for v in dead if v in self.host)
+        for value in dead:
             if value in self.places:
                 self.slots.drop(self.places.pop(value))
         if gone:
@@ -330,10 +313,7 @@ class _Planner:
         return kept, tuple(sorted(after.items()))
 
 
-def plan_call(
-    graph: Graph, operators: Sequence[Operator], programs: Mapping[str, Compiled], layout: Layout, observe: bool = False
-) -> Plan:
-    """The plan of one call of `graph`. `operators` are its operators in execution order; those that have a program run on
-    the target. With `observe`, every operator's outputs are read back right after it. Raises ValueError where two programs
-    disagree on how a value between them is stored."""
-    return _Planner(graph, operators, programs, layout, observe).plan()
+def plan_call(walk: Walk, programs: Mapping[str, Compiled], layout: Layout, observe: bool = False) -> Plan:
+    """The plan of one call of a graph. Operators that have a program run on the target. With `observe`, every operator's outputs
+    are read back right after it. Raises ValueError where two programs disagree on how a value between them is stored."""
+    return _Planner(walk, programs, layout, observe).plan()

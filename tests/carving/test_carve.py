@@ -19,9 +19,10 @@ import torch
 
 from tapml.carving.carve import carve
 from tapml.carving.distance import distance
+from tapml.carving.executor import GraphExecutor
 from tapml.carving.folder import RunFolder
 from tapml.errors import PromptError, RunError, UsageError
-from tapml.operators.execute import GraphExecutor, host_function, tensor_from_host
+from tapml.operators.execute import host_function, tensor_from_host
 from tapml.runtime.generation import greedy
 from tapml.source.load import load
 from tapml.source.model import LoadedModel

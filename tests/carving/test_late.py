@@ -10,10 +10,11 @@ import pytest
 
 import tapml
 from tapml.carving.carve import carve
+from tapml.carving.executor import GraphExecutor
 from tapml.carving.folder import RunFolder
 from tapml.carving.late import CHUNKS, Late, check_calls, positions_words
 from tapml.cli import carve as verb
-from tapml.operators.execute import GraphExecutor, host_function, tensor_from_host
+from tapml.operators.execute import host_function, tensor_from_host
 from tapml.operators.positional import positional
 from tapml.report.console import stdout
 from tapml.runtime.generation import DecoderShape

@@ -14,11 +14,12 @@ from torch._higher_order_ops.scan import scan
 from torch._higher_order_ops.while_loop import while_loop
 
 from tapml.carving.carve import carve
+from tapml.carving.executor import GraphExecutor
 from tapml.carving.faithful import compare_decoder, compare_module
 from tapml.carving.folder import RunFolder
 from tapml.errors import ModelError
 from tapml.operators.cut import cut
-from tapml.operators.execute import GraphExecutor, host_from_tensor
+from tapml.operators.execute import host_from_tensor
 from tapml.operators.stays import why_it_stays
 from tapml.source.export import Exported, export, flat_outputs
 from tapml.source.load import load

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from tapml.carving.executor import GraphExecutor
 from tapml.carving.reference import ReferenceMaker
 from tapml.compile.build import build
 from tapml.compile.importer import ConversionError
@@ -32,7 +33,7 @@ from tapml.errors import DoesNotFit, ModelError, first_line
 from tapml.limits import LimitError
 from tapml.migrate.judging import Coverage, judged
 from tapml.operators.cut import cut
-from tapml.operators.execute import GraphExecutor, host_from_tensor
+from tapml.operators.execute import host_from_tensor
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.graph import Body, Operator
 from tapml.source.export import flat_outputs

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from tapml.carving.distance import distance
+from tapml.carving.executor import GraphExecutor
 from tapml.compile.build import build
 from tapml.operators.cut import cut
-from tapml.operators.execute import GraphExecutor, host_from_tensor
+from tapml.operators.execute import host_from_tensor
 from tapml.operators.graph import Body, Operator
 from tapml.runtime.generation import decode_call, prefill_calls
 from tapml.source.export import export

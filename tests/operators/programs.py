@@ -13,8 +13,8 @@ from unittest.mock import patch
 
 import torch
 
+from tapml.carving.executor import GraphExecutor, run_graph
 from tapml.operators.cut import cut
-from tapml.operators.execute import GraphExecutor, run_graph
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.graph import Body, Graph, Operator
 from tapml.source import export as source_export

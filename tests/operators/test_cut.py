@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tapml.carving.executor import GraphExecutor
 from tapml.operators.cut import cut
-from tapml.operators.execute import GraphExecutor
 from tapml.operators.graph import Body, Graph, Node, Operator, rename
 from tapml.operators.patterns import ANCHORS, HEAVY, word_of
 from tapml.runtime.generation import greedy

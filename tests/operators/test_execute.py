@@ -11,17 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from tapml.carving.executor import GraphExecutor, run_graph
 from tapml.errors import ModelError
 from tapml.operators.cut import cut
-from tapml.operators.execute import (
-    GraphExecutor,
-    NodeByNode,
-    body_function,
-    host_from_tensor,
-    host_function,
-    run_graph,
-    tensor_from_host,
-)
+from tapml.operators.execute import NodeByNode, body_function, host_from_tensor, host_function, tensor_from_host
 from tapml.operators.graph import Body, Node, Operator
 from tapml.runtime.generation import DecoderShape, greedy
 from tapml.tensors import FLOATS, TensorSpec

@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 import torch
 
+from tapml.carving.executor import run_graph
 from tapml.errors import ModelError
-from tapml.operators.execute import run_graph
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.graph import Graph
 from tapml.operators.patterns import word_of

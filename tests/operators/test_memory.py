@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tapml.operators.execute import run_graph
+from tapml.carving.executor import run_graph
 from tapml.source.export import export
 from tapml.source.load import load
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 
+from tapml.carving.executor import GraphExecutor
 from tapml.errors import ModelError, UsageError
-from tapml.operators.execute import GraphExecutor
 from tapml.operators.from_fx import graph_from_exported
 from tapml.runtime.generation import greedy
 from tapml.source.decoder import MODEL, DecoderStep, cache_shapes

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from tapml.carving.executor import run_graph
 from tapml.errors import ModelError
-from tapml.operators.execute import run_graph
 from tapml.source.eager import EagerModule
 from tapml.source.export import Exported, export
 from tapml.source.load import load

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from tapml.carving.executor import GraphExecutor, run_graph
 from tapml.carving.faithful import Compared, compare_module
 from tapml.errors import ModelError
 from tapml.operators.carried import carried
 from tapml.operators.cut import cut
-from tapml.operators.execute import GraphExecutor, host_from_tensor, run_graph
+from tapml.operators.execute import host_from_tensor
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.stays import why_it_stays
 from tapml.source.complex_numbers import ARITHMETIC, conj, mul

@@ -10,9 +10,9 @@ import torch
 
 from tapml.api import Run
 from tapml.carving.carve import carve
+from tapml.carving.executor import GraphExecutor
 from tapml.errors import ModelError
 from tapml.operators.cut import cut
-from tapml.operators.execute import GraphExecutor
 from tapml.operators.stays import sort_of_stay
 from tapml.source.export import export, flat_outputs
 from tapml.source.load import load

@@ -16,7 +16,8 @@ _SCRIPT = """
 import json, sys, time
 import torch
 from tapml.runtime.generation import greedy
-from tapml.operators.execute import GraphExecutor, host_from_tensor
+from tapml.carving.executor import GraphExecutor
+from tapml.operators.execute import host_from_tensor
 from tapml.source.export import export
 from tapml.source.load import load
 from tapml.source.prompts import encode

@@ -37,7 +37,7 @@ from tapml.backends.interface import Compiled
 from tapml.errors import DeviceError, DeviceLost, WrongValue, is_confined
 from tapml.migrate.outcome import Lost, Refused
 from tapml.migrate.workbench import Workbench
-from tapml.operators.graph import Graph, Operator
+from tapml.operators.graph import Operator
 from tapml.runtime.hybrid import makers, refusal
 from tapml.tensors import HostArray, out_of_range
 
@@ -132,11 +132,7 @@ class PrefixHybrid:
         self._memory = Memory(budget)
         self._refused: dict[str, Refusal] = {}
         self._seen: dict[Key, tuple[bytes, ...]] = {}
-        self._weights = {
-            name: {p.name: Value(self._model.weight(p.key), p.key.encode()) for p in graph.weights}
-            for name, graph in self._model.graphs.items()
-        }
-        self._last = {name: _last_reads(graph, self._model.operators_of[name]) for name, graph in self._model.graphs.items()}
+        self._weights: dict[str, Value] = {}
         self._first_states = {key: value_of(array) for key, array in self._model.initial_states.items()}
         self._states = dict(self._first_states)
         self._offloaded: frozenset[str] = frozenset()
@@ -168,20 +164,17 @@ class PrefixHybrid:
     def step(self, graph: str, inputs: dict[str, HostArray]) -> dict[str, HostArray]:
         """Runs one graph. Raises DeviceError or DeviceLost where the device does, WrongValue as `Hybrid.step`. That one is not
         remembered: it follows from the inputs."""
-        definition = self._model.graphs[graph]
-        values = dict(self._weights[graph])
-        for placeholder in definition.inputs:
-            values[placeholder.name] = value_of(inputs[placeholder.key])
-        for placeholder in definition.states:
-            values[placeholder.name] = self._states[placeholder.key]
-        last = self._last[graph]
-        for index, operator in enumerate(self._model.operators_of[graph]):
-            made = self._made(operator, [values[name] for name in operator.inputs])
-            values.update(zip(operator.outputs, made, strict=True))
-            for name in last[index]:
-                del values[name]
-        self._states |= {key: values[name] for key, name in definition.mutations.items()}
-        return {key: values[name].array for key, name in zip(definition.output_keys, definition.outputs, strict=True)}
+        walk = self._model.walks[graph]
+        values = walk.begin({p.key: value_of(inputs[p.key]) for p in walk.graph.inputs}, self._states)
+        for step in walk.steps:
+            step.done(values, self._made(step.operator, step.read(values, self._weight)))
+        self._states |= walk.advanced(values, self._weight)
+        return {key: value.array for key, value in walk.outputs(values, self._weight).items()}
+
+    def _weight(self, key: str) -> Value:
+        if key not in self._weights:
+            self._weights[key] = Value(self._model.weight(key), key.encode())
+        return self._weights[key]
 
     def _made(self, operator: Operator, inputs: Sequence[Value]) -> Values:
         on_target = operator.name in self._offloaded
@@ -235,17 +228,3 @@ class PrefixHybrid:
         digests = () if isinstance(made, Refusal) else tuple(value.digest for value in made)
         if self._seen.setdefault(key, digests) != digests:
             self.unsteady.add(key[0])
-
-
-def _last_reads(graph: Graph, operators: Sequence[Operator]) -> list[list[str]]:
-    """For each operator, the values that nobody reads after it."""
-    kept = {*graph.outputs, *graph.mutations.values(), *(p.name for p in graph.placeholders)}
-    last: dict[str, int] = {}
-    for index, operator in enumerate(operators):
-        for name in (*operator.outputs, *operator.inputs):
-            last[name] = index
-    found: list[list[str]] = [[] for _ in operators]
-    for name, index in last.items():
-        if name not in kept:
-            found[index].append(name)
-    return found

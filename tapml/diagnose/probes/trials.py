@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tapml.carving.folder import RunFolder
+from tapml.diagnose.probes.watch import watch
 from tapml.errors import is_confined
 from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.model import Model
@@ -40,27 +41,15 @@ def met(
     """The calls of the operator in the check of the whole model, or in `calls`, with the inputs that `hybrid` computes; the
     hybrid is reset first, and runs operator by operator. Raises DeviceError and DeviceLost as it does, WrongValue also where the
     source refuses to compute what the operator should make of its inputs."""
-    hybrid.reset()
-    states: dict[str, HostArray] = dict(model.initial_states)
-    keys = model.weight_keys(operator)
-    for number, call in enumerate(check_calls(run) if calls is None else calls):
-        graph = model.graphs[call.graph]
-        values = {p.name: call.inputs[p.key] for p in graph.inputs} | {p.name: states[p.key] for p in graph.states}
-        weights = {p.name: p.key for p in graph.weights}
-        for each, outputs in hybrid.observe(call.graph, call.inputs):
-            if each.name == operator.name:
-                inputs = [values[n] if k is None else model.weight(k) for n, k in zip(operator.inputs, keys, strict=True)]
-                name = f"call {number} of the model ({call.graph})"
-                try:
-                    trial = Trial.computed(model, operator, inputs, name)
-                except Exception as error:
-                    if not hybrid.offloaded or not is_confined(error):
-                        raise
-                    raise refusal(operator, error, makers(model, call.graph, operator, hybrid.offloaded)) from error
-                yield trial
-            values.update(zip(each.outputs, outputs, strict=True))
-        for key, name in graph.mutations.items():
-            states[key] = values[name] if name in values else model.weight(weights[name])
+    for seen in watch(model, hybrid, check_calls(run) if calls is None else calls):
+        if seen.operator.name == operator.name:
+            try:
+                trial = Trial.computed(model, operator, seen.inputs, f"call {seen.step} of the model ({seen.graph})")
+            except Exception as error:
+                if not hybrid.offloaded or not is_confined(error):
+                    raise
+                raise refusal(operator, error, makers(model, seen.graph, operator, hybrid.offloaded)) from error
+            yield trial
 
 
 def _with_weights(model: Model, keys: Sequence[str | None], recorded: Sequence[HostArray]) -> list[HostArray]:

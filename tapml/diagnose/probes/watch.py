@@ -17,7 +17,7 @@ from tapml.carving.folder import RunFolder
 from tapml.carving.late import check_calls
 from tapml.errors import UsageError
 from tapml.migrate.model import Model
-from tapml.operators.graph import Graph, Operator
+from tapml.operators.graph import Operator
 from tapml.runtime.generation import Call
 from tapml.runtime.hybrid import Hybrid
 from tapml.tensors import HostArray
@@ -51,28 +51,10 @@ def watch(model: Model, hybrid: Hybrid, calls: Sequence[Call]) -> Iterator[Seen]
     """Runs the calls from the initial states on. DeviceError and DeviceLost of the hybrid's device pass through."""
     hybrid.reset()
     states = dict(model.initial_states)
-    last_uses = {name: _last_uses(graph, model.operators_of[name]) for name, graph in model.graphs.items()}
-    for step, call in enumerate(calls):
-        graph = model.graphs[call.graph]
-        values: dict[str, HostArray] = {p.name: call.inputs[p.key] for p in graph.inputs}
-        values |= {p.name: states[p.key] for p in graph.states}
-        weights = {p.name: p.key for p in graph.weights}
-        for index, (operator, outputs) in enumerate(hybrid.observe(call.graph, call.inputs)):
-            values.update(zip(operator.outputs, outputs, strict=True))
-            inputs = tuple(model.weight(weights[n]) if n in weights else values[n] for n in operator.inputs)
-            yield Seen(step, call.graph, operator, inputs, outputs)
-            for name in last_uses[call.graph].get(index, ()):
-                values.pop(name, None)
-        for key, name in graph.mutations.items():
-            states[key] = model.weight(weights[name]) if name in weights else values[name]
-
-
-def _last_uses(graph: Graph, operators: Sequence[Operator]) -> dict[int, list[str]]:
-    """The values that nobody reads after an operator, by its index."""
-    last = {name: index for index, operator in enumerate(operators) for name in (*operator.inputs, *operator.outputs)}
-    kept = set(graph.mutations.values())
-    found: dict[int, list[str]] = {}
-    for name, index in last.items():
-        if name not in kept:
-            found.setdefault(index, []).append(name)
-    return found
+    for number, call in enumerate(calls):
+        walk = model.walks[call.graph]
+        values = walk.begin(call.inputs, states)
+        for step, (operator, outputs) in zip(walk.steps, hybrid.observe(call.graph, call.inputs), strict=True):
+            yield Seen(number, call.graph, operator, tuple(step.read(values, model.weight)), outputs)
+            step.done(values, outputs)
+        states |= walk.advanced(values, model.weight)
