@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from tapml.carving.folder import RunFolder  # noqa: E402
 from tapml.migrate.operator_test import OperatorTester  # noqa: E402
-from tapml.runtime.generation import decode_call, prefill_calls  # noqa: E402
+from tapml.runtime.decoder import Decoder  # noqa: E402
 from tests.remote.disturbed import Bench, bench  # noqa: E402
 from tests.remote.namespace import NotPermitted, namespace  # noqa: E402
 from tests.remote.processes import Agent, running_hub  # noqa: E402
@@ -171,16 +171,17 @@ def moved(remote: Bench) -> dict[str, int]:
 def decode_steps(run: Path, device: str) -> dict[str, float]:
     """The mean of STEPS decode steps with every operator on the target, after a few that warm up."""
     folder = RunFolder.open(run)
-    assert folder.decoder is not None
+    protocol = folder.protocol
+    assert isinstance(protocol, Decoder)
     with OperatorTester(folder, "opencl", device) as tester:
         tester.bench.compile(folder.operators)
         hybrid = tester.bench.hybrid()
         hybrid.offload(tester.bench.programs([operator.name for operator in folder.operators]))
         hybrid.reset()
         prompt = folder.prompts[0].tokens
-        for call in prefill_calls(prompt, folder.decoder):
+        for call in protocol.read(prompt):
             hybrid.step(call.graph, call.inputs)
-        calls = [decode_call(1, len(prompt) + count) for count in range(STEPS + 4)]
+        calls = [protocol.append(1, len(prompt) + count) for count in range(STEPS + 4)]
         for call in calls[:4]:
             hybrid.step(call.graph, call.inputs)
         before, start = counters(tester.bench.device), time.perf_counter()

@@ -36,7 +36,7 @@ from tapml.operators.cut import cut
 from tapml.operators.execute import host_from_tensor, tensor_from_host
 from tapml.operators.graph import Body, Graph, Operator
 from tapml.operators.stays import why_it_stays
-from tapml.runtime.generation import Call
+from tapml.runtime.protocol import Cached, Call
 from tapml.source import prompts as source_prompts
 from tapml.source.decoder import attention_windows
 from tapml.source.export import Exported, export
@@ -170,14 +170,12 @@ class _Clock:
 class _DecoderJob:
     """A causal language model and its prompts."""
 
-    kind = "decoder"
-
     def __init__(self, exported: Exported, prompts: Sequence[source_prompts.Prompt], windows: Sequence[int]) -> None:
-        assert exported.decoder is not None
+        assert isinstance(exported.protocol, Cached)
         self._windows = windows
         self.exported = exported
         self._prompts = prompts
-        self._shape = exported.decoder
+        self._shape = exported.protocol
 
     def record(self, executor: GraphExecutor, selection: Selection, decode_steps: int, progress: Progress) -> Recording:
         tokens = [p.tokens for p in self._prompts]
@@ -203,22 +201,19 @@ class _DecoderJob:
 class _ModuleJob:
     """Any other module and its example inputs, by the keys of the graph's inputs."""
 
-    kind = "module"
-
     def __init__(self, exported: Exported, examples: Sequence[dict[str, HostArray]], texts: Sequence[str]) -> None:
         self.exported = exported
         self._examples = examples
         self._texts = texts
-        self._graph = exported.graphs[0].name
 
     def record(self, executor: GraphExecutor, selection: Selection, decode_steps: int, progress: Progress) -> Recording:
-        return record_module(executor, self._graph, self._examples, selection, progress)
+        return record_module(executor, self.exported.protocol, self._examples, selection, progress)
 
     def compare(self, model: LoadedModel, recording: Recording) -> faithful.Compared:
         return faithful.compare_module(model, self.exported, self._examples)
 
     def followed(self, recording: Recording) -> list[list[Call]]:
-        return [[Call(self._graph, example, 0, 0)] for example in self._examples]
+        return [self.exported.protocol.check(example, ()) for example in self._examples]
 
     def positions(self, recording: Recording) -> dict[str, Any] | None:
         return None
@@ -375,7 +370,7 @@ def _result(
     return CarveResult(
         run=str(run.path),
         model=model.name,
-        kind=job.kind,
+        kind=job.exported.protocol.kind,
         dtype=model.dtype,
         operators=len(operators),
         signatures=len(bodies),
@@ -407,7 +402,7 @@ def _manifest(model: LoadedModel, exported: Exported, selection: Selection, resu
         "kind": result.kind,
         "dtype": model.dtype,
         "weights": model.weights,
-        "decoder": None if exported.decoder is None else exported.decoder.to_json(),
+        "decoder": exported.protocol.to_json(),
         "result": {k: v for k, v in result.to_json().items() if k != "prompts"},
         "signatures": counts,
     }

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from tapml.carving import layout
 from tapml.errors import RunError
-from tapml.operators.graph import Body, Graph
-from tapml.runtime.generation import DecoderShape
+from tapml.operators.graph import Body
+from tapml.runtime.protocol import Cached, Generating
 from tapml.tensors import Layout
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ Problem = tuple[str, int, str]
 
 def check_consistent(run: RunFolder) -> None:
     """Raises RunError for the first line that does not fit."""
-    for check in (_graphs, _operators, _cases, _decoder, _oracle):
+    for check in (_graphs, _operators, _cases, _protocol, _oracle):
         for table, line, what in check(run):
             raise RunError(f"{run.path / table} is damaged at line {line}: {what}. Carve again with --fresh.")
 
@@ -103,20 +103,18 @@ def _lies(body: Body, k: int, how: Layout) -> bool:
     return k < len(body.inputs) and how.fits(body.inputs[k].shape)
 
 
-def _decoder(run: RunFolder) -> Iterator[Problem]:
-    shape = run.decoder
-    if shape is None:
-        if not run.graphs:
-            yield layout.GRAPHS, 1, "there is no graph"
-        return
+def _protocol(run: RunFolder) -> Iterator[Problem]:
+    shape = run.protocol
     graphs = {g.name: (number, g) for number, g in enumerate(run.graphs, 1)}
-    for name in ("prefill", "decode"):
+    for name in shape.graphs:
         if name not in graphs:
-            yield layout.GRAPHS, 1, f"a decoder has a graph {name!r}"
+            yield layout.GRAPHS, 1, f"a {shape.kind} has a graph {name!r}"
             continue
         number, graph = graphs[name]
-        if what := _unlike(graph, shape):
+        if what := shape.unlike(graph):
             yield layout.GRAPHS, number, what
+    if not isinstance(shape, Generating):
+        return
     yield from _twice(layout.PROMPTS, [str(p.index) for p in run.prompts])
     for number, prompt in enumerate(run.prompts, 1):
         if prompt.index != number - 1 or not 0 < len(prompt.tokens) <= shape.max_len:
@@ -124,25 +122,12 @@ def _decoder(run: RunFolder) -> Iterator[Problem]:
         if max((*prompt.tokens, *prompt.generated), default=0) >= shape.vocabulary:
             yield layout.PROMPTS, number, f"it has a token that is not among {shape.vocabulary}"
     late = run.late
-    if late is None:
+    if late is None or not isinstance(shape, Cached):
         return
     fits = len(late.tokens) == shape.max_len and late.reached <= shape.max_len and max(late.tokens, default=0) < shape.vocabulary
     fits = fits and all(start + shape.chunk <= shape.max_len for start in late.chunks)
     if not fits or any(p >= shape.max_len or t >= shape.vocabulary for p, t in late.steps):
         yield layout.LATE, 1, f"it is not a text for a cache of {shape.max_len} positions"
-
-
-def _unlike(graph: Graph, shape: DecoderShape) -> str:
-    """What a graph of a decoder has of another form than callers give it; "" for nothing."""
-    count = shape.chunk if graph.name == "prefill" else 1
-    given = {p.key: (p.spec.shape, p.spec.dtype) for p in graph.inputs}
-    wanted = {"input_ids": ((1, count), "int64"), "position_ids": ((1, count), "int64"), "last": ((1,), "int64")}
-    if not set(given) <= set(wanted) or any(given[key] != wanted[key] for key in given):
-        return "it does not take tokens, positions and the last of them"
-    logits = dict(zip(graph.output_keys, graph.outputs, strict=True)).get("logits")
-    if logits is None or graph.specs[logits].elements != shape.vocabulary:
-        return f"it does not give logits of {shape.vocabulary} tokens"
-    return ""
 
 
 def _oracle(run: RunFolder) -> Iterator[Problem]:

@@ -23,7 +23,7 @@ Hook = Callable[[Operator, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]], 
 
 
 class GraphExecutor:
-    """A cut model as a `tapml.runtime.generation.Stepper`: runs each graph operator by operator, keeps the states between calls.
+    """A cut model as a `tapml.runtime.protocol.Stepper`: runs each graph operator by operator, keeps the states between calls.
 
     `operators` hold those of all graphs, each graph's in execution order; `bodies` are by signature. `states` gives for each
     state its spec (it starts as zeros) or its first content. Weights decide the device. `hook(operator, inputs, outputs)` is

@@ -30,7 +30,7 @@ from tapml.operators.carried import original
 from tapml.operators.execute import tensor_from_host
 from tapml.operators.graph import Graph
 from tapml.operators.stays import OWN_DTYPE, is_random, sort_of_stay
-from tapml.runtime.generation import DecoderShape, decode_call, prefill_calls
+from tapml.runtime.protocol import Cached, Call
 from tapml.source.decoder import attention_windows
 from tapml.source.eager import SEED, WIDE, EagerModule, wide_copy
 from tapml.source.export import Exported
@@ -79,7 +79,7 @@ class _Text:
     prefilled: int
     chosen: tuple[int, ...] = ()
 
-    def rows(self, shape: DecoderShape, decodes: int) -> list[int]:
+    def rows(self, shape: Cached, decodes: int) -> list[int]:
         ends = [min(start + shape.chunk, self.prefilled) - 1 for start in range(0, self.prefilled, shape.chunk)]
         return ends + list(range(self.prefilled, min(len(self.tokens), self.prefilled + decodes)))
 
@@ -88,7 +88,8 @@ def compare_decoder(
     model: LoadedModel, exported: Exported, prompts: Sequence[Sequence[int]], generated: Sequence[Sequence[int]]
 ) -> Compared:
     """`generated` are the greedy tokens of the graphs for each prompt. Raises ModelError where the graphs are not the model."""
-    assert exported.decoder is not None
+    shape = exported.protocol
+    assert isinstance(shape, Cached)
     drawn = next((node for graph in exported.graphs for node in graph.nodes if is_random(node)), None)
     if drawn is not None:
         raise ModelError(
@@ -96,13 +97,13 @@ def compare_decoder(
             "cache than over a whole text, so its exported graphs cannot be compared with it. Remove that from what is carved, "
             "or carve one forward pass: a module that calls it with use_cache=False, from FILE.py:FUNCTION."
         )
-    return _Decoder(model, exported, exported.decoder).compare([
+    return _Decoder(model, exported, shape).compare([
         _Text((*prompt, *tokens[:-1]), len(prompt), tuple(tokens)) for prompt, tokens in zip(prompts, generated, strict=True)
     ])
 
 
 class _Decoder:
-    def __init__(self, model: LoadedModel, exported: Exported, shape: DecoderShape) -> None:
+    def __init__(self, model: LoadedModel, exported: Exported, shape: Cached) -> None:
         self.model, self.exported, self.shape = model, exported, shape
         self.own = EagerModule(model)
         self.states = {**exported.states, **exported.initial}
@@ -197,11 +198,14 @@ class _Decoder:
 
     def _graph_logits(self, graphs: GraphExecutor, text: _Text, decodes: int) -> torch.Tensor:
         graphs.reset()
-        calls = list(prefill_calls(text.tokens[: text.prefilled], self.shape))
-        places = range(text.prefilled, min(len(text.tokens), text.prefilled + decodes))
-        calls += [decode_call(text.tokens[place], place) for place in places]
-        rows = [graphs.step_tensors(c.graph, _tensors(c.inputs, graphs.device))["logits"].reshape(-1) for c in calls]
+        rows = [
+            graphs.step_tensors(c.graph, _tensors(c.inputs, graphs.device))[self.shape.chooses].reshape(-1)
+            for c in self._calls(text, decodes)
+        ]
         return torch.stack([row.to("cpu", WIDE) for row in rows])
+
+    def _calls(self, text: _Text, decodes: int) -> list[Call]:
+        return list(self.shape.forced(text.tokens[: text.prefilled], text.tokens[text.prefilled :][:decodes]))
 
     def _refusal(
         self, text: _Text, rows: list[int], got: torch.Tensor, wanted: torch.Tensor, limit: float, exact: EagerModule | None
@@ -237,8 +241,7 @@ class _Decoder:
 
     def _place(self, module: EagerModule, text: _Text, number: int, limit: float) -> str:
         """Where values part in call `number`: ", first in prefill/layers.1.attn"; "" where no module can be named."""
-        calls = list(prefill_calls(text.tokens[: text.prefilled], self.shape))
-        calls += [decode_call(text.tokens[p], p) for p in range(text.prefilled, len(text.tokens))]
+        calls = self._calls(text, len(text.tokens))
         call = calls[number]
         seen: list[tuple[str, torch.Tensor | None, torch.Tensor]] = []
         module.logits(text.tokens, [len(text.tokens) - 1], lambda path, given, made: seen.append((path, given, made)))
@@ -257,7 +260,7 @@ class _Decoder:
             return None if tensor is None or tensor.dim() < 2 or tensor.shape[1] != count else tensor[:, window]
 
         parts = [(path, cropped(given), cropped(made)) for path, given, made in seen]
-        length = call.inputs["input_ids"].shape[1]
+        length = 1 if call.graph == self.shape.appends else self.shape.chunk
         graph_values = {
             key: value[:, : call.tokens] for key, value in values.items() if value.dim() >= 2 and value.shape[1] == length
         }

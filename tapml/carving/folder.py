@@ -34,7 +34,8 @@ from tapml.carving.writer import RunWriter, digest, seal
 from tapml.errors import RunError, UsageError, nearest
 from tapml.inside import read_file
 from tapml.operators.graph import Body, Graph, Operator, Placeholder
-from tapml.runtime.generation import DecoderShape
+from tapml.runtime.kinds import KINDS
+from tapml.runtime.protocol import Cached, Generating, ModelProtocol
 from tapml.source.weights import Weight, WeightTable
 from tapml.tensors import FLOATS, NUMPY, HostArray, TensorSpec, dtype_name, spec_of
 
@@ -111,12 +112,13 @@ class RunFolder:
 
     @property
     def kind(self) -> str:
-        """"decoder" (graphs prefill and decode, prompts) or "module" (graph forward, example inputs)."""
+        """A name in `tapml.runtime.kinds`."""
         return str(self.manifest["kind"])
 
     @cached_property
-    def decoder(self) -> DecoderShape | None:
-        return _decoder(self.manifest)
+    def protocol(self) -> ModelProtocol:
+        """How the model is called."""
+        return _protocol(self.manifest)
 
     @cached_property
     def graphs(self) -> tuple[Graph, ...]:
@@ -143,7 +145,7 @@ class RunFolder:
     @cached_property
     def prompts(self) -> tuple[Prompt, ...]:
         """Empty for a module that is not a decoder; see `examples`."""
-        return tuple(self._table(layout.PROMPTS, Prompt.from_json)) if self.kind == "decoder" else ()
+        return tuple(self._table(layout.PROMPTS, Prompt.from_json)) if isinstance(self.protocol, Generating) else ()
 
     @cached_property
     def late(self) -> Late | None:
@@ -153,7 +155,8 @@ class RunFolder:
     @property
     def positions(self) -> dict[str, Any] | None:
         """Which positions of the cache were exercised (see `Late.positions`); None for a module that is not a decoder."""
-        return None if self.late is None or self.decoder is None else self.late.positions(self.decoder)
+        protocol = self.protocol
+        return self.late.positions(protocol) if self.late is not None and isinstance(protocol, Cached) else None
 
     @cached_property
     def weights(self) -> WeightTable:
@@ -284,7 +287,7 @@ class RunFolder:
     @cached_property
     def examples(self) -> tuple[dict[str, HostArray], ...]:
         """Recorded inputs by key, for a module that is not a decoder."""
-        if self.kind == "decoder":
+        if isinstance(self.protocol, Generating):
             return ()
         specs = {p.key: p.spec for p in self.graphs[0].inputs}
         return tuple(self._example(file, specs) for file in self._table(layout.PROMPTS, lambda d: strict.name(d, "file")))
@@ -388,9 +391,8 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         strict.whole(manifest["tables"][name], "lines")
     for name in strict.inner(manifest, "files"):
         strict.hexadecimal(manifest["files"], name)
-    strict.one_of(manifest, "kind", ("decoder", "module"))
-    if (_decoder(manifest) is None) != (manifest["kind"] == "module"):
-        raise ValueError("'decoder' does not fit 'kind'")
+    strict.one_of(manifest, "kind", tuple(KINDS))
+    _protocol(manifest)
     for key, nothing in (("dtype", ""), ("model", {}), ("result", {})):
         manifest.setdefault(key, nothing)
     for key in {"dtype", "weights"} & manifest.keys():
@@ -406,9 +408,8 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     strict.refuse_deep(manifest)
 
 
-def _decoder(manifest: dict[str, Any]) -> DecoderShape | None:
-    shape = manifest["decoder"]
-    return None if shape is None else DecoderShape.from_json(shape)
+def _protocol(manifest: dict[str, Any]) -> ModelProtocol:
+    return KINDS[manifest["kind"]](manifest["decoder"])
 
 
 def _body(line: dict[str, Any]) -> tuple[str, Body]:

@@ -23,15 +23,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from tapml import strict
 from tapml.carving.case import LATE_POSITION
-from tapml.runtime.generation import LONGEST, Call, DecoderShape, decode_call, prefill_calls
-from tapml.tensors import HostArray
-
-# Decode calls of the check with the first prompt: the second is the first that reads what decoding itself wrote to the cache.
-DECODE_STEPS = 2
+from tapml.runtime.decoder import LONGEST
+from tapml.runtime.protocol import Cached, Call, ModelProtocol
 
 # Most prefill calls that fill the cache, those with a decode call in them not counted.
 CHUNKS = 32
@@ -54,7 +49,7 @@ class Late:
 
     @staticmethod
     def planned(
-        prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], shape: DecoderShape, windows: Iterable[int] = ()
+        prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], shape: Cached, windows: Iterable[int] = ()
     ) -> Late:
         """`answers` are the greedy tokens of each prompt, the last of which was not fed back."""
         reached = max(min(len(p) + max(len(a) - 1, 0), shape.max_len) for p, a in zip(prompts, answers, strict=True))
@@ -68,24 +63,24 @@ class Late:
         chunks = _chunks(shape, len(prompts[0]), positions)
         return Late(tuple(tokens), chunks, steps, edges, reached)
 
-    def calls(self, shape: DecoderShape) -> list[Call]:
+    def calls(self, shape: Cached) -> list[Call]:
         """The late calls, by position: a chunk, then the decode calls within it."""
         made: list[Call] = []
         for start in self.chunks:
-            made.append(_prefill(self.tokens[start : start + shape.chunk], start))
-            made += [decode_call(token, place) for place, token in self.steps if start <= place < start + shape.chunk]
+            made.append(shape.fill(self.tokens[start : start + shape.chunk], start))
+            made += [shape.append(token, place) for place, token in self.steps if start <= place < start + shape.chunk]
         return made
 
-    def recorded(self, call: Call, shape: DecoderShape) -> str | None:
+    def recorded(self, call: Call, shape: Cached) -> str | None:
         """Why a late call is worth a case; None for one that only fills the cache."""
-        if call.graph == "decode":
+        if call.graph == shape.appends:
             return f"{LATE_POSITION} {call.position}"
         end = call.position + shape.chunk
         if any(call.position <= place < end for place, _ in self.steps):
             return f"{LATE_POSITION}s {call.position} to {end - 1}"
         return None
 
-    def positions(self, shape: DecoderShape) -> dict[str, Any]:
+    def positions(self, shape: Cached) -> dict[str, Any]:
         """What was exercised, for people and JSON: `cache` positions, `exercised` of them, the last one, how many the prompts
         reached, and where decode calls were made beside those of the answers."""
         filled = {*range(self.reached), *(p for p, _ in self.steps)}
@@ -113,12 +108,10 @@ class Late:
         )  # fmt: skip
 
 
-def check_calls(prompt: Sequence[int], answer: Sequence[int], late: Late | None, shape: DecoderShape) -> list[Call]:
-    """A prompt's prefill calls and the first decode calls with the source's tokens; then the late calls, if any."""
-    calls = list(prefill_calls(prompt, shape))
-    places = range(len(prompt), shape.max_len)
-    calls += [decode_call(token, place) for token, place in zip(answer[:DECODE_STEPS], places, strict=False)]
-    return calls if late is None else calls + late.calls(shape)
+def check_calls(given: Any, answer: Sequence[int], late: Late | None, protocol: ModelProtocol) -> list[Call]:
+    """The short check with what the model is given and the source's tokens; then the late calls, if any."""
+    calls = protocol.check(given, answer)
+    return calls + late.calls(protocol) if late is not None and isinstance(protocol, Cached) else calls
 
 
 def positions_words(positions: dict[str, Any] | None) -> str:
@@ -130,7 +123,7 @@ def positions_words(positions: dict[str, Any] | None) -> str:
     return f"positions 0 to {last} of {positions['cache']}{gaps} were exercised"
 
 
-def _pool(seen: Iterable[int], shape: DecoderShape) -> list[int]:
+def _pool(seen: Iterable[int], shape: Cached) -> list[int]:
     """The different tokens of the prompts and answers without those that end a generation, and others where they are few."""
     pool = [token for token in dict.fromkeys(seen) if token not in shape.stop]
     chance = random.Random(1)
@@ -150,21 +143,10 @@ def _positions(max_len: int, reached: int, windows: Sequence[int]) -> list[int]:
     return sorted(spread | edges | {max_len - 1})
 
 
-def _chunks(shape: DecoderShape, prompt: int, positions: Sequence[int]) -> tuple[int, ...]:
+def _chunks(shape: Cached, prompt: int, positions: Sequence[int]) -> tuple[int, ...]:
     """Where prefill calls start: all chunks that the prompt left open, or `CHUNKS` of them spread evenly; and those with a decode
     call in them."""
     fresh = range(prompt // shape.chunk * shape.chunk, shape.max_len, shape.chunk)
     if len(fresh) > CHUNKS:
         fresh = [fresh[round(k * (len(fresh) - 1) / (CHUNKS - 1))] for k in range(CHUNKS)]  # type: ignore[assignment]
     return tuple(sorted({*fresh, *(p // shape.chunk * shape.chunk for p in positions)}))
-
-
-def _prefill(tokens: Sequence[int], start: int) -> Call:
-    """One whole chunk."""
-    count = len(tokens)
-    inputs: dict[str, HostArray] = {
-        "input_ids": np.array([tokens], np.int64),
-        "position_ids": np.arange(start, start + count, dtype=np.int64)[None],
-        "last": np.array([count - 1], np.int64),
-    }
-    return Call("prefill", inputs, start, count)

@@ -28,7 +28,7 @@ from tapml.carving.executor import first_content
 from tapml.carving.reference import moved_by_a_rounding
 from tapml.operators.execute import body_function, host_from_tensor, tensor_from_host
 from tapml.operators.graph import Body, Graph, Operator
-from tapml.runtime.generation import Call
+from tapml.runtime.protocol import Call
 from tapml.runtime.walk import Walk
 from tapml.tensors import TensorSpec, dtype_name
 

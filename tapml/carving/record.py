@@ -1,7 +1,7 @@
 """One run of the source over real prompts, with every operator's calls streaming to the selection.
 
-    recording = record_decoder(executor, shape, prompts, decode_steps=32, selection=selection)
-    recording = record_module(executor, "forward", examples, selection)
+    recording = record_decoder(executor, protocol, prompts, decode_steps=32, selection=selection)
+    recording = record_module(executor, protocol, examples, selection)
 
 The executor is `tapml.carving.executor.GraphExecutor`; its hook is set while recording and taken off afterwards. What to keep is
 decided in `tapml.carving.select`, how wrong the source is in `tapml.carving.oracle`.
@@ -25,7 +25,7 @@ from tapml.carving.late import Late, check_calls
 from tapml.carving.select import Moment, Selection
 from tapml.operators.graph import Operator
 from tapml.operators.positional import positional
-from tapml.runtime.generation import Call, DecoderShape, decode_call, greedy
+from tapml.runtime.protocol import Cached, Call, Generating, ModelProtocol, answered, greedy
 from tapml.tensors import HostArray
 
 SPEED_STEPS = 8
@@ -55,7 +55,7 @@ def is_checkpoint(count: int, planned: int) -> bool:
 
 def record_decoder(
     executor: GraphExecutor,
-    shape: DecoderShape,
+    protocol: Generating,
     prompts: Sequence[Sequence[int]],
     decode_steps: int,
     selection: Selection,
@@ -65,41 +65,44 @@ def record_decoder(
     """Generates up to `decode_steps` tokens for each prompt, greedily, and offers every call to the selection; then goes on from
     the first prompt to the end of the cache (`tapml.carving.late`). `windows` are the lengths of the model's sliding windows.
     Raises PromptError for a prompt that is empty or does not fit the cache."""
-    stepper = _RecordingStepper(executor, selection, decode_steps, len(prompts))
+    stepper = _RecordingStepper(executor, selection, protocol, decode_steps, len(prompts))
     started = time.perf_counter()
     generated: list[tuple[int, ...]] = []
     try:
         for index, prompt in enumerate(prompts):
             stepper.begin(index)
             tokens: list[int] = []
-            for token, _ in greedy(stepper, prompt, shape, decode_steps):
+            for token, _ in greedy(stepper, prompt, protocol, decode_steps):
                 tokens.append(token)
                 if progress is not None:
                     progress("record", index * decode_steps + len(tokens), len(prompts) * decode_steps)
             generated.append(tuple(tokens))
         # Answers that are a stop token alone show no decode step. One past the last of them is better than no case at all.
-        place = len(prompts[-1])
-        if not stepper.calls["decode"] and decode_steps > 1 and place < shape.max_len:
-            call = decode_call(generated[-1][-1], place)
+        place = protocol.first(prompts[-1])
+        if not stepper.calls[protocol.appends] and decode_steps > 1 and place < protocol.max_len:
+            call = protocol.append(generated[-1][-1], place)
             stepper.step(call.graph, call.inputs)
     finally:
         executor.hook = None
     seconds = time.perf_counter() - started
-    late = Late.planned(prompts, generated, shape, windows)
-    seconds += _record_late(executor, shape, check_calls(prompts[0], generated[0], late, shape), late, selection, stepper.calls)
+    late: Late | None = None
+    if isinstance(protocol, Cached):
+        late = Late.planned(prompts, generated, protocol, windows)
+        calls = check_calls(prompts[0], generated[0], late, protocol)
+        seconds += _record_late(executor, protocol, calls, late, selection, stepper.calls)
     timed = _TimedStepper(executor)
-    for _ in greedy(timed, prompts[0], shape, min(decode_steps, SPEED_STEPS + 1)):
+    for _ in greedy(timed, prompts[0], protocol, min(decode_steps, SPEED_STEPS + 1)):
         pass
     return Recording(tuple(generated), dict(stepper.calls), seconds, timed.scaled(stepper.calls), late)
 
 
 def _record_late(
-    executor: GraphExecutor, shape: DecoderShape, calls: Sequence[Call], late: Late, selection: Selection, counts: dict[str, int]
+    executor: GraphExecutor, shape: Cached, calls: Sequence[Call], late: Late, selection: Selection, counts: dict[str, int]
 ) -> float:
     """Runs the calls of the check, of which the last are the late ones, and offers those; they are added to `counts`. The first
     operator of each signature that depends on positions stands for all. Returns the seconds of the late calls."""
     chosen: dict[str, str] = {}
-    dependent = positional(executor.graphs, executor.operators, shape.max_len)
+    dependent = positional(executor.graphs, executor.operators, shape.max_len, shape.positions)
     for operator in executor.operators:
         if operator.name in dependent:
             chosen.setdefault(operator.signature, operator.name)
@@ -128,37 +131,38 @@ def _offer_late(
 
 def record_module(
     executor: GraphExecutor,
-    graph: str,
+    protocol: ModelProtocol,
     examples: Sequence[dict[str, HostArray]],
     selection: Selection,
     progress: Progress | None = None,
 ) -> Recording:
-    """One call of the graph for each example (inputs by key), each from the initial states."""
-    stepper = _RecordingStepper(executor, selection, 0, len(examples))
+    """The calls of each example (inputs by key), each from the initial states."""
+    stepper = _RecordingStepper(executor, selection, protocol, 0, len(examples))
     started = time.perf_counter()
     try:
         for index, example in enumerate(examples):
             stepper.begin(index)
-            stepper.reset()
-            stepper.step(graph, example)
+            answered(stepper, protocol.check(example, ()))
             if progress is not None:
                 progress("record", index + 1, len(examples))
     finally:
         executor.hook = None
     seconds = time.perf_counter() - started
     timed = _TimedStepper(executor)
-    timed.reset()
-    timed.step(graph, examples[0])
+    answered(timed, protocol.check(examples[0], ()))
     return Recording((), dict(stepper.calls), seconds, timed.scaled(stepper.calls))
 
 
 class _RecordingStepper:
     """The executor as a Stepper that knows which prompt and step it is at, and tells the selection."""
 
-    def __init__(self, executor: GraphExecutor, selection: Selection, decode_steps: int, prompts: int) -> None:
+    def __init__(
+        self, executor: GraphExecutor, selection: Selection, protocol: ModelProtocol, decode_steps: int, prompts: int
+    ) -> None:
         self._executor = executor
         self._selection = selection
-        self._planned = {"decode": decode_steps - 1}
+        self._protocol = protocol
+        self._planned = decode_steps - 1
         self._prompts = prompts
         self._prompt = 0
         self._step = 0
@@ -177,12 +181,11 @@ class _RecordingStepper:
     def step(self, graph: str, inputs: dict[str, HostArray]) -> dict[str, HostArray]:
         self._counts[graph] += 1
         self.calls[graph] += 1
-        positions = inputs.get("position_ids")
         self._moment = Moment(
             self._prompt,
             self._step,
-            0 if positions is None else int(positions.flat[0]),
-            is_checkpoint(self._counts[graph], self._planned.get(graph, 0)),
+            self._protocol.position(inputs),
+            is_checkpoint(self._counts[graph], self._planned if graph == self._protocol.appends else 0),
             self._prompt == self._prompts - 1,
         )
         self._step += 1

@@ -17,7 +17,7 @@ Everything here works on `Stepper`s and knows nothing of devices.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from tapml.carving.late import check_calls as carve_calls
 from tapml.carving.tolerance import LEAST, Comparison, compare, compound_bound, of_source
 from tapml.errors import WrongValue, is_confined, unexpected
 from tapml.migrate.outcome import Failed
-from tapml.runtime.generation import Call, DecoderShape, Stepper, decode_call, greedy, prefill_calls
+from tapml.runtime.protocol import Call, Generating, Stepper, answered, greedy
 from tapml.tensors import FLOATS, HostArray, dtype_name
 from tapml.verdicts import STAGES, STATUSES, Stage, Status
 
@@ -90,7 +90,7 @@ class Reference:
         oracle = Oracle(run)
         errors = [oracle.of_call(0, step) if own else oracle.of_prompt(prompt) for step in range(len(calls))]
         straddling = {key: oracle.straddling(prompt, key) for answer in outputs for key in answer}
-        return Reference(calls, outputs, errors, straddling, run.decoder is not None, oracle.spread(prompt))
+        return Reference(calls, outputs, errors, straddling, run.protocol.chooses is not None, oracle.spread(prompt))
 
     def check(self, target: Stepper) -> Answer:
         """Stops at the first call beyond its bound, or with a WrongValue. Other DeviceErrors and DeviceLost pass through; an
@@ -133,7 +133,7 @@ class Oracle:
                 return dict(line["source_error"])
         return self.of_prompt(prompt)
 
-    def straddling(self, prompt: int, key: str = "logits") -> int:
+    def straddling(self, prompt: int, key: str) -> int:
         """How many elements of one output the source itself had on the other side of a jump, at most, at any call of a prompt."""
         mine = [line for line in self._lines if line["prompt"] == prompt] or self._lines
         return max((line["straddling"].get(key, 0) for line in mine), default=0)
@@ -156,19 +156,15 @@ class Oracle:
         return found
 
 
+def asked(run: RunFolder) -> list[tuple[Any, tuple[int, ...]]]:
+    """What the model was asked, and the tokens that were recorded for it: of each prompt, or of each example."""
+    return [*((p.tokens, p.generated) for p in run.prompts), *((example, ()) for example in run.examples)]
+
+
 def check_calls(run: RunFolder) -> list[Call]:
     """The calls of the check: of the first prompt with the recorded tokens, then those at late positions; or of the first
     example."""
-    if run.decoder is None:
-        return [Call(run.graphs[0].name, example, 0, 1) for example in run.examples[:1]]
-    return carve_calls(run.prompts[0].tokens, run.prompts[0].generated, run.late, run.decoder)
-
-
-def teacher_forced(prompt: Sequence[int], tokens: Sequence[int], shape: DecoderShape) -> Iterator[Call]:
-    """The calls that feed a prompt and then these tokens, as far as the cache goes."""
-    yield from prefill_calls(prompt, shape)
-    for position, token in zip(range(len(prompt), shape.max_len), tokens, strict=False):
-        yield decode_call(token, position)
+    return [call for given, answer in asked(run)[:1] for call in carve_calls(given, answer, run.late, run.protocol)]
 
 
 @dataclass(frozen=True)
@@ -222,23 +218,32 @@ class PromptResult:
         return PromptResult(**known)
 
 
+def compare_one(
+    run: RunFolder, source: Stepper, target: Stepper, index: int, max_tokens: int, oracle: Oracle
+) -> PromptResult:
+    """One prompt, or one example where the model chooses no tokens."""
+    if isinstance(run.protocol, Generating):
+        return compare_prompt(run, source, target, run.prompts[index], max_tokens, oracle)
+    return compare_example(run, source, target, index, oracle)
+
+
 def compare_prompt(
     run: RunFolder, source: Stepper, target: Stepper, prompt: Prompt, max_tokens: int, oracle: Oracle
 ) -> PromptResult:
     """Greedy tokens of both sides, and logits with the source's tokens. The source is run anew, and must give again what was
     recorded: where it does not (another machine, another number of threads), the reason says so."""
-    assert run.decoder is not None
-    shape = run.decoder
-    ours = list(greedy(source, prompt.tokens, shape, max_tokens))
-    theirs = list(greedy(target, prompt.tokens, shape, max_tokens))
+    protocol = run.protocol
+    assert isinstance(protocol, Generating)
+    ours = list(greedy(source, prompt.tokens, protocol, max_tokens))
+    theirs = list(greedy(target, prompt.tokens, protocol, max_tokens))
     tokens_source = tuple(token for token, _ in ours)
     tokens_target = tuple(token for token, _ in theirs)
     rows = [row for _, row in ours]
     target_rows = [row for _, row in theirs]
     if tokens_source != tokens_target:
-        target_rows = _rows(target, prompt.tokens, tokens_source, shape)
+        target_rows = _rows(target, prompt.tokens, tokens_source, protocol)
     source_error = max(oracle.of_prompt(prompt.index).values(), default=0.0)
-    jumped = oracle.straddling(prompt.index)
+    jumped = oracle.straddling(prompt.index, protocol.chooses)
     spread = max(oracle.spread(prompt.index).values(), default=None)
     found = [compare(y, of_source(r, source_error, jumped, spread)) for y, r in zip(target_rows, rows, strict=True)]
     worst = max(found, key=lambda c: c.ratio)
@@ -246,7 +251,7 @@ def compare_prompt(
         prompt.index, tokens_source, tokens_target, worst.error, worst.bound, source_error,
         sum(int(y.argmax() == r.argmax()) for y, r in zip(target_rows, rows, strict=True)) / len(rows),
         reason=worst.describe(), unchecked=hollow(rows, logits=True) or _too_far(found), asked=max_tokens,
-        cache=shape.max_len if len(rows) < max_tokens and tokens_source[-1] not in shape.stop else None,
+        cache=protocol.max_len if len(rows) < max_tokens and tokens_source[-1] not in protocol.stop else None,
     )
     common = min(len(prompt.generated), len(tokens_source))
     if prompt.generated[:common] != tokens_source[:common]:
@@ -256,18 +261,16 @@ def compare_prompt(
 
 def compare_example(run: RunFolder, source: Stepper, target: Stepper, index: int, oracle: Oracle) -> PromptResult:
     """The outputs for one example of a module that is no decoder; `top1_agreement` is over the last axis of those outputs that
-    score classes or tokens (`_chooses`)."""
-    graph = run.graphs[0].name
-    for stepper in (source, target):
-        stepper.reset()
-    expected, actual = (stepper.step(graph, run.examples[index]) for stepper in (source, target))
+    score classes or tokens."""
+    calls = run.protocol.check(run.examples[index], ())
+    expected, actual = answered(source, calls), answered(target, calls)
     errors = oracle.of_prompt(index)
     spread = oracle.spread(index)
     judges = {
         key: of_source(r, errors.get(key, 0.0), oracle.straddling(index, key), spread.get(key)) for key, r in expected.items()
     }
     found = {key: compare(actual[key], judge) for key, judge in judges.items()}
-    choices = [k for k in expected if _chooses(k, expected[k])]
+    choices = [k for k in expected if run.protocol.scores(k, expected[k])]
     agree = [actual[k].argmax(-1) == expected[k].argmax(-1) for k in choices]
     top1 = float(np.concatenate([np.atleast_1d(a).reshape(-1) for a in agree]).mean()) if agree else None
     if not found:
@@ -284,14 +287,6 @@ def broken_off(index: int, tokens: Sequence[int], error: Exception) -> PromptRes
     what was recorded of the source."""
     reason = str(error) if isinstance(error, WrongValue) else unexpected(error)
     return PromptResult(index, tuple(tokens), (), math.inf, 0.0, 0.0, 0.0, reason=f"the migrated model breaks off: {reason}")
-
-
-def _chooses(key: str, output: HostArray) -> bool:
-    """Whether the largest element along the last axis of an output means something: it is called logits, or it is one score a
-    class [batch, classes]. In an image, a mask or a hidden state it means nothing."""
-    if dtype_name(output) not in FLOATS or not output.size or not output.ndim or output.shape[-1] < 2:
-        return False
-    return "logits" in key.lower() or output.ndim == 2
 
 
 @dataclass(frozen=True)
@@ -331,16 +326,11 @@ class EndToEnd:
         }
 
 
-def _rows(target: Stepper, prompt: Sequence[int], tokens: Sequence[int], shape: DecoderShape) -> list[HostArray]:
+def _rows(target: Stepper, prompt: Sequence[int], tokens: Sequence[int], protocol: Generating) -> list[HostArray]:
     """Logits [vocabulary] with these tokens, one a token: each row is what the token was chosen from."""
     target.reset()
-    rows: list[HostArray] = []
-    for call in prefill_calls(prompt, shape):
-        rows = [target.step(call.graph, call.inputs)["logits"].reshape(-1)]
-    for position, token in enumerate(tokens[:-1], len(prompt)):
-        call = decode_call(token, position)
-        rows.append(target.step(call.graph, call.inputs)["logits"].reshape(-1))
-    return rows
+    outputs = [target.step(call.graph, call.inputs) for call in protocol.forced(prompt, tokens[:-1])]
+    return [protocol.row(each) for each in outputs[-len(tokens) :]]
 
 
 def _explain_difference(result: PromptResult, rows: Sequence[HostArray]) -> PromptResult:

@@ -44,8 +44,7 @@ from tapml.migrate.end_to_end import (
     Reference,
     answer_of,
     broken_off,
-    compare_example,
-    compare_prompt,
+    compare_one,
 )
 from tapml.migrate.inject import Inject
 from tapml.migrate.journal import Journal
@@ -317,9 +316,7 @@ class _Migration:
 
         def compared() -> PromptResult:
             hybrid = self._hybrid(offloaded)
-            if run.decoder is None:
-                return compare_example(run, self.source, hybrid, index, oracle)
-            return compare_prompt(run, self.source, hybrid, run.prompts[index], self.max_tokens, oracle)
+            return compare_one(run, self.source, hybrid, index, self.max_tokens, oracle)
 
         return self.bench.attempt(compared).get()
 

@@ -1,6 +1,7 @@
 """Which operators depend on where in the text a token stands.
 
-    positional(graphs, operators, length)        names of operators that read a state, a value made of positions alone, or one
+    positional(graphs, operators, length, positions)
+                                                 names of operators that read a state, a value made of positions alone, or one
                                                  that spans the cache
 
 An operator that only sees hidden values (a projection, a norm) computes the same thing at position 5 and 5000. One that reads
@@ -14,17 +15,15 @@ from collections.abc import Sequence
 
 from tapml.operators.graph import Graph, Operator
 
-POSITIONS = "position_ids"
 
-
-def positional(graphs: Sequence[Graph], operators: Sequence[Operator], length: int) -> frozenset[str]:
-    """Of a decoder's graphs; `length` is that of the cache. Values made of weights and constants alone are the same at every
-    position, and do not count. Where the model is as wide as the cache is long, hidden values count too: what is recorded for
-    nothing then costs little."""
+def positional(graphs: Sequence[Graph], operators: Sequence[Operator], length: int, positions: str | None) -> frozenset[str]:
+    """Of a decoder's graphs; `length` is that of the cache, `positions` the key of the input with positions. Values made of
+    weights and constants alone are the same at every position, and do not count. Where the model is as wide as the cache is long,
+    hidden values count too: what is recorded for nothing then costs little."""
     found: set[str] = set()
     for graph in graphs:
         neutral = {p.name for p in graph.weights}
-        placed = {p.name for p in graph.inputs if p.key == POSITIONS} | {p.name for p in graph.states}
+        placed = {p.name for p in graph.inputs if p.key == positions} | {p.name for p in graph.states}
         spanning: set[str] = set()
         kept = set(graph.mutations.values())
         for operator in (o for o in operators if o.graph == graph.name):

@@ -98,7 +98,7 @@ class _Ready:
 
 
 class Hybrid:
-    """A `Stepper` (see `tapml.runtime.generation`). `source` gives the operators' functions on the source. `engine` and
+    """A `Stepper` (see `tapml.runtime.protocol`). `source` gives the operators' functions on the source. `engine` and
     `weight_buffer` may be left out as long as nothing is offloaded; they stay the caller's. `close` gives back the buffers that
     were taken from the engine's pool."""
 

@@ -1,7 +1,7 @@
 """A loaded model becomes graphs: `prefill` and `decode` for a causal language model, `forward` for anything else.
 
     exported = export(model, chunk=64, max_len=256)
-    exported.graphs, exported.tensors, exported.states, exported.decoder
+    exported.graphs, exported.tensors, exported.states, exported.protocol
 
 Reading a traced program into a `Graph` is `tapml.operators.from_fx`'s; the step that is traced is `tapml.source.decoder`'s.
 """
@@ -22,7 +22,9 @@ from tapml.operators.carried import carried
 from tapml.operators.from_fx import graph_from_exported
 from tapml.operators.graph import Graph
 from tapml.operators.stays import PART
-from tapml.runtime.generation import DecoderShape
+from tapml.runtime.decoder import Decoder
+from tapml.runtime.module import Module
+from tapml.runtime.protocol import ModelProtocol
 from tapml.source.checked import batch_experts, eagerly, transformers_parts, unseen_parts
 from tapml.source.decoder import MODEL, CacheShape, DecoderStep, cache_shapes
 from tapml.source.model import LoadedModel, called
@@ -35,15 +37,15 @@ from tapml.tensors import TensorSpec
 @dataclass(frozen=True, eq=False)
 class Exported:
     """`tensors` holds the weights by the keys that the graphs use, each once however many graphs and names it has. `states` has a
-    spec a state; each starts as zeros, or as the tensor in `initial` if it is there. `decoder` is None for a module that is no
-    decoder; `examples` then holds its example inputs by the keys of the graph's inputs, and `notes` what these fixed. All tensors
-    have the form in which operators hand them on (`tapml.operators.carried`)."""
+    spec a state; each starts as zeros, or as the tensor in `initial` if it is there. `protocol` says how it is
+    called; `examples` holds the example inputs of a module by the keys of the graph's inputs, and `notes` what these fixed. All
+    tensors have the form in which operators hand them on (`tapml.operators.carried`)."""
 
     graphs: tuple[Graph, ...]
     tensors: dict[str, torch.Tensor]
     states: dict[str, TensorSpec]
     initial: dict[str, torch.Tensor]
-    decoder: DecoderShape | None
+    protocol: ModelProtocol
     examples: dict[str, torch.Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -138,7 +140,7 @@ def _export_decoder(model: LoadedModel, chunk: int, max_len: int, parts: Parts |
         graphs.append(graph)
         tensors.update(weights)
     vocabulary = graphs[0].specs[graphs[0].outputs[0]].shape[-1]
-    return Exported(tuple(graphs), tensors, states, {}, DecoderShape(chunk, max_len, vocabulary, model.stop))
+    return Exported(tuple(graphs), tensors, states, {}, Decoder(chunk, max_len, vocabulary, model.stop))
 
 
 def _read(
@@ -227,4 +229,4 @@ def _export_module(model: LoadedModel, parts: Parts | None) -> Exported:
     states = {p.key: p.spec for p in graph.states}
     buffers = dict(model.module.named_buffers())
     initial = {key: carried(buffers[key].detach().clone()) for key in states}
-    return Exported((graph,), tensors, states, initial, None, examples, tuple(notes))
+    return Exported((graph,), tensors, states, initial, Module(), examples, tuple(notes))

@@ -23,7 +23,9 @@ from tapml.carving.executor import GraphExecutor
 from tapml.carving.folder import RunFolder
 from tapml.errors import PromptError, RunError, UsageError
 from tapml.operators.execute import host_function, tensor_from_host
-from tapml.runtime.generation import greedy
+from tapml.runtime.decoder import Decoder
+from tapml.runtime.module import Module
+from tapml.runtime.protocol import greedy
 from tapml.source.load import load
 from tapml.source.model import LoadedModel
 from tapml.tensors import EPSILON
@@ -64,9 +66,9 @@ def test_a_run_regenerates_the_tokens_from_its_own_files() -> None:
     weights = {p.key: tensor_from_host(run.weight(p.key)) for g in run.graphs for p in g.weights}
     states = {key: tensor_from_host(array) for key, array in run.initial_states.items()}
     executor = GraphExecutor(run.graphs, run.operators, run.bodies, weights, states)
-    assert run.decoder is not None
+    assert isinstance(run.protocol, Decoder)
     for prompt in run.prompts:
-        tokens = [token for token, _ in greedy(executor, prompt.tokens, run.decoder, 6)]
+        tokens = [token for token, _ in greedy(executor, prompt.tokens, run.protocol, 6)]
         assert tuple(tokens) == prompt.generated
         ids = torch.tensor([prompt.tokens])
         answer = model.module.generate(ids, max_new_tokens=6, do_sample=False)[0, len(prompt.tokens) :]
@@ -77,8 +79,8 @@ def test_every_signature_is_covered_within_the_limit_and_all_calls_are_counted()
     run, result, _ = runs.decoder()
     per_signature = Counter(case.signature for case in run.cases if not case.late)
     assert set(per_signature) == set(run.bodies) and max(per_signature.values()) <= 6
-    assert run.late is not None and run.decoder is not None
-    late = Counter(call.graph for call in run.late.calls(run.decoder))
+    assert run.late is not None and run.kind == "decoder"
+    late = Counter(call.graph for call in run.late.calls(run.protocol))
     chunks = sum(-(-len(p.tokens) // 4) for p in run.prompts) + late["prefill"]
     decodes = sum(len(p.generated) - 1 for p in run.prompts) + late["decode"]
     assert result.calls == {"prefill": chunks, "decode": decodes}
@@ -141,7 +143,7 @@ def test_narrow_dtypes_have_a_larger_source_error(dtype: str) -> None:
 
 def test_a_convolutional_network() -> None:
     run, result = runs.convolution()
-    assert run.kind == "module" and run.decoder is None and len(run.examples) == 1
+    assert run.kind == "module" and run.protocol == Module() and len(run.examples) == 1
     assert result.calls == {"forward": 1} and set(run.bodies) == {case.signature for case in run.cases}
     (line,) = [line for line in run.oracle if "prompt" in line]
     assert 0 < line["source_error"]["output"] < 1e-5

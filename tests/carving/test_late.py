@@ -17,7 +17,7 @@ from tapml.cli import carve as verb
 from tapml.operators.execute import host_function, tensor_from_host
 from tapml.operators.positional import positional
 from tapml.report.console import stdout
-from tapml.runtime.generation import DecoderShape
+from tapml.runtime.decoder import Decoder
 from tapml.source.decoder import attention_windows
 from tapml.source.load import load
 from tests import models
@@ -26,8 +26,8 @@ from tests.carving import runs
 MakeRun = Callable[[str], RunFolder]
 
 
-def shape(max_len: int, chunk: int = 8, stop: tuple[int, ...] = (2,)) -> DecoderShape:
-    return DecoderShape(chunk, max_len, 128, stop)
+def shape(max_len: int, chunk: int = 8, stop: tuple[int, ...] = (2,)) -> Decoder:
+    return Decoder(chunk, max_len, 128, stop)
 
 
 def planned(max_len: int, prompt: int = 11, answer: int = 6, windows: tuple[int, ...] = (), chunk: int = 8) -> Late:
@@ -95,8 +95,8 @@ def test_the_check_ends_with_the_late_calls_and_fits_the_cache() -> None:
 
 def test_which_operators_depend_on_positions() -> None:
     run, _, _ = runs.decoder()
-    assert run.decoder is not None
-    names = positional(run.graphs, run.operators, run.decoder.max_len)
+    assert isinstance(run.protocol, Decoder)
+    names = positional(run.graphs, run.operators, run.protocol.max_len, "position_ids")
     kinds = {run.operator(name).kind for name in names}
     assert kinds == {"mask", "rotary_table", "rotary", "cache_update", "attention"}
     assert all(o.name in names for o in run.operators if o.kind in kinds)
@@ -104,15 +104,16 @@ def test_which_operators_depend_on_positions() -> None:
 
 def test_late_positions_are_recorded_once_a_signature_and_beside_the_slots() -> None:
     run, _, _ = runs.decoder()
-    assert run.late is not None and run.decoder is not None and run.late.reached < run.decoder.max_len
-    dependent = {run.operator(name).signature for name in positional(run.graphs, run.operators, run.decoder.max_len)}
+    assert run.late is not None and run.kind == "decoder" and run.late.reached < run.protocol.max_len
+    names = positional(run.graphs, run.operators, run.protocol.max_len, "position_ids")
+    dependent = {run.operator(name).signature for name in names}
     late = [case for case in run.cases if case.late]
     assert {case.signature for case in late} == dependent
     for signature in dependent:
         own = [case for case in late if case.signature == signature]
         first = next(o.name for o in run.operators if o.signature == signature and o.name in {c.operator for c in own})
         assert {case.operator for case in own} == {first}
-        end = run.decoder.max_len - 1
+        end = run.protocol.max_len - 1
         assert any(case.reasons[-1].endswith(f" {end}") for case in own), "up to the end of the cache"
     for case in late:
         inputs, expected = run.case_arrays(case)
@@ -126,12 +127,12 @@ def test_late_positions_are_recorded_once_a_signature_and_beside_the_slots() -> 
 
 def test_a_late_case_is_what_the_check_sees_at_its_step() -> None:
     run, _, _ = runs.decoder()
-    assert run.decoder is not None
+    assert isinstance(run.protocol, Decoder)
     weights = {p.key: tensor_from_host(run.weight(p.key)) for g in run.graphs for p in g.weights}
     states = {key: tensor_from_host(array) for key, array in run.initial_states.items()}
     seen: dict[tuple[str, int], np.ndarray] = {}
     executor = GraphExecutor(run.graphs, run.operators, run.bodies, weights, states)
-    calls = check_calls(run.prompts[0].tokens, run.prompts[0].generated, run.late, run.decoder)
+    calls = check_calls(run.prompts[0].tokens, run.prompts[0].generated, run.late, run.protocol)
     for step, call in enumerate(calls):
         executor.hook = lambda o, i, out, step=step: seen.update({(o.name, step): out[0].numpy().copy()})
         executor.step(call.graph, call.inputs)
@@ -143,8 +144,8 @@ def test_a_late_case_is_what_the_check_sees_at_its_step() -> None:
 
 def test_the_source_is_measured_on_every_call_of_the_check() -> None:
     run, _, _ = runs.decoder()
-    assert run.decoder is not None
-    calls = check_calls(run.prompts[0].tokens, run.prompts[0].generated, run.late, run.decoder)
+    assert isinstance(run.protocol, Decoder)
+    calls = check_calls(run.prompts[0].tokens, run.prompts[0].generated, run.late, run.protocol)
     lines = {line["step"]: line for line in run.oracle if line.get("prompt") == 0}
     assert [lines[step]["graph"] for step in range(len(calls))] == [call.graph for call in calls]
 

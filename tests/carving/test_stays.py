@@ -21,6 +21,7 @@ from tapml.errors import ModelError
 from tapml.operators.cut import cut
 from tapml.operators.execute import host_from_tensor
 from tapml.operators.stays import why_it_stays
+from tapml.runtime.module import Module
 from tapml.source.export import Exported, export, flat_outputs
 from tapml.source.load import load
 from tapml.source.model import LoadedModel
@@ -165,7 +166,7 @@ def test_no_wrong_result_agrees_with_a_module_that_draws() -> None:
     exported = export(model)
     other = export(around(lambda x: x + torch.rand(3, 4)))
     with pytest.raises(ModelError, match="does not compute what Around itself computes"):
-        agrees(model, Exported(other.graphs, exported.tensors, {}, {}, None, exported.examples))
+        agrees(model, Exported(other.graphs, exported.tensors, {}, {}, Module(), exported.examples))
 
 
 def test_a_decoder_that_draws_is_refused_with_the_line() -> None:

@@ -14,7 +14,7 @@ from tapml.compile.build import build
 from tapml.operators.cut import cut
 from tapml.operators.execute import host_from_tensor
 from tapml.operators.graph import Body, Operator
-from tapml.runtime.generation import decode_call, prefill_calls
+from tapml.runtime.decoder import Decoder
 from tapml.source.export import export
 from tapml.source.load import load
 from tapml.targets.known import TARGETS
@@ -55,10 +55,10 @@ def seen_by(name: str) -> list[Seen]:
 
     states = {key: exported.initial.get(key, spec) for key, spec in exported.states.items()}
     executor = GraphExecutor(exported.graphs, operators, bodies, exported.tensors, states, hook)
-    if exported.decoder is None:
+    if not isinstance(exported.protocol, Decoder):
         executor.step_tensors(exported.graphs[0].name, exported.examples)
     else:
-        for each in [*prefill_calls(range(3, 16), exported.decoder), decode_call(5, 13)]:
+        for each in exported.protocol.forced(range(3, 16), [5]):
             executor.step(each.graph, each.inputs)
     assert set(seen) == set(bodies)
     return list(seen.values())

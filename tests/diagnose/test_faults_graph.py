@@ -18,11 +18,11 @@ from tapml.diagnose.faults.arithmetic_edits import overwritten_value
 from tapml.diagnose.faults.catalogue import each_site, find
 from tapml.diagnose.faults.rewrite import Edit, ref
 from tapml.diagnose.faults.weights import BLOCK, MISTAKES, misread
-from tapml.migrate.end_to_end import teacher_forced
 from tapml.migrate.operator_test import OperatorTester
 from tapml.migrate.workbench import Workbench
 from tapml.operators.execute import host_function
 from tapml.operators.graph import Body, Node
+from tapml.runtime.decoder import Decoder
 from tapml.runtime.hybrid import Hybrid
 from tapml.tensors import HostArray, TensorSpec
 from tests.conftest import MakeRun
@@ -188,8 +188,8 @@ def test_a_late_position_shows_end_to_end_only(benches: Benches, need: Callable[
     ((name, alteration),) = each_site(find("20"), bench)
     assert name.startswith("decode/")
     first = bench.folder.prompts[0]
-    assert bench.folder.decoder is not None
-    calls = list(teacher_forced(first.tokens, first.generated[:2], bench.folder.decoder))
+    assert isinstance(bench.folder.protocol, Decoder)
+    calls = list(bench.folder.protocol.forced(first.tokens, first.generated[:2]))
     bench.compile(bench.model.operators)
 
     def error() -> dict[str, float]:

@@ -15,6 +15,7 @@ from tapml.diagnose.bisect.stage import bisect
 from tapml.diagnose.explain.stage import explain
 from tapml.migrate.end_to_end import PromptResult
 from tapml.migrate.migrate import migrate
+from tapml.runtime.decoder import Decoder
 from tests.diagnose.late_faults import carved, rotary_wrong_at
 
 Need = Callable[[str], str]
@@ -71,7 +72,7 @@ def test_where_two_answers_part(make_run: MakeRun) -> None:
 
 def test_a_further_check_ends_at_the_step_where_they_part(make_run: MakeRun) -> None:
     run = make_run("llama")
-    assert run.decoder is not None
+    assert isinstance(run.protocol, Decoder)
     prompt = len(run.prompts[1].tokens)
     short, full = Parting(1, 3, (5, 6, 7, 8)).checks(run)
     for check in (short, full):

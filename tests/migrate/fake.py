@@ -23,6 +23,7 @@ from tapml.devices.interface import Device, DeviceInfo, Launch, ReadsInTurn
 from tapml.kernels import Argument, Kernel, Program, Step
 from tapml.migrate.model import Model
 from tapml.operators.graph import Body, Graph, Node, Operator, Placeholder
+from tapml.runtime.module import Module
 from tapml.targets.parse import parse
 from tapml.tensors import HostArray, TensorSpec
 
@@ -225,7 +226,6 @@ class FakeRun:
     call of each operator."""
 
     kind = "module"
-    decoder = None
     late = None
     positions = None
     prompts = ()
@@ -236,6 +236,7 @@ class FakeRun:
         self.path = path
         self.model = fake_model(rng, graphs=1, operators=operators)
         self.graphs = tuple(self.model.graphs.values())
+        self.protocol = Module(self.graphs[0].name)
         self.operators, self.bodies = self.model.operators, self.model.bodies
         self.initial_states = self.model.initial_states
         (graph,) = self.graphs

@@ -18,7 +18,8 @@ from tapml.devices.child import ChildDevice
 from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.migrate import migrate
 from tapml.migrate.operator_test import OperatorTester
-from tapml.runtime.generation import greedy
+from tapml.runtime.decoder import Decoder
+from tapml.runtime.protocol import greedy
 from tests.conftest import MakeRun
 
 Need = Callable[[str], str]
@@ -62,7 +63,7 @@ def test_values_without_elements_move_too(target: str, need: Need, tmp_path: Pat
 
 def test_any_split_of_a_decoder_answers_as_the_source(make_run: MakeRun, need: Need) -> None:
     run = make_run("llama")
-    assert run.decoder is not None
+    assert isinstance(run.protocol, Decoder)
     rng = random.Random(3)
     with OperatorTester(run, need("cpu")) as tester:
         bench = tester.bench
@@ -72,7 +73,7 @@ def test_any_split_of_a_decoder_answers_as_the_source(make_run: MakeRun, need: N
             names = [o.name for o in run.operators if rng.random() < share]
             hybrid.offload(bench.programs(names))
             for prompt in run.prompts:
-                tokens = [token for token, _ in greedy(hybrid, prompt.tokens, run.decoder, len(prompt.generated))]
+                tokens = [token for token, _ in greedy(hybrid, prompt.tokens, run.protocol, len(prompt.generated))]
                 assert tokens == list(prompt.generated), (share, names)
 
 

@@ -16,7 +16,8 @@ from tapml.carving.executor import GraphExecutor
 from tapml.operators.cut import cut
 from tapml.operators.graph import Body, Graph, Node, Operator, rename
 from tapml.operators.patterns import ANCHORS, HEAVY, word_of
-from tapml.runtime.generation import greedy
+from tapml.runtime.decoder import Decoder
+from tapml.runtime.protocol import greedy
 from tests.models import CAUSAL_LMS, causal_lm, conv_net, encoder
 from tests.operators.programs import check_values, decoder, program, programs
 
@@ -31,11 +32,11 @@ def kinds(operators: tuple[Operator, ...]) -> dict[str, int]:
 @pytest.mark.parametrize("arch", CAUSAL_LMS)
 def test_greedy_tokens_equal_generate_s(arch: str) -> None:
     exported, module = decoder(arch)[0], causal_lm(arch)
-    assert exported.decoder is not None
+    assert isinstance(exported.protocol, Decoder)
     assert [g.name for g in exported.graphs] == ["prefill", "decode"]
     stepper = GraphExecutor.uncut(exported.graphs, exported.tensors, {**exported.states, **exported.initial})
     for prompt in PROMPTS:
-        got = [token for token, _ in greedy(stepper, prompt, exported.decoder, 16)]
+        got = [token for token, _ in greedy(stepper, prompt, exported.protocol, 16)]
         answer = module.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False)
         assert got == answer[0].tolist()[len(prompt) :], prompt
 

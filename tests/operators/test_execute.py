@@ -16,7 +16,8 @@ from tapml.errors import ModelError
 from tapml.operators.cut import cut
 from tapml.operators.execute import NodeByNode, body_function, host_from_tensor, host_function, tensor_from_host
 from tapml.operators.graph import Body, Node, Operator
-from tapml.runtime.generation import DecoderShape, greedy
+from tapml.runtime.decoder import Decoder
+from tapml.runtime.protocol import greedy
 from tapml.tensors import FLOATS, TensorSpec
 from tests.models import causal_lm
 from tests.operators.programs import of_model, program, programs, random_inputs
@@ -118,7 +119,7 @@ def test_states_advance_after_the_graph_and_reset() -> None:
     specs = {p.key: p.spec for p in decode.graph.states}
     model = GraphExecutor([prefill.graph, decode.graph], operators, bodies, decode.weights | prefill.weights, specs)
     uncut = GraphExecutor.uncut([prefill.graph, decode.graph], decode.weights | prefill.weights, specs)
-    shape = DecoderShape(8, 16, 128, ())
+    shape = Decoder(8, 16, 128, ())
     prompt = [5, 17, 3, 99, 42, 7, 11, 23, 64, 2]
     first = [(token, row.tobytes()) for token, row in greedy(model, prompt, shape, 5)]
     assert any(state.any() for state in model.states.values())
@@ -137,7 +138,7 @@ def test_greedy_tokens_are_the_model_s_own() -> None:
         prefill.weights | decode.weights, {p.key: p.spec for p in decode.graph.states},
     )
     prompt = [5, 17, 3, 99, 42]
-    tokens = [token for token, _ in greedy(model, prompt, DecoderShape(4, 32, 128, ()), 12, ignore_stop=True)]
+    tokens = [token for token, _ in greedy(model, prompt, Decoder(4, 32, 128, ()), 12, ignore_stop=True)]
     expected = module.generate(torch.tensor([prompt]), max_new_tokens=12, min_new_tokens=12, do_sample=False, eos_token_id=None)
     assert tokens == expected[0, len(prompt):].tolist()
 

@@ -21,7 +21,8 @@ from tapml.remote.client.batches import BATCHES
 from tapml.remote.client.client import RemoteDevice
 from tapml.remote.open import open_device
 from tapml.runtime.buffers import BufferPool
-from tapml.runtime.generation import greedy
+from tapml.runtime.decoder import Decoder
+from tapml.runtime.protocol import greedy
 from tests.conftest import MakeRun
 from tests.devices import kernels
 from tests.devices.ctrl_c import ctrl_c
@@ -56,7 +57,7 @@ def test_a_decode_step_is_one_packet_each_way(make_run: MakeRun, need: Callable[
     run, target = make_run("llama"), need("opencl")
     hub, agent = served
     agent.wait_ready(target)
-    assert run.decoder is not None
+    assert isinstance(run.protocol, Decoder)
     with OperatorTester(run, target, f"bench@{hub.url}") as tester:
         bench, device = tester.bench, tester.bench.backend.device
         assert isinstance(device, RemoteDevice)
@@ -65,7 +66,7 @@ def test_a_decode_step_is_one_packet_each_way(make_run: MakeRun, need: Callable[
         hybrid.offload(bench.programs([o.name for o in run.operators]))
         prompt = run.prompts[0]
         steps: list[tuple[int, ...]] = []
-        for _ in greedy(hybrid, prompt.tokens, run.decoder, 14, ignore_stop=True):
+        for _ in greedy(hybrid, prompt.tokens, run.protocol, 14, ignore_stop=True):
             t = device.traffic
             steps.append((t.packets_sent, t.packets_received, device.round_trips, device.uploaded, t.sent, t.received))
     made = [tuple(b - a for a, b in zip(one, two, strict=True)) for one, two in itertools.pairwise(steps)]

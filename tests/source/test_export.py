@@ -14,7 +14,9 @@ import transformers
 from tapml.carving.executor import GraphExecutor
 from tapml.errors import ModelError, UsageError
 from tapml.operators.from_fx import graph_from_exported
-from tapml.runtime.generation import greedy
+from tapml.runtime.decoder import Decoder
+from tapml.runtime.module import Module
+from tapml.runtime.protocol import greedy
 from tapml.source.decoder import MODEL, DecoderStep, cache_shapes
 from tapml.source.export import Exported, export
 from tapml.source.load import load
@@ -73,9 +75,9 @@ def test_export_leaves_the_model_as_it_was() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_decoder(dtype: str) -> None:
     exported = export(load(models.causal_lm("llama"), dtype=dtype), chunk=8, max_len=16)
-    assert exported.decoder is not None
+    assert isinstance(exported.protocol, Decoder)
     assert exported.states["values_1"].dtype == dtype
-    assert len(list(greedy(run(exported), [5, 9], exported.decoder, 4, ignore_stop=True))) == 4
+    assert len(list(greedy(run(exported), [5, 9], exported.protocol, 4, ignore_stop=True))) == 4
 
 
 @pytest.mark.parametrize("build", [models.conv_net, models.encoder])
@@ -83,7 +85,7 @@ def test_module_is_one_graph(build: Any) -> None:
     module, inputs = build()
     exported = export(load(module, example_inputs=inputs))
     (graph,) = exported.graphs
-    assert (graph.name, exported.decoder, exported.states) == ("forward", None, {})
+    assert (graph.name, exported.protocol, exported.states) == ("forward", Module(), {})
     assert set(exported.examples) == {p.key for p in graph.inputs}
     got = run(exported).step("forward", {key: value.numpy() for key, value in exported.examples.items()})
     with torch.no_grad():

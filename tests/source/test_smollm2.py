@@ -15,7 +15,7 @@ from tests import models
 _SCRIPT = """
 import json, sys, time
 import torch
-from tapml.runtime.generation import greedy
+from tapml.runtime.protocol import greedy
 from tapml.carving.executor import GraphExecutor
 from tapml.operators.execute import host_from_tensor
 from tapml.source.export import export
@@ -44,7 +44,7 @@ facts["nodes"] = [len(g.nodes) for g in exported.graphs]
 stepper = GraphExecutor.uncut(exported.graphs, exported.tensors, exported.states)
 facts["generated"] = []
 for prompt in encode(model, ["What is the capital of France?", "Why is the sky blue?"]):
-    got = [t for t, _ in greedy(stepper, prompt.tokens, exported.decoder, 12)]
+    got = [t for t, _ in greedy(stepper, prompt.tokens, exported.protocol, 12)]
     want = model.module.generate(torch.tensor([prompt.tokens]), max_new_tokens=12, do_sample=False)[0].tolist()
     facts["generated"].append([len(prompt.tokens), got, want[len(prompt.tokens):], model.tokenizer.decode(got)])
 facts["peak"] = peak()

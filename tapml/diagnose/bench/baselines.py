@@ -44,8 +44,8 @@ from tapml.migrate.end_to_end import Oracle, check_calls
 from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Operator
-from tapml.runtime.generation import greedy
 from tapml.runtime.hybrid import Hybrid
+from tapml.runtime.protocol import Generating, answered, greedy
 from tapml.tensors import FLOATS, NUMPY, HostArray, as_read
 
 RTOL = 1e-2
@@ -264,19 +264,19 @@ class EndToEndOnly:
 
     def _difference(self) -> str:
         hybrid = self.bench.everything()
-        return self._decoder(hybrid) if self.run.decoder is not None else self._examples(hybrid)
+        protocol = self.run.protocol
+        return self._answers_of(hybrid, protocol) if isinstance(protocol, Generating) else self._examples(hybrid)
 
-    def _decoder(self, hybrid: Hybrid) -> str:
-        shape, oracle = self.run.decoder, Oracle(self.run)
-        assert shape is not None
+    def _answers_of(self, hybrid: Hybrid, protocol: Generating) -> str:
+        oracle = Oracle(self.run)
         if self._answers is None:
             source = Hybrid(self.bench.model, self.bench.model.source)
-            self._answers = [list(greedy(source, p.tokens, shape, MAX_TOKENS)) for p in self.run.prompts]
+            self._answers = [list(greedy(source, p.tokens, protocol, MAX_TOKENS)) for p in self.run.prompts]
         for prompt, ours in zip(self.run.prompts, self._answers, strict=True):
             error = max(oracle.of_prompt(prompt.index).values(), default=0.0)
             place = 0
             for place, ((token, row), (expected, reference)) in enumerate(
-                zip(greedy(hybrid, prompt.tokens, shape, MAX_TOKENS), ours, strict=False), 1
+                zip(greedy(hybrid, prompt.tokens, protocol, MAX_TOKENS), ours, strict=False), 1
             ):
                 found = compare(row, of_source(reference, error))
                 if token != expected or not found.passed:
@@ -287,16 +287,12 @@ class EndToEndOnly:
         return ""
 
     def _examples(self, hybrid: Hybrid) -> str:
-        graph, oracle = self.run.graphs[0].name, Oracle(self.run)
+        oracle = Oracle(self.run)
         if self._outputs is None:
             source = Hybrid(self.bench.model, self.bench.model.source)
-            self._outputs = []
-            for example in self.run.examples:
-                source.reset()
-                self._outputs.append(source.step(graph, example))
+            self._outputs = [answered(source, self.run.protocol.check(e, ())) for e in self.run.examples]
         for index, (example, expected) in enumerate(zip(self.run.examples, self._outputs, strict=True)):
-            hybrid.reset()
-            actual = hybrid.step(graph, example)
+            actual = answered(hybrid, self.run.protocol.check(example, ()))
             errors = oracle.of_prompt(index)
             for key, reference in expected.items():
                 found = compare(actual[key], of_source(reference, errors.get(key, 0.0)))

@@ -26,8 +26,8 @@ from tapml.errors import DeviceError, DeviceLost, RunError
 from tapml.migrate.end_to_end import Answer, Reference, answer_of
 from tapml.migrate.outcome import Lost, Ran, Refused
 from tapml.migrate.workbench import Workbench
-from tapml.runtime.generation import Stepper
 from tapml.runtime.hybrid import Hybrid
+from tapml.runtime.protocol import Stepper
 from tapml.tensors import HostArray
 
 How = Literal["together", "one by one"]

@@ -18,12 +18,12 @@ from functools import partial
 from tapml.backends.interface import Compiled
 from tapml.carving.folder import Prompt, RunFolder
 from tapml.errors import RunError
-from tapml.migrate.end_to_end import Oracle, PromptResult, Reference, compare_prompt, teacher_forced
+from tapml.migrate.end_to_end import Oracle, PromptResult, Reference, compare_prompt
 from tapml.migrate.outcome import Ran
 from tapml.migrate.records import Records
 from tapml.migrate.workbench import Progress, Workbench
-from tapml.runtime.generation import Call, decode_call, prefill_calls
 from tapml.runtime.hybrid import Hybrid
+from tapml.runtime.protocol import Call, Generating
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,13 @@ class Parting:
 
     def checks(self, run: RunFolder) -> Iterator[Further]:
         """The prompt and the tokens before the place, once prefilled but for the last, once decoded one by one."""
-        shape = run.decoder
-        assert shape is not None
+        protocol = run.protocol
+        assert isinstance(protocol, Generating)
         prompt, fed = run.prompts[self.prompt].tokens, self.tokens[: self.place]
         where = f"prompt {self.prompt}, token {self.place} of its answer"
-        if len(fed) > 1 and len(prompt) + len(fed) <= shape.max_len:
-            *before, last = (*prompt, *fed)
-            calls = (*prefill_calls(before, shape), decode_call(last, len(before)))
-            yield Further(f"{where}, the text before it prefilled", self.prompt, calls)
-        yield Further(where, self.prompt, tuple(teacher_forced(prompt, fed, shape)))
+        if (calls := protocol.at_once(prompt, fed)) is not None:
+            yield Further(f"{where}, the text before it prefilled", self.prompt, tuple(calls))
+        yield Further(where, self.prompt, tuple(protocol.forced(prompt, fed)))
 
 
 def journalled(run: RunFolder, bench: Workbench) -> list[Parting]:
@@ -77,7 +75,7 @@ def journalled(run: RunFolder, bench: Workbench) -> list[Parting]:
     except RunError:
         return []
     own = None if bench.alteration is None else bench.alteration.digest
-    if migration is None or migration.header.get("inject") != own or run.decoder is None:
+    if migration is None or migration.header.get("inject") != own:
         return []
     found = [Parting.of(PromptResult.from_json(r["result"])) for r in migration.records if r["record"] == "prompt"]
     return [parting for parting in found if parting is not None and parting.prompt < len(run.prompts)]

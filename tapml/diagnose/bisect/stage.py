@@ -134,12 +134,13 @@ class _Bisection:
             bound=self.whole.runs - self.searched + self.allowed, operators_run=engine.executed,
             operators_without_memory=engine.asked, seconds=time.monotonic() - started,
             circumstances=Circumstances.of(self.bench), positions=self.run.positions,
-            further=None if self.further is None else self.further.words, tokens=self.tokens if self.run.decoder else None,
+            further=None if self.further is None else self.further.words,
+            tokens=self.tokens if self.run.protocol.chooses else None,
         )
 
     def _further(self, names: frozenset[str]) -> _Seen | None:
         """The first check that is wrong of those that go on to where tokens part; None where there is none."""
-        if self.run.decoder is None:
+        if self.run.protocol.chooses is None:
             return None
         if self.tokens is None:
             partings = journalled(self.run, self.bench)

@@ -30,7 +30,7 @@ from tapml.migrate.operator_test import Trial
 from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
-from tapml.runtime.generation import Call
+from tapml.runtime.protocol import Call
 from tapml.verdicts import Stage
 from tapml.words import plural
 

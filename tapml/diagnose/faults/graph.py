@@ -58,7 +58,7 @@ def _placing(what: str, edit: Edit) -> Callable[[Operator, Body, Site], OtherBod
 
 def _window(operator: Operator, body: Body, site: Site) -> OtherBody | None:
     """Off by one while the prompt is read, ignored while decoding: both were seen."""
-    if operator.graph == "decode":
+    if operator.graph == site.run.protocol.appends:
         return altered("fault 19 (window ignored)", operator, body, lambda b: wider_window(b, EVERYTHING))
     return altered("fault 19 (window off by one)", operator, body, lambda b: wider_window(b, 1))
 

@@ -12,22 +12,20 @@ import numpy as np
 from tapml.diagnose.faults.fault import FaultClass, Site
 from tapml.migrate.alteration import Alteration
 from tapml.operators.graph import Body, Operator
+from tapml.runtime.protocol import Generating
 from tapml.tensors import HostArray
-
-POSITION = "position_ids"
-DECODE = "decode"
 
 
 class LatePosition(Alteration):
     """While decoding, the position arrives on the device one too high, up to the last one of the cache (`last`)."""
 
-    def __init__(self, operator: str, last: int) -> None:
+    def __init__(self, operator: Operator, positions: str, last: int) -> None:
         digest = hashlib.blake2b(f"late position\0{last}".encode(), digest_size=16).hexdigest()
-        super().__init__(f"fault 20 (position one too high) at {operator}", digest)
-        self._last = last
+        super().__init__(f"fault 20 (position one too high) at {operator.name}", digest)
+        self._graph, self._positions, self._last = operator.graph, positions, last
 
     def value(self, graph: str, name: str, array: HostArray) -> HostArray:
-        if graph != DECODE or name != POSITION:
+        if graph != self._graph or name != self._positions:
             return array
         late: HostArray = np.minimum(array + 1, self._last).astype(array.dtype)
         return late
@@ -36,13 +34,13 @@ class LatePosition(Alteration):
 def _late(operator: Operator, body: Body, site: Site) -> LatePosition | None:
     """At the first operator of decode that is given the position: what is handed over is handed to all, so one place stands for
     the run."""
-    decoder = site.run.decoder
-    if decoder is None or operator.graph != DECODE:
+    protocol = site.run.protocol
+    if not isinstance(protocol, Generating) or protocol.positions is None or operator.graph != protocol.appends:
         return None
-    graph = next(g for g in site.run.graphs if g.name == DECODE)
-    position = next((p.name for p in graph.inputs if p.key == POSITION), None)
-    reads = [o.name for o in site.run.operators if o.graph == DECODE and position in o.inputs]
-    return LatePosition(operator.name, decoder.max_len - 1) if reads[:1] == [operator.name] else None
+    graph = next(g for g in site.run.graphs if g.name == operator.graph)
+    position = next((p.name for p in graph.inputs if p.key == protocol.positions), None)
+    reads = [o.name for o in site.run.operators if o.graph == operator.graph and position in o.inputs]
+    return LatePosition(operator, protocol.positions, protocol.max_len - 1) if reads[:1] == [operator.name] else None
 
 
 CLASSES = (

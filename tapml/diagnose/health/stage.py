@@ -41,8 +41,8 @@ from tapml.migrate.model import Model
 from tapml.migrate.outcome import Ran
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
-from tapml.runtime.generation import Call
 from tapml.runtime.hybrid import Hybrid
+from tapml.runtime.protocol import Call
 from tapml.tensors import FLOATS, HostArray, dtype_name
 
 

@@ -17,8 +17,8 @@ from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.model import Model
 from tapml.migrate.operator_test import Trial, late_beside
 from tapml.operators.graph import Operator
-from tapml.runtime.generation import Call
 from tapml.runtime.hybrid import Hybrid, makers, refusal
+from tapml.runtime.protocol import Call
 from tapml.tensors import HostArray
 
 

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tapml.carving.folder import RunFolder
-from tapml.carving.late import check_calls
 from tapml.errors import UsageError
+from tapml.migrate.end_to_end import asked
 from tapml.migrate.model import Model
 from tapml.operators.graph import Operator
-from tapml.runtime.generation import Call
 from tapml.runtime.hybrid import Hybrid
+from tapml.runtime.protocol import Call
 from tapml.tensors import HostArray
 
 
@@ -37,14 +37,11 @@ class Seen:
 def calls_of(run: RunFolder, prompt: int = 0) -> list[Call]:
     """The calls of a short check with a prompt of the run (prefill and the first decode steps with the recorded tokens), or with
     an example of a module that is no decoder. Raises UsageError when there is no such prompt."""
-    count = len(run.prompts) if run.decoder is not None else len(run.examples)
-    what = "prompt" if run.decoder is not None else "example"
-    if not 0 <= prompt < count:
-        raise UsageError(f"The run {run.path} has no {what} {prompt}; it has {count}, numbered from 0.")
-    if run.decoder is None:
-        return [Call(run.graphs[0].name, run.examples[prompt], 0, 1)]
-    chosen = run.prompts[prompt]
-    return check_calls(chosen.tokens, chosen.generated, None, run.decoder)
+    given = asked(run)
+    if not 0 <= prompt < len(given):
+        what = run.protocol.noun
+        raise UsageError(f"The run {run.path} has no {what} {prompt}; it has {len(given)}, numbered from 0.")
+    return run.protocol.check(*given[prompt])
 
 
 def watch(model: Model, hybrid: Hybrid, calls: Sequence[Call]) -> Iterator[Seen]:
