@@ -25,15 +25,15 @@ import numpy as np
 from measure import PROMPTS, save, smollm2
 
 import tapml
+from tapml.backends.rewrite import Rewrite
 from tapml.carving.folder import RunFolder
 from tapml.diagnose.bench.own_method import OwnMethod
 from tapml.diagnose.bench.stage import DEADLINE, spread
-from tapml.diagnose.faults.catalogue import CATALOGUE, sites
+from tapml.diagnose.faults.catalogue import CATALOGUE, changed, put_in, sites
 from tapml.diagnose.faults.fault import FaultClass
 from tapml.diagnose.probes.reference_backends import ReferenceBackends
 from tapml.diagnose.probes.trials import recorded
 from tapml.errors import DeviceError, DeviceLost
-from tapml.migrate.alteration import Alteration
 from tapml.migrate.operator_test import OperatorTester
 from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Operator
@@ -91,7 +91,7 @@ def clean(run: RunFolder, target: str) -> dict[str, Any]:
     started = time.monotonic()
     alarms: list[str] = []
     counts: Counter[str] = Counter()
-    with Workbench(run, target) as bench:
+    with Workbench.on(run, target) as bench:
         tester = OperatorTester.over(run, bench)
         for mode, verdicts in (("alone", tester.test_all()), ("cumulative", tester.test_cumulative())):
             for verdict in verdicts:
@@ -108,7 +108,7 @@ def clean(run: RunFolder, target: str) -> dict[str, Any]:
 def faults(run: RunFolder, target: str, operators: int) -> dict[str, Any]:
     """Each class in up to so many operators: detected or not, and by what."""
     rows: list[dict[str, Any]] = []
-    with Workbench(run, target, deadline=DEADLINE) as bench, ReferenceBackends(run, bench) as backends:
+    with Workbench.on(run, target, deadline=DEADLINE) as bench, ReferenceBackends(run, bench) as backends:
         tester = OperatorTester.over(run, bench)
         alarms = [f"{v.operator}: {v.status}: {v.reason}" for v in tester.test_all() if v.status not in ("pass", "skipped")]
         whole = OwnMethod(run, bench, backends, ())
@@ -125,13 +125,13 @@ def faults(run: RunFolder, target: str, operators: int) -> dict[str, Any]:
 
 
 def detected(
-    run: RunFolder, bench: Workbench, whole: OwnMethod, fault: FaultClass, operator: Operator, alteration: Alteration
+    run: RunFolder, bench: Workbench, whole: OwnMethod, fault: FaultClass, operator: Operator, rewrite: Rewrite
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"class": fault.number, "name": fault.name, "operator": operator.name, "by": "", "roundings": None}
-    bench.alter(alteration)
+    put_in(bench, rewrite)
     bench.losses = 0
     try:
-        altered = [o for o in run.operators if bench.altered(o)]
+        altered = [o for o in run.operators if changed(bench, o)]
         tester = OperatorTester.over(run, bench)
         verdict = next((v for v in (tester.test(o.name) for o in altered) if v.status not in ("pass", "skipped")), None)
         if verdict is not None:
@@ -140,12 +140,12 @@ def detected(
             row |= {"by": "model", "reason": reason[:300]}
         else:
             wrong = outputs(run, bench, altered)
-            bench.alter(None)
+            put_in(bench, None)
             right = outputs(run, bench, altered)
             if wrong is not None and right is not None:
                 row["roundings"] = max((roundings(a, b) for a, b in zip(wrong, right, strict=True)), default=0.0)
     finally:
-        bench.alter(None)
+        put_in(bench, None)
     return row
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tapml.backends.interface import PLAIN, Backend, Compiled, OnPrepared, Prepared, Way
 from tapml.devices.interface import Device, DeviceInfo, Part
@@ -18,8 +18,11 @@ from tapml.targets.parse import TargetChoice
 from tapml.targets.target import Target
 from tapml.tensors import HostArray
 
+if TYPE_CHECKING:
+    from tapml.backends.rewrite import Rewrite
 
-class Forwarding(Backend):
+
+class Forwarding:
     """A backend that is `inner` in everything, and closes it."""
 
     def __init__(self, inner: Backend) -> None:
@@ -47,16 +50,33 @@ class Forwarding(Backend):
     def pool(self) -> BufferPool:
         return self.inner.pool
 
+    @property
+    def rewrite(self) -> Rewrite | None:
+        return self.inner.rewrite
+
+    def body(self, operator: str, body: Body) -> Body:
+        return self.inner.body(operator, body)
+
+    def weight(self, operator: str, key: str, array: HostArray) -> HostArray:
+        return self.inner.weight(operator, key, array)
+
+    def value(self, graph: str, key: str, array: HostArray) -> HostArray:
+        return self.inner.value(graph, key, array)
+
     def prepare(
         self, bodies: Mapping[str, Body], on_prepared: OnPrepared | None = None, way: Way = PLAIN
     ) -> dict[str, Prepared]:
         return self.inner.prepare(bodies, on_prepared, way)
 
-    def variant(self, body: Body, way: Way, options: Mapping[str, str]) -> tuple[TargetChoice, Prepared]:
-        return self.inner.variant(body, way, options)
+    def variant(
+        self, operator: str, body: Body, options: Mapping[str, str], way: Way = PLAIN
+    ) -> tuple[TargetChoice, Prepared]:
+        return self.inner.variant(operator, body, options, way)
 
-    def converted(self, body: Body, inputs: Sequence[HostArray], way: Way) -> list[HostArray] | str:
-        return self.inner.converted(body, inputs, way)
+    def converted(
+        self, operator: str, body: Body, inputs: Sequence[HostArray], way: Way = PLAIN
+    ) -> list[HostArray] | str:
+        return self.inner.converted(operator, body, inputs, way)
 
     def rest(self) -> None:
         self.inner.rest()
@@ -83,14 +103,11 @@ class Forwarding(Backend):
     ) -> list[HostArray]:
         return self.inner.run_once(compiled, inputs, poison, keep)
 
-    def synchronize(self) -> None:
-        self.inner.synchronize()
-
     def doing(self, text: str) -> None:
         self.inner.doing(text)
 
-    def through(self, wrap: Callable[[Device], Device] | None) -> bool:
-        return self.inner.through(wrap)
+    def through(self, wrap: Callable[[Device], Device] | None) -> None:
+        self.inner.through(wrap)
 
     def reopen(self) -> None:
         self.inner.reopen()

@@ -3,7 +3,7 @@
 A backend prepares bodies, holds buffers, and carries out work that was recorded. What it makes of a body is a `Compiled`, which
 says which buffers one run of the operator needs, and nothing of how it runs. Handles of buffers are small integers of the
 backend's own. Work that was submitted runs in order, each part seeing what the ones before it wrote; `submit` may return before
-it is done, and `read_many` and `synchronize` wait for it.
+it is done, and `read_many` waits for it.
 
 Errors are those of `tapml.devices.interface`: DeviceError for one refused request, after which the backend still works;
 DeviceLost and ConnectionLost when it is gone, after which only `reopen` and `close` may be called.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from tapml.devices.interface import Device, DeviceInfo
 from tapml.operators.graph import Body
@@ -24,11 +24,15 @@ from tapml.targets.target import Target
 from tapml.tensors import HostArray, Layout
 from tapml.verdicts import Stage
 
+if TYPE_CHECKING:
+    from tapml.backends.rewrite import Rewrite
+
 
 @dataclass(frozen=True)
 class Prepared:
     """What preparing one body gave. `compiled` is None unless `status` is "ok"; `stage` and `message` say what failed then, else
-    `message` says what was tried before. `seconds` is what it took, also when it came from a cache (`cached`)."""
+    `message` says what was tried before. `seconds` is what it took, also when it came from a cache, or from an equal body
+    (`cached`)."""
 
     compiled: Compiled | None
     status: Literal["ok", "error", "crash"]
@@ -51,7 +55,7 @@ class Way:
 
 PLAIN = Way()
 
-# Told the key of a body as soon as it is prepared.
+# Told the operator of a body as soon as it is prepared.
 OnPrepared = Callable[[str, Prepared], None]
 
 
@@ -78,20 +82,36 @@ class Backend(Engine, Protocol):
     def keeps_layouts(self) -> bool:
         """Whether an input may be handed over as it lies in memory (`Way.layouts`)."""
 
+    @property
+    def rewrite(self) -> Rewrite | None:
+        """What makes it do something else than it is asked; None for a backend that does as it is told."""
+
+    def body(self, operator: str, body: Body) -> Body:
+        """What is really prepared for an operator in place of its body."""
+
+    def weight(self, operator: str, key: str, array: HostArray) -> HostArray:
+        """What really goes up for an operator in place of a weight: the very same array, unless it is rewritten."""
+
+    def value(self, graph: str, key: str, array: HostArray) -> HostArray:
+        """What really goes up in place of a graph's input or state."""
+
     def prepare(
         self, bodies: Mapping[str, Body], on_prepared: OnPrepared | None = None, way: Way = PLAIN
     ) -> dict[str, Prepared]:
-        """One for each body, by the keys that they were given under. Never raises for a body that cannot be prepared."""
+        """One for each body, by the name of the operator that it is for. Equal bodies may share what comes out. Never raises for
+        a body that cannot be prepared."""
 
-    def variant(self, body: Body, way: Way, options: Mapping[str, str]) -> tuple[TargetChoice, Prepared]:
-        """The target with other options, such as f16="0", and what the body is there: it runs on this very device. Of backends
+    def variant(
+        self, operator: str, body: Body, options: Mapping[str, str], way: Way = PLAIN
+    ) -> tuple[TargetChoice, Prepared]:
+        """The target with other options, such as f16="0", and what an operator is there: it runs on this very device. Of backends
         with kernels only (ValueError)."""
-        raise ValueError(f"{self.choice} has no kernels")
 
-    def converted(self, body: Body, inputs: Sequence[HostArray], way: Way) -> list[HostArray] | str:
+    def converted(
+        self, operator: str, body: Body, inputs: Sequence[HostArray], way: Way = PLAIN
+    ) -> list[HostArray] | str:
         """What the body gives as the compiler converted it, before it is lowered for any target; or why that could not be run. On
         this machine's processor. Of backends with kernels only (ValueError)."""
-        raise ValueError(f"{self.choice} has no kernels")
 
     def rest(self) -> None:
         """Ends processes that only preparing needs."""
@@ -105,16 +125,12 @@ class Backend(Engine, Protocol):
         """One isolated run, host arrays (or buffers) in, outputs as the backend stores them. With `poison`, outputs and scratch
         hold garbage before. `keep` as in `write`."""
 
-    def synchronize(self) -> None:
-        """Waits until all that was submitted is done."""
-
     def doing(self, text: str) -> None:
         """Tells whoever watches the device what goes on."""
 
-    def through(self, wrap: Callable[[Device], Device] | None) -> bool:
-        """From now on everything runs through the device that `wrap` gives; None: as it is. What lies on it is gone where that
-        changes anything, which is returned. A backend without a device stays as it is."""
-        return False
+    def through(self, wrap: Callable[[Device], Device] | None) -> None:
+        """From now on everything runs through the device that `wrap` gives; None: as it is. Where that changes anything, `pool`
+        is another one and what lay on the device is gone. A backend without a device stays as it is."""
 
     def reopen(self) -> None:
         """Anew, after it was lost or ran out of memory: everything that lay on it is gone. Raises as opening does, and
@@ -122,3 +138,40 @@ class Backend(Engine, Protocol):
 
     def close(self) -> None:
         """May be called twice."""
+
+
+class Plain:
+    """What is the same for every backend that does as it is told, and has no kernels: to begin one with."""
+
+    choice: TargetChoice
+    has_kernels = False
+    keeps_layouts = False
+    rewrite: Rewrite | None = None
+
+    def body(self, operator: str, body: Body) -> Body:
+        return body
+
+    def weight(self, operator: str, key: str, array: HostArray) -> HostArray:
+        return array
+
+    def value(self, graph: str, key: str, array: HostArray) -> HostArray:
+        return array
+
+    def variant(
+        self, operator: str, body: Body, options: Mapping[str, str], way: Way = PLAIN
+    ) -> tuple[TargetChoice, Prepared]:
+        raise ValueError(f"{self.choice} has no kernels")
+
+    def converted(
+        self, operator: str, body: Body, inputs: Sequence[HostArray], way: Way = PLAIN
+    ) -> list[HostArray] | str:
+        raise ValueError(f"{self.choice} has no kernels")
+
+    def rest(self) -> None:
+        pass
+
+    def doing(self, text: str) -> None:
+        pass
+
+    def through(self, wrap: Callable[[Device], Device] | None) -> None:
+        pass

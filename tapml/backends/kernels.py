@@ -22,28 +22,27 @@ class Kernels(OnDevice):
     """Implements `tapml.backends.interface.Backend`."""
 
     has_kernels = True
-    keeps_layouts = False
 
     def __init__(self, choice: TargetChoice, device: str = "local", deadline: float = DEADLINE) -> None:
         super().__init__(choice, device, deadline)
         self._compiler = Compiler(self.target)
         self._variants: dict[str, Compiler] = {}
 
-    def prepare(
-        self, bodies: Mapping[str, Body], on_prepared: OnPrepared | None = None, way: Way = PLAIN
-    ) -> dict[str, Prepared]:
-        tell = None if on_prepared is None else lambda key, result: on_prepared(key, _prepared(result))
-        found = self._compiler.compile(bodies, tell, way.schedules, way.mutation)
-        return {key: _prepared(result) for key, result in found.items()}
+    def _prepare(self, bodies: Mapping[str, Body], tell: OnPrepared, way: Way) -> None:
+        self._compiler.compile(bodies, lambda signature, made: tell(signature, _prepared(made)), way.schedules, way.mutation)
 
-    def variant(self, body: Body, way: Way, options: Mapping[str, str]) -> tuple[TargetChoice, Prepared]:
+    def variant(
+        self, operator: str, body: Body, options: Mapping[str, str], way: Way = PLAIN
+    ) -> tuple[TargetChoice, Prepared]:
         choice = replace(self.choice, options={**self.choice.options, **options})
         if str(choice) not in self._variants:
             self._variants[str(choice)] = Compiler(resolve(choice, self.info))
-        found = self._variants[str(choice)].compile({"": body}, None, way.schedules, way.mutation)
-        return choice, _prepared(found[""])
+        found = self._variants[str(choice)].compile({operator: body}, None, way.schedules, way.mutation)
+        return choice, _prepared(found[operator])
 
-    def converted(self, body: Body, inputs: Sequence[HostArray], way: Way) -> list[HostArray] | str:
+    def converted(
+        self, operator: str, body: Body, inputs: Sequence[HostArray], way: Way = PLAIN
+    ) -> list[HostArray] | str:
         return self._compiler.evaluate(body, inputs, way.mutation)
 
     def rest(self) -> None:

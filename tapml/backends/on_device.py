@@ -6,14 +6,17 @@ DeviceLost. Across a connection, where the name may mean any of several devices,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from tapml.backends.interface import Backend, Compiled
+from tapml.backends.interface import PLAIN, Compiled, OnPrepared, Plain, Prepared, Way
 from tapml.devices.interface import Device, DeviceInfo, Part
 from tapml.devices.runner import ProgramRunner
 from tapml.errors import AnotherDevice, ConnectionLost, UnavailableError
 from tapml.kernels import Kernel, Program
+from tapml.operators.graph import Body
 from tapml.remote.open import address_of, open_device, redacted
 from tapml.runtime.buffers import BufferPool
 from tapml.targets.parse import TargetChoice
@@ -25,9 +28,9 @@ from tapml.tensors import HostArray
 DEADLINE = 120.0
 
 
-class OnDevice(Backend):
-    """All of `tapml.backends.interface.Backend` but `prepare` and what kind of backend it is. Opening raises TargetError,
-    UsageError for what is no device, and UnavailableError."""
+class OnDevice(Plain):
+    """All of `tapml.backends.interface.Backend` but how bodies are prepared and what kind of backend it is. Opening raises
+    TargetError, UsageError for what is no device, and UnavailableError."""
 
     def __init__(self, choice: TargetChoice, device: str = "local", deadline: float = DEADLINE) -> None:
         self.choice = choice
@@ -35,6 +38,7 @@ class OnDevice(Backend):
         self._where = device
         self._deadline = deadline
         self._wrap: Callable[[Device], Device] | None = None
+        self._prepared: dict[tuple[str, Way], Prepared] = {}
         self._target = self._open()
 
     def _open(self) -> Target:
@@ -71,8 +75,33 @@ class OnDevice(Backend):
     def pool(self) -> BufferPool:
         return self.runner.pool
 
-    def rest(self) -> None:
-        pass
+    def prepare(
+        self, bodies: Mapping[str, Body], on_prepared: OnPrepared | None = None, way: Way = PLAIN
+    ) -> dict[str, Prepared]:
+        """Equal bodies are prepared once, in the same way, as long as the backend lives."""
+        way = replace(way, schedules=way.schedules or self.target.schedules)
+        found: dict[str, Prepared] = {}
+        operators: dict[str, list[str]] = {}
+        for operator, body in bodies.items():
+            operators.setdefault(body.signature, []).append(operator)
+        new = {s: bodies[some[0]] for s, some in operators.items() if (s, way) not in self._prepared}
+
+        def tell(signature: str, prepared: Prepared) -> None:
+            self._prepared[signature, way] = shared = replace(prepared, cached=True)
+            for operator in operators[signature]:
+                found[operator], prepared = prepared, shared
+                if on_prepared is not None:
+                    on_prepared(operator, found[operator])
+
+        for signature in operators.keys() - new.keys():
+            tell(signature, self._prepared[signature, way])
+        if new:
+            self._prepare(new, tell, way)
+        return found
+
+    @abstractmethod
+    def _prepare(self, bodies: Mapping[str, Body], tell: OnPrepared, way: Way) -> None:
+        """`prepare` of bodies that differ, by their signatures; `tell` takes what each gives."""
 
     def load(self, compiled: Compiled) -> None:
         self.runner.load(with_kernels(compiled))
@@ -97,22 +126,17 @@ class OnDevice(Backend):
     ) -> list[HostArray]:
         return self.runner.run_once(with_kernels(compiled), inputs, poison, keep)
 
-    def synchronize(self) -> None:
-        self.device.synchronize()
-
     def doing(self, text: str) -> None:
         tell = getattr(self._platform, "doing", None)
         if tell is not None:
             tell(text)
 
-    def through(self, wrap: Callable[[Device], Device] | None) -> bool:
+    def through(self, wrap: Callable[[Device], Device] | None) -> None:
         self._wrap = wrap
         device = self._platform if wrap is None else wrap(self._platform)
-        if device is self.device:
-            return False
-        self.pool.clear()
-        self._stand_on(device)
-        return True
+        if device is not self.device:
+            self.pool.clear()
+            self._stand_on(device)
 
     def reopen(self) -> None:
         self.device.close()

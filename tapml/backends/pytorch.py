@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Mapping
 
-from tapml.backends.interface import PLAIN, OnPrepared, Prepared, Way
+from tapml.backends.interface import OnPrepared, Prepared, Way
 from tapml.backends.on_device import OnDevice
 from tapml.errors import ModelError
 from tapml.kernels import Argument, Kernel, Program, Step
@@ -23,23 +23,16 @@ from tapml.tensors import Layout, TensorSpec
 class PyTorch(OnDevice):
     """Implements `tapml.backends.interface.Backend`."""
 
-    has_kernels = False
     keeps_layouts = True
 
-    def prepare(
-        self, bodies: Mapping[str, Body], on_prepared: OnPrepared | None = None, way: Way = PLAIN
-    ) -> dict[str, Prepared]:
-        found: dict[str, Prepared] = {}
-        for key, body in bodies.items():
+    def _prepare(self, bodies: Mapping[str, Body], tell: OnPrepared, way: Way) -> None:
+        for signature, body in bodies.items():
             started = time.monotonic()
             try:
-                program = self._program(body, dict(way.layouts))
-                found[key] = Prepared(program, "ok", None, "", time.monotonic() - started)
+                prepared = Prepared(self._program(body, dict(way.layouts)), "ok", None, "", time.monotonic() - started)
             except ModelError as error:
-                found[key] = Prepared(None, "error", "backend", str(error), time.monotonic() - started)
-            if on_prepared is not None:
-                on_prepared(key, found[key])
-        return found
+                prepared = Prepared(None, "error", "backend", str(error), time.monotonic() - started)
+            tell(signature, prepared)
 
     def _program(self, body: Body, layouts: Mapping[int, Layout]) -> Program:
         target = self.target

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tapml.backends.interface import PLAIN, Backend, OnPrepared, Prepared, Way
+from tapml.backends.interface import PLAIN, Backend, OnPrepared, Plain, Prepared, Way
 from tapml.devices.handles import Handles, check_range
 from tapml.devices.interface import DeviceInfo, Part
 from tapml.errors import DeviceError, ModelError, first_line, is_confined
@@ -44,12 +44,10 @@ class OnHost:
     forwards: tuple[tuple[int, int], ...] = ()
 
 
-class Source(Backend):
+class Source(Plain):
     """Nothing waits here, and there is no device. `dtype`: the one that every floating point number has ("float64"); None: the
     model's own."""
 
-    has_kernels = False
-    keeps_layouts = False
     name = "local"
 
     def __init__(self, dtype: str | None = None) -> None:
@@ -141,16 +139,10 @@ class Source(Backend):
         """What lies in a buffer, where it lies."""
         return np.frombuffer(self._buffers[buffer], NUMPY[spec.dtype], spec.elements).reshape(spec.shape)
 
-    def rest(self) -> None:
-        pass
-
     def load(self, compiled: Compiled) -> None:
         pass
 
     def synchronize(self) -> None:
-        pass
-
-    def doing(self, text: str) -> None:
         pass
 
     def reopen(self) -> None:

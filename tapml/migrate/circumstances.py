@@ -42,10 +42,10 @@ class Circumstances:
     @staticmethod
     def of(bench: Workbench) -> Circumstances:
         """As they are on this bench now."""
-        alteration, dtypes = bench.alteration, bench.model.dtypes
-        changed = None if alteration is None else alteration.kernels_changed
+        rewrite, dtypes = bench.rewrite, bench.model.dtypes
+        changed = None if rewrite is None else rewrite.kernels_changed
         return Circumstances(
-            run_digest=bench.folder.digest, inject=None if alteration is None else alteration.text,
+            run_digest=bench.folder.digest, inject=None if rewrite is None else rewrite.text,
             kernels_changed=None if changed is None else changed[0], kernels=None if changed is None else changed[1],
             storage=changes(bench.target, dtypes),
             not_checked=not_checked(bench.choice, bench.target, bench.info, dtypes),

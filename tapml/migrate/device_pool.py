@@ -285,7 +285,6 @@ class DevicePool:
         with self._compiling:
             if self._compiled is None:
                 bench.compile(self._operators, self._tell)
-                bench.check_injection(self._operators)
                 self._compiled = bench
             elif self._compiled is not bench:
                 bench.adopt(self._compiled)

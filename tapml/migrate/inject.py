@@ -18,23 +18,22 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tapml.backends.rewrite import Rewrite
 from tapml.errors import UsageError, nearest
 from tapml.kernels import Program
-from tapml.migrate.alteration import Alteration
-from tapml.operators.graph import Operator
 
 InjectFunction = Callable[[str, str, str], str]
 
-Inject = str | InjectFunction | Alteration
-"""What `inject` takes from Python: the text of `--inject`, a function as described above, or any alteration."""
+Inject = str | InjectFunction | Rewrite
+"""What `inject` takes from Python: the text of `--inject`, a function as described above, or any rewrite."""
 
 # One token a function in this process: what a function does cannot be read off it, so it is equal to itself only.
 _tokens: dict[InjectFunction, str] = {}
 
 
-def loaded(inject: Inject | None) -> Alteration | None:
+def loaded(inject: Inject | None) -> Rewrite | None:
     """Raises UsageError where `inject` is no such thing, or its file cannot be used."""
-    if inject is None or isinstance(inject, Alteration):
+    if inject is None or isinstance(inject, Rewrite):
         return inject
     if isinstance(inject, str):
         return Injection.load(inject)
@@ -45,7 +44,7 @@ def loaded(inject: Inject | None) -> Alteration | None:
     )
 
 
-class Injection(Alteration):
+class Injection(Rewrite):
     """A fault that rewrites kernels. `digest` covers the file's content and the function's name; of a function given from Python
     it is good for this process only. `changed` has, for each operator whose kernels it was shown, how many it changed and how
     many there are, the first time."""
@@ -89,10 +88,7 @@ class Injection(Alteration):
         digest = hashlib.blake2b(path.read_bytes() + b"\0" + name.encode(), digest_size=16).hexdigest()
         return Injection(text, digest, function)
 
-    def program(self, operator: Operator, target: str, program: Program) -> Program:
-        return self.apply(operator.name, target, program)
-
-    def apply(self, operator: str, target: str, program: Program) -> Program:
+    def program(self, operator: str, target: str, program: Program) -> Program:
         """The program with every kernel's source rewritten; the very same object if nothing changed. Raises UsageError
         when the function raises or returns no string."""
         sources: list[str] = []

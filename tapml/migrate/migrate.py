@@ -132,10 +132,10 @@ def migrate(
     names = _in_order(run, order)
     with opened(run, target, device, inject) as tester:
         header = header_of(tester, f"tokens={max_tokens} order={_hash(names) if order else 'default'}")
-        if inject is not None:  # before there is a journal, which a fault that changes nothing would leave unfinished
+        injected = tester.bench.rewrite is not None
+        if injected:  # before there is a journal, which a fault that changes nothing would leave unfinished
             tester.bench.compile(run.operators, progress)
-            tester.bench.check_injection(run.operators)
-        path = target_folder(run, str(tester.bench.choice)) / file_name("migration", inject is not None)
+        path = target_folder(run, str(tester.bench.choice)) / file_name("migration", injected)
         with Journal.open(path, header, resume, fresh) as journal:
             try:
                 return _Migration(run, tester, journal, names, max_tokens, progress).carry_out(started)
@@ -244,7 +244,7 @@ class _Migration:
             keep(self.journal.path.parent, program)
         drawn = self.tester.picture_of(operator.name)
         if drawn is not None and verdict.kernel is not None:
-            keep_picture(self.journal.path.parent, operator.name, verdict.kernel, drawn, self.bench.alteration is not None)
+            keep_picture(self.journal.path.parent, operator.name, verdict.kernel, drawn, self.bench.rewrite is not None)
 
     def _move(self) -> tuple[frozenset[str], dict[str, Verdict]]:
         """The operators that moved, and the new verdicts of those that passed alone and stay."""

@@ -54,7 +54,7 @@ from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.inject import Inject
 from tapml.migrate.judging import ByStep, Coverage, at_step, judged, why_out_of_range, worse
 from tapml.migrate.model import Model
-from tapml.migrate.outcome import Attempted, Failed, Ran
+from tapml.migrate.outcome import Attempted, Failed, NotCompiled, Ran
 from tapml.migrate.picture import picture
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
@@ -152,7 +152,7 @@ class OperatorTester:
     def test_all(self, glob: str = "*", progress: Progress | None = None) -> Iterator[Verdict]:
         """Verdicts of the operators that match, in execution order. Compiles what they need first."""
         operators = self.select(glob)
-        self._compile(operators, progress)
+        self.bench.compile(operators, progress)
         tell = self.bench.telling(progress)
         for index, operator in enumerate(operators):
             tell("test", index, len(operators))
@@ -162,11 +162,7 @@ class OperatorTester:
     def prepare(self, names: Sequence[str]) -> None:
         """Compiles what these operators need at once, which is faster than one after the other as `test` would do it. Raises
         UsageError for an unknown name, or where an injected function changes none of their kernels."""
-        self._compile([self.run.operator(name) for name in names])
-
-    def _compile(self, operators: Sequence[Operator], progress: Progress | None = None) -> None:
-        self.bench.compile(operators, progress)
-        self.bench.check_injection(operators)
+        self.bench.compile([self.run.operator(name) for name in names])
 
     def test(self, name: str) -> Verdict:
         """The verdict of one operator. Raises UsageError for an unknown name."""
@@ -191,7 +187,7 @@ class OperatorTester:
         if not cases:
             return self._skipped(operator, program)
         weightless = all(key is None for key in self.model.weight_keys(operator))
-        if not own and weightless and not self._touched(operator):
+        if not own and weightless:
             known = self._by_kernels.get((operator.signature, program.digest))
             if known is not None:
                 reason = f"same kernels as {known.operator} and no weights, so the same verdict: {known.reason}"
@@ -230,11 +226,11 @@ class OperatorTester:
         """One verdict an operator: the worst of all calls of the first prompt (prefill and a few decode steps), or of the first
         example. Operators that do not compile stay on the source, and their verdict says why."""
         named = self.model.named
-        programs, failures = self.bench.prepare(self.model.operators, progress)
-        self.bench.check_injection(self.model.operators)
-        verdicts: dict[str, Verdict] = {name: failure.verdict for name, failure in failures.items()}
-        for name, refused in self.bench.refusals(programs).items():
-            verdicts[name] = self._failed(named[name], programs.pop(name), refused, time.monotonic())
+        programs, failures = self.bench.load(self.model.operators, progress)
+        verdicts = {
+            name: failure.verdict if isinstance(failure, NotCompiled) else self._failed(named[name], failure, time.monotonic())
+            for name, failure in failures.items()
+        }
         compounds = {name: (self.run.compound_error(name), self.run.compound_spread(name)) for name in programs}
         source = Hybrid(self.model, self.bench.model.source)
         tell = self.bench.telling(progress)
@@ -262,11 +258,11 @@ class OperatorTester:
             elif not names:
                 outcome.get()
             for name in names:
-                operator, program = named[name], programs.pop(name)
                 verdicts[name] = (
-                    self._broken_off(operator, outcome, course.started) if isinstance(outcome, Exception)
-                    else self._failed(operator, program, outcome, course.started)
+                    self._broken_off(named[name], outcome, course.started) if isinstance(outcome, Exception)
+                    else self._failed(named[name], outcome, course.started)
                 )  # fmt: skip
+                del programs[name]
         verdicts |= course.verdicts
         for name, words in course.refusals.items():
             before = verdicts[name]
@@ -315,9 +311,6 @@ class OperatorTester:
         program = self.bench.program(operator)
         return self.bench.failure(operator) if program is None else program
 
-    def _touched(self, operator: Operator) -> bool:
-        return self.bench.alteration is not None and self.bench.alteration.touches(operator)
-
     def _recorded(self, case: Case) -> Trial:
         inputs, references = self.run.case_references(case)
         return Trial(case.label, inputs, references, case)
@@ -349,7 +342,7 @@ class OperatorTester:
                 if verdict.status != "pass":
                     verdict = replace(verdict, cases=count)
             else:
-                verdict = self._failed(operator, program, outcome, started)
+                verdict = self._failed(operator, outcome, started)
             if trial.case is not None:
                 self._measured(verdict, trial.case.id, trial.case.prompt, trial.case.step, trial.case.graph)
             if verdict.status != "pass":
@@ -421,8 +414,10 @@ class OperatorTester:
         )
         return replace(first, status="flaky", reason=reason)
 
-    def _failed(self, operator: Operator, program: Compiled, outcome: Failed, started: float) -> Verdict:
+    def _failed(self, operator: Operator, outcome: Failed, started: float) -> Verdict:
         """What the device said instead of an answer."""
+        program = self.bench.program(operator)
+        assert program is not None
         return self._made(operator, program, outcome.status, outcome.stage, outcome.text, started)
 
     def _broken_off(self, operator: Operator, error: Exception, started: float) -> Verdict:

@@ -159,7 +159,7 @@ def header_of(tester: OperatorTester | DevicePool, settings: str) -> Header:
     found = Circumstances.of(bench)
     return Header(
         version=tapml.__version__, run=bench.folder.digest, target=str(bench.choice), target_key=bench.target.key,
-        device=tester.device_name, inject=None if bench.alteration is None else bench.alteration.digest,
+        device=tester.device_name, inject=None if bench.rewrite is None else bench.rewrite.digest,
         compiler=toolchain(), settings=settings, device_info=bench.info.to_json(), time=time.time(),
         fault=found.inject, storage=found.storage, not_checked=found.not_checked,
     )
@@ -177,7 +177,7 @@ def keep_test(
     except RunError as error:
         logger.warning("records of the test: %s What was found is not kept", error)
         return
-    path = folder / file_name(mode, bench.alteration is not None)
+    path = folder / file_name(mode, bench.rewrite is not None)
     results = {v.operator: ([m.to_json() for m in tester.measures_of(v.operator)], v.to_json()) for v in verdicts}
     if merge:
         results = _results_of(path, header) | results
@@ -190,7 +190,7 @@ def keep_test(
         for found in verdicts:
             drawn = tester.picture_of(found.operator)
             if drawn is not None and found.kernel is not None:
-                keep_picture(folder, found.operator, found.kernel, drawn, bench.alteration is not None)
+                keep_picture(folder, found.operator, found.kernel, drawn, bench.rewrite is not None)
             program = None if found.kernel is None else bench.program(run.operator(found.operator))
             if program is not None and program.digest == found.kernel:
                 keep(folder, program)

@@ -6,26 +6,25 @@
         match bench.attempt(lambda: bench.run(operator, program, inputs, specs)):      see tapml.migrate.outcome
             case Ran(outputs): ...
 
-Each signature is compiled once. An alteration (an injected fault, see `tapml.migrate.alteration`) is applied here, per
-operator, so that everybody runs the same operators. A device that is lost takes its weights, kernels and buffers along:
-everything that came from `backend` or `hybrid()` before is void.
+Each operator is prepared once. What a backend makes of an operator is the backend's matter: one that was rewritten (an
+injected fault, see `tapml.backends.rewrite`) looks like any other here. A device that is lost takes its weights, kernels and
+buffers along: everything that came from `backend` or `hybrid()` before is void.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
-from tapml.backends.interface import Backend, Compiled, Prepared, Way
+from tapml.backends.interface import PLAIN, Backend, Compiled, Prepared, Way
 from tapml.backends.on_device import DEADLINE
 from tapml.backends.open import open_backend
+from tapml.backends.rewrite import Rewrite, Rewritten
 from tapml.carving.folder import RunFolder
 from tapml.devices.interface import DeviceInfo
 from tapml.errors import ConnectionLost, DeviceError, DeviceLost, OutOfMemory, UnavailableError
-from tapml.kernels import Program
-from tapml.migrate.inject import Inject, Injection, loaded
+from tapml.migrate.inject import Inject, loaded
 from tapml.migrate.model import Model
 from tapml.migrate.outcome import Attempted, Failed, Lost, NotCompiled, Ran, Refused
 from tapml.operators.graph import Body, Operator
@@ -52,34 +51,24 @@ class Progress(Protocol):
     def __call__(self, stage: str, done: int, total: int, /) -> None: ...
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """Everything that decides what compiling an operator gives, but for the target."""
-
-    signature: str
-    way: Way
-
-
 class Workbench:
-    """See the module's docstring. It owns the backend and closes it, also when it cannot stand on it (UsageError: the injected
-    fault). `losses` counts how often the device was lost, `breaks` its connection."""
+    """See the module's docstring. It owns the backend and closes it, also when it cannot stand on it. `losses` counts how often
+    the device was lost, `breaks` its connection."""
 
-    def __init__(self, run: RunFolder, backend: Backend, inject: Inject | None = None) -> None:
+    def __init__(self, run: RunFolder, backend: Backend) -> None:
         self.backend = backend
         self.folder = run
         self.losses = 0
         self.breaks = 0
         self.compiled = 0
-        self._results: dict[_Recipe, Prepared] = {}
-        self._programs: dict[tuple[str, Way], Compiled] = {}
-        self._bodies: dict[str, Body] = {}
+        self._prepared: dict[tuple[str, Way], Prepared] = {}
         self._hybrid: Hybrid | None = None
         self._weights = run.weights
         self._uploaded = WeightCache(backend.pool)
+        self._pool = backend.pool
+        self._own_weights: set[tuple[str, str]] = set()  # those of one operator, as the backend has it
         try:
             self.model = Model.of(run)
-            self.alteration = loaded(inject)
-            self._pass_through()
         except BaseException:
             backend.close()
             raise
@@ -88,9 +77,11 @@ class Workbench:
     def on(
         run: RunFolder, target: str | Backend, device: str = "local", inject: Inject | None = None, deadline: float = DEADLINE
     ) -> Workbench:
-        """On the backend that the texts of the command line mean, or on one that stays the caller's. Raises TargetError,
-        UsageError (also for the injected fault) and UnavailableError."""
-        return Workbench(run, open_backend(target, device, deadline), inject)
+        """On the backend that the texts of the command line mean, or on one that stays the caller's, with a fault put in. Raises
+        TargetError, UsageError (also for the injected fault) and UnavailableError."""
+        fault = loaded(inject)
+        backend = open_backend(target, device, deadline)
+        return Workbench(run, backend if fault is None else Rewritten(backend, fault))
 
     @property
     def choice(self) -> TargetChoice:
@@ -109,15 +100,10 @@ class Workbench:
         """What was asked for, without a token: for records."""
         return self.backend.name
 
-    def _pass_through(self) -> None:
-        """The device as the alteration has it, with nothing on it where that is another than before."""
-        alteration = self.alteration
-        if self.backend.through(None if alteration is None else alteration.device):
-            self._void()
-
-    def _void(self) -> None:
-        self._uploaded = WeightCache(self.backend.pool)
-        self._hybrid = None
+    @property
+    def rewrite(self) -> Rewrite | None:
+        """What was put in; see `Backend.rewrite`."""
+        return self.backend.rewrite
 
     def __enter__(self) -> Workbench:
         return self
@@ -127,154 +113,108 @@ class Workbench:
 
     def close(self) -> None:
         """Closes the backend, which gets back what was taken from its pool where it stays open. May be called twice."""
-        if self._hybrid is not None:
-            self._hybrid.close()
-            self._hybrid = None
+        self._give_back()
         self._uploaded.clear()
         self.backend.close()
 
-    def alter(self, inject: Inject | None) -> None:
-        """Takes another alteration, or none. The device, the weights on it and what was compiled stay."""
-        self.alteration = loaded(inject)
-        self._programs.clear()
-        self._bodies.clear()
+    def change(self, backend: Backend) -> None:
+        """Goes on with another backend over the same device, such as the same one rewritten. The weights that stay the same stay
+        on the device, and what the backends have in common of what is prepared is not prepared again."""
+        self._give_back()
+        self.backend = backend
+        self._prepared.clear()
+
+    def _give_back(self) -> None:
+        self._look_around()
         if self._hybrid is not None:
             self._hybrid.close()
             self._hybrid = None
-        self._pass_through()
+        for digest, dtype in self._own_weights:
+            self._uploaded.drop(digest, dtype)
+        self._own_weights.clear()
 
-    def body(self, operator: Operator) -> Body:
-        """What is compiled for this operator: the source's body, or the altered one."""
-        clean = self.model.bodies[operator.signature]
-        if self.alteration is None:
-            return clean
-        if operator.name not in self._bodies:
-            self._bodies[operator.name] = self.alteration.body(operator, clean)
-        return self._bodies[operator.name]
+    def _look_around(self) -> None:
+        """Forgets what lay on a device that is no more: it was lost, or another stands before it."""
+        if self._pool is not self.backend.pool:
+            self._pool = self.backend.pool
+            self._uploaded = WeightCache(self._pool)
+            self._own_weights.clear()
+            self._hybrid = None
 
-    def altered(self, operator: Operator) -> bool:
-        """Whether the alteration changes what runs for this operator: body, compiling, kernels, weights, or its device. A
-        change of the values that are handed over between operators is none of one operator."""
-        alteration = self.alteration
-        if alteration is None:
-            return False
-        if (
-            alteration.touches(operator)
-            or self.body(operator) is not self.model.bodies[operator.signature]
-            or alteration.mutation(operator) is not None
-            or alteration.schedule(operator) is not None
-        ):
-            return True
-        if self.model.why_it_stays(operator):
-            return False
-        recipe = self._recipe(operator)
-        self._compile(recipe, self.body(operator))
-        compiled = self._results[recipe].compiled
-        if compiled is not None and self._altered_program(operator, compiled) is not compiled:
-            return True
-        keys = [key for key in self.model.weight_keys(operator) if key is not None]
-        return any(alteration.weight(operator, key, self.model.weight(key)) is not self.model.weight(key) for key in keys)
+    def body(self, operator: Operator, body: Body | None = None) -> Body:
+        """What is really prepared for this operator in place of the source's body, or of another `body`."""
+        return self.backend.body(operator.name, body or self.model.bodies[operator.signature])
 
     def compile(self, operators: Sequence[Operator], progress: Progress | None = None) -> None:
-        """Compiles what was not compiled yet, and ends the compiler's workers. `progress` gets the stage "compile"."""
+        """Compiles what was not compiled yet, and ends the compiler's workers. `progress` gets the stage "compile". Raises
+        UsageError where a function that rewrites kernels changes none of these operators'."""
         moving = [o for o in operators if not self.model.why_it_stays(o)]
-        wanted = {r: self.body(o) for o in moving if (r := self._recipe(o)) not in self._results}
-        if not wanted:
-            return
+        wanted = {o.name: self.model.bodies[o.signature] for o in moving if (o.name, PLAIN) not in self._prepared}
         done = 0
 
-        def on_prepared(signature: str, prepared: Prepared) -> None:
+        def on_prepared(operator: str, prepared: Prepared) -> None:
             nonlocal done
             done += 1
-            self.compiled += not prepared.cached
             if progress is not None:
                 progress("compile", done, len(wanted))
 
-        if progress is not None:
-            progress("compile", 0, len(wanted))
-        for way in dict.fromkeys(r.way for r in wanted):
-            alike = {r.signature: body for r, body in wanted.items() if r.way == way}
-            found = self.backend.prepare(alike, on_prepared, way)
-            self._results |= {_Recipe(signature, way): prepared for signature, prepared in found.items()}
-        self.backend.rest()
+        if wanted:
+            if progress is not None:
+                progress("compile", 0, len(wanted))
+            for name, prepared in self.backend.prepare(wanted, on_prepared).items():
+                self._keep((name, PLAIN), prepared)
+            self.backend.rest()
+        self.require_change(moving)
 
-    def check_injection(self, operators: Sequence[Operator]) -> None:
+    def require_change(self, operators: Sequence[Operator]) -> None:
         """Raises UsageError where a function that rewrites kernels changes none of these operators', which are compiled if need
         be."""
-        if isinstance(self.alteration, Injection):
+        if self.rewrite is not None:
             for operator in operators:
                 self.program(operator)
-            self.alteration.require_change([o.name for o in operators], self.choice.name)
+            self.rewrite.require_change([o.name for o in operators], self.choice.name)
 
     def adopt(self, other: Workbench) -> None:
         """Takes over what another bench of the very same target has compiled."""
-        self._results |= other._results
+        self._prepared |= other._prepared
+
+    def prepared(
+        self, operator: Operator, schedules: Sequence[str] | None = None, body: Body | None = None,
+        layouts: Sequence[tuple[int, Layout]] = (),
+    ) -> Prepared:
+        """What there is for this operator, prepared now if need be; the compiler's workers then stay ready for the next until the
+        bench is closed. `schedules` are tried instead of the target's own. Another `body` is prepared as the operator's is;
+        `layouts`, by input, say how inputs lie in memory."""
+        key = operator.name, Way(None if schedules is None else tuple(schedules), layouts=tuple(layouts))
+        if body is not None:
+            return self.backend.prepare({operator.name: body}, None, key[1])[operator.name]
+        if key not in self._prepared:
+            clean = self.model.bodies[operator.signature]
+            self._keep(key, self.backend.prepare({operator.name: clean}, None, key[1])[operator.name])
+        return self._prepared[key]
+
+    def _keep(self, key: tuple[str, Way], prepared: Prepared) -> None:
+        self._prepared[key] = prepared
+        self.compiled += not prepared.cached
 
     def program(self, operator: Operator, schedules: Sequence[str] | None = None) -> Compiled | None:
-        """What runs for this operator, the alteration applied; None when it did not compile, or stays on the source whatever the
-        target. Compiles it if need be. `schedules` are tried instead of the target's own."""
-        if self.model.why_it_stays(operator):
-            return None
-        recipe = self._recipe(operator, schedules)
-        self._compile(recipe, self.body(operator))
-        compiled = self._results[recipe].compiled
-        if compiled is None:
-            return None
-        key = (operator.name, recipe.way)
-        if key not in self._programs:
-            self._programs[key] = self._altered_program(operator, compiled)
-        return self._programs[key]
-
-    def compile_body(self, body: Body, operator: Operator | None = None, schedules: Sequence[str] | None = None) -> Prepared:
-        """Compiles any body, with `operator`'s alteration of compiling and kernels where one is given. The compiler's workers
-        stay ready for the next until the bench is closed."""
-        recipe = replace(self._recipe(operator, schedules), signature=body.signature)
-        self._compile(recipe, body)
-        prepared = self._results[recipe]
-        if prepared.compiled is None or operator is None:
-            return prepared
-        return replace(prepared, compiled=self._altered_program(operator, prepared.compiled))
+        """What runs for this operator; None when it did not compile, or stays on the source whatever the target."""
+        return None if self.model.why_it_stays(operator) else self.prepared(operator, schedules).compiled
 
     def converted(self, operator: Operator, inputs: Sequence[HostArray]) -> list[HostArray] | str:
-        """What the operator's body gives as the compiler converted it, before it is lowered for any target, the alteration
-        applied; or why that could not be run. On this machine's processor."""
-        return self.backend.converted(self.body(operator), inputs, self._recipe(operator).way)
+        """What the operator's body gives as the compiler converted it, before it is lowered for any target; or why that could not
+        be run. On this machine's processor."""
+        return self.backend.converted(operator.name, self.model.bodies[operator.signature], inputs)
 
     def variant(self, operator: Operator, **options: str) -> tuple[TargetChoice, Compiled | None]:
-        """The target with other options, such as f16="0", and what would run there for this operator, the alteration applied: it
-        runs on this very device. None when it does not compile."""
-        choice, prepared = self.backend.variant(self.body(operator), self._recipe(operator).way, options)
-        compiled = prepared.compiled
-        return choice, None if compiled is None else self._altered_program(operator, compiled)
-
-    def _altered_program(self, operator: Operator, compiled: Compiled) -> Compiled:
-        if self.alteration is None or not isinstance(compiled, Program):
-            return compiled
-        return self.alteration.program(operator, self.choice.name, compiled)
-
-    def _recipe(self, operator: Operator | None, schedules: Sequence[str] | None = None) -> _Recipe:
-        order = self.target.schedules if schedules is None else tuple(schedules)
-        if operator is None:
-            return _Recipe("", Way(order))
-        alteration = self.alteration
-        if alteration is None:
-            return _Recipe(operator.signature, Way(order))
-        first = alteration.schedule(operator)
-        if schedules is None and first is not None:
-            order = (first, *(s for s in order if s != first))
-        body = self.body(operator)
-        clean = body is self.model.bodies[operator.signature]
-        return _Recipe(operator.signature if clean else body.signature, Way(order, alteration.mutation(operator)))
-
-    def _compile(self, recipe: _Recipe, body: Body) -> None:
-        if recipe not in self._results:
-            found = self.backend.prepare({recipe.signature: body}, None, recipe.way)
-            self._results[recipe] = found[recipe.signature]
-            self.compiled += not found[recipe.signature].cached
+        """The target with other options, such as f16="0", and what would run there for this operator: it runs on this very
+        device. None when it does not compile."""
+        choice, prepared = self.backend.variant(operator.name, self.model.bodies[operator.signature], options)
+        return choice, prepared.compiled
 
     def schedules_that_failed(self, operator: Operator) -> str:
         """What the compiler said of the schedules that were tried before the one that was taken; "" when the first one was."""
-        return self._results[self._recipe(operator)].message
+        return self.prepared(operator).message
 
     def programs(self, names: Sequence[str]) -> Mapping[str, Compiled]:
         """The programs of these operators, all of which compiled."""
@@ -293,7 +233,7 @@ class Workbench:
                 operator=operator.name, signature=operator.signature, op=operator.kind, status="skipped", stage=None, error=None,
                 bound=None, source_error=None, reason=f"stays on the source: {why}", seconds=0.0,
             )
-        result = self._results[self._recipe(operator)]
+        result = self.prepared(operator)
         return Verdict(
             operator=operator.name, signature=operator.signature, op=operator.kind,
             status="crash" if result.status == "crash" else "error", stage=result.stage, error=None, bound=None,
@@ -326,25 +266,22 @@ class Workbench:
     def lying(
         self, operator: Operator, inputs: Sequence[HostArray], layouts: Sequence[tuple[int, Layout]]
     ) -> tuple[Compiled, list[HostArray]]:
-        """What runs for this operator on inputs that lie in memory in these ways, the alteration applied, and the inputs as it
-        takes them. Raises DeviceError where it cannot be prepared so."""
-        recipe = self._recipe(operator)
-        recipe = replace(recipe, way=replace(recipe.way, layouts=tuple(layouts)))
-        self._compile(recipe, self.body(operator))
-        compiled, how = self._results[recipe].compiled, dict(layouts)
-        if compiled is None:
-            raise DeviceError("backend", f"for inputs as they lay in memory: {self._results[recipe].message}")
-        return self._altered_program(operator, compiled), [how[k].laid_out(a) if k in how else a for k, a in enumerate(inputs)]
+        """What runs for this operator on inputs that lie in memory in these ways, and the inputs as it takes them. Raises
+        DeviceError where it cannot be prepared so."""
+        prepared, how = self.prepared(operator, layouts=layouts), dict(layouts)
+        if prepared.compiled is None:
+            raise DeviceError("backend", f"for inputs as they lay in memory: {prepared.message}")
+        return prepared.compiled, [how[k].laid_out(a) if k in how else a for k, a in enumerate(inputs)]
 
     def weight_buffer(self, operator: Operator | None, key: str, dtype: str) -> int:
         """The device's buffer with a weight as this operator gets it (None: as the model has it), stored as `dtype`."""
-        digest = self._weights.entries[key].digest
-        if self.alteration is None or operator is None:
-            return self._uploaded.get(digest, dtype, lambda: self.model.weight(key))
-        clean = self.model.weight(key)
-        array = self.alteration.weight(operator, key, clean)
+        self._look_around()
+        digest, clean = self._weights.entries[key].digest, self.model.weight(key)
+        name = "" if operator is None else operator.name
+        array = self.backend.weight(name, key, clean)
         if array is not clean:
-            digest = f"{digest} {self.alteration.digest} {operator.name}"
+            digest = f"{digest} {name}"
+            self._own_weights.add((digest, dtype))
         return self._uploaded.get(digest, dtype, lambda: array)
 
     def prepare(
@@ -352,30 +289,27 @@ class Workbench:
     ) -> tuple[dict[str, Compiled], dict[str, NotCompiled]]:
         """Compiles all of them: the programs by operator, and why the others have none."""
         self.compile(operators, progress)
-        programs: dict[str, Compiled] = {}
-        failures: dict[str, NotCompiled] = {}
-        for operator in operators:
-            program = self.program(operator)
-            if program is None:
-                failures[operator.name] = NotCompiled(self.failure(operator))
-            else:
-                programs[operator.name] = program
-        return programs, failures
+        programs = {o.name: program for o in operators if (program := self.program(o)) is not None}
+        return programs, {o.name: NotCompiled(self.failure(o)) for o in operators if o.name not in programs}
 
-    def refusals(self, programs: Mapping[str, Compiled]) -> dict[str, Failed]:
-        """Operators that the device refuses before anything runs: their kernels, or their weights. It may say so later than at
-        the operator itself, so it is asked one by one."""
+    def load(
+        self, operators: Sequence[Operator], progress: Progress | None = None
+    ) -> tuple[dict[str, Compiled], dict[str, NotCompiled | Failed]]:
+        """`prepare`, and which the device refuses before anything runs: their kernels, or their weights. It may say so later than
+        at the operator itself, so it is asked one by one."""
+        programs, not_compiled = self.prepare(operators, progress)
+        failures: dict[str, NotCompiled | Failed] = {**not_compiled}
         loaded: dict[str, Attempted[None]] = {}
-        found: dict[str, Failed] = {}
-        for name, program in programs.items():
+        for name, program in list(programs.items()):
             if program.digest not in loaded:
                 loaded[program.digest] = self.attempt(partial(self.backend.load, program))
             outcome = loaded[program.digest]
             if isinstance(outcome, Ran):
                 outcome = self.attempt(partial(self._upload, name, program))
             if not isinstance(outcome, Ran):
-                found[name] = outcome
-        return found
+                failures[name] = outcome
+                del programs[name]
+        return programs, failures
 
     def _upload(self, name: str, program: Compiled) -> None:
         operator = self.model.named[name]
@@ -384,10 +318,10 @@ class Workbench:
                 self.weight_buffer(operator, key, spec.dtype)
 
     def hybrid(self) -> Hybrid:
-        """The hybrid on this device: one as long as the device lives and the alteration stays."""
+        """The hybrid on this device: one as long as the device lives and the backend stays."""
+        self._look_around()
         if self._hybrid is None:
-            on_upload = None if self.alteration is None else self.alteration.value
-            self._hybrid = Hybrid(self.model, self.model.source, self.backend, self.weight_buffer, on_upload)
+            self._hybrid = Hybrid(self.model, self.model.source, self.backend, self.weight_buffer, self.backend.value)
         return self._hybrid
 
     def everything(self) -> Hybrid:
@@ -464,6 +398,4 @@ class Workbench:
                     f"Target {self.choice}: the connection to {self.device_name} was lost {self.breaks} times; giving up. The "
                     f"last time: {error}", final=True,
                 ) from error
-        self._hybrid = None  # its buffers are gone, whether the device comes back or not
         self.backend.reopen()
-        self._void()

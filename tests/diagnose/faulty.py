@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from tapml.backends.rewrite import Rewrite
 from tapml.devices.interface import Device, Launch
 from tapml.kernels import Kernel, Program
-from tapml.migrate.alteration import Alteration
-from tapml.operators.graph import Operator
 from tapml.tensors import HostArray
 
 # The store of a result, in OpenCL C and in WGSL.
@@ -22,23 +21,23 @@ STORE = re.compile(r"(out\d+_ptr\[.*\]) = (.+);")
 MARK = "// marked"
 
 
-class Scaled(Alteration):
+class Scaled(Rewrite):
     """The kernels of some operators multiply what they store by a factor."""
 
     def __init__(self, factors: Mapping[str, float]) -> None:
         super().__init__(f"scaled {dict(factors)}", f"scaled {sorted(factors.items())}")
         self.factors = dict(factors)
 
-    def program(self, operator: Operator, target: str, program: Program) -> Program:
-        factor = self.factors.get(operator.name)
+    def program(self, operator: str, target: str, program: Program) -> Program:
+        factor = self.factors.get(operator)
         if factor is None:
             return program
         source, count = STORE.subn(rf"\1 = (\2) * {factor!r}f;", program.kernels[-1].source)
-        assert count, f"no store was found in the kernel of {operator.name}"
+        assert count, f"no store was found in the kernel of {operator}"
         return program.with_sources((*(k.source for k in program.kernels[:-1]), source))
 
 
-class Handed(Alteration):
+class Handed(Rewrite):
     """Positions are off by one on their way to the device, in one graph."""
 
     def __init__(self, graph: str) -> None:
@@ -49,7 +48,7 @@ class Handed(Alteration):
         return array + 1 if (graph, name) == (self.graph, "position_ids") else array
 
 
-class OnDevice(Alteration):
+class OnDevice(Rewrite):
     """A device that does something whenever it launched the last kernel of an operator."""
 
     def __init__(self, name: str, strike: Callable[[Device, Kernel, Launch], None]) -> None:
@@ -57,8 +56,8 @@ class OnDevice(Alteration):
         self.name = name
         self.strike = strike
 
-    def program(self, operator: Operator, target: str, program: Program) -> Program:
-        if operator.name != self.name:
+    def program(self, operator: str, target: str, program: Program) -> Program:
+        if operator != self.name:
             return program
         last = program.kernels[-1]
         return replace(program, kernels=(*program.kernels[:-1], replace(last, source=f"{last.source}\n{MARK}\n")))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tapml.backends.rewrite import Rewrite
 from tapml.carving.folder import RunFolder
 from tapml.cli import bisect as verb
 from tapml.cli import main as cli
@@ -20,8 +21,8 @@ from tapml.diagnose.bisect.model_check import ModelCheck
 from tapml.diagnose.bisect.prefix import Memory, Value, value_of
 from tapml.diagnose.bisect.result import BisectResult
 from tapml.diagnose.bisect.stage import RIGHT, bisect
+from tapml.diagnose.faults.catalogue import put_in
 from tapml.errors import UsageError
-from tapml.migrate.alteration import Alteration
 from tapml.migrate.workbench import Workbench
 from tests.diagnose.faulty import Handed, OnDevice, Scaled, doubled_at_times
 
@@ -96,13 +97,13 @@ def test_several_faults(need: Need, llama: RunFolder) -> None:
     check_counts(every)
 
 
-def over_bound(run: RunFolder, bench: Workbench, fault: Alteration) -> float:
+def over_bound(run: RunFolder, bench: Workbench, fault: Rewrite) -> float:
     """How far off the whole model is with everything on the target, as a share of the bound."""
-    bench.alter(fault)
+    put_in(bench, fault)
     try:
         answer = whole(run, bench).together(frozenset(bench.model.named)).answer
     finally:
-        bench.alter(None)
+        put_in(bench, None)
     assert answer.error is not None and answer.bound is not None
     return answer.error / answer.bound
 

@@ -15,13 +15,12 @@ import torch
 from rich.console import Console, RenderableType
 
 import tapml
+from tapml.backends.rewrite import Rewrite
 from tapml.carving.folder import RunFolder
 from tapml.cli import explain as verb
 from tapml.diagnose.explain.result import Explanation
 from tapml.diagnose.explain.stage import explain, resolve_operator
 from tapml.errors import UsageError
-from tapml.migrate.alteration import Alteration
-from tapml.operators.graph import Operator
 from tapml.report.explain import view
 from tapml.report.kernel_text import folded
 from tapml.tensors import HostArray
@@ -104,12 +103,12 @@ def test_a_kernel_that_the_driver_refuses(run: RunFolder, need: Callable[[str], 
     assert "no_such_function" in printed(found) and (out / "evidence.json").is_file()
 
 
-class SwappedWeights(Alteration):
+class SwappedWeights(Rewrite):
     def __init__(self) -> None:
         super().__init__("swapped weights", "swapped weights")
 
-    def weight(self, operator: Operator, key: str, array: HostArray) -> HostArray:
-        return np.flip(array, 0) if operator.name == LINEAR else array
+    def weight(self, operator: str, key: str, array: HostArray) -> HostArray:
+        return np.flip(array, 0) if operator == LINEAR else array
 
 
 def test_wrong_weights_have_no_input_of_their_own(run: RunFolder, need: Callable[[str], str], tmp_path: Path) -> None:
@@ -118,7 +117,7 @@ def test_wrong_weights_have_no_input_of_their_own(run: RunFolder, need: Callable
     assert "not in the kernel" in found.not_minimised and "q_proj.weight" in printed(found)
 
 
-class LatePosition(Alteration):
+class LatePosition(Rewrite):
     """The position that is uploaded for decoding is one too high: every operator is right with what it is given."""
 
     def __init__(self) -> None:

@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tapml.backends.rewrite import Rewrite
 from tapml.carving.folder import RunFolder
 from tapml.diagnose.bench import baselines
 from tapml.diagnose.bench.baselines import DebugCompare, EndToEndOnly, RandomInputs, allclose
 from tapml.diagnose.bench.result import BenchResult, Fault, Found, Row, totals_of
 from tapml.diagnose.bench.stage import ENDED, bench, bench_folder, spread
-from tapml.diagnose.faults.catalogue import find, sites
+from tapml.diagnose.faults.catalogue import changed, find, sites
 from tapml.diagnose.faults.fault import FaultClass, Site
 from tapml.errors import UsageError
-from tapml.migrate.alteration import Alteration
 from tapml.migrate.operator_test import OperatorTester
 from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Body, Node, Operator
@@ -31,29 +31,29 @@ Need = Callable[[str], str]
 ATTENTION = "decode/layers.0.self_attn.attention"
 
 
-class Slightly(Alteration):
+class Slightly(Rewrite):
     """One operator's only output is multiplied by 1.05."""
 
     def __init__(self, operator: str) -> None:
         super().__init__(f"five percent in {operator}", f"five percent in {operator}")
         self._operator = operator
 
-    def body(self, operator: Operator, body: Body) -> Body:
-        if operator.name != self._operator:
+    def body(self, operator: str, body: Body) -> Body:
+        if operator != self._operator:
             return body
         more = Node("n999", "aten.mul.Tensor", ({"ref": body.outputs[0]}, 1.05), {}, (body.output_specs[0],))
         return replace(body, nodes=(*body.nodes, more), outputs=("n999",))
 
 
-class Deadly(Alteration):
+class Deadly(Rewrite):
     """Ends the process, as far as one test can: nothing catches this."""
 
-    def body(self, operator: Operator, body: Body) -> Body:
+    def body(self, operator: str, body: Body) -> Body:
         raise KeyboardInterrupt
 
 
-def handmade(name: str, where: str, made: Callable[[], Alteration]) -> FaultClass:
-    def place(operator: Operator, body: Body, site: Site) -> Alteration | None:
+def handmade(name: str, where: str, made: Callable[[], Rewrite]) -> FaultClass:
+    def place(operator: Operator, body: Body, site: Site) -> Rewrite | None:
         return made() if operator.name == where else None
 
     return FaultClass(99, name, name, "graph", "convert", "", (), {}, place)
@@ -78,14 +78,14 @@ def test_findings_agree_with_verdicts_taken_separately(need: Need, llama: RunFol
     for row in result.rows:
         for fault in row.faults:
             with Workbench.on(llama, "opencl") as clean:
-                alteration = dict(sites(find(row.name), clean))[fault.operator]
-            with OperatorTester(llama, "opencl", inject=alteration) as tester:
-                altered = [o.name for o in llama.operators if tester.bench.altered(o)]
-                verdicts = {name: tester.test(name) for name in altered}
+                rewrite = dict(sites(find(row.name), clean))[fault.operator]
+            with OperatorTester(llama, "opencl", inject=rewrite) as tester:
+                rewritten = [o.name for o in llama.operators if changed(tester.bench, o)]
+                verdicts = {name: tester.test(name) for name in rewritten}
             own = fault.findings["tapml"]
             bad = [name for name, verdict in verdicts.items() if verdict.status != "pass"]
-            assert own.detected and bad == ([own.operator] if altered else [])
-            assert own.operator_right == (own.operator in altered if altered else None)
+            assert own.detected and bad == ([own.operator] if rewritten else [])
+            assert own.operator_right == (own.operator in rewritten if rewritten else None)
             assert own.stage_right and own.stage == row.fault["stage"]
     assert not by_name["no-soft-cap"].faults and "not applicable" in by_name["no-soft-cap"].why
     # Handed-over values are no operator's: only a check of the whole model can see them.

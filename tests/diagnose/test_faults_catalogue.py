@@ -187,7 +187,7 @@ def test_what_people_run_reaches_no_fault() -> None:
 
 
 def test_loading_what_people_run_loads_no_fault() -> None:
-    stages = ("carve.carve", "migrate.migrate", "diagnose.bisect.stage", "diagnose.explain.stage")
+    stages = ("carving.carve", "migrate.migrate", "diagnose.bisect.stage", "diagnose.explain.stage")
     modules = [*PRODUCT, *(f"tapml.{stage}" for stage in stages)]
     code = (
         f"import sys, importlib\nfor name in {modules!r}: importlib.import_module(name)\n"

@@ -15,8 +15,8 @@ from tapml.carving.distance import distance
 from tapml.carving.folder import RunFolder
 from tapml.diagnose.faults import attention_edits as attention
 from tapml.diagnose.faults.arithmetic_edits import overwritten_value
-from tapml.diagnose.faults.catalogue import each_site, find
-from tapml.diagnose.faults.rewrite import Edit, ref
+from tapml.diagnose.faults.body_edits import Edit, ref
+from tapml.diagnose.faults.catalogue import changed, each_site, find, put_in
 from tapml.diagnose.faults.weights import BLOCK, MISTAKES, misread
 from tapml.migrate.operator_test import OperatorTester
 from tapml.migrate.workbench import Workbench
@@ -74,10 +74,10 @@ def _offset(out: Path) -> RunFolder:
 
 
 def _neighbour(bench: Workbench, name: str) -> str:
-    """The operator that runs after this one, or before it: the next one that the alteration leaves alone."""
+    """The operator that runs after this one, or before it: the next one that the rewrite leaves alone."""
     names = [o.name for o in bench.model.operators]
     at = names.index(name)
-    return next(n for n in (*names[at + 1 :], *reversed(names[:at])) if not bench.altered(bench.model.named[n]))
+    return next(n for n in (*names[at + 1 :], *reversed(names[:at])) if not changed(bench, bench.model.named[n]))
 
 
 @pytest.mark.parametrize("number", sorted(SHOWN_BY))
@@ -95,35 +95,35 @@ def test_on_another_target(number: int, benches: Benches, need: Callable[[str], 
 
 
 def _check(bench: Workbench, number: int) -> None:
-    bench.alter(None)
-    name, alteration = next(each_site(find(str(number)), bench))
-    bench.alter(alteration)
+    put_in(bench, None)
+    name, rewrite = next(each_site(find(str(number)), bench))
+    put_in(bench, rewrite)
     tester = OperatorTester.over(bench.folder, bench)
     operator = bench.model.named[name]
-    assert bench.altered(operator)
+    assert changed(bench, operator)
     verdict = tester.test(name)
     assert (verdict.status, verdict.stage) == ("fail", "numeric"), verdict
     clean = tester.test(_neighbour(bench, name))
     assert clean.status == "pass", clean
-    bench.alter(None)
+    put_in(bench, None)
     assert OperatorTester.over(bench.folder, bench).test(name).status == "pass"
 
 
 @pytest.mark.parametrize("number", GRAPH)
-def test_an_altered_body_computes_something_else_of_the_same_shape(number: int, benches: Benches) -> None:
+def test_a_rewritten_body_computes_something_else_of_the_same_shape(number: int, benches: Benches) -> None:
     bench = benches.bench(SHOWN_BY[number])
-    bench.alter(None)
+    put_in(bench, None)
     run, fault = bench.folder, find(str(number))
     places = list(each_site(fault, bench))
     assert places
     seen: set[str] = set()
-    for name, alteration in places:
+    for name, rewrite in places:
         operator = bench.model.named[name]
         body = bench.model.bodies[operator.signature]
         if operator.signature in seen:
             continue
         seen.add(operator.signature)
-        other = alteration.body(operator, body)
+        other = rewrite.body(operator.name, body)
         assert (other.inputs, other.roles, other.output_specs, other.kind) == (
             body.inputs, body.roles, body.output_specs, body.kind,
         )  # fmt: skip
@@ -137,42 +137,42 @@ def test_an_altered_body_computes_something_else_of_the_same_shape(number: int, 
         assert differs, f"{name}: what is recorded does not show fault {number}"
 
 
-def test_an_altered_body_touches_one_operator(benches: Benches) -> None:
+def test_a_rewritten_body_touches_one_operator(benches: Benches) -> None:
     bench = benches.bench("gemma2")
-    bench.alter(None)
-    name, alteration = next(each_site(find("16"), bench))
+    put_in(bench, None)
+    name, rewrite = next(each_site(find("16"), bench))
     bodies = {o.name: bench.model.bodies[o.signature] for o in bench.model.operators}
-    changed = [o.name for o in bench.model.operators if alteration.body(o, bodies[o.name]) is not bodies[o.name]]
+    changed = [o.name for o in bench.model.operators if rewrite.body(o.name, bodies[o.name]) is not bodies[o.name]]
     assert changed == [name]
     others = [a.digest for _, a in each_site(find("16"), bench)]
     assert len(set(others)) == len(others) > 1
 
 
-def test_an_altered_weight_reaches_one_operator(benches: Benches) -> None:
+def test_a_rewritten_weight_reaches_one_operator(benches: Benches) -> None:
     bench = benches.bench("gemma2")
-    bench.alter(None)
-    name, alteration = next(each_site(find("24"), bench))
+    put_in(bench, None)
+    name, rewrite = next(each_site(find("24"), bench))
     key = "lm_head.weight"
     heads = [o for o in bench.model.operators if key in bench.model.weight_keys(o)]
     weight = bench.model.weight(key)
-    assert [alteration.weight(o, key, weight) is not weight for o in heads] == [o.name == name for o in heads]
+    assert [rewrite.weight(o.name, key, weight) is not weight for o in heads] == [o.name == name for o in heads]
     assert len(heads) == 2
-    assert np.array_equal(alteration.weight(heads[0], key, weight), bench.model.weight("model.embed_tokens.weight"))
+    assert np.array_equal(rewrite.weight(heads[0].name, key, weight), bench.model.weight("model.embed_tokens.weight"))
 
 
 def test_the_window_is_one_too_wide_in_prefill_and_ignored_in_decode(benches: Benches) -> None:
     bench = benches.bench("gemma2")
-    bench.alter(None)
+    put_in(bench, None)
     places = dict(each_site(find("19"), bench))
     assert list(places) == ["prefill/mask", "decode/mask"]
-    for name, alteration in places.items():
+    for name, rewrite in places.items():
         operator = bench.model.named[name]
         body = bench.model.bodies[operator.signature]
         full = 0
         for case in bench.folder.cases_of(name):
             given, _ = bench.folder.case_arrays(case)
             # The last output is the mask of the window: 0 at the keys that a query sees.
-            right, wrong = (host_function(b)(given)[-1][0, 0] == 0 for b in (body, alteration.body(operator, body)))
+            right, wrong = (host_function(b)(given)[-1][0, 0] == 0 for b in (body, rewrite.body(operator.name, body)))
             for row, (seen, now) in enumerate(zip(right, wrong, strict=True)):
                 first, last = int(seen.argmax()), int(np.flatnonzero(seen)[-1])
                 begin = 0 if name.startswith("decode") else max(first - (seen.sum() == 8), 0)
@@ -184,8 +184,8 @@ def test_the_window_is_one_too_wide_in_prefill_and_ignored_in_decode(benches: Be
 def test_a_late_position_shows_end_to_end_only(benches: Benches, need: Callable[[str], str]) -> None:
     need("opencl")
     bench = benches.bench("gemma2")
-    bench.alter(None)
-    ((name, alteration),) = each_site(find("20"), bench)
+    put_in(bench, None)
+    ((name, rewrite),) = each_site(find("20"), bench)
     assert name.startswith("decode/")
     first = bench.folder.prompts[0]
     assert isinstance(bench.folder.protocol, Decoder)
@@ -204,10 +204,10 @@ def test_a_late_position_shows_end_to_end_only(benches: Benches, need: Callable[
 
     right = error()
     assert max(right.values()) < 1e-3
-    bench.alter(alteration)
+    put_in(bench, rewrite)
     wrong = error()
     assert wrong["prefill"] < 1e-3 < 0.05 < wrong["decode"]
-    assert not any(bench.altered(o) for o in bench.model.operators)
+    assert not any(changed(bench, o) for o in bench.model.operators)
     tester = OperatorTester.over(bench.folder, bench)
     kinds = ("mask", "rotary_table", "cache_update")
     readers = [o.name for o in bench.model.operators_of["decode"] if o.kind in kinds]
@@ -217,15 +217,15 @@ def test_a_late_position_shows_end_to_end_only(benches: Benches, need: Callable[
 def test_a_low_limit_is_an_error_at_launch(benches: Benches, need: Callable[[str], str]) -> None:
     need("opencl")
     bench = benches.bench("gemma2")
-    bench.alter(None)
+    put_in(bench, None)
     alike = [o.name for o in bench.model.operators if o.kind == "linear" and o.name.endswith("q_proj") and o.graph == "prefill"]
-    name, alteration = next(pair for pair in each_site(find("11"), bench) if pair[0] == alike[0])
-    bench.alter(alteration)
+    name, rewrite = next(pair for pair in each_site(find("11"), bench) if pair[0] == alike[0])
+    put_in(bench, rewrite)
     tester = OperatorTester.over(bench.folder, bench)
     verdict = tester.test(name)
     assert (verdict.status, verdict.stage) == ("error", "launch"), verdict
     assert "16384 bytes" in verdict.reason and "16383" in verdict.reason
-    assert [bench.altered(bench.model.named[n]) for n in alike] == [True, False]
+    assert [changed(bench, bench.model.named[n]) for n in alike] == [True, False]
     assert tester.test(alike[1]).status == "pass"
 
 
@@ -235,15 +235,15 @@ def test_what_a_target_cannot_express_has_no_site(make_run: MakeRun, need: Calla
         assert list(each_site(find("11"), bench)) == []
 
 
-def test_sites_are_looked_for_without_an_alteration(benches: Benches, need: Callable[[str], str]) -> None:
+def test_sites_are_looked_for_without_a_rewrite(benches: Benches, need: Callable[[str], str]) -> None:
     need("opencl")
     bench = benches.bench("gemma2")
-    bench.alter(None)
-    _, alteration = next(each_site(find("16"), bench))
-    bench.alter(alteration)
-    with pytest.raises(ValueError, match="without an alteration"):
+    put_in(bench, None)
+    _, rewrite = next(each_site(find("16"), bench))
+    put_in(bench, rewrite)
+    with pytest.raises(ValueError, match="without a rewrite"):
         next(each_site(find("16"), bench))
-    bench.alter(None)
+    put_in(bench, None)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import tapml
+from tapml.backends.rewrite import Rewrite
 from tapml.carving.folder import RunFolder
 from tapml.compile import mutations
 from tapml.diagnose.faults import kernel_text, launch, lowering, schedule
 from tapml.diagnose.faults import text_edits as edits
+from tapml.diagnose.faults.catalogue import changed, put_in
 from tapml.diagnose.faults.fault import FaultClass, Site
 from tapml.diagnose.faults.source_text import KernelText, arguments, loops, names, reindexed
-from tapml.migrate.alteration import Alteration
 from tapml.migrate.operator_test import OperatorTester
 from tapml.migrate.workbench import Workbench
 
@@ -79,7 +80,7 @@ def testers(run: RunFolder) -> Iterator[Callable[[str], OperatorTester]]:
     def tester(target: str) -> OperatorTester:
         if target not in open_ones:
             open_ones[target] = OperatorTester.over(run, Workbench.on(run, target))
-        open_ones[target].bench.alter(None)
+        put_in(open_ones[target].bench, None)
         return open_ones[target]
 
     yield tester
@@ -87,7 +88,7 @@ def testers(run: RunFolder) -> Iterator[Callable[[str], OperatorTester]]:
         each.close()
 
 
-def place(fault: FaultClass, tester: OperatorTester, name: str) -> Alteration | None:
+def place(fault: FaultClass, tester: OperatorTester, name: str) -> Rewrite | None:
     operator, bench = tester.run.operator(name), tester.bench
     site = Site(tester.run, bench.target, bench.program(operator), lambda s: bench.program(operator, (s,)))
     return fault.place(operator, bench.body(operator), site)
@@ -114,14 +115,14 @@ def test_a_fault_shows_where_it_is_and_nowhere_else(
         return
     if absent is not None:
         assert place(fault, tester, absent) is None
-    alteration = place(fault, tester, where)
-    assert alteration is not None
-    tester.bench.alter(alteration)
-    assert tester.bench.altered(run.operator(where))
+    rewrite = place(fault, tester, where)
+    assert rewrite is not None
+    put_in(tester.bench, rewrite)
+    assert changed(tester.bench, run.operator(where))
     verdict = tester.test(where)
     assert verdict.status in WRONG, verdict.reason
     beside = GELU if where == NORM else NORM
-    assert not tester.bench.altered(run.operator(beside))
+    assert not changed(tester.bench, run.operator(beside))
     assert tester.test(beside).status == "pass"
 
 
@@ -132,7 +133,7 @@ def test_a_fault_of_a_schedule_leaves_another_schedule_alone(
     tester = testers(need("opencl"))
     operator = run.operator(NORM)
     clean = tester.bench.program(operator, ("simple",))
-    tester.bench.alter(place(fault, tester, operator.name))
+    put_in(tester.bench, place(fault, tester, operator.name))
     assert tester.bench.program(operator, ("simple",)) == clean
     assert tester.bench.program(operator, ("dlight",)) != clean
 
@@ -143,21 +144,21 @@ def test_a_fault_of_lowering_is_on_the_processor_too(
 ) -> None:
     tester = testers(need("cpu"))
     name = PLACES[fault.number][0]
-    alteration = place(fault, tester, name)
-    assert alteration is not None
-    tester.bench.alter(alteration.elsewhere())
+    rewrite = place(fault, tester, name)
+    assert rewrite is not None
+    put_in(tester.bench, rewrite.elsewhere())
     assert tester.test(name).status in WRONG
 
 
 def test_a_fault_of_text_is_on_its_target_alone(run: RunFolder, testers: Testers, need: Callable[[str], str]) -> None:
     tester = testers(need("opencl"))
     operator = run.operator(WIDE)
-    alteration = place(kernel_text.OUT_OF_BOUNDS_READ, tester, operator.name)
+    rewrite = place(kernel_text.OUT_OF_BOUNDS_READ, tester, operator.name)
     program = tester.bench.program(operator)
-    assert alteration is not None and program is not None
-    assert alteration.program(operator, "vulkan", program) is program
-    assert alteration.elsewhere().program(operator, "opencl", program) is program
-    assert alteration.program(operator, "opencl", program) != program
+    assert rewrite is not None and program is not None
+    assert rewrite.program(operator.name, "vulkan", program) is program
+    assert rewrite.elsewhere().program(operator.name, "opencl", program) is program
+    assert rewrite.program(operator.name, "opencl", program) != program
 
 
 def test_the_classes_are_told_apart() -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import tapml
+from tapml.backends.rewrite import Rewrite
 from tapml.carving.folder import RunFolder
 from tapml.cli import health as verb
 from tapml.devices.interface import Launch
@@ -28,9 +29,7 @@ from tapml.diagnose.health.result import keep_health, kept_health
 from tapml.diagnose.health.stage import _Anomalies, _judge_outputs, health
 from tapml.diagnose.probes.watch import calls_of, watch
 from tapml.errors import DeviceError, RunError, UsageError
-from tapml.migrate.alteration import Alteration
 from tapml.migrate.model import Model
-from tapml.operators.graph import Operator
 from tapml.report.console import stdout
 from tapml.report.health import view
 from tapml.runtime.hybrid import Hybrid
@@ -279,7 +278,7 @@ def test_watching_sees_what_operators_got(make_run: MakeRun) -> None:
         calls_of(run, 2)
 
 
-class Refusing(Alteration):
+class Refusing(Rewrite):
     """A device that refuses one operator's kernel."""
 
     def device(self, device: Any) -> Any:
@@ -304,8 +303,8 @@ class Refusing(Alteration):
 
         return Wrapped()
 
-    def program(self, operator: Operator, target: str, program: Any) -> Any:
-        if operator.name != self.text:
+    def program(self, operator: str, target: str, program: Any) -> Any:
+        if operator != self.text:
             return program
         return program.with_sources(tuple(kernel.source + "// refused" for kernel in program.kernels))
 

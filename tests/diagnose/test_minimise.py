@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from tapml.backends.forwarding import Forwarding
+from tapml.backends.interface import Compiled
+from tapml.backends.on_device import with_kernels
+from tapml.backends.open import open_backend
+from tapml.backends.rewrite import Rewrite
 from tapml.carving.folder import RunFolder
+from tapml.diagnose.faults.catalogue import put_in
 from tapml.diagnose.minimise.interestingness import FLAKY_RUNS
 from tapml.diagnose.minimise.stage import Minimised, NotFailing, minimise
-from tapml.errors import DeviceError
+from tapml.errors import DeviceError, UnavailableError
 from tapml.kernels import Program
-from tapml.migrate.alteration import Alteration
 from tapml.migrate.workbench import Workbench
-from tapml.operators.graph import Operator
 from tapml.tensors import HostArray
 from tests.conftest import MakeRun
 
-Rewrite = Callable[[str], str]
+Edit = Callable[[str], str]
 
 
-class Text(Alteration):
+class Text(Rewrite):
     """A fault in the text of every kernel of one operator."""
 
-    def __init__(self, name: str, rewrite: Rewrite) -> None:
+    def __init__(self, name: str, rewrite: Edit) -> None:
         super().__init__(f"text of {name}", f"text of {name}")
         self.name = name
         self.rewrite = rewrite
 
-    def program(self, operator: Operator, target: str, program: Program) -> Program:
-        if operator.name != self.name:
+    def program(self, operator: str, target: str, program: Program) -> Program:
+        if operator != self.name:
             return program
         return program.with_sources(tuple(self.rewrite(k.source) for k in program.kernels))
 
@@ -50,8 +54,8 @@ def inputs_of(run: RunFolder, name: str) -> list[HostArray]:
     return run.case_arrays(run.cases_of_signature(run.operator(name).signature)[0])[0]
 
 
-def shrunk(bench: Workbench, run: RunFolder, name: str, rewrite: Rewrite) -> Minimised:
-    bench.alter(Text(name, rewrite))
+def shrunk(bench: Workbench, run: RunFolder, name: str, rewrite: Edit) -> Minimised:
+    put_in(bench, Text(name, rewrite))
     return minimise(bench, run.operator(name), inputs_of(run, name), seconds=60.0)
 
 
@@ -96,28 +100,38 @@ def test_a_refused_kernel_shrinks_by_its_status_and_stage(make_run: MakeRun, nee
     assert found.elements_after <= 2
 
 
-class Sometimes:
-    """A device that is right on every other run of a wrong kernel: stands for a race."""
+class Sometimes(Forwarding):
+    """Right on every other run of a wrong kernel: stands for a race."""
 
-    def __init__(self, bench: Workbench) -> None:
-        self.inner = bench.run
-        self.bench = bench
-        self.calls = 0
+    calls = 0
 
-    def __call__(self, operator: Operator, program: Program, *args: object, **kwargs: object) -> list[HostArray]:
+    def run_once(
+        self, compiled: Compiled, inputs: Sequence[HostArray | int], poison: bool = False, keep: bool = False
+    ) -> list[HostArray]:
         self.calls += 1
-        if self.calls % 2:
-            return self.inner(operator, program, *args, **kwargs)  # type: ignore[arg-type]
-        clean = program.with_sources(tuple(k.source.replace("= 1.0e-02f;", "= 0.0e+00f;") for k in program.kernels))
-        return self.inner(operator, clean, *args, **kwargs)  # type: ignore[arg-type]
+        if not self.calls % 2:
+            program = with_kernels(compiled)
+            compiled = program.with_sources(tuple(k.source.replace("= 1.0e-02f;", "= 0.0e+00f;") for k in program.kernels))
+        return super().run_once(compiled, inputs, poison, keep)
 
 
-def test_a_failure_that_comes_and_goes_is_repeated(
-    make_run: MakeRun, need: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Unplugged(Forwarding):
+    """Gone after seven runs."""
+
+    calls = 0
+
+    def run_once(
+        self, compiled: Compiled, inputs: Sequence[HostArray | int], poison: bool = False, keep: bool = False
+    ) -> list[HostArray]:
+        self.calls += 1
+        if self.calls > 7:
+            raise UnavailableError("unplugged")
+        return super().run_once(compiled, inputs, poison, keep)
+
+
+def test_a_failure_that_comes_and_goes_is_repeated(make_run: MakeRun, need: Callable[[str], str]) -> None:
     run = make_run("llama")
-    with Workbench.on(run, need("cpu")) as bench:
-        monkeypatch.setattr(bench, "run", Sometimes(bench))
+    with Workbench(run, Sometimes(open_backend(need("cpu")))) as bench:
         found = shrunk(bench, run, "prefill/layers.0.input_layernorm", started_wrong)
     assert found.runs == FLAKY_RUNS
     assert found.elements_after <= 2
@@ -128,31 +142,17 @@ def test_no_time_keeps_the_case_that_was_given(make_run: MakeRun, need: Callable
     run = make_run("llama")
     name = "prefill/layers.0.input_layernorm"
     with Workbench.on(run, need("cpu")) as bench:
-        bench.alter(Text(name, started_wrong))
+        put_in(bench, Text(name, started_wrong))
         found = minimise(bench, run.operator(name), inputs_of(run, name), seconds=0.0)
     assert found.elements_after == found.elements_before
     assert any("limit" in step for step in found.steps)
 
 
-def test_a_device_that_goes_away_ends_with_the_best_so_far(
-    make_run: MakeRun, need: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tapml.errors import UnavailableError
-
+def test_a_device_that_goes_away_ends_with_the_best_so_far(make_run: MakeRun, need: Callable[[str], str]) -> None:
     run = make_run("llama")
     name = "prefill/layers.0.input_layernorm"
-    with Workbench.on(run, need("cpu")) as bench:
-        bench.alter(Text(name, started_wrong))
-        inner, calls = bench.run, 0
-
-        def dying(*args: object, **kwargs: object) -> list[HostArray]:
-            nonlocal calls
-            calls += 1
-            if calls > 7:
-                raise UnavailableError("unplugged")
-            return inner(*args, **kwargs)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(bench, "run", dying)
+    with Workbench(run, Unplugged(open_backend(need("cpu")))) as bench:
+        put_in(bench, Text(name, started_wrong))
         found = minimise(bench, run.operator(name), inputs_of(run, name), seconds=60.0)
     assert not isinstance(found, DeviceError)
     assert found.elements_after < found.elements_before

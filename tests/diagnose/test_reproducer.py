@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import tapml.diagnose.minimise.reproducer as reproducer
+from tapml.diagnose.faults.catalogue import put_in
 from tapml.diagnose.minimise.reproducer import write_reproducer
 from tapml.diagnose.minimise.stage import minimise
 from tapml.migrate.workbench import Workbench
@@ -46,7 +47,7 @@ def run_alone(folder: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_the_folder_runs_without_tapml(target: str, make_run: MakeRun, need: Callable[[str], str], tmp_path: Path) -> None:
     run = make_run("llama")
     with Workbench.on(run, need(target)) as bench:
-        bench.alter(Text(NAME, started_wrong))
+        put_in(bench, Text(NAME, started_wrong))
         found = minimise(bench, run.operator(NAME), inputs_of(run, NAME), seconds=60.0)
         folder = write_reproducer(tmp_path / "made", target, found, bench.info, "codegen: sums start wrong")
     kernels = sorted(folder.glob("kernel_*"))
@@ -68,7 +69,7 @@ def test_the_folder_runs_without_tapml(target: str, make_run: MakeRun, need: Cal
 def test_the_readme_says_what_a_reader_upstream_needs(make_run: MakeRun, need: Callable[[str], str], tmp_path: Path) -> None:
     run = make_run("llama")
     with Workbench.on(run, need("opencl")) as bench:
-        bench.alter(Text(NAME, started_wrong))
+        put_in(bench, Text(NAME, started_wrong))
         found = minimise(bench, run.operator(NAME), inputs_of(run, NAME), seconds=60.0)
         info = bench.info
         text = (write_reproducer(tmp_path, "opencl", found, info, "a note") / "README.md").read_text()

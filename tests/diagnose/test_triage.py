@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from tapml.backends.interface import Way
+from tapml.backends.rewrite import Rewrite
 from tapml.carving.folder import RunFolder
 from tapml.devices.interface import Device, Launch, ReadsInTurn
 from tapml.diagnose.explain.triage import triage
+from tapml.diagnose.faults.catalogue import put_in
 from tapml.diagnose.probes.catalogue import PROBES
 from tapml.diagnose.probes.evidence import Evidence, Triage
 from tapml.diagnose.probes.probe import Probe, Subject
@@ -21,10 +24,10 @@ from tapml.diagnose.probes.reference_backends import ANOTHER_TARGET, CPU, Refere
 from tapml.diagnose.probes.trials import recorded
 from tapml.errors import DeviceError
 from tapml.kernels import Kernel, Program
-from tapml.migrate.alteration import Alteration
 from tapml.migrate.workbench import Workbench
-from tapml.operators.graph import Body, Operator
+from tapml.operators.graph import Body
 from tapml.report.evidence import chain
+from tapml.targets.target import Target
 from tapml.tensors import HostArray
 from tests.conftest import MakeRun
 
@@ -53,25 +56,25 @@ def backends(run: RunFolder, bench: Workbench) -> Iterator[ReferenceBackends]:
         yield backends
 
 
-Diagnose = Callable[[str, Alteration | None], Triage]
+Diagnose = Callable[[str, Rewrite | None], Triage]
 
 
 @pytest.fixture
 def diagnose(need: Need, run: RunFolder, bench: Workbench, backends: ReferenceBackends) -> Iterator[Diagnose]:
     need("opencl")
 
-    def diagnosed(name: str, alteration: Alteration | None) -> Triage:
-        bench.alter(alteration)
-        backends.alter(alteration)
+    def diagnosed(name: str, rewrite: Rewrite | None) -> Triage:
+        put_in(bench, rewrite)
+        backends.put_in(rewrite)
         operator = run.operator(name)
         return triage(bench, operator, next(recorded(run, bench.model, operator)), backends)
 
     yield diagnosed
-    bench.alter(None)
-    backends.alter(None)
+    put_in(bench, None)
+    backends.put_in(None)
 
 
-class Fault(Alteration):
+class Fault(Rewrite):
     def __init__(self, operator: str) -> None:
         super().__init__(type(self).__name__, f"{type(self).__name__} {operator}")
         self.operator = operator
@@ -84,45 +87,44 @@ class OfTheText(Fault):
         super().__init__(operator)
         self.change = change
 
-    def program(self, operator: Operator, target: str, program: Program) -> Program:
-        if operator.name != self.operator:
+    def program(self, operator: str, target: str, program: Program) -> Program:
+        if operator != self.operator:
             return program
         return program.with_sources(tuple(self.change(k.source) for k in program.kernels))
 
 
 class OfTheGraph(Fault):
-    def body(self, operator: Operator, body: Body) -> Body:
-        if operator.name != self.operator:
+    def body(self, operator: str, body: Body) -> Body:
+        if operator != self.operator:
             return body
         return replace(body, nodes=tuple(replace(n, target=n.target.replace("silu", "relu")) for n in body.nodes))
 
 
 class OfTheConversion(Fault):
-    def mutation(self, operator: Operator) -> str | None:
-        return "exp2-for-exp" if operator.name == self.operator else None
+    def way(self, operator: str, way: Way, target: Target) -> Way:
+        return replace(way, mutation="exp2-for-exp") if operator == self.operator else way
 
 
 class OfTheLowering(Fault):
-    def mutation(self, operator: Operator) -> str | None:
-        return "half-accumulators" if operator.name == self.operator else None
+    def way(self, operator: str, way: Way, target: Target) -> Way:
+        return replace(way, mutation="half-accumulators") if operator == self.operator else way
 
 
 class OfTheSchedule(Fault):
-    def mutation(self, operator: Operator) -> str | None:
-        return "uninitialised-accumulators" if operator.name == self.operator else None
-
-    def schedule(self, operator: Operator) -> str | None:
-        return "dlight" if operator.name == self.operator else None
+    def way(self, operator: str, way: Way, target: Target) -> Way:
+        first = ("dlight", *(s for s in target.schedules if s != "dlight"))
+        other = replace(way, mutation="uninitialised-accumulators", schedules=way.schedules or first)
+        return other if operator == self.operator else way
 
 
 class OfTheWeights(Fault):
-    def weight(self, operator: Operator, key: str, array: HostArray) -> HostArray:
-        return np.roll(array, 1, 0) if operator.name == self.operator else array
+    def weight(self, operator: str, key: str, array: HostArray) -> HostArray:
+        return np.roll(array, 1, 0) if operator == self.operator else array
 
 
 class OfTheGrid(Fault):
-    def program(self, operator: Operator, target: str, program: Program) -> Program:
-        if operator.name != self.operator:
+    def program(self, operator: str, target: str, program: Program) -> Program:
+        if operator != self.operator:
             return program
         x, y, z = program.kernels[-1].grid
         return replace(program, kernels=(*program.kernels[:-1], replace(program.kernels[-1], grid=(x - 1, y, z))))

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from tapml.backends.interface import PLAIN, OnPrepared, Prepared, Way
+from tapml.backends.interface import OnPrepared, Prepared, Way
 from tapml.backends.on_device import OnDevice
 from tapml.carving.case import Case
 from tapml.carving.tolerance import Accuracy, Reference
@@ -97,7 +97,6 @@ class FakeBackend(OnDevice):
     `failing` and `crashing`, by number, do not compile."""
 
     has_kernels = True
-    keeps_layouts = False
 
     def __init__(
         self, device: Callable[[], Device] = FakeDevice, name: str = "local", failing: Collection[int] = (),
@@ -111,22 +110,15 @@ class FakeBackend(OnDevice):
     def _opened(self) -> Device:
         return self._make()
 
-    def prepare(
-        self, bodies: Mapping[str, Body], on_prepared: OnPrepared | None = None, way: Way = PLAIN
-    ) -> dict[str, Prepared]:
-        found: dict[str, Prepared] = {}
-        for key, body in bodies.items():
+    def _prepare(self, bodies: Mapping[str, Body], tell: OnPrepared, way: Way) -> None:
+        for signature, body in bodies.items():
             number = body.nodes[0].args[0]
             self.compiled.append(str(number))
-            status: Literal["ok", "error", "crash"]
-            status = "crash" if number in self.crashing else "error" if number in self.failing else "ok"
-            found[key] = (
-                Prepared(fake_program(body), "ok", None, "", 0.0) if status == "ok"
-                else Prepared(None, status, "lower", "no such thing", 0.0)
-            )  # fmt: skip
-            if on_prepared is not None:
-                on_prepared(key, found[key])
-        return found
+            if number in self.crashing or number in self.failing:
+                status: Literal["crash", "error"] = "crash" if number in self.crashing else "error"
+                tell(signature, Prepared(None, status, "lower", "no such thing", 0.0))
+            else:
+                tell(signature, Prepared(fake_program(body), "ok", None, "", 0.0))
 
 
 def fake_program(body: Body) -> Program:

@@ -24,9 +24,9 @@ def load(tmp_path: Path, code: str, name: str = "inject") -> Injection:
 def test_changes_only_what_the_function_changes(tmp_path: Path) -> None:
     fault = load(tmp_path, "def inject(o, t, s): return s.replace('+', '-') if o == 'q' and t == 'opencl' else s")
     clean = program("a + b", "a * b")
-    assert fault.apply("k", "opencl", clean) is clean
-    assert fault.apply("q", "vulkan", clean) is clean
-    changed = fault.apply("q", "opencl", clean)
+    assert fault.program("k", "opencl", clean) is clean
+    assert fault.program("q", "vulkan", clean) is clean
+    changed = fault.program("q", "opencl", clean)
     assert [k.source for k in changed.kernels] == ["a - b", "a * b"]
     assert changed.digest != clean.digest
 
@@ -45,7 +45,7 @@ def test_digest_follows_content_and_name(tmp_path: Path) -> None:
 def test_a_function_that_misbehaves_is_the_users_error(tmp_path: Path, code: str, message: str) -> None:
     fault = load(tmp_path, code)
     with pytest.raises(UsageError, match=message):
-        fault.apply("q", "opencl", program("x"))
+        fault.program("q", "opencl", program("x"))
 
 
 def test_a_file_that_cannot_be_used(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tapml.migrate.model import Model
 from tapml.migrate.operator_test import OperatorTester
 from tapml.migrate.workbench import Workbench
 from tapml.runtime.hybrid import Hybrid
-from tests.diagnose.late_faults import CACHE, Rewritten, carved, decode_attention, ignores_keys_from, rotary_stops_at
+from tests.diagnose.late_faults import CACHE, OtherText, carved, decode_attention, ignores_keys_from, rotary_stops_at
 from tests.models import causal_lm
 
 Need = Callable[[str], str]
@@ -46,8 +46,8 @@ FAULTS = {
 
 @pytest.mark.parametrize(("fault", "target"), zip(FAULTS, itertools.cycle(("opencl", "vulkan"))))
 def test_a_kernel_that_is_wrong_late_fails(need: Need, run: RunFolder, target: str, fault: str) -> None:
-    alteration, guilty = FAULTS[fault]
-    with OperatorTester(run, need(target), inject=alteration) as tester:
+    rewrite, guilty = FAULTS[fault]
+    with OperatorTester(run, need(target), inject=rewrite) as tester:
         verdicts = [v for glob in ("*.attention", "*/rotary_emb") for v in tester.test_all(glob)]
     assert any(guilty(v.operator) for v in verdicts)
     for v in verdicts:
@@ -67,7 +67,7 @@ def test_a_sliding_window_that_is_off_by_one_beyond_the_prompt_fails(need: Need,
     module = causal_lm("mistral", sliding_window=24)
     run = tapml.carve(module, out=tmp_path / "run", prompts=["5 9 70 33"], decode_steps=4, chunk=8, max_len=32).folder
     for graph in ("decode", "prefill"):
-        fault = Rewritten(lambda name, graph=graph: name == f"{graph}/mask", r"\+ 24\)", "+ 25)")
+        fault = OtherText(lambda name, graph=graph: name == f"{graph}/mask", r"\+ 24\)", "+ 25)")
         with OperatorTester(run, need("opencl"), inject=fault) as tester:
             verdicts = {v.operator: v for v in tester.test_all("*/mask")}
         assert {name for name, v in verdicts.items() if v.status == "fail"} == {f"{graph}/mask"}
@@ -75,9 +75,9 @@ def test_a_sliding_window_that_is_off_by_one_beyond_the_prompt_fails(need: Need,
 
 
 @pytest.mark.parametrize("fault", [ignores_keys_from(100), rotary_stops_at(100)], ids=["attention", "rotary"])
-def test_the_check_of_the_whole_model_sees_late_positions(need: Need, run: RunFolder, fault: Rewritten) -> None:
+def test_the_check_of_the_whole_model_sees_late_positions(need: Need, run: RunFolder, fault: OtherText) -> None:
     with Workbench.on(run, need("opencl"), inject=fault) as bench:
-        names = [o.name for o in run.operators if fault.touches(o)]
+        names = [o.name for o in run.operators if fault.chosen(o.name)]
         bench.compile([run.operator(name) for name in names])
         hybrid = bench.hybrid()
         hybrid.offload(bench.programs(names))

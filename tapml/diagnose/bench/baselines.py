@@ -20,7 +20,7 @@ rearranges whatever weight it is given is.
 as the target computed them and with the weights that lie on the device, go through the reference too; the last output alone is
 compared, with numpy's `assert_allclose` at rtol 1e-2 and atol 1 (NaN and inf must match); a function is compared the first
 time that its name comes up and never again; the first mismatch ends the run. A function's name stands for its kernels, so an
-operator whose kernels were altered has a name of its own, though it shares a signature with others: read more strictly, by
+operator whose kernels were changed has a name of its own, though it shares a signature with others: read more strictly, by
 signature, it would be compared in one layer only, and a fault in any other layer would never be looked at.
 
 `EndToEndOnly`. What remains without tests of operators: every prompt of the run is answered greedily by the model on the target,
@@ -139,13 +139,10 @@ class RandomInputs:
     def _handed_over(self, operator: Operator, key: str, array: HostArray) -> HostArray:
         """A random weight as the device gets it. What comes out the same for another array does not depend on what the test
         brought: another tensor was taken instead, and the test cannot notice."""
-        alteration = self.bench.alteration
-        if alteration is None:
-            return array
-        changed = alteration.weight(operator, key, array)
+        changed = self.bench.backend.weight(operator.name, key, array)
         if changed is array:
             return array
-        of_another = alteration.weight(operator, key, np.zeros_like(array))
+        of_another = self.bench.backend.weight(operator.name, key, np.zeros_like(array))
         return array if changed.tobytes() == of_another.tobytes() else changed
 
 
@@ -200,11 +197,11 @@ class DebugCompare:
     def _steps(self, running: list[Operator]) -> Iterator[tuple[Operator, dict[str, HostArray], HostArray]]:
         """Every operator of the run, with the values of the graph as the target had them before it, and its last output.
         `running[0]` is the operator that is being carried out."""
-        model, alteration = self.bench.model, self.bench.alteration
+        model = self.bench.model
         went_up: dict[str, HostArray] = {}
 
         def on_upload(graph: str, key: str, array: HostArray) -> HostArray:
-            went_up[key] = array if alteration is None else alteration.value(graph, key, array)
+            went_up[key] = self.bench.backend.value(graph, key, array)
             return went_up[key]
 
         hybrid = Hybrid(model, self.bench.model.source, self.bench.backend, self.bench.weight_buffer, on_upload)
@@ -228,8 +225,7 @@ class DebugCompare:
             hybrid.close()
 
     def _weight(self, operator: Operator, key: str) -> HostArray:
-        array = self.bench.model.weight(key)
-        return array if self.bench.alteration is None else self.bench.alteration.weight(operator, key, array)
+        return self.bench.backend.weight(operator.name, key, self.bench.model.weight(key))
 
 
 def allclose(actual: HostArray, expected: HostArray) -> str:

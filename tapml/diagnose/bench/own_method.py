@@ -68,7 +68,7 @@ class OwnMethod:
 
     def find(self, operators: Sequence[Operator]) -> Diagnosis | None:
         """The fault on the workbench, looked for in these operators and then in the whole model."""
-        self.backends.alter(self.bench.alteration)
+        self.backends.put_in(self.bench.rewrite)
         tester = OperatorTester.over(self.run, self.bench)
         for operator in operators:
             verdict = tester.test(operator.name)

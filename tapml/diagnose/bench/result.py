@@ -27,9 +27,9 @@ METHODS: dict[Method, str] = {
 }
 
 RULES: dict[Method, str] = {
-    "tapml": "each altered operator on its recorded calls; where all pass, the whole model on the target and a bisection; then "
+    "tapml": "each rewritten operator on its recorded calls; where all pass, the whole model on the target and a bisection; then "
     "triage and the minimiser",
-    "random": "each altered operator on inputs and weights drawn from N(0,1), within the measured bound",
+    "random": "each rewritten operator on inputs and weights drawn from N(0,1), within the measured bound",
     "debug_compare": "the rule of MLC-LLM's debug_compare: the whole model on the target, each function once, its last output, "
     "rtol 1e-2, atol 1, stop at the first mismatch",
     "end_to_end": "greedy tokens and logits of every prompt, within the measured bound",

@@ -5,9 +5,10 @@
 
 The methods are TapML's own (`own_method.py`) and three others (`baselines.py`); what counts as found is in `result.py`. All
 of them look at the same kernels on the same device, which is opened once; the clean model is compiled once, and each method's
-verdict on it is taken once. After an alteration only those operators are tested again that it touches (`Workbench.altered`): all
-others run byte-identical kernels on identical inputs, so their verdicts are the clean ones. Checks of the whole model are made
-once a fault and method. Seconds are what a method needs for a fault when the clean verdicts are there already.
+verdict on it is taken once. With a fault put in only those operators are tested again that it changes
+(`faults.catalogue.changed`): all others run byte-identical kernels on identical inputs, so their verdicts are the clean ones.
+Checks of the whole model are made once a fault and method. Seconds are what a method needs for a fault when the clean verdicts
+are there already.
 
 Where a class is put: of all operators that can have it, those with different signatures first, drawn with the seed. A class
 without any keeps its row, which says why.
@@ -29,19 +30,19 @@ from typing import Any
 
 import tapml
 from tapml.backends.interface import Backend
+from tapml.backends.rewrite import Rewrite
 from tapml.carving.folder import RunFolder
 from tapml.compile.cache import toolchain
 from tapml.diagnose.bench.baselines import DebugCompare, EndToEndOnly, RandomInputs
 from tapml.diagnose.bench.own_method import OwnMethod
 from tapml.diagnose.bench.result import METHODS, BenchResult, Clean, Diagnosis, Fault, Found, Method, Row
-from tapml.diagnose.faults.catalogue import CATALOGUE, find, sites
+from tapml.diagnose.faults.catalogue import CATALOGUE, changed, find, put_in, sites
 from tapml.diagnose.faults.fault import FaultClass
 from tapml.diagnose.faults.placed import edition
 from tapml.diagnose.probes.reference_backends import ReferenceBackends
 from tapml.diagnose.probes.trials import recorded
 from tapml.errors import UsageError
 from tapml.inside import is_file, path_in
-from tapml.migrate.alteration import Alteration
 from tapml.migrate.journal import Header, Journal, read
 from tapml.migrate.outcome import Ran
 from tapml.migrate.records import target_folder
@@ -186,7 +187,7 @@ class _Bench:
             return Row(fault.to_json(), 0, (), f"{target} cannot express it: {fault.cannot[target]}")
         open_ones = self.chosen.get(fault.name)
         if open_ones is not None and all((fault.name, n) in self.done for n in open_ones["operators"]):
-            found: dict[str, Alteration] = {}
+            found: dict[str, Rewrite] = {}
         else:
             found = dict(sites(fault, self.bench))
         if open_ones is None:
@@ -199,66 +200,66 @@ class _Bench:
         faults = [self._fault(fault, name, found) for name in open_ones["operators"]]
         return Row(fault.to_json(), open_ones["sites"], tuple(faults))
 
-    def _fault(self, fault: FaultClass, name: str, found: dict[str, Alteration]) -> Fault:
+    def _fault(self, fault: FaultClass, name: str, found: dict[str, Rewrite]) -> Fault:
         key = fault.name, name
         if key in self.done:
             return self.done[key]
-        alteration = found[name]
+        rewrite = found[name]
         if key in self.begun:
-            made = Fault(name, alteration.text, {}, note=ENDED)
+            made = Fault(name, rewrite.text, {}, note=ENDED)
         else:
             self.journal.append({"record": "begun", "name": fault.name, "operator": name})
-            made = self._injected(fault, name, alteration)
+            made = self._injected(fault, name, rewrite)
         self.journal.append({"record": "fault", "name": fault.name, "operator": name, "fault": made.to_json()})
         self.done[key] = made
         return made
 
-    def _injected(self, fault: FaultClass, name: str, alteration: Alteration) -> Fault:
-        self.bench.alter(alteration)
+    def _injected(self, fault: FaultClass, name: str, rewrite: Rewrite) -> Fault:
+        put_in(self.bench, rewrite)
         self.bench.losses = 0  # each fault may lose the device as often as a whole bench might
         try:
-            altered = [o for o in self.run.operators if self.bench.altered(o)]
+            rewritten = [o for o in self.run.operators if changed(self.bench, o)]
             findings: dict[Method, Found] = {
-                "tapml": self._own(fault, altered), "random": self._random(altered),
-                "debug_compare": self._debug_compare(altered), "end_to_end": self._end_to_end(altered),
+                "tapml": self._own(fault, rewritten), "random": self._random(rewritten),
+                "debug_compare": self._debug_compare(rewritten), "end_to_end": self._end_to_end(rewritten),
             }  # fmt: skip
             latent: bool | None = None
-            if altered and not any(f.detected for f in findings.values()):
-                outputs = self._recorded_bits(altered)
-                self.bench.alter(None)
-                latent = outputs is not None and outputs == self._recorded_bits(altered)
+            if rewritten and not any(f.detected for f in findings.values()):
+                outputs = self._recorded_bits(rewritten)
+                put_in(self.bench, None)
+                latent = outputs is not None and outputs == self._recorded_bits(rewritten)
         finally:
-            self.bench.alter(None)
-        return Fault(name, alteration.text, findings, latent)
+            put_in(self.bench, None)
+        return Fault(name, rewrite.text, findings, latent)
 
-    def _own(self, fault: FaultClass, altered: Sequence[Operator]) -> Found:
+    def _own(self, fault: FaultClass, rewritten: Sequence[Operator]) -> Found:
         started = time.monotonic()
-        said = self.own.find(altered)
-        found = _found(said, altered, started, "every altered operator and the whole model pass")
+        said = self.own.find(rewritten)
+        found = _found(said, rewritten, started, "every rewritten operator and the whole model pass")
         return replace(found, stage_right=said is not None and said.stage == fault.stage)
 
-    def _random(self, altered: Sequence[Operator]) -> Found:
+    def _random(self, rewritten: Sequence[Operator]) -> Found:
         started = time.monotonic()
         alarms = {self.bench.model.named[name].signature for name in self.clean["random"].alarms}
-        tested = [o for o in altered if o.signature not in alarms]
+        tested = [o for o in rewritten if o.signature not in alarms]
         said = next((d for o in tested if (d := self.random.test(o)) is not None), None)
-        left_out = len(altered) - len(tested)
-        why = f"{left_out} that fail on the clean model too; the others pass" if left_out else "every altered operator passes"
-        return _found(said, altered, started, why if altered else "no operator is altered")
+        left_out = len(rewritten) - len(tested)
+        why = f"{left_out} that fail on the clean model too; the others pass" if left_out else "every rewritten operator passes"
+        return _found(said, rewritten, started, why if rewritten else "no operator is rewritten")
 
-    def _debug_compare(self, altered: Sequence[Operator]) -> Found:
+    def _debug_compare(self, rewritten: Sequence[Operator]) -> Found:
         started = time.monotonic()
         said = self.debug_compare.find()
         if said is not None and said.operator in self.clean["debug_compare"].alarms:
-            return _found(None, altered, started, f"stops at {said.operator}, as it does on the clean model")
-        return _found(said, altered, started, "no mismatch")
+            return _found(None, rewritten, started, f"stops at {said.operator}, as it does on the clean model")
+        return _found(said, rewritten, started, "no mismatch")
 
-    def _end_to_end(self, altered: Sequence[Operator]) -> Found:
+    def _end_to_end(self, rewritten: Sequence[Operator]) -> Found:
         started = time.monotonic()
         said = self.end_to_end.find()
         if said is not None and self.clean["end_to_end"].alarms:
-            return _found(None, altered, started, "the clean model fails too")
-        return _found(said, altered, started, "tokens and logits agree")
+            return _found(None, rewritten, started, "the clean model fails too")
+        return _found(said, rewritten, started, "tokens and logits agree")
 
     def _recorded_bits(self, operators: Sequence[Operator]) -> list[bytes] | None:
         """What these operators give on their recorded calls, bit for bit; None where one does not run."""
@@ -290,14 +291,14 @@ def spread(operators: Sequence[Operator], count: int, draw: random.Random) -> li
     return [o for o in operators if o.name in taken]
 
 
-def _right(named: str | None, altered: Sequence[Operator]) -> bool | None:
+def _right(named: str | None, rewritten: Sequence[Operator]) -> bool | None:
     """Whether the named operator is one that the fault was put into; None for a fault that is in no operator."""
-    return named in {o.name for o in altered} if altered else None
+    return named in {o.name for o in rewritten} if rewritten else None
 
 
-def _found(said: Diagnosis | None, altered: Sequence[Operator], started: float, why_missed: str) -> Found:
+def _found(said: Diagnosis | None, rewritten: Sequence[Operator], started: float, why_missed: str) -> Found:
     """Scored; None is a miss."""
     seconds = time.monotonic() - started
     if said is None:
-        return Found(False, None, _right(None, altered), None, None, None, seconds, why_missed)
-    return Found(True, said.operator, _right(said.operator, altered), said.stage, None, said.elements, seconds, said.reason)
+        return Found(False, None, _right(None, rewritten), None, None, None, seconds, why_missed)
+    return Found(True, said.operator, _right(said.operator, rewritten), said.stage, None, said.elements, seconds, said.reason)

@@ -71,10 +71,10 @@ def journalled(run: RunFolder, bench: Workbench) -> list[Parting]:
     """Where prompts parted in the last migration of this run to this target, with the fault that is injected now. Nothing where
     its journal is missing, damaged or of another run."""
     try:
-        migration = Records.of(run, str(bench.choice), bench.alteration is not None).migration
+        migration = Records.of(run, str(bench.choice), bench.rewrite is not None).migration
     except RunError:
         return []
-    own = None if bench.alteration is None else bench.alteration.digest
+    own = None if bench.rewrite is None else bench.rewrite.digest
     if migration is None or migration.header.get("inject") != own:
         return []
     found = [Parting.of(PromptResult.from_json(r["result"])) for r in migration.records if r["record"] == "prompt"]

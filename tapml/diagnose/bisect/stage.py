@@ -85,7 +85,7 @@ def bisect_over(
     run: RunFolder, bench: Workbench, progress: Progress | None = None, all_sets: bool = False, confidence: float = CONFIDENCE,
     tokens: int | None = None,
 ) -> BisectResult:
-    """`bisect` on a bench that is open and stays the caller's, with the alteration that it has now."""
+    """`bisect` on a bench that is open and stays the caller's, with what was put in now."""
     started = time.monotonic()
     return _Bisection(run, bench, confidence, progress, tokens).carry_out(all_sets, started)
 
@@ -101,7 +101,6 @@ class _Bisection:
         self.confidence = confidence
         self.tell = bench.telling(progress)
         self.programs, failures = bench.prepare(run.operators, self.tell)
-        bench.check_injection(run.operators)
         self.missing = [Missing(name, failure.stage, failure.text) for name, failure in failures.items()]
         self.tell("check", 0, RIGHT)
         self.whole = ModelCheck(run, bench, self.programs)

@@ -71,7 +71,7 @@ def explain(
     if why := why_it_stays(run.bodies[found.signature]):
         raise UsageError(f"{found.name} stays on the source: {why}. No target has a kernel for it: there is nothing to explain.")
     with Workbench.on(run, target, device, inject) as bench, ReferenceBackends(run, bench) as backends:
-        bench.check_injection([found])
+        bench.require_change([found])
         folder = out or path_in(target_folder(run, str(bench.choice)), f"explain/{operator_folder(found.name)}")
         return _Explaining(run, bench, backends, found, folder, progress).carry_out(started)
 
@@ -167,7 +167,7 @@ class _Explaining:
         drawn = picture(shot.outputs[shot.output], trial.references[shot.output], shot.comparison.index)
         told = {"trial": trial.name, "output": shot.output, **drawn}
         folder = target_folder(self.run, str(self.bench.choice))
-        keep_picture(folder, self.operator.name, program.digest, told, self.bench.alteration is not None)
+        keep_picture(folder, self.operator.name, program.digest, told, self.bench.rewrite is not None)
 
     def _failing(self, trials: Sequence[Trial]) -> Trial:
         """The first call with which the operator is wrong, or the first."""
@@ -193,9 +193,9 @@ class _Explaining:
 
     def _own(self) -> str:
         """The function that rewrote this operator's kernels, as it was asked for; "" where none did."""
-        alteration = self.bench.alteration
-        changed = alteration.changed.get(self.operator.name, (0, 0)) if isinstance(alteration, Injection) else (0, 0)
-        return alteration.text if alteration is not None and changed[0] else ""
+        rewrite = self.bench.rewrite
+        changed = rewrite.changed.get(self.operator.name, (0, 0)) if isinstance(rewrite, Injection) else (0, 0)
+        return rewrite.text if rewrite is not None and changed[0] else ""
 
     def _wide(self, found: Triage, trial: Trial, program: Compiled | None) -> Evidence | None:
         """The same target with float16 computed in float32, where the operator is wrong and float16 plays a part."""

@@ -35,8 +35,8 @@ def triage(
     bench: Workbench, operator: Operator, trial: Trial, backends: ReferenceBackends, progress: Progress | None = None,
     probes: Sequence[Probe] = PROBES,
 ) -> Triage:
-    """The stage of the fault that `operator` shows on `trial`, and the evidence. `backends` may be kept for many triages, altered
-    as `bench` is. Raises UnavailableError when the device is lost for good."""
+    """The stage of the fault that `operator` shows on `trial`, and the evidence. `backends` may be kept for many triages, with
+    the same put in as on `bench`. Raises UnavailableError when the device is lost for good."""
     tell: Progress = progress or (lambda stage, done, total: None)
     subject = Subject(bench, operator, trial, backends)
     rules = RULES if bench.backend.has_kernels else FOREIGN_RULES

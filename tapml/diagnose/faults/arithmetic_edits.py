@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tapml.diagnose.faults.rewrite import Edit, View, name_of, number_of, ref
+from tapml.diagnose.faults.body_edits import Edit, View, name_of, number_of, ref
 from tapml.operators.graph import Body, Node
 from tapml.tensors import FLOATS, TensorSpec
 

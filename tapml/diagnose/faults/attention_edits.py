@@ -7,7 +7,7 @@ does not have what the edit is about. Nothing is executed here.
 
 from __future__ import annotations
 
-from tapml.diagnose.faults.rewrite import Edit, View, name_of, number_of, ref
+from tapml.diagnose.faults.body_edits import Edit, View, name_of, number_of, ref
 from tapml.operators.graph import Body, Node
 from tapml.tensors import TensorSpec
 

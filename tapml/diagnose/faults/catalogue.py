@@ -1,13 +1,13 @@
 """All fault classes, in order, and where each can be put in a model.
 
     find("16"), find("rotary-pairing")
-    for name, alteration in sites(find("16"), bench):        `bench` is a workbench without an alteration
-        bench.alter(alteration)
-        …
-        bench.alter(None)
+    for name, rewrite in sites(find("16"), bench):        `bench` is a workbench without a rewrite
+        put_in(bench, rewrite)
+        changed(bench, operator)                    for each operator: whether it is another one now
+        put_in(bench, None)
 
-The classes are made in the files beside this one, by what they alter. What is done with them is for `tapml.diagnose.bench.stage`.
-"""
+The classes are made in the files beside this one, by what they change. What is done with them is for
+`tapml.diagnose.bench.stage`. """
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from tapml.backends.on_device import with_kernels
+from tapml.backends.rewrite import Rewrite, Rewritten, rewritten
 from tapml.diagnose.faults import device, graph, kernel_text, launch, lowering, schedule, state, weights
 from tapml.diagnose.faults.fault import FaultClass, Site, cannot
 from tapml.errors import UsageError, nearest
 from tapml.kernels import Program
-from tapml.migrate.alteration import Alteration
 from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Operator
 
@@ -51,23 +51,41 @@ def find(text: str) -> FaultClass:
     raise UsageError(f"There is no fault {text!r}. {nearest(word, [f.name for f in CATALOGUE])} See: tapml faults list")
 
 
-def sites(fault: FaultClass, bench: Workbench) -> list[tuple[str, Alteration]]:
-    """Every operator that the fault can be put into on this bench, in execution order, with the alteration that does it."""
+def sites(fault: FaultClass, bench: Workbench) -> list[tuple[str, Rewrite]]:
+    """Every operator that the fault can be put into on this bench, in execution order, with the rewrite that does it."""
     return list(each_site(fault, bench))
 
 
-def each_site(fault: FaultClass, bench: Workbench) -> Iterator[tuple[str, Alteration]]:
+def each_site(fault: FaultClass, bench: Workbench) -> Iterator[tuple[str, Rewrite]]:
     """`sites`, one at a time as they are asked for: operators are compiled where the fault's level needs that. The bench must
-    have no alteration while it goes on (ValueError). Nothing for a target that cannot express the fault."""
+    have no rewrite while it goes on (ValueError). Nothing for a target that cannot express the fault."""
     if bench.choice.name in fault.cannot:
         return
     for operator in bench.model.operators:
-        if bench.alteration is not None:
-            raise ValueError("sites are looked for on a bench without an alteration")
+        if bench.rewrite is not None:
+            raise ValueError("sites are looked for on a bench without a rewrite")
         body = bench.model.bodies[operator.signature]
-        alteration = fault.place(operator, body, _site(fault, bench, operator))
-        if alteration is not None:
-            yield operator.name, alteration
+        rewrite = fault.place(operator, body, _site(fault, bench, operator))
+        if rewrite is not None:
+            yield operator.name, rewrite
+
+
+def put_in(bench: Workbench, rewrite: Rewrite | None) -> None:
+    """Puts a fault in on an open bench, in place of the one that it has; None takes that out. The device, the weights on it and
+    what was compiled stay."""
+    bench.change(rewritten(bench.backend, rewrite))
+
+
+def changed(bench: Workbench, operator: Operator) -> bool:
+    """Whether what was put in on this bench changes what runs for an operator: its body, how that is compiled, its kernels, its
+    weights. A change of the values that are handed over between operators is none of one operator."""
+    backend, model = bench.backend, bench.model
+    if not isinstance(backend, Rewritten):
+        return False
+    if not model.why_it_stays(operator) and backend.changes(operator.name, model.bodies[operator.signature]):
+        return True
+    weights = {key: model.weight(key) for key in model.weight_keys(operator) if key is not None}
+    return any(backend.weight(operator.name, key, array) is not array for key, array in weights.items())
 
 
 def _site(fault: FaultClass, bench: Workbench, operator: Operator) -> Site:

@@ -10,11 +10,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tapml.backends.rewrite import Rewrite
 from tapml.devices.interface import Device, DeviceInfo, Launch, Part
 from tapml.diagnose.faults.fault import FaultClass, Site, cannot
 from tapml.errors import DeviceError
 from tapml.kernels import Kernel, Program
-from tapml.migrate.alteration import Alteration
 from tapml.operators.graph import Body, Operator
 
 _POINTERS = "kernels get plain pointers: there are no bindings, and no limit on one"
@@ -84,7 +84,7 @@ class SmallBindings:
         self._device.close()
 
 
-class LowLimit(Alteration):
+class LowLimit(Rewrite):
     """The limit of a binding lies just below the largest one of one operator."""
 
     def __init__(self, operator: str, limit: int) -> None:
@@ -94,16 +94,13 @@ class LowLimit(Alteration):
         self._limit = limit
         self._mark = f"\n{_MARK}{operator}\n"
 
-    def program(self, operator: Operator, target: str, program: Program) -> Program:
-        if operator.name != self._operator:
+    def program(self, operator: str, target: str, program: Program) -> Program:
+        if operator != self._operator:
             return program
         return replace(program, kernels=tuple(replace(k, source=k.source + self._mark) for k in program.kernels))
 
     def device(self, device: Device) -> Device:
         return SmallBindings(device, self._mark, self._limit)
-
-    def touches(self, operator: Operator) -> bool:
-        return operator.name == self._operator
 
 
 def _low_limit(operator: Operator, body: Body, site: Site) -> LowLimit | None:

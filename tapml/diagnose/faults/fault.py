@@ -1,11 +1,11 @@
 """What a fault class is: facts about a real kind of bug, and how to put it into one operator.
 
-    alteration = fault.place(operator, body, site)     None: this operator does not have what the fault needs
-    with Workbench.on(run, "opencl", inject=alteration) as bench: ...
+    rewrite = fault.place(operator, body, site)     None: this operator does not have what the fault needs
+    with Workbench.on(run, "opencl", inject=rewrite) as bench: ...
 
 A class is plain data around one function, `place`. It looks at an operator, its body and, through a `Site`, at the program
-that the operator compiles to, and returns the `Alteration` that makes just this one operator wrong. The classes stand in
-the files beside this one, grouped by what they alter; `catalogue.py` lists all of them in order. Nothing here is imported
+that the operator compiles to, and returns the `Rewrite` that makes just this one operator wrong. The classes stand in
+the files beside this one, grouped by what they change; `catalogue.py` lists all of them in order. Nothing here is imported
 by the path that tests and migrates models.
 """
 
@@ -24,7 +24,7 @@ from tapml.targets.target import Target
 from tapml.verdicts import Stage
 
 if TYPE_CHECKING:
-    from tapml.migrate.alteration import Alteration
+    from tapml.backends.rewrite import Rewrite
 
 Level = Literal["kernel text", "schedule", "lowering", "graph", "state", "weights", "launch"]
 
@@ -54,7 +54,7 @@ class FaultClass:
     imitates: str
     seen_in: tuple[str, ...]
     cannot: dict[str, str]
-    place: Callable[[Operator, Body, Site], Alteration | None]
+    place: Callable[[Operator, Body, Site], Rewrite | None]
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the function."""

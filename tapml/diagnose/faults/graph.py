@@ -3,7 +3,7 @@
 They stand for a frontend or a rewriting pass that got the model wrong. Everything after that is right: the kernels compute
 exactly what the wrong body says. The edits themselves are in `attention_edits.py` and `arithmetic_edits.py`.
 
-    alteration = altered("interleaved", operator, body, other_pairing)      None where the edit finds nothing
+    rewrite = with_edit("interleaved", operator, body, other_pairing)      None where the edit finds nothing
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+from tapml.backends.rewrite import Rewrite
 from tapml.diagnose.faults.arithmetic_edits import ignored_strides, one_pass_variance, other_gelu, overwritten_value
 from tapml.diagnose.faults.attention_edits import (
     EVERYTHING,
@@ -21,13 +22,12 @@ from tapml.diagnose.faults.attention_edits import (
     wider_window,
 )
 from tapml.diagnose.faults.fault import FaultClass, Site
-from tapml.migrate.alteration import Alteration
 from tapml.operators.graph import Body, Operator
 
 Edit = Callable[[Body], Body | None]
 
 
-class OtherBody(Alteration):
+class OtherBody(Rewrite):
     """One operator is compiled from `other`, which `edit` made of its body. A smaller body of the same operator (as when a
     failing case is minimised) is edited in the same way, and left as it is where the edit finds nothing."""
 
@@ -37,12 +37,12 @@ class OtherBody(Alteration):
         self._operator = operator
         self._edit = edit
 
-    def body(self, operator: Operator, body: Body) -> Body:
-        return self._edit(body) or body if operator.name == self._operator else body
+    def body(self, operator: str, body: Body) -> Body:
+        return self._edit(body) or body if operator == self._operator else body
 
 
-def altered(what: str, operator: Operator, body: Body, edit: Edit) -> OtherBody | None:
-    """The alteration, or None where the edit finds nothing in this body or leaves it the same."""
+def with_edit(what: str, operator: Operator, body: Body, edit: Edit) -> OtherBody | None:
+    """The rewrite, or None where the edit finds nothing in this body or leaves it the same."""
     other = edit(body)
     if other is None or other.signature == body.signature:
         return None
@@ -51,7 +51,7 @@ def altered(what: str, operator: Operator, body: Body, edit: Edit) -> OtherBody 
 
 def _placing(what: str, edit: Edit) -> Callable[[Operator, Body, Site], OtherBody | None]:
     def place(operator: Operator, body: Body, site: Site) -> OtherBody | None:
-        return altered(what, operator, body, edit)
+        return with_edit(what, operator, body, edit)
 
     return place
 
@@ -59,8 +59,8 @@ def _placing(what: str, edit: Edit) -> Callable[[Operator, Body, Site], OtherBod
 def _window(operator: Operator, body: Body, site: Site) -> OtherBody | None:
     """Off by one while the prompt is read, ignored while decoding: both were seen."""
     if operator.graph == site.run.protocol.appends:
-        return altered("fault 19 (window ignored)", operator, body, lambda b: wider_window(b, EVERYTHING))
-    return altered("fault 19 (window off by one)", operator, body, lambda b: wider_window(b, 1))
+        return with_edit("fault 19 (window ignored)", operator, body, lambda b: wider_window(b, EVERYTHING))
+    return with_edit("fault 19 (window off by one)", operator, body, lambda b: wider_window(b, 1))
 
 
 CLASSES = (

@@ -1,6 +1,6 @@
 """Faults in the text of one operator's kernels on one target: what a wrong code generator, or a wrong hand, leaves behind.
 
-    alteration = UNCLAMPED_TANH.place(operator, body, site)        None where the text has no tanh
+    rewrite = UNCLAMPED_TANH.place(operator, body, site)        None where the text has no tanh
 
 The edits are in `text_edits.py`. They apply to whatever schedule the operator is compiled with, so that a fault of the text stays
 one when triage tries another schedule; on other targets the operator is as it was. So is every other operator on this one.
@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from tapml.backends.rewrite import Rewrite
 from tapml.diagnose.faults import text_edits
 from tapml.diagnose.faults.fault import FaultClass, Site, without_threads
-from tapml.diagnose.faults.placed import Rewritten
+from tapml.diagnose.faults.placed import OtherProgram
 from tapml.diagnose.faults.source_text import KernelText, names
 from tapml.kernels import Program
-from tapml.migrate.alteration import Alteration
 from tapml.operators.graph import Body, Operator
 
 Edit = Callable[[KernelText], str]
@@ -55,18 +55,18 @@ def elements(program: Program, number: int) -> dict[str, int]:
 
 def _placed(
     number: int, edit: Edit, targets: Sequence[str] = (), every: bool = False
-) -> Callable[[Operator, Body, Site], Alteration | None]:
+) -> Callable[[Operator, Body, Site], Rewrite | None]:
     """`place` for an edit: in operators that call one of `targets` (any operator without), whose program it changes."""
 
-    def rewrite(program: Program) -> Program:
+    def other(program: Program) -> Program:
         return edited(program, edit, every)
 
-    def place(operator: Operator, body: Body, site: Site) -> Alteration | None:
+    def place(operator: Operator, body: Body, site: Site) -> Rewrite | None:
         if site.program is None or (targets and not any(node.target in targets for node in body.nodes)):
             return None
-        if rewrite(site.program) is site.program:
+        if other(site.program) is site.program:
             return None
-        return Rewritten(number, operator.name, site.target.name, rewrite)
+        return OtherProgram(number, operator.name, site.target.name, other)
 
     return place
 

@@ -1,16 +1,16 @@
 """Faults of launches: right kernels, wrongly started.
 
-    alteration = SHORT_GRID.place(operator, body, site)        None where all kernels have one workgroup
+    rewrite = SHORT_GRID.place(operator, body, site)        None where all kernels have one workgroup
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from tapml.backends.rewrite import Rewrite
 from tapml.diagnose.faults.fault import FaultClass, Site, without_threads
-from tapml.diagnose.faults.placed import Rewritten
+from tapml.diagnose.faults.placed import OtherProgram
 from tapml.kernels import Extent, Program
-from tapml.migrate.alteration import Alteration
 from tapml.operators.graph import Body, Operator
 
 
@@ -32,10 +32,10 @@ def _shorter(grid: Extent) -> Extent:
     return (x, y, z)
 
 
-def _place(operator: Operator, body: Body, site: Site) -> Alteration | None:
+def _place(operator: Operator, body: Body, site: Site) -> Rewrite | None:
     if site.program is None or without_last_workgroup(site.program) is site.program:
         return None
-    return Rewritten(12, operator.name, site.target.name, without_last_workgroup)
+    return OtherProgram(12, operator.name, site.target.name, without_last_workgroup)
 
 
 SHORT_GRID = FaultClass(

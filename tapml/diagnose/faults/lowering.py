@@ -1,6 +1,6 @@
 """Faults in the lowered function of one operator: the compiler puts them in, so they are the same on every target.
 
-    alteration = HALF_ACCUMULATION.place(operator, body, site)
+    rewrite = HALF_ACCUMULATION.place(operator, body, site)
 
 What each does to the function is `tapml.compile.mutations`; here stands which operators have what it needs.
 """
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tapml.backends.rewrite import Rewrite
 from tapml.diagnose.faults.fault import FaultClass, Site
 from tapml.diagnose.faults.placed import Mutated
-from tapml.migrate.alteration import Alteration
 from tapml.operators.graph import Body, Operator
 
 _ATTENTION = ("aten.scaled_dot_product_attention.default",)
@@ -40,8 +40,8 @@ def _calls(targets: Sequence[str]) -> Callable[[Body], bool]:
 
 def _placed(
     number: int, mutation: str, has: Callable[[Body], bool]
-) -> Callable[[Operator, Body, Site], Alteration | None]:
-    def place(operator: Operator, body: Body, site: Site) -> Alteration | None:
+) -> Callable[[Operator, Body, Site], Rewrite | None]:
+    def place(operator: Operator, body: Body, site: Site) -> Rewrite | None:
         return Mutated(number, operator.name, mutation) if has(body) else None
 
     return place

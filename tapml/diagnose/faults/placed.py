@@ -1,7 +1,7 @@
-"""A fault of a kernel in one operator, as an `Alteration`: the two forms that the files beside this one need.
+"""A fault of a kernel in one operator, as a `Rewrite`: the two forms that the files beside this one need.
 
     Mutated(28, "prefill/lm_head", "half-accumulators", schedule=None)      put in by the compiler, on whatever target
-    Rewritten(28, "prefill/lm_head", "opencl", rewrite)                     another program, on this target alone
+    OtherProgram(28, "prefill/lm_head", "opencl", other)                    another program, on this target alone
 
 Neither looks at any other operator. What a mutation does is `tapml.compile.mutations`, what a rewriting does is its function's.
 """
@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from tapml.backends.interface import Way
+from tapml.backends.rewrite import Rewrite
 from tapml.kernels import Program
-from tapml.migrate.alteration import Alteration
-from tapml.operators.graph import Operator
+from tapml.targets.target import Target
 
-Rewrite = Callable[[Program], Program]
+Other = Callable[[Program], Program]
 
 
 @cache
@@ -29,26 +31,28 @@ def edition() -> str:
     return text.hexdigest()
 
 
-class Mutated(Alteration):
+class Mutated(Rewrite):
     """One operator is compiled with a mutation, and with `schedule` first where one is given."""
 
     def __init__(self, number: int, operator: str, mutation: str, schedule: str | None = None) -> None:
         super().__init__(f"fault {number} in {operator}", f"fault {number} {mutation} {schedule} {edition()} in {operator}")
         self._operator, self._mutation, self._schedule = operator, mutation, schedule
 
-    def mutation(self, operator: Operator) -> str | None:
-        return self._mutation if operator.name == self._operator else None
+    def way(self, operator: str, way: Way, target: Target) -> Way:
+        if operator != self._operator:
+            return way
+        order = way.schedules
+        if order is None and self._schedule is not None:
+            order = (self._schedule, *(s for s in target.schedules if s != self._schedule))
+        return replace(way, schedules=order, mutation=self._mutation)
 
-    def schedule(self, operator: Operator) -> str | None:
-        return self._schedule if operator.name == self._operator else None
 
+class OtherProgram(Rewrite):
+    """One operator's program is another one on one target. `other` returns the very same program where it finds nothing."""
 
-class Rewritten(Alteration):
-    """One operator's program is another one on one target. `rewrite` returns the very same program where it finds nothing."""
-
-    def __init__(self, number: int, operator: str, target: str, rewrite: Rewrite) -> None:
+    def __init__(self, number: int, operator: str, target: str, other: Other) -> None:
         super().__init__(f"fault {number} in {operator}", f"fault {number} {target} {edition()} in {operator}")
-        self._operator, self._target, self._rewrite = operator, target, rewrite
+        self._operator, self._target, self._other = operator, target, other
 
-    def program(self, operator: Operator, target: str, program: Program) -> Program:
-        return self._rewrite(program) if (operator.name, target) == (self._operator, self._target) else program
+    def program(self, operator: str, target: str, program: Program) -> Program:
+        return self._other(program) if (operator, target) == (self._operator, self._target) else program

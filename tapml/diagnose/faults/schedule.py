@@ -1,6 +1,6 @@
 """Faults of how work is spread over threads: barriers, shared memory, subgroups. The same schedule has them on every GPU target.
 
-    alteration = MISSING_BARRIER.place(operator, body, site)       None where the schedule needs no barrier
+    rewrite = MISSING_BARRIER.place(operator, body, site)       None where the schedule needs no barrier
 
 They need work items that wait for each other, so the operator is compiled with "dlight", whatever the target's order is. The
 compiler's fallbacks, which have no barriers, are never touched (`tapml.compile.mutations`).
@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from tapml.backends.rewrite import Rewrite
 from tapml.diagnose.faults.fault import FaultClass, Site, cannot, without_threads
 from tapml.diagnose.faults.placed import Mutated
 from tapml.kernels import Kernel, Program
 from tapml.languages import LANGUAGES
-from tapml.migrate.alteration import Alteration
 from tapml.operators.graph import Body, Operator
 from tapml.targets.schedules import WAITING
 
@@ -45,8 +45,8 @@ def _halves(kernel: Kernel) -> bool:
 
 def _placed(
     number: int, mutation: str, has: Callable[[Body, Program], bool]
-) -> Callable[[Operator, Body, Site], Alteration | None]:
-    def place(operator: Operator, body: Body, site: Site) -> Alteration | None:
+) -> Callable[[Operator, Body, Site], Rewrite | None]:
+    def place(operator: Operator, body: Body, site: Site) -> Rewrite | None:
         program = site.compile(SCHEDULE) if LANGUAGES[site.target.language].threads else None
         if program is None or not has(body, program):
             return None

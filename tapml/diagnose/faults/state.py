@@ -9,14 +9,14 @@ import hashlib
 
 import numpy as np
 
+from tapml.backends.rewrite import Rewrite
 from tapml.diagnose.faults.fault import FaultClass, Site
-from tapml.migrate.alteration import Alteration
 from tapml.operators.graph import Body, Operator
 from tapml.runtime.protocol import Generating
 from tapml.tensors import HostArray
 
 
-class LatePosition(Alteration):
+class LatePosition(Rewrite):
     """While decoding, the position arrives on the device one too high, up to the last one of the cache (`last`)."""
 
     def __init__(self, operator: Operator, positions: str, last: int) -> None:
@@ -24,8 +24,8 @@ class LatePosition(Alteration):
         super().__init__(f"fault 20 (position one too high) at {operator.name}", digest)
         self._graph, self._positions, self._last = operator.graph, positions, last
 
-    def value(self, graph: str, name: str, array: HostArray) -> HostArray:
-        if graph != self._graph or name != self._positions:
+    def value(self, graph: str, key: str, array: HostArray) -> HostArray:
+        if graph != self._graph or key != self._positions:
             return array
         late: HostArray = np.minimum(array + 1, self._last).astype(array.dtype)
         return late

@@ -1,6 +1,6 @@
 """Faults of the weights: the kernels are right, what lies on the device is not the model's weight.
 
-A weight is altered for one operator only, on its way to the device: others that read the same weight get the right one.
+A weight is changed for one operator only, on its way to the device: others that read the same weight get the right one.
 
     other = misread(array, "order")       as a checkpoint of 4-bit blocks is read by somebody who has their layout wrong
 """
@@ -13,9 +13,9 @@ from functools import partial
 
 import numpy as np
 
+from tapml.backends.rewrite import Rewrite
 from tapml.carving.folder import RunFolder
 from tapml.diagnose.faults.fault import FaultClass, Site
-from tapml.migrate.alteration import Alteration
 from tapml.operators.graph import Body, Graph, Operator
 from tapml.tensors import FLOATS, HostArray
 
@@ -27,7 +27,7 @@ MISTAKES = ("order", "zero point", "sign")
 FRESH = 0.02
 
 
-class OtherWeight(Alteration):
+class OtherWeight(Rewrite):
     """One operator gets, for weight `key`, what `make` makes of it. It is made once for the model's own."""
 
     def __init__(self, what: str, operator: str, key: str, make: Callable[[HostArray], HostArray]) -> None:
@@ -38,8 +38,8 @@ class OtherWeight(Alteration):
         self._make = make
         self._made: tuple[HostArray, HostArray] | None = None  # what it was made of, and what was made
 
-    def weight(self, operator: Operator, key: str, array: HostArray) -> HostArray:
-        if operator.name != self._operator or key != self._key:
+    def weight(self, operator: str, key: str, array: HostArray) -> HostArray:
+        if operator != self._operator or key != self._key:
             return array
         if self._made is None or self._made[0] is not array:
             made = np.ascontiguousarray(self._make(array).astype(array.dtype))

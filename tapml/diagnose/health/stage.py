@@ -66,12 +66,11 @@ def health(
         return Health(source, None, headroom, facts, Circumstances(run.digest))
     with Workbench.on(run, target, device, inject) as bench:
         bench.compile(run.operators, bench.telling(tell))
-        bench.check_injection(run.operators)
         source, headroom = _Source(run, bench.model).watch(calls, tell)
         there = _watch_target(bench, calls, bench.telling(tell))
         facts |= {
             "target": str(bench.choice), "device": bench.device_name, "device_info": bench.info.to_json(),
-            "inject": None if bench.alteration is None else bench.alteration.text,
+            "inject": None if bench.rewrite is None else bench.rewrite.text,
         }  # fmt: skip
         circumstances = Circumstances.of(bench)
     return Health(source, there, headroom, facts, circumstances)
@@ -208,11 +207,8 @@ class _Source:
 
 def _watch_target(bench: Workbench, calls: Sequence[Call], tell: Progress) -> Side:
     """The target with everything that compiles and that its device runs; begins anew without an operator that it refuses."""
-    programs, failures = bench.prepare(bench.model.operators, tell)
+    programs, failures = bench.load(bench.model.operators, tell)
     refused = {name: failure.text for name, failure in failures.items()}
-    for name, failed in bench.refusals(programs).items():
-        del programs[name]
-        refused[name] = failed.text
     while True:
         under_way: list[str] = []
         outcome = bench.attempt(partial(_watch_programs, bench, programs, calls, tell, refused, under_way))

@@ -3,7 +3,7 @@
     interesting = InterestingnessTest(bench, operator, inputs)        raises NotFailing when the case does not fail to begin with
     judged = interesting(candidate)                        None: it does not fail (or cannot be judged)
 
-A candidate is a body as the source computes it, and inputs. It is compiled as the operator was (the same alteration, the
+A candidate is a body as the source computes it, and inputs. It is compiled as the operator was (the same fault, the
 schedule that failed), runs with every input uploaded as given, and is compared with what PyTorch answers, under the bound that
 the source's own error in float64 gives (`tapml.carving.tolerance`). To fail in the same way it must
 
@@ -135,19 +135,16 @@ class InterestingnessTest:
     def _compile(self, body: Body) -> Prepared | None:
         """None where the injected fault does not fit a smaller body."""
         if body.signature not in self._prepared:
-            given = self._altered(body)
-            made = None if given is None else self.bench.compile_body(given, self.operator, self.schedules)
-            self._prepared[body.signature] = made
+            fits = self._fault_fits(body)
+            self._prepared[body.signature] = self.bench.prepared(self.operator, self.schedules, body) if fits else None
         return self._prepared[body.signature]
 
-    def _altered(self, body: Body) -> Body | None:
-        if self.bench.alteration is None:
-            return body
+    def _fault_fits(self, body: Body) -> bool:
         try:
-            given = self.bench.alteration.body(self.operator, body)
+            given = self.bench.body(self.operator, body)
         except Exception:  # a fault that needs what the smaller body no longer has may fail in any way
-            return None
-        return given if given.output_specs == body.output_specs and given.inputs == body.inputs else None
+            return False
+        return given.output_specs == body.output_specs and given.inputs == body.inputs
 
     def _exact(self, body: Body) -> HostFunction:
         if body.signature not in self._functions:

@@ -79,7 +79,7 @@ class TextElsewhere(Probe):
             return self.not_run(bench)
         schedule = subject.program.schedule
         where = f"{bench.choice}, {schedule}"
-        made = bench.compile_body(bench.body(subject.operator), subject.operator, (schedule,))
+        made = bench.prepared(subject.operator, (schedule,))
         if made.compiled is None or not is_read(bench.target.language):
             return self.not_run(made.message or f"{bench.target.language} is not read for hazards", where)
         kinds = {h.kind for h in of_program(kernels_of(subject.program))}

@@ -61,10 +61,9 @@ def with_schedule(probe: Probe, subject: Subject, bench: Workbench | str, schedu
     if isinstance(bench, str):
         return probe.not_run(bench)
     where = f"{bench.choice}, {schedule}"
-    body = bench.body(subject.operator)
-    if unfair := fair(schedule, body, bench.info):
+    if unfair := fair(schedule, bench.body(subject.operator), bench.info):
         return probe.not_run(unfair, where)
-    made = bench.compile_body(body, subject.operator, (schedule,))
+    made = bench.prepared(subject.operator, (schedule,))
     if made.compiled is None:
         return probe.not_run(f"it does not compile: {first_line(made.message)}", where)
     if bench is subject.bench and same_kernels(with_kernels(made.compiled), with_kernels(subject.program)):

@@ -2,7 +2,7 @@
 
     with ReferenceBackends(run, bench) as backends:
         there = backends.get(ANOTHER_TARGET)      a Workbench, or a text that says why there is none
-        backends.alter(alteration)                for the next fault: each gets what it shares of it
+        backends.put_in(rewrite)                  for the next fault: each gets what it shares of it
 
 `REFERENCE_BACKENDS` lists them: how each is opened, or why it has nothing to say, and what it gets of the fault under diagnosis.
 Each is opened when it is first asked for and kept for the next triage; one that is not here costs one attempt.
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
 
+from tapml.backends.rewrite import Rewrite, rewritten
 from tapml.carving.folder import RunFolder
 from tapml.devices.interface import DeviceInfo
 from tapml.devices.known import RUNNABLE, on_processor, others
 from tapml.errors import TapmlError, TargetError
-from tapml.migrate.alteration import Alteration
 from tapml.migrate.workbench import Workbench
 from tapml.operators.execute import host_function
 from tapml.operators.graph import Operator
@@ -41,7 +41,7 @@ class ReferenceBackends:
     def __init__(self, run: RunFolder, bench: Workbench) -> None:
         self.bench = bench
         self._run = run
-        self._alteration = bench.alteration
+        self._rewrite = bench.rewrite
         self._opened: dict[tuple[str, Share], Workbench | str] = {}
         self._driver: Workbench | str | None = None
 
@@ -58,12 +58,12 @@ class ReferenceBackends:
                 backend.close()
         self._opened.clear()
 
-    def alter(self, alteration: Alteration | None) -> None:
-        """What the bench has been altered to: the backends get what they share of it."""
-        self._alteration = alteration
+    def put_in(self, rewrite: Rewrite | None) -> None:
+        """What was put in on the bench: the backends get what they share of it."""
+        self._rewrite = rewrite
         for (_, share), backend in self._opened.items():
             if isinstance(backend, Workbench):
-                backend.alter(self._of(share))
+                backend.change(rewritten(backend.backend, self._of(share)))
 
     def get(self, backend: ReferenceBackend[B]) -> B | str:
         """The backend, or why it is not here or has nothing to say of this target."""
@@ -101,8 +101,8 @@ class ReferenceBackends:
                 self._opened[f"{target}:device={number}", share] = "the same driver"
         return f"{own.name} is the only device here that takes {language}"
 
-    def _of(self, share: Share) -> Alteration | None:
-        return None if self._alteration is None or share == "nothing" else self._alteration.elsewhere()
+    def _of(self, share: Share) -> Rewrite | None:
+        return None if self._rewrite is None or share == "nothing" else self._rewrite.elsewhere()
 
 
 @dataclass(frozen=True)

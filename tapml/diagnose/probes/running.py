@@ -36,9 +36,7 @@ class Compile(Probe):
 
     def run(self, subject: Subject) -> Evidence:
         bench = subject.bench
-        first = None if bench.alteration is None else bench.alteration.schedule(subject.operator)
-        order = None if first is None else (first, *(s for s in bench.target.schedules if s != first))
-        prepared = subject.prepared = bench.compile_body(bench.body(subject.operator), subject.operator, order)
+        prepared = subject.prepared = bench.prepared(subject.operator)
         if prepared.compiled is None:
             return self.gave("refused", prepared.message, subject.here)
         note = f" ({prepared.message})" if prepared.message else ""
