@@ -12,14 +12,17 @@ from tapml.backends.forwarding import Lent
 from tapml.backends.interface import Backend
 from tapml.backends.kernels import Kernels
 from tapml.backends.on_device import DEADLINE
+from tapml.backends.onnxruntime import OnnxRuntime
 from tapml.backends.pytorch import PyTorch
 from tapml.errors import UsageError
-from tapml.languages import pytorch
+from tapml.languages import onnx, pytorch
 from tapml.targets.known import TARGETS
 from tapml.targets.parse import TargetChoice, parse
 
 # By the language of what they run. A new backend is a file beside this one and a line here.
-WITHOUT_KERNELS: dict[str, Callable[[TargetChoice, str, float], Backend]] = {pytorch.LANGUAGE.name: PyTorch}
+WITHOUT_KERNELS: dict[str, Callable[[TargetChoice, str, float], Backend]] = {
+    pytorch.LANGUAGE.name: PyTorch, onnx.LANGUAGE.name: OnnxRuntime,
+}  # fmt: skip
 
 
 def open_backend(target: str | Backend, device: str = "local", deadline: float = DEADLINE) -> Backend:

@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Kind:
     """Where a device's class is. It is made with the target's name, its language's name, and which of several devices the user
-    wants (None: any); `processor` is True where kernels run on the processor with no driver in between, `executes` where texts
-    are programs of this process's own language, which are taken from nobody else; `packages` are those of Python that it needs or
+    wants (None: any); `processor` is True where kernels run on the processor with no driver in between, `here_only` where texts
+    are taken from nobody else: they are programs of this process's own language, or native code reads them that nothing confines;
+    `packages` are those of Python that it needs or
     that bring it a driver, by the names that they are installed by."""
 
     module: str
     cls: str
     processor: bool = False
     packages: tuple[str, ...] = ()
-    executes: bool = False
+    here_only: bool = False
 
     def open(self, platform: str, language: str, device: str | None) -> Device:
         """Raises UnavailableError where the platform is not there, TargetError where `device` matches none."""
@@ -39,10 +40,10 @@ class Kind:
 
 def others_of(platform: str, info: DeviceInfo) -> list[dict[str, str]]:
     """Options of `--target` for the other devices that an open one named among its features."""
-    if platform not in RUNNABLE or not executes(platform):
+    if platform not in RUNNABLE or not here_only(platform):
         return []
     dtypes = LANGUAGES[TARGETS[platform].language].optional_dtypes.values()
-    return [{"device": name} for name in info.features if name not in dtypes]
+    return [{TARGETS[platform].opens[0]: name} for name in info.features if name not in dtypes]
 
 
 NULL = "null"
@@ -51,7 +52,8 @@ DEVICES: dict[str, Kind] = {
     "cpu": Kind("cpu", "CpuDevice", processor=True),
     "opencl": Kind("opencl", "OpenClDevice", packages=("pyopencl", "pocl-binary-distribution")),
     "wgpu": Kind("gpu", "GpuDevice", packages=("wgpu",)),
-    "torch": Kind("torch_device", "TorchDevice", executes=True),
+    "torch": Kind("torch_device", "TorchDevice", here_only=True),
+    "onnxruntime": Kind("onnxruntime_device", "OnnxRuntimeDevice", here_only=True, packages=("onnx", "onnxruntime")),
     NULL: Kind("null", "NullDevice"),
 }
 
@@ -65,13 +67,13 @@ def on_processor(platform: str) -> bool:
     return platform in RUNNABLE and DEVICES[TARGETS[platform].device].processor
 
 
-def executes(platform: str) -> bool:
-    """Whether a target's texts are executed by the process that runs them, so that no agent may offer it."""
-    return platform in RUNNABLE and DEVICES[TARGETS[platform].device].executes
+def here_only(platform: str) -> bool:
+    """Whether a target's texts are run unconfined, so that no agent may offer it."""
+    return platform in RUNNABLE and DEVICES[TARGETS[platform].device].here_only
 
 
 # Those that an agent may offer, the processor last, since it is for diagnosis.
-PLATFORMS = tuple(sorted((name for name in RUNNABLE if not executes(name)), key=on_processor))
+PLATFORMS = tuple(sorted((name for name in RUNNABLE if not here_only(name)), key=on_processor))
 
 
 def is_native(platform: str) -> bool:

@@ -15,6 +15,7 @@ FILES = (
     "msl",
     "null",
     "pytorch",
+    "onnx",
 )
 
 

@@ -69,6 +69,9 @@ class Language:
     none); `prelude` stands before everything. `launched` takes the workgroups of the schedule, and the most that a dimension
     has, to the grid and the uniform words of the launch; it raises LimitError.
 
+    `packed` makes a text the file that engines read, where that is another, and `packed_suffix` stands on such files. It raises
+    ValueError for what is no such text.
+
     `trial` is the text of the kernel that a device is tried with, `trial_uniform` its uniform words; "" for a language that
     nothing here runs. `reproducer` is None for such a one."""
 
@@ -102,6 +105,9 @@ class Language:
     functions: Callable[[str], str] | None = None
     prelude: str = ""
     launched: Callable[[Extent, int | None], tuple[Extent, tuple[int, ...]]] = launched_as_scheduled
+
+    packed: Callable[[str], bytes] | None = None
+    packed_suffix: str = ""
 
     trial: str = ""
     trial_uniform: tuple[int, ...] = ()

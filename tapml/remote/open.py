@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 
 from tapml.devices.interface import Device
-from tapml.devices.known import NULL, executes
+from tapml.devices.known import NULL, here_only
 from tapml.devices.open import open_here, open_local
 from tapml.errors import TargetError, UnavailableError
 from tapml.remote.address import RemoteName
@@ -32,7 +32,7 @@ def open_device(
         return open_local(choice, in_process=in_process, deadline=deadline)
     if "@" not in device:
         raise TargetError(f"There is no device {device!r} here. {FORMS}")
-    if executes(choice.name):
+    if here_only(choice.name):
         raise TargetError(f"Target {choice.name} runs on this machine only. Leave out --device.")
     if in_process:
         raise ValueError("a device of another machine cannot be in this process")

@@ -15,6 +15,7 @@ FILES = (
     "metal",
     "rocm",
     "pytorch",
+    "onnxruntime",
 )
 
 

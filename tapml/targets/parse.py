@@ -42,8 +42,10 @@ class TargetChoice:
         return self.options.get("device")
 
     @property
-    def compiler(self) -> str | None:
-        """What compiles for the platform's device, where that is not TapML."""
+    def way(self) -> str | None:
+        """How an engine that is not TapML makes what it runs: what compiles, or what the engine calls its level."""
+        if "optimise" in self.options:
+            return TARGETS[self.name].levels[self.options["optimise"]]
         return self.options.get("compile")
 
     @property
@@ -53,8 +55,8 @@ class TargetChoice:
 
     @property
     def opened_with(self) -> str | None:
-        """What the platform's device is opened with: which one, and behind a plus what compiles for it."""
-        return self.device if self.compiler is None else f"{self.device or ''}+{self.compiler}"
+        """What the platform's device is opened with: the options that it takes, between them a plus; None for none of them."""
+        return "+".join(self.options.get(key, "") for key in TARGETS[self.name].opens).rstrip("+") or None
 
     def __str__(self) -> str:
         options = ",".join(f"{k}={v}" for k, v in sorted(self.options.items()))
@@ -86,5 +88,7 @@ def parse(text: str) -> TargetChoice:
             raise TargetError(f"Target {text!r}: there is no schedule {value!r}. {nearest(value, SCHEDULES)}")
         if key == "dtype" and value not in DTYPES:
             raise TargetError(f"Target {text!r}: dtype={value!r} is not a floating point dtype. {nearest(value, DTYPES)}")
+        if value not in TARGETS[name].values.get(key, (value,)):
+            raise TargetError(f"Target {text!r}: there is no {key} {value!r}. {nearest(value, TARGETS[name].values[key])}")
         options[key] = value
     return TargetChoice(name, options)

@@ -29,4 +29,5 @@ TARGET = Target(
         "compile": "a backend of torch.compile, such as inductor",
         "dtype": ", ".join(DTYPES),
     },
+    opens=("device", "compile"),
 )

@@ -45,7 +45,7 @@ def resolve(choice: TargetChoice, info: DeviceInfo | None = None) -> Target:
         if name in tvm and limit is not None:
             tvm[name] = min(tvm[name], limit)
     schedules = target.schedules
-    own = choice.schedule or choice.compiler
+    own = choice.schedule or choice.way
     if own is not None:
         schedules = (own,)
     elif info is not None and info.software and language.threads:

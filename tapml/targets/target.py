@@ -14,6 +14,9 @@ from typing import Any
 
 from tapml.limits import Limits
 
+# What concerns the text of `--target` only, and not what is compiled.
+_OF_TEXTS = ("takes", "values", "opens", "levels")
+
 
 @dataclass(frozen=True)
 class Target:
@@ -21,7 +24,8 @@ class Target:
     cannot be run, and `without_device` is why. `tvm` are the attributes of the compiler's target ("kind" included). `storage`
     maps a dtype of the model to the one that the target stores and computes it in; dtypes not named stay. `schedules` are tried
     in this order until one compiles. `takes` are the options of `--target` and what their values are; empty for those that
-    targets with kernels take (`tapml.targets.parse`)."""
+    targets with kernels take (`tapml.targets.parse`). `values` are the only values of some of them, `opens` those that the device
+    is opened with, and `levels` what an engine calls the values of `optimise`."""
 
     name: str
     language: str
@@ -31,6 +35,9 @@ class Target:
     schedules: tuple[str, ...]
     limits: Limits
     takes: dict[str, str] = field(default_factory=dict, compare=False)
+    values: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
+    opens: tuple[str, ...] = field(default=("device",), compare=False)
+    levels: dict[str, str] = field(default_factory=dict, compare=False)
     without_device: str = "kernels can be generated for it, but this version cannot run them"
 
     @property
@@ -43,7 +50,7 @@ class Target:
         return self.storage.get(dtype, dtype)
 
     def to_json(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "takes"} | {"limits": self.limits.to_json()}
+        return {key: value for key, value in asdict(self).items() if key not in _OF_TEXTS} | {"limits": self.limits.to_json()}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Target:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tapml.devices.known import PLATFORMS, WITHOUT_RUNTIME, executes, is_native, on_processor
+from tapml.devices.known import PLATFORMS, WITHOUT_RUNTIME, here_only, is_native, on_processor
 from tapml.errors import TargetError, UnavailableError, UsageError
 from tapml.targets.parse import TargetChoice, parse
 
@@ -49,8 +49,8 @@ def parse_offered(texts: Sequence[str]) -> Offered:
     UsageError for an option that is the client's to choose, UnavailableError for a target that cannot run anywhere yet."""
     choices = [parse(text) for text in texts] or [TargetChoice(name) for name in PLATFORMS if not on_processor(name)]
     for choice in choices:
-        if executes(choice.name):
-            raise UsageError(f"Target {choice}: its operators are programs, and an agent runs none. Leave it out.")
+        if here_only(choice.name):
+            raise UsageError(f"Target {choice}: its operators run unconfined, and an agent runs nobody else's. Leave it out.")
         if choice.name in WITHOUT_RUNTIME:
             raise UnavailableError(f"Target {choice.name}: {WITHOUT_RUNTIME[choice.name]}. Can run: {', '.join(PLATFORMS)}.")
         if set(choice.options) - {"device"}:

@@ -1,0 +1,293 @@
+"""ONNX Runtime as a device: models in `tapml.languages.onnx`, one session each, on the execution provider that was asked for.
+
+A launch binds buffers to the model's inputs and outputs, so that nothing is copied where the provider computes in this memory.
+Where ORT put each operation is asked of the session: a model of which a part would run on another provider is refused, since ORT
+falls back to the processor without an error. Everything that ORT refuses is a DeviceError of the stage "backend". No agent offers
+this device: files of strangers are read by native code that is not confined.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tapml.devices.cpu import memory_bytes, processor_name
+from tapml.devices.handles import Handles, check_binding, check_language, check_range, padded
+from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
+from tapml.errors import DeviceError, DeviceLost, OutOfMemory, TargetError, UnavailableError
+from tapml.kernels import Kernel
+from tapml.languages import LANGUAGES
+from tapml.limits import Limits
+from tapml.targets.onnxruntime import LEVELS, PROCESSOR, PROVIDERS, USUAL
+
+STAGE = "backend"
+INSTALL = "pip install 'tapml[ort]'"
+
+# ORT's names of types, as bindings take them: ONNX's numbers, and the bytes of one element.
+_TYPES = {
+    "tensor(float)": (1, 4), "tensor(uint8)": (2, 1), "tensor(int8)": (3, 1), "tensor(int16)": (5, 2), "tensor(int32)": (6, 4),
+    "tensor(int64)": (7, 8), "tensor(bool)": (9, 1), "tensor(float16)": (10, 2), "tensor(double)": (11, 8),
+    "tensor(bfloat16)": (16, 2),
+}  # fmt: skip
+
+_ALIGNED = 64
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    bytes: NDArray[np.uint8]
+    address: int
+
+
+@dataclass(frozen=True)
+class _Value:
+    name: str
+    type: int
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    entry: str
+    access: tuple[str, ...]
+    session: Any
+    inputs: tuple[_Value, ...]
+    outputs: tuple[_Value, ...]
+
+
+class OnnxRuntimeDevice(ReadsInTurn):
+    """Implements `tapml.devices.interface.Device`. `device` is "PROVIDER+LEVEL+THREADS+NUMBER", each of which may be empty. Raises
+    UnavailableError when ORT or the provider is not there, or the provider does not compute itself; TargetError for a value that
+    is no number."""
+
+    def __init__(self, platform: str, language: str, device: str | None) -> None:
+        try:
+            import onnx.parser
+            import onnxruntime
+        except ImportError as error:
+            raise UnavailableError(f"{platform} is not available: {error}. Try: {INSTALL}") from error
+        assert onnx.parser
+        self._ort = onnxruntime
+        self._language = language
+        self._platform = platform
+        word, level, threads, number = ((device or "").split("+") + [""] * 4)[:4]
+        self._word = word or PROCESSOR
+        self._level = LEVELS[level or USUAL]
+        self._threads = _count("threads", threads)
+        self._provider: Any = _provider(onnxruntime, platform, self._word)
+        options = {} if _count("device", number) is None else {"device_id": number}
+        self._given = [(self._provider, options)]
+        if hasattr(onnxruntime, "set_global_thread_pool_sizes"):
+            onnxruntime.set_global_thread_pool_sizes(self._threads or 0, 1)
+        memory = memory_bytes()
+        self._info = DeviceInfo(
+            platform=platform, name=processor_name() if self._word == PROCESSOR else self._provider,
+            driver=f"ONNX Runtime {onnxruntime.__version__}, {self._provider}, {self._level}", software=False,
+            limits=Limits(max_buffer_bytes=memory, max_binding_bytes=memory),
+            features=tuple(w for w, (name, _) in PROVIDERS.items() if w != PROCESSOR and name in onnxruntime.get_available_providers()),
+        )
+        self._buffers: Handles[_Buffer] = Handles("buffer")
+        self._kernels: Handles[_Loaded] = Handles("kernel")
+        self._closed = False
+        self._tried()
+
+    def _tried(self) -> None:
+        """A small model, before anything else: some providers are there and find nothing to compute on."""
+        with _Heard() as heard:
+            try:
+                self._session(LANGUAGES[self._language].trial)
+            except DeviceError as error:
+                said = f" It said: {text}" if (text := heard.text()) else ""
+                raise UnavailableError(f"{self._platform}:provider={self._word} is not available: {error}{said}") from error
+
+    @property
+    def info(self) -> DeviceInfo:
+        return self._info
+
+    def allocate(self, nbytes: int) -> int:
+        self._check_open()
+        size = padded(nbytes)
+        try:
+            memory = np.empty(size + _ALIGNED, np.uint8)
+        except MemoryError as error:
+            raise OutOfMemory(f"could not allocate {size} bytes") from error
+        start = -memory.ctypes.data % _ALIGNED
+        data = memory[start : start + size]
+        return self._buffers.add(_Buffer(data, data.ctypes.data))
+
+    def free(self, buffer: int) -> None:
+        self._buffers.pop(buffer)
+
+    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
+        memory = self._buffers[buffer].bytes
+        view = memoryview(data).cast("B")
+        check_range(len(memory), offset, view.nbytes)
+        memory[offset : offset + view.nbytes] = np.frombuffer(view, np.uint8)
+
+    def read(self, buffer: int, nbytes: int, offset: int = 0) -> bytes:
+        memory = self._buffers[buffer].bytes
+        check_range(len(memory), offset, nbytes)
+        return memory[offset : offset + nbytes].tobytes()
+
+    def load(self, kernel: Kernel) -> int:
+        self._check_open()
+        check_language(self._platform, self._language, kernel)
+        session = self._session(kernel.source)
+        inputs, outputs = (tuple(map(_value, values)) for values in (session.get_inputs(), session.get_outputs()))
+        if len(inputs) + len(outputs) != len(kernel.access):
+            counts = f"{len(inputs)} inputs and {len(outputs)} outputs"
+            raise DeviceError(STAGE, f"{kernel.entry} has {counts}, and is launched with {len(kernel.access)} buffers")
+        return self._kernels.add(_Loaded(kernel.entry, kernel.access, session, inputs, outputs))
+
+    def _session(self, text: str) -> Any:
+        packed = LANGUAGES[self._language].packed
+        assert packed is not None
+        try:
+            data = packed(text)
+        except ValueError as error:
+            raise DeviceError(STAGE, f"the text is no model: {_said(error)}") from error
+        ort = self._ort
+        options = ort.SessionOptions()
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, self._level)
+        options.log_severity_level = 3
+        options.enable_cpu_mem_arena = False  # hundreds of sessions are open at once
+        if hasattr(ort, "set_global_thread_pool_sizes"):
+            options.use_per_session_threads = False
+        elif self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        proven = self._word == PROCESSOR
+        if not proven:
+            options.log_severity_level = 2
+            if asked := hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
+                options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+            else:
+                options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        try:
+            session = ort.InferenceSession(data, options, providers=self._given)
+        except Exception as error:
+            raise DeviceError(STAGE, f"ONNX Runtime does not take it: {_said(error)}") from error
+        if not proven:
+            self._check_placed(session, asked)
+        return session
+
+    def _check_placed(self, session: Any, asked: bool) -> None:
+        """Raises DeviceError unless all of it runs on the provider that was asked for."""
+        first = session.get_providers()[0]
+        if first != self._provider:
+            raise DeviceError(STAGE, f"ONNX Runtime would compute on {first}, and not on {self._provider}")
+        if asked:
+            elsewhere = [
+                f"{node.op_type} on {part.ep_name}" for part in session.get_provider_graph_assignment_info()
+                if part.ep_name != self._provider for node in part.get_nodes()
+            ]
+            if elsewhere:
+                listed = ", ".join(dict.fromkeys(elsewhere))
+                raise DeviceError(STAGE, f"{self._provider} does not take all of it; ONNX Runtime would compute {listed}")
+
+    def unload(self, kernel: int) -> None:
+        self._kernels.pop(kernel)
+
+    def run(self, batch: Sequence[Launch]) -> None:
+        self._check_open()
+        for launch in batch:
+            kernel = self._kernels[launch.kernel]
+            check_binding(kernel.entry, kernel.access, launch.buffers)
+            binding = kernel.session.io_binding()
+            count = len(kernel.inputs)
+            for bind, values, buffers in (
+                (binding.bind_input, kernel.inputs, launch.buffers[:count]),
+                (binding.bind_output, kernel.outputs, launch.buffers[count:]),
+            ):
+                for value, handle in zip(values, buffers, strict=True):
+                    buffer = self._buffers[handle]
+                    check_range(len(buffer.bytes), 0, value.nbytes)
+                    bind(value.name, "cpu", 0, value.type, value.shape, buffer.address)
+            try:
+                kernel.session.run_with_iobinding(binding)
+            except Exception as error:
+                raise _failed(kernel.entry, error) from error
+
+    def synchronize(self) -> None:
+        self._check_open()
+
+    def close(self) -> None:
+        self._closed = True
+        self._buffers.clear()
+        self._kernels.clear()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the device is closed")
+
+
+def _count(what: str, text: str) -> int | None:
+    if not text:
+        return None
+    if not text.isdecimal() or len(text) > 6:
+        raise TargetError(f"{what}={text!r} is no number. Give one such as {what}=1.")
+    return int(text)
+
+
+def _provider(ort: Any, platform: str, word: str) -> str:
+    name, package = PROVIDERS[word]
+    there = ort.get_available_providers()
+    if name in there:
+        return name
+    way = f"Try: pip install {package}, in an environment of its own, since it is the same module." if package else (
+        "It comes with ONNX Runtime on some systems only, or is built with it."
+    )  # fmt: skip
+    raise UnavailableError(
+        f"{platform}:provider={word} is not available: ONNX Runtime {ort.__version__} as it is installed has {', '.join(there)}. {way}"
+    )
+
+
+def _value(argument: Any) -> _Value:
+    if argument.type not in _TYPES or any(not isinstance(n, int) for n in argument.shape):
+        raise DeviceError(STAGE, f"{argument.name} is {argument.type} of shape {argument.shape}, which has no size of its own")
+    number, size = _TYPES[argument.type]
+    return _Value(argument.name, number, tuple(argument.shape), math.prod(argument.shape) * size)
+
+
+def _failed(entry: str, error: Exception) -> Exception:
+    text = _said(error)
+    lower = text.lower()
+    if "failed to allocate memory" in lower or "out of memory" in lower:
+        return OutOfMemory(f"{entry}: {text}")
+    if "device lost" in lower or "cuda failure" in lower or "device is lost" in lower:
+        return DeviceLost(f"{entry} left the device in an error: {text}")
+    return DeviceError(STAGE, f"{entry} fails: {text}")
+
+
+def _said(error: Exception) -> str:
+    """What ORT says, in one line, without the name that all of its errors begin with."""
+    text = " ".join(str(error).split())
+    return text.removeprefix("[ONNXRuntimeError] : ")[:1000]
+
+
+class _Heard:
+    """What native code writes to this process's stderr in the meantime."""
+
+    def __enter__(self) -> _Heard:
+        self._file = tempfile.TemporaryFile("w+b")
+        self._before = os.dup(2)
+        os.dup2(self._file.fileno(), 2)
+        return self
+
+    def text(self) -> str:
+        self._file.seek(0)
+        return " ".join(self._file.read().decode(errors="replace").split())[:600]
+
+    def __exit__(self, *_: object) -> None:
+        os.dup2(self._before, 2)
+        os.close(self._before)
+        self._file.close()
+
+

@@ -1,0 +1,54 @@
+"""ONNX Runtime as a target: any of its execution providers (`provider=webgpu`), with its graph optimisations on or off.
+
+Operators are ONNX models. Its device is the one of the same name; what ORT makes of a graph before it runs it is the level that
+`optimise` names, as ORT itself numbers them.
+"""
+
+from __future__ import annotations
+
+from tapml.languages import onnx
+from tapml.limits import Limits
+from tapml.targets.target import Target
+
+PROCESSOR = "cpu"
+
+# What ORT calls each, and the package that has it where that is another than ORT's usual one.
+PROVIDERS = {
+    PROCESSOR: ("CPUExecutionProvider", ""),
+    "webgpu": ("WebGpuExecutionProvider", "onnxruntime-webgpu"),
+    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
+    "migraphx": ("MIGraphXExecutionProvider", "onnxruntime-migraphx"),
+    "coreml": ("CoreMLExecutionProvider", ""),
+    "dml": ("DmlExecutionProvider", "onnxruntime-directml"),
+    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+    "qnn": ("QNNExecutionProvider", "onnxruntime-qnn"),
+    "xnnpack": ("XnnpackExecutionProvider", ""),
+    "dnnl": ("DnnlExecutionProvider", ""),
+    "vitisai": ("VitisAIExecutionProvider", ""),
+}
+
+# The levels of graph optimisation by ORT's own numbers, with its names for them.
+LEVELS = {
+    "0": "ORT_DISABLE_ALL", "1": "ORT_ENABLE_BASIC", "2": "ORT_ENABLE_EXTENDED", "3": "ORT_ENABLE_LAYOUT", "99": "ORT_ENABLE_ALL",
+}  # fmt: skip
+USUAL = "99"
+
+TARGET = Target(
+    name="ort",
+    language=onnx.LANGUAGE.name,
+    device="onnxruntime",
+    tvm={},
+    storage={},
+    schedules=(LEVELS[USUAL],),
+    limits=Limits(),
+    takes={
+        "provider": ", ".join(PROVIDERS),
+        "optimise": ", ".join(f"{number} ({name})" for number, name in LEVELS.items()),
+        "threads": "how many the processor's provider uses for one operator",
+        "device": "the number of one of the provider's devices",
+    },
+    values={"provider": tuple(PROVIDERS), "optimise": tuple(LEVELS)},
+    opens=("provider", "optimise", "threads", "device"),
+    levels=LEVELS,
+)
