@@ -46,7 +46,7 @@ class OneText(OnDevice):
 
     def _program(self, body: Body, layouts: Mapping[int, Layout]) -> tuple[Program, str]:
         target = self.target
-        entry = f"{re.sub(r'\W', '_', body.kind, flags=re.ASCII).strip('_') or 'operator'}_0"
+        entry = (re.sub(r"\W", "_", body.kind, flags=re.ASCII).strip("_") or "operator") + "_0"
         lying = [layouts.get(k) for k in range(len(body.inputs))]
         text, note = self._text(body, entry, lying)
         places = {f"i{k}": k for k in range(len(body.inputs))}

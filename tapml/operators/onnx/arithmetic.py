@@ -147,8 +147,9 @@ def _clamp_max(w: Writer, out: Specs, x: Value, most: Operand) -> Value:
 def _compared(operation: str) -> Callable[..., Value]:
     def convert(w: Writer, out: Specs, a: Operand, b: Operand) -> Value:
         dtype = promoted(a, b)
-        if not isinstance(b, Value) and dtype not in FLOATS and not -(2**31) <= b < 2**31:
-            dtype = "int64"
+        if isinstance(b, int) and dtype not in (*FLOATS, "bool"):  # PyTorch takes the number in the tensor's dtype, and wraps it
+            info = torch.iinfo(named_dtype(dtype))
+            b = (b - int(info.min)) % 2**info.bits + int(info.min)
         return w.binary(operation, *both(w, a, b, dtype), "bool")
 
     return convert
@@ -205,6 +206,10 @@ def _to_copy(w: Writer, out: Specs, x: Value, *_: Any) -> Value:
     return w.cast(x, out[0].dtype)
 
 
+def _copy(w: Writer, out: Specs, x: Value, source: Value, *_: Any) -> Value:
+    return w.expand(w.cast(source, x.dtype), x.shape)
+
+
 def _addc(operation: str) -> Callable[..., Value]:
     def convert(w: Writer, out: Specs, x: Value, a: Value, b: Value, value: float = 1) -> Value:
         x, a, b = (operand(w, v, widened(out[0].dtype)) for v in (x, a, b))
@@ -239,33 +244,37 @@ def _signbit(w: Writer, out: Specs, x: Value) -> Value:
     return w.compare("Less", w.cast(x, widened(x.dtype)), 0)
 
 
-_BINARY: dict[str, Callable[..., Value]] = {
-    "add": _add, "sub": _sub, "rsub": _rsub, "mul": _mul, "div": _div, "true_divide": _div, "floor_divide": _floor_divide,
-    "remainder": _remainder, "fmod": _fmod, "pow": _pow, "eq": _compared("Equal"), "ne": _not_equal, "lt": _compared("Less"),
-    "le": _compared("LessOrEqual"), "gt": _compared("Greater"), "ge": _compared("GreaterOrEqual"),
-    "bitwise_and": _bitwise("And"), "bitwise_or": _bitwise("Or"), "bitwise_xor": _bitwise("Xor"), "__and__": _bitwise("And"),
-    "__or__": _bitwise("Or"), "__xor__": _bitwise("Xor"), "__lshift__": _shifted(True), "__rshift__": _shifted(False),
-    "bitwise_left_shift": _shifted(True), "bitwise_right_shift": _shifted(False),
+# By operator, with the overloads that take the same arguments; those of prims, which decompositions end in, are "default".
+_BINARY: dict[str, tuple[Callable[..., Value], str]] = {
+    "add": (_add, "Tensor Scalar default"), "sub": (_sub, "Tensor Scalar default"), "rsub": (_rsub, "Tensor Scalar"),
+    "mul": (_mul, "Tensor Scalar default"), "div": (_div, "Tensor Scalar Tensor_mode Scalar_mode"),
+    "true_divide": (_div, "Tensor Scalar"), "floor_divide": (_floor_divide, "default Scalar"),
+    "remainder": (_remainder, "Tensor Scalar Scalar_Tensor"), "fmod": (_fmod, "Tensor Scalar"),
+    "pow": (_pow, "Tensor_Tensor Tensor_Scalar Scalar default"), "eq": (_compared("Equal"), "Tensor Scalar default"),
+    "ne": (_not_equal, "Tensor Scalar default"), "lt": (_compared("Less"), "Tensor Scalar default"),
+    "le": (_compared("LessOrEqual"), "Tensor Scalar default"), "gt": (_compared("Greater"), "Tensor Scalar default"),
+    "ge": (_compared("GreaterOrEqual"), "Tensor Scalar default"), "__and__": (_bitwise("And"), "Tensor Scalar"),
+    "__or__": (_bitwise("Or"), "Tensor Scalar"), "__xor__": (_bitwise("Xor"), "Tensor Scalar"),
+    "bitwise_and": (_bitwise("And"), "Tensor Scalar Scalar_Tensor"), "bitwise_or": (_bitwise("Or"), "Tensor Scalar Scalar_Tensor"),
+    "bitwise_xor": (_bitwise("Xor"), "Tensor Scalar Scalar_Tensor"), "__lshift__": (_shifted(True), "Tensor Scalar"),
+    "__rshift__": (_shifted(False), "Tensor Scalar"),
+    "bitwise_left_shift": (_shifted(True), "Tensor Tensor_Scalar Scalar_Tensor"),
+    "bitwise_right_shift": (_shifted(False), "Tensor Tensor_Scalar Scalar_Tensor"),
 }  # fmt: skip
 
 ARITHMETIC: dict[str, Callable[..., Any]] = {
-    f"{name}.{which}": function for name, function in _BINARY.items()
-    for which in ("default", "Tensor", "Scalar", "Scalar_Tensor", "Tensor_Scalar", "Tensor_Tensor", "Tensor_mode", "Scalar_mode")
+    f"{name}.{which}": function for name, (function, overloads) in _BINARY.items() for which in overloads.split()
 } | {
-    "pow.Scalar": _pow,
-    "remainder.Scalar_Tensor": _remainder,
     "maximum.default": _extreme("Max"), "minimum.default": _extreme("Min"), "max.other": _extreme("Max"),
     "min.other": _extreme("Min"),
     "clamp.default": _clamp, "clamp.Tensor": _clamp, "clip.default": _clamp, "clamp_min.default": _clamp,
     "clamp_min.Tensor": _clamp, "clamp_max.default": _clamp_max, "clamp_max.Tensor": _clamp_max, "hardtanh.default": _clamp,
     "logical_and.default": _logical("And"), "logical_or.default": _logical("Or"), "logical_xor.default": _logical("Xor"),
     "logical_not.default": _logical_not, "bitwise_not.default": _bitwise_not,
-    "where.self": _where, "where.ScalarOther": _where, "where.ScalarSelf": _where, "where.Scalar": _where,
+    "where.self": _where, "where.ScalarOther": _where, "where.ScalarSelf": _where, "where.Scalar": _where, "where.default": _where,
     "masked_fill.Scalar": _masked_fill, "masked_fill.Tensor": _masked_fill,
-    "_to_copy.default": _to_copy, "to.dtype": _to_copy, "to.device": _to_copy, "to.dtype_layout": _to_copy,
-    "to.other": _to_copy, "type_as.default": _to_copy, "clone.default": _to_copy, "alias.default": _to_copy,
-    "contiguous.default": _to_copy, "detach.default": _to_copy, "lift_fresh_copy.default": _to_copy, "lift_fresh.default": _to_copy,
-    "detach_copy.default": _to_copy, "alias_copy.default": _to_copy, "positive.default": _to_copy, "dropout.default": _to_copy,
+    "copy.default": _copy, "convert_element_type.default": _to_copy, "_to_copy.default": _to_copy, "to.dtype": _to_copy, "type_as.default": _to_copy, "clone.default": _to_copy, "alias.default": _to_copy,
+    "contiguous.default": _to_copy, "detach.default": _to_copy, "lift_fresh_copy.default": _to_copy, "dropout.default": _to_copy,
     "addcmul.default": _addc("Mul"), "addcdiv.default": _addc("Div"), "lerp.Scalar": _lerp, "lerp.Tensor": _lerp,
     "atan2.default": _atan2, "signbit.default": _signbit,
 }  # fmt: skip

@@ -84,7 +84,7 @@ def _triangle(upper: int) -> Callable[..., Value]:
 
 CREATION: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("zeros.default", "zeros_like.default", "new_zeros.default", "empty.memory_format", "empty_like.default",
-                     "new_empty.default", "zero.default", "empty_strided.default", "new_empty_strided.default"), _filled(0)),
+                     "new_empty.default", "zero.default"), _filled(0)),
     **dict.fromkeys(("ones.default", "ones_like.default", "new_ones.default"), _filled(1)),
     "full.default": _full, "full_like.default": _full, "new_full.default": _new_full, "fill.Scalar": _fill, "fill.Tensor": _fill,
     "scalar_tensor.default": _scalar_tensor, "arange.default": _arange_to, "arange.start": _arange_from,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tapml.operators.onnx.arithmetic import Operand, Specs, operand, truncated, widened
-from tapml.operators.onnx.writer import CannotSay, Value, Writer
+from tapml.operators.onnx.writer import Value, Writer
 from tapml.tensors import FLOATS
 
 
@@ -186,7 +186,14 @@ def _nan_to_num(
 
 
 def _sign(w: Writer, out: Specs, x: Value) -> Value:
-    return x if x.dtype == "bool" else w.unary("Sign", w.cast(x, widened(x.dtype)))
+    """Of NaN it is 0."""
+    if x.dtype == "bool":
+        return x
+    wide = w.cast(x, widened(x.dtype))
+    if x.dtype not in FLOATS:
+        return w.unary("Sign", wide)
+    above, below = (w.cast(w.compare(operation, wide, 0), wide.dtype) for operation in ("Greater", "Less"))
+    return w.sub(above, below)
 
 
 def _abs(w: Writer, out: Specs, x: Value) -> Value:
@@ -194,9 +201,12 @@ def _abs(w: Writer, out: Specs, x: Value) -> Value:
 
 
 def _round(w: Writer, out: Specs, x: Value, decimals: int = 0) -> Value:
-    if decimals:
-        raise CannotSay("it rounds to decimals")
-    return w.unary("Round", x) if x.dtype in FLOATS else x
+    if x.dtype not in FLOATS or not decimals:
+        return w.unary("Round", x) if x.dtype in FLOATS else x
+    scale = 10.0 ** abs(decimals)
+    if decimals < 0:
+        return w.mul(w.unary("Round", w.div(x, scale)), scale)
+    return w.div(w.unary("Round", w.mul(x, scale)), scale)
 
 
 def _xlogy(w: Writer, out: Specs, a: Operand, b: Operand) -> Value:
@@ -209,7 +219,6 @@ _PLAIN = {
     "exp": "Exp", "sqrt": "Sqrt", "log": "Log", "sin": "Sin", "cos": "Cos", "tan": "Tan", "asin": "Asin", "acos": "Acos",
     "atan": "Atan", "sinh": "Sinh", "cosh": "Cosh", "asinh": "Asinh", "acosh": "Acosh", "atanh": "Atanh", "tanh": "Tanh",
     "sigmoid": "Sigmoid", "erf": "Erf", "reciprocal": "Reciprocal", "neg": "Neg", "relu": "Relu", "hardswish": "HardSwish",
-    "softsign": "Softsign",
 }  # fmt: skip
 
 ELEMENTWISE: dict[str, Callable[..., Any]] = {f"{name}.default": _plain(operation) for name, operation in _PLAIN.items()} | {
@@ -222,5 +231,5 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {f"{name}.default": _plain(operatio
     "hardsigmoid.default": _hard_sigmoid, "relu6.default": _relu6, "threshold.default": _threshold,
     "hardshrink.default": _hardshrink, "softshrink.default": _softshrink, "prelu.default": _prelu,
     "_prelu_kernel.default": _prelu, "isnan.default": _isnan, "isinf.default": _isinf, "isfinite.default": _isfinite,
-    "nan_to_num.default": _nan_to_num, "xlogy.Tensor": _xlogy, "xlogy.Scalar_Other": _xlogy, "xlogy.Scalar_Self": _xlogy,
+    "nan_to_num.default": _nan_to_num, "xlogy.Tensor": _xlogy, "xlogy.Scalar_Other": _xlogy,
 }  # fmt: skip

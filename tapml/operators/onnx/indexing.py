@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
-from tapml.operators.onnx.arithmetic import Operand, Specs, operand, widened
+from tapml.operators.onnx.arithmetic import Operand, Specs, floor_divided, operand, widened
 from tapml.operators.onnx.writer import CannotSay, Value, Writer
+from tapml.operators.overload import named_dtype
+from tapml.tensors import FLOATS
 
 
 def _embedding(w: Writer, out: Specs, weight: Value, index: Value, *_: Any) -> Value:
@@ -159,9 +162,22 @@ _REDUCED = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min"}
 
 
 def _scatter_reduce(w: Writer, out: Specs, x: Value, dim: int, index: Value, source: Value, how: str, whole: bool = True) -> Value:
-    if how not in _REDUCED or not whole:
-        raise CannotSay(f"it takes the {how} of what is written only")
-    return _elements(w, x, x.axis(dim), index, _updates(w, x, index, source), _REDUCED[how])
+    axis, given = x.axis(dim), _updates(w, x, index, source)
+    if not whole:  # what is written to begins with what changes nothing
+        info: Any = torch.finfo(named_dtype(x.dtype)) if x.dtype in FLOATS else torch.iinfo(named_dtype(x.dtype))
+        low, high = (-math.inf, math.inf) if x.dtype in FLOATS else (info.min, info.max)
+        first = {"sum": 0, "mean": 0, "prod": 1, "amax": low, "amin": high}[how]
+        start = _elements(w, x, axis, index, w.full(index.shape, first, x.dtype))
+    else:
+        start = x
+    if how != "mean":
+        return _elements(w, start, axis, index, given, _REDUCED[how])
+    total = _elements(w, start, axis, index, given, "add")
+    ones = w.full(index.shape, 1, x.dtype)
+    count = _elements(w, w.full(x.shape, int(whole), x.dtype), axis, index, ones, "add")
+    if not whole:
+        count = w.binary("Max", count, w.constant(1, x.dtype))
+    return w.div(total, count) if x.dtype in FLOATS else floor_divided(w, total, count)
 
 
 def _updates(w: Writer, x: Value, index: Value, source: Operand) -> Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,15 +51,40 @@ def _average_pool(rank: int) -> Callable[..., Value]:
         w: Writer, out: Specs, x: Value, kernel: Any, stride: Any = None, padding: Any = 0, ceil: bool = False,
         counts_padding: bool = True, divisor: int | None = None,
     ) -> Value:
-        if divisor is not None or ceil:
-            raise CannotSay("windows beyond the end, or a divisor of its own, are counted otherwise")
         given, single = _batched(w, x, rank)
         shape = (1, *out[0].shape) if single else out[0].shape
-        named = _windows(kernel, stride, padding, rank, ceil)
+        named = _windows(kernel, stride, padding, rank, False)
+        if divisor is not None or ceil:
+            return w.reshape(_counted_average(w, given, shape, named, counts_padding, divisor), out[0].shape)
         made = w.op("AveragePool", given, spec=(shape, x.dtype), **named, count_include_pad=int(counts_padding))
         return w.reshape(made, out[0].shape)
 
     return convert
+
+
+def _counted_average(
+    w: Writer, x: Value, shape: Sequence[int], named: dict[str, Any], counts_padding: bool, divisor: int | None
+) -> Value:
+    """Sums over windows, divided by how many elements PyTorch counts in each: engines differ on windows that go beyond the end."""
+    rank = x.rank - 2
+    kernel, strides, pads = named["kernel_shape"], named["strides"], named["pads"][:rank]
+    behind = [max((n - 1) * s + k - e - p, 0) for n, s, k, e, p in zip(shape[2:], strides, kernel, x.shape[2:], pads, strict=True)]
+    around = [0, 0, *pads, 0, 0, *behind]
+    wide = [e + p + b for e, p, b in zip(x.shape[2:], pads, behind, strict=True)]
+    padded = w.op("Pad", x, w.ints(around), spec=((*x.shape[:2], *wide), x.dtype), mode="constant")
+    means = w.op("AveragePool", padded, spec=(shape, x.dtype), kernel_shape=kernel, strides=strides)
+    sums = w.mul(means, math.prod(kernel))
+    if divisor is not None:
+        return w.div(sums, divisor)
+    for k in range(rank):
+        extent, pad = x.shape[2 + k], pads[k]
+        counts = []
+        for at in range(shape[2 + k]):
+            start = at * strides[k] - pad
+            end = min(start + kernel[k], extent + pad)
+            counts.append(end - start if counts_padding else min(end, extent) - max(start, 0))
+        sums = w.div(sums, w.constant(counts, x.dtype, (len(counts), *(1,) * (rank - 1 - k))))
+    return sums
 
 
 def _adaptive_average(rank: int) -> Callable[..., Value]:
@@ -76,7 +102,7 @@ def _adaptive_average(rank: int) -> Callable[..., Value]:
 def _resized(mode: str) -> Callable[..., Value]:
     def convert(w: Writer, out: Specs, x: Value, *arguments: Any) -> Value:
         """`arguments`: sizes, whether corners are aligned (not for the nearest), and factors."""
-        sizes, rest = arguments[0], list(arguments[1:])
+        rest = list(arguments[1:])
         corners = False if mode == "nearest" else bool(rest.pop(0))
         factors = [f for item in rest for f in (item if isinstance(item, list | tuple) else [item]) if f is not None]
         extents = list(zip(x.shape[2:], out[0].shape[2:], strict=True))

@@ -123,8 +123,8 @@ _MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "ci
 
 def _padded(w: Writer, x: Value, pads: Sequence[int], mode: str, value: float | None = None) -> Value:
     """`pads` are those before and behind each axis, the last axis first."""
-    if mode == "wrap" or (mode != "constant" and min(pads) < 0):
-        raise CannotSay(f"padding by {mode} is not to be relied upon there")
+    if mode != "constant" and min(pads) < 0:
+        raise CannotSay(f"it cuts off, and pads by {mode}")
     before, behind = [0] * x.rank, [0] * x.rank
     for k in range(len(pads) // 2):
         before[x.rank - 1 - k], behind[x.rank - 1 - k] = pads[2 * k], pads[2 * k + 1]
@@ -132,6 +132,12 @@ def _padded(w: Writer, x: Value, pads: Sequence[int], mode: str, value: float | 
         cut = (max(-before[axis], 0), x.shape[axis] - max(-behind[axis], 0))
         x = w.slice(x, axis, cut[0], max(cut))
     before, behind = [max(n, 0) for n in before], [max(n, 0) for n in behind]
+    if mode == "wrap":
+        for axis in range(x.rank):
+            extent = x.shape[axis]
+            ends = [w.slice(x, axis, extent - before[axis], extent), x, w.slice(x, axis, 0, behind[axis])]
+            x = w.concat([part for part in ends if part.shape[axis]], axis)
+        return x
     if not any((*before, *behind)):
         return x
     shape = [n + a + b for n, a, b in zip(x.shape, before, behind, strict=True)]
@@ -156,16 +162,15 @@ def _pad_by(mode: str) -> Callable[..., Value]:
 
 
 _RESHAPED = (
-    "view.default", "_unsafe_view.default", "reshape.default", "_reshape_copy.default", "view_copy.default", "unsqueeze.default",
-    "squeeze.default", "squeeze.dim", "squeeze.dims", "flatten.using_ints", "unflatten.int", "view_as.default", "ravel.default",
-    "reshape_as.default", "atleast_1d.default", "atleast_2d.default",
+    "view.default", "_unsafe_view.default", "reshape.default", "unsqueeze.default", "squeeze.default", "squeeze.dim",
+    "squeeze.dims", "flatten.using_ints", "unflatten.int", "view_as.default", "reshape_as.default",
 )  # fmt: skip
 
 SHAPES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(_RESHAPED, _reshaped),
-    **dict.fromkeys(("expand.default", "expand_as.default", "broadcast_to.default", "expand_copy.default"), _expanded),
-    "permute.default": _permute, "transpose.int": _transpose, "swapaxes.default": _transpose, "swapdims.default": _transpose,
-    "t.default": _reversed, "numpy_T.default": _reversed, "mT.default": _swapped, "adjoint.default": _swapped,
+    **dict.fromkeys(("expand.default", "expand_as.default", "broadcast_to.default"), _expanded),
+    "permute.default": _permute, "transpose.int": _transpose, "swapaxes.default": _transpose,
+    "t.default": _reversed, "numpy_T.default": _reversed, "mT.default": _swapped,
     "slice.Tensor": _slice, "narrow.default": _narrow, "select.int": _select, "flip.default": _flip, "roll.default": _roll,
     "cat.default": _cat, "concat.default": _cat, "stack.default": _stack, "split.Tensor": _split, "split.sizes": _split,
     "split_with_sizes.default": _split, "chunk.default": _split, "tensor_split.sections": _split, "tensor_split.indices": _split,

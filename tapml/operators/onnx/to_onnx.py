@@ -110,6 +110,8 @@ class _Writing:
             several, index = self.values[node.args[0]["ref"]], node.args[1]
             assert not isinstance(several, Value)
             found = several[index]
+            if found is None and not node.outputs[0].elements:
+                return self.writer.full(node.outputs[0].shape, 0, node.outputs[0].dtype)
             if found is None:
                 raise _Refused(self._maker(node), f"output {index} of it is not written")
             return found
