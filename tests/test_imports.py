@@ -48,6 +48,8 @@ HOMES = {
     "tvm_ffi": {"compile"},
     "pyopencl": {"devices"},
     "wgpu": {"devices"},
+    "onnxruntime": {"devices"},
+    "onnx": {"languages", "devices"},
     "websockets": {"remote"},
     "segno": {"remote"},
     "cryptography": {"remote"},

@@ -88,7 +88,7 @@ def test_a_language_is_sound(language: Language) -> None:
 
 def test_what_runs_follows_from_the_devices() -> None:
     assert sorted((*RUNNABLE, *WITHOUT_RUNTIME)) == sorted(TARGETS)
-    assert set(RUNNABLE) - set(PLATFORMS) == {"torch"}, "no agent takes a text of Python"
+    assert set(RUNNABLE) - set(PLATFORMS) == {"torch", "ort"}, "no agent takes what runs unconfined"
     assert PLATFORMS == ("opencl", "vulkan", "webgpu", "cpu") and [on_processor(name) for name in PLATFORMS].count(True) == 1
     assert others(TARGETS["opencl"]) == ("vulkan", "webgpu") and others(TARGETS["webgpu"]) == ("opencl",)
     assert {TARGETS[name].device for name in RUNNABLE} == set(DEVICES) - {NULL}

@@ -1,5 +1,5 @@
-"""PyTorch as a backend: each operator is a function of Python (`tapml.operators.to_text`) that PyTorch runs, on any of its devices,
-compiled or not."""
+"""PyTorch as a backend: each operator is a function of Python (`tapml.operators.to_text`) that PyTorch runs, on any of its
+devices, compiled or not."""
 
 from __future__ import annotations
 

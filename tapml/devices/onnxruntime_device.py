@@ -39,6 +39,9 @@ _TYPES = {
 
 _ALIGNED = 64
 
+# How many threads the sessions of this process share, 0 for as many as there are cores: ORT makes such a pool once.
+_pool: list[int] = []
+
 
 @dataclass(frozen=True)
 class _Buffer:
@@ -64,9 +67,9 @@ class _Loaded:
 
 
 class OnnxRuntimeDevice(ReadsInTurn):
-    """Implements `tapml.devices.interface.Device`. `device` is "PROVIDER+LEVEL+THREADS+NUMBER", each of which may be empty. Raises
-    UnavailableError when ORT or the provider is not there, or the provider does not compute itself; TargetError for a value that
-    is no number."""
+    """Implements `tapml.devices.interface.Device`. `device` is "PROVIDER+LEVEL+THREADS+NUMBER", each of which may be empty.
+    Raises UnavailableError when ORT or the provider is not there, or the provider does not compute itself; TargetError for a
+    value that is no number."""
 
     def __init__(self, platform: str, language: str, device: str | None) -> None:
         try:
@@ -85,14 +88,13 @@ class OnnxRuntimeDevice(ReadsInTurn):
         self._provider: Any = _provider(onnxruntime, platform, self._word)
         options = {} if _count("device", number) is None else {"device_id": number}
         self._given = [(self._provider, options)]
-        if hasattr(onnxruntime, "set_global_thread_pool_sizes"):
-            onnxruntime.set_global_thread_pool_sizes(self._threads or 0, 1)
+        self._shares_threads = _pooled(onnxruntime, self._threads or 0)
         memory = memory_bytes()
         self._info = DeviceInfo(
             platform=platform, name=processor_name() if self._word == PROCESSOR else self._provider,
             driver=f"ONNX Runtime {onnxruntime.__version__}, {self._provider}, {self._level}", software=False,
             limits=Limits(max_buffer_bytes=memory, max_binding_bytes=memory),
-            features=tuple(w for w, (name, _) in PROVIDERS.items() if w != PROCESSOR and name in onnxruntime.get_available_providers()),
+            features=_others(onnxruntime),
         )
         self._buffers: Handles[_Buffer] = Handles("buffer")
         self._kernels: Handles[_Loaded] = Handles("kernel")
@@ -159,10 +161,9 @@ class OnnxRuntimeDevice(ReadsInTurn):
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, self._level)
         options.log_severity_level = 3
         options.enable_cpu_mem_arena = False  # hundreds of sessions are open at once
-        if hasattr(ort, "set_global_thread_pool_sizes"):
-            options.use_per_session_threads = False
-        elif self._threads is not None:
-            options.intra_op_num_threads = self._threads
+        options.use_per_session_threads = not self._shares_threads
+        if not self._shares_threads:
+            options.intra_op_num_threads = self._threads or 0
         proven = self._word == PROCESSOR
         if not proven:
             options.log_severity_level = 2
@@ -228,6 +229,14 @@ class OnnxRuntimeDevice(ReadsInTurn):
             raise ValueError("the device is closed")
 
 
+def _pooled(ort: Any, threads: int) -> bool:
+    """Whether sessions share so many threads; where the pool has another number, each has its own."""
+    if not _pool and hasattr(ort, "set_global_thread_pool_sizes"):
+        ort.set_global_thread_pool_sizes(threads, 1)
+        _pool.append(threads)
+    return _pool == [threads]
+
+
 def _count(what: str, text: str) -> int | None:
     if not text:
         return None
@@ -244,9 +253,13 @@ def _provider(ort: Any, platform: str, word: str) -> str:
     way = f"Try: pip install {package}, in an environment of its own, since it is the same module." if package else (
         "It comes with ONNX Runtime on some systems only, or is built with it."
     )  # fmt: skip
-    raise UnavailableError(
-        f"{platform}:provider={word} is not available: ONNX Runtime {ort.__version__} as it is installed has {', '.join(there)}. {way}"
-    )
+    has = f"ONNX Runtime {ort.__version__} as it is installed has {', '.join(there)}"
+    raise UnavailableError(f"{platform}:provider={word} is not available: {has}. {way}")
+
+
+def _others(ort: Any) -> tuple[str, ...]:
+    """The providers here besides the processor's, as `--target` has them."""
+    return tuple(word for word, (name, _) in PROVIDERS.items() if word != PROCESSOR and name in ort.get_available_providers())
 
 
 def _value(argument: Any) -> _Value:

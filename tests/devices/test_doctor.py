@@ -63,7 +63,7 @@ def test_everything_is_examined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     outcome = doctor.run(parser.parse_args([]))
     data = json.loads(json.dumps(outcome.data))
     states = {t["target"]: t for t in data["targets"]}
-    assert set(states) == {"cpu", "opencl", "vulkan", "webgpu", "cuda", "metal", "rocm", "torch"}
+    assert set(states) == {"cpu", "opencl", "vulkan", "webgpu", "cuda", "metal", "rocm", "torch", "ort"}
     assert outcome.code == (0 if any(t["ready"] for t in states.values()) else 3)
     assert not states["cuda"]["ready"] and "cannot run them" in states["cuda"]["reason"]
     assert data["versions"]["python"] == platform.python_version()

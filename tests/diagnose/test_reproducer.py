@@ -85,7 +85,8 @@ def test_the_readme_says_what_a_reader_upstream_needs(make_run: MakeRun, need: C
 def test_scripts_are_short_and_need_little(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) < 100
-    binding = {"run_opencl.py": {"pyopencl"}, "run_wgpu.py": {"wgpu"}, "run_cpu.py": set(), "run_torch.py": {"torch"}}[path.name]
+    binding = {"run_opencl.py": {"pyopencl"}, "run_wgpu.py": {"wgpu"}, "run_cpu.py": set(), "run_torch.py": {"torch"},
+               "run_onnxruntime.py": {"onnxruntime"}}[path.name]
     tree = ast.parse(text)
     imported = {n.names[0].name for n in ast.walk(tree) if isinstance(n, ast.Import)}
     imported |= {str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}

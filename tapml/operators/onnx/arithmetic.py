@@ -1,5 +1,5 @@
-"""Arithmetic, comparisons, logic and casts. Numbers are promoted as PyTorch does, integers wrap, and division of integers rounds as
-PyTorch's does."""
+"""Arithmetic, comparisons, logic and casts. Numbers are promoted as PyTorch does, integers wrap, and division of integers rounds
+as PyTorch's does."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def both(w: Writer, a: Operand, b: Operand, dtype: str) -> tuple[Value, Value]:
 
 def _add(w: Writer, out: Specs, a: Operand, b: Operand, alpha: float = 1) -> Value:
     if out[0].dtype == "bool":
-        return w.binary("Or", *(operand(w, x, "bool") for x in (a, b)))
+        return w.binary("Or", operand(w, a, "bool"), operand(w, b, "bool"))
     x, y = both(w, a, b, out[0].dtype)
     return w.add(x, y if alpha == 1 else w.mul(y, alpha))
 
@@ -62,7 +62,7 @@ def _rsub(w: Writer, out: Specs, a: Operand, b: Operand, alpha: float = 1) -> Va
 
 def _mul(w: Writer, out: Specs, a: Operand, b: Operand) -> Value:
     if out[0].dtype == "bool":
-        return w.binary("And", *(operand(w, x, "bool") for x in (a, b)))
+        return w.binary("And", operand(w, a, "bool"), operand(w, b, "bool"))
     return w.mul(*both(w, a, b, out[0].dtype))
 
 
@@ -255,7 +255,8 @@ _BINARY: dict[str, tuple[Callable[..., Value], str]] = {
     "le": (_compared("LessOrEqual"), "Tensor Scalar default"), "gt": (_compared("Greater"), "Tensor Scalar default"),
     "ge": (_compared("GreaterOrEqual"), "Tensor Scalar default"), "__and__": (_bitwise("And"), "Tensor Scalar"),
     "__or__": (_bitwise("Or"), "Tensor Scalar"), "__xor__": (_bitwise("Xor"), "Tensor Scalar"),
-    "bitwise_and": (_bitwise("And"), "Tensor Scalar Scalar_Tensor"), "bitwise_or": (_bitwise("Or"), "Tensor Scalar Scalar_Tensor"),
+    "bitwise_and": (_bitwise("And"), "Tensor Scalar Scalar_Tensor"),
+    "bitwise_or": (_bitwise("Or"), "Tensor Scalar Scalar_Tensor"),
     "bitwise_xor": (_bitwise("Xor"), "Tensor Scalar Scalar_Tensor"), "__lshift__": (_shifted(True), "Tensor Scalar"),
     "__rshift__": (_shifted(False), "Tensor Scalar"),
     "bitwise_left_shift": (_shifted(True), "Tensor Tensor_Scalar Scalar_Tensor"),
@@ -271,10 +272,13 @@ ARITHMETIC: dict[str, Callable[..., Any]] = {
     "clamp_min.Tensor": _clamp, "clamp_max.default": _clamp_max, "clamp_max.Tensor": _clamp_max, "hardtanh.default": _clamp,
     "logical_and.default": _logical("And"), "logical_or.default": _logical("Or"), "logical_xor.default": _logical("Xor"),
     "logical_not.default": _logical_not, "bitwise_not.default": _bitwise_not,
-    "where.self": _where, "where.ScalarOther": _where, "where.ScalarSelf": _where, "where.Scalar": _where, "where.default": _where,
+    "where.self": _where, "where.ScalarOther": _where, "where.ScalarSelf": _where, "where.Scalar": _where,
+    "where.default": _where,
     "masked_fill.Scalar": _masked_fill, "masked_fill.Tensor": _masked_fill,
-    "copy.default": _copy, "convert_element_type.default": _to_copy, "_to_copy.default": _to_copy, "to.dtype": _to_copy, "type_as.default": _to_copy, "clone.default": _to_copy, "alias.default": _to_copy,
-    "contiguous.default": _to_copy, "detach.default": _to_copy, "lift_fresh_copy.default": _to_copy, "dropout.default": _to_copy,
+    "copy.default": _copy, "convert_element_type.default": _to_copy, "_to_copy.default": _to_copy, "to.dtype": _to_copy,
+    "type_as.default": _to_copy, "clone.default": _to_copy, "alias.default": _to_copy,
+    "contiguous.default": _to_copy, "detach.default": _to_copy,
+    "lift_fresh_copy.default": _to_copy, "dropout.default": _to_copy,
     "addcmul.default": _addc("Mul"), "addcdiv.default": _addc("Div"), "lerp.Scalar": _lerp, "lerp.Tensor": _lerp,
     "atan2.default": _atan2, "signbit.default": _signbit,
 }  # fmt: skip

@@ -40,8 +40,7 @@ def _arange(w: Writer, out: Specs, start: float, step: float) -> Value:
     if whole:
         numbers = (w.constant(int(n), "int64") for n in (start, start + count * step, step))
         return w.cast(w.op("Range", *numbers, spec=((count,), "int64")), dtype)
-    steps = w.op("Range", *(w.constant(n, "int64") for n in (0, count, 1)), spec=((count,), "int64"))
-    return w.cast(w.add(w.mul(w.cast(steps, "float64"), step), start), dtype)
+    return w.cast(w.add(w.mul(w.cast(w.counted(count), "float64"), step), start), dtype)
 
 
 def _arange_to(w: Writer, out: Specs, end: float, *_: Any) -> Value:
@@ -58,8 +57,8 @@ def _arange_by(w: Writer, out: Specs, start: float, end: float, step: float = 1,
 
 def _eye(w: Writer, out: Specs, *_: Any) -> Value:
     rows, columns = out[0].shape
-    numbers = [w.op("Range", *(w.constant(n, "int64") for n in (0, count, 1)), spec=((count,), "int64")) for count in (rows, columns)]
-    return w.cast(w.compare("Equal", w.unsqueeze(numbers[0], 1), numbers[1]), out[0].dtype)
+    down, across = w.counted(rows), w.counted(columns)
+    return w.cast(w.compare("Equal", w.unsqueeze(down, 1), across), out[0].dtype)
 
 
 def _linspace(w: Writer, out: Specs, start: Operand, end: Operand, steps: int, *_: Any) -> Value:

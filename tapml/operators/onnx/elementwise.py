@@ -6,8 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from tapml.operators.onnx.arithmetic import Operand, Specs, operand, truncated, widened
 from tapml.operators.onnx.writer import Value, Writer
+from tapml.operators.overload import named_dtype
 from tapml.tensors import FLOATS
 
 
@@ -175,12 +178,11 @@ def _isfinite(w: Writer, out: Specs, x: Value) -> Value:
 def _nan_to_num(
     w: Writer, out: Specs, x: Value, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
 ) -> Value:
-    import torch
-
     if x.dtype not in FLOATS:
         return x
-    limits = torch.finfo(getattr(torch, x.dtype))
-    for value, instead in ((math.inf, limits.max if posinf is None else posinf), (-math.inf, limits.min if neginf is None else neginf)):
+    limits = torch.finfo(named_dtype(x.dtype))
+    most, least = limits.max if posinf is None else posinf, limits.min if neginf is None else neginf
+    for value, instead in ((math.inf, most), (-math.inf, least)):
         x = w.where(w.compare("Equal", x, value), w.constant(instead, x.dtype), x)
     return w.where(_isnan(w, out, x), w.constant(nan or 0.0, x.dtype), x)
 

@@ -75,7 +75,9 @@ def _flat(w: Writer, places: Sequence[Value], extents: Sequence[int]) -> Value:
     return total
 
 
-def _index_put(w: Writer, out: Specs, x: Value, indices: Sequence[Value | None], values: Value, add: bool = False, *_: Any) -> Value:
+def _index_put(
+    w: Writer, out: Specs, x: Value, indices: Sequence[Value | None], values: Value, add: bool = False, *_: Any
+) -> Value:
     masks = [index for index in indices if index is not None and index.dtype == "bool"]
     if masks:
         return _put_by_mask(w, x, indices, values, add)
@@ -88,7 +90,8 @@ def _index_put(w: Writer, out: Specs, x: Value, indices: Sequence[Value | None],
     behind = [x.shape[k] for k in rest if not first or k > axes[0]]
     updates = w.expand(w.cast(values, x.dtype), (*before, *shape, *behind))
     count = len(shape)
-    updates = w.transpose(updates, [*range(len(before), len(before) + count), *range(len(before)), *range(len(before) + count, updates.rank)])
+    start, end = len(before), len(before) + count
+    updates = w.transpose(updates, [*range(start, end), *range(start), *range(end, updates.rank)])
     where = w.concat([w.unsqueeze(place, count) for place in places], count)
     moved = _scattered(w, w.transpose(x, order), where, updates, add)
     return w.transpose(moved, [order.index(k) for k in range(x.rank)])
@@ -98,8 +101,7 @@ def _scattered(w: Writer, x: Value, where: Value, updates: Value, add: bool) -> 
     if not where.elements or not updates.elements:
         return x
     dtype = widened(x.dtype)
-    reduction = {"reduction": "add"} if add else {}
-    made = w.op("ScatterND", w.cast(x, dtype), where, w.cast(updates, dtype), **reduction)
+    made = w.op("ScatterND", w.cast(x, dtype), where, w.cast(updates, dtype), reduction="add" if add else "none")
     return w.cast(made, x.dtype)
 
 
@@ -127,11 +129,10 @@ def _elements(w: Writer, x: Value, axis: int, index: Value, source: Value, reduc
     if not index.elements:
         return x
     if not x.rank:
-        flat = _elements(w, *(w.reshape(v, (1,)) for v in (x,)), 0, w.reshape(index, (1,)), w.reshape(source, (1,)), reduction)
-        return w.reshape(flat, ())
+        vector, places, given = (w.reshape(v, (1,)) for v in (x, index, source))
+        return w.reshape(_elements(w, vector, 0, places, given, reduction), ())
     dtype = widened(x.dtype)
-    named = {} if reduction == "none" else {"reduction": reduction}
-    made = w.op("ScatterElements", w.cast(x, dtype), index, w.cast(source, dtype), axis=axis, **named)
+    made = w.op("ScatterElements", w.cast(x, dtype), index, w.cast(source, dtype), axis=axis, reduction=reduction)
     return w.cast(made, x.dtype)
 
 
@@ -161,7 +162,9 @@ def _scatter_add(w: Writer, out: Specs, x: Value, dim: int, index: Value, source
 _REDUCED = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min"}
 
 
-def _scatter_reduce(w: Writer, out: Specs, x: Value, dim: int, index: Value, source: Value, how: str, whole: bool = True) -> Value:
+def _scatter_reduce(
+    w: Writer, out: Specs, x: Value, dim: int, index: Value, source: Value, how: str, whole: bool = True
+) -> Value:
     axis, given = x.axis(dim), _updates(w, x, index, source)
     if not whole:  # what is written to begins with what changes nothing
         info: Any = torch.finfo(named_dtype(x.dtype)) if x.dtype in FLOATS else torch.iinfo(named_dtype(x.dtype))
@@ -217,13 +220,13 @@ def _written(w: Writer, x: Value, axis: int, source: Value, first: int, last: in
 
 def _one_hot(w: Writer, out: Specs, x: Value, classes: int = -1) -> Value:
     (count,) = out[0].shape[-1:]
-    numbers = w.op("Range", *(w.constant(n, "int64") for n in (0, count, 1)), spec=((count,), "int64"))
-    return w.cast(w.compare("Equal", w.unsqueeze(w.cast(x, "int64"), x.rank), numbers), out[0].dtype)
+    return w.cast(w.compare("Equal", w.unsqueeze(w.cast(x, "int64"), x.rank), w.counted(count)), out[0].dtype)
 
 
 INDEXING: dict[str, Callable[..., Any]] = {
     "embedding.default": _embedding, "index_select.default": _index_select, "take.default": _take, "gather.default": _gather,
-    "index.Tensor": _index, "_unsafe_index.Tensor": _index, "index_put.default": _index_put, "_unsafe_index_put.default": _index_put,
+    "index.Tensor": _index, "_unsafe_index.Tensor": _index, "index_put.default": _index_put,
+    "_unsafe_index_put.default": _index_put,
     "index_copy.default": _index_copy, "index_add.default": _index_add, "index_fill.int_Scalar": _index_fill,
     "index_fill.int_Tensor": _index_fill, "scatter.src": _scatter, "scatter.value": _scatter, "scatter_add.default": _scatter_add,
     "scatter_reduce.two": _scatter_reduce, "select_scatter.default": _select_scatter, "slice_scatter.default": _slice_scatter,

@@ -8,6 +8,7 @@ from typing import Any
 from tapml.operators.onnx.arithmetic import Specs
 from tapml.operators.onnx.reduction import spread
 from tapml.operators.onnx.writer import CannotSay, Value, Writer
+from tapml.tensors import EPSILON
 
 
 def _softmax(operation: str) -> Callable[..., Value]:
@@ -34,13 +35,16 @@ def _native_layer_norm(
     scale = w.full(shape, 1, x.dtype) if weight is None else weight
     axis = x.rank - len(shape)
     kept = (*x.shape[:axis], *(1,) * len(shape))
-    specs = [(x.shape, x.dtype), (kept, "float32" if x.dtype != "float64" else x.dtype), (kept, "float32" if x.dtype != "float64" else x.dtype)]
+    wide = x.dtype if x.dtype == "float64" else "float32"
+    specs = [(x.shape, x.dtype), (kept, wide), (kept, wide)]
     return w.several("LayerNormalization", [x, scale, bias], specs[: len(out)], axis=axis, epsilon=float(eps))
 
 
-def _rms_norm(w: Writer, out: Specs, x: Value, shape: Sequence[int], weight: Value | None = None, eps: float | None = None) -> Value:
+def _rms_norm(
+    w: Writer, out: Specs, x: Value, shape: Sequence[int], weight: Value | None = None, eps: float | None = None
+) -> Value:
     if eps is None:
-        eps = {"float64": 2.0**-52, "float16": 2.0**-23, "bfloat16": 2.0**-23}.get(x.dtype, 2.0**-23)
+        eps = EPSILON["float64" if x.dtype == "float64" else "float32"]
     wide = w.cast(x, "float32") if x.dtype in ("float16", "bfloat16") else x
     mean = w.reduce("ReduceMean", w.mul(wide, wide), tuple(range(x.rank - len(shape), x.rank)), True)
     found = w.mul(wide, w.unary("Reciprocal", w.unary("Sqrt", w.add(mean, eps))))
@@ -53,7 +57,8 @@ def _channels(w: Writer, x: Value, parameter: Value | None) -> Value | None:
 
 
 def _group_norm(
-    w: Writer, out: Specs, x: Value, groups: int, weight: Value | None = None, bias: Value | None = None, eps: float = 1e-5, *_: Any
+    w: Writer, out: Specs, x: Value, groups: int, weight: Value | None = None, bias: Value | None = None, eps: float = 1e-5,
+    *_: Any,
 ) -> Value:
     if not x.elements:
         return x
@@ -139,5 +144,6 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "group_norm.default": _group_norm, "native_group_norm.default": _native_group_norm, "batch_norm.default": _batch_norm,
     "_native_batch_norm_legit_no_training.default": _native_batch_norm, "convolution.default": _convolution,
     **{f"conv{n}d.{which}": _conv for n in (1, 2, 3) for which in ("default", "padding")},
-    "conv_transpose1d.default": _conv_transpose, "conv_transpose2d.input": _conv_transpose, "conv_transpose3d.input": _conv_transpose,
+    "conv_transpose1d.default": _conv_transpose, "conv_transpose2d.input": _conv_transpose,
+    "conv_transpose3d.input": _conv_transpose,
 }  # fmt: skip

@@ -41,7 +41,8 @@ def _max_pool(rank: int) -> Callable[..., Any]:
         plane = 1
         for extent in given.shape[2:]:
             plane *= extent
-        return [w.reshape(made[0], out[0].shape), w.reshape(w.binary("Mod", made[1], w.constant(plane, "int64")), out[1].shape)]
+        places = w.binary("Mod", made[1], w.constant(plane, "int64"))
+        return [w.reshape(made[0], out[0].shape), w.reshape(places, out[1].shape)]
 
     return convert
 
@@ -65,19 +66,20 @@ def _average_pool(rank: int) -> Callable[..., Value]:
 def _counted_average(
     w: Writer, x: Value, shape: Sequence[int], named: dict[str, Any], counts_padding: bool, divisor: int | None
 ) -> Value:
-    """Sums over windows, divided by how many elements PyTorch counts in each: engines differ on windows that go beyond the end."""
+    """Sums over windows, divided by how many elements PyTorch counts in each: on windows beyond the end engines differ."""
     rank = x.rank - 2
     kernel, strides, pads = named["kernel_shape"], named["strides"], named["pads"][:rank]
-    behind = [max((n - 1) * s + k - e - p, 0) for n, s, k, e, p in zip(shape[2:], strides, kernel, x.shape[2:], pads, strict=True)]
+    extents = x.shape[2:]
+    behind = [max((shape[2 + k] - 1) * strides[k] + kernel[k] - extents[k] - pads[k], 0) for k in range(rank)]
     around = [0, 0, *pads, 0, 0, *behind]
-    wide = [e + p + b for e, p, b in zip(x.shape[2:], pads, behind, strict=True)]
+    wide = [extents[k] + pads[k] + behind[k] for k in range(rank)]
     padded = w.op("Pad", x, w.ints(around), spec=((*x.shape[:2], *wide), x.dtype), mode="constant")
     means = w.op("AveragePool", padded, spec=(shape, x.dtype), kernel_shape=kernel, strides=strides)
     sums = w.mul(means, math.prod(kernel))
     if divisor is not None:
         return w.div(sums, divisor)
     for k in range(rank):
-        extent, pad = x.shape[2 + k], pads[k]
+        extent, pad = extents[k], pads[k]
         counts = []
         for at in range(shape[2 + k]):
             start = at * strides[k] - pad

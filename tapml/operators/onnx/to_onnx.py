@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 from tapml.errors import ModelError
 from tapml.operators.decompose import NoDecomposition, decomposed, overload_of
@@ -47,7 +47,7 @@ CONVERSIONS: dict[str, Callable[..., Any]] = (
     ARITHMETIC | ELEMENTWISE | CREATION | CONTRACTION | REDUCTION | ORDER | SHAPES | INDEXING | LAYERS | POOLING
 )
 
-Made = Value | Sequence[Value | None]
+Made: TypeAlias = Value | Sequence[Value | None]
 
 
 class NoConversion(Exception):
@@ -107,8 +107,9 @@ class _Writing:
 
     def _converted(self, node: Node) -> Made:
         if node.target == "getitem":
-            several, index = self.values[node.args[0]["ref"]], node.args[1]
+            several = self.values[node.args[0]["ref"]]
             assert not isinstance(several, Value)
+            index: int = node.args[1]
             found = several[index]
             if found is None and not node.outputs[0].elements:
                 return self.writer.full(node.outputs[0].shape, 0, node.outputs[0].dtype)
@@ -148,7 +149,7 @@ class _Writing:
             return self.values[word]
         return float(word) if what == "float" else word
 
-    def _checked(self, made: Any, specs: tuple[TensorSpec, ...]) -> Made:
+    def _checked(self, made: Made, specs: tuple[TensorSpec, ...]) -> Made:
         if not isinstance(made, Value):
             return [None if value is None else self._held(value, spec) for value, spec in zip(made, specs, strict=False)]
         return self._held(made, specs[0])

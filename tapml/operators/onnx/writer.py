@@ -92,7 +92,9 @@ class Writer:
 
     # Any operation
 
-    def op(self, operation: str, *inputs: Value | None, spec: tuple[Sequence[int], str] | None = None, **attributes: Any) -> Value:
+    def op(
+        self, operation: str, *inputs: Value | None, spec: tuple[Sequence[int], str] | None = None, **attributes: Any
+    ) -> Value:
         """One output; without `spec` it is like the first input."""
         first = inputs[0]
         assert spec is not None or first is not None
@@ -131,6 +133,10 @@ class Writer:
 
     def full(self, shape: Sequence[int], value: Any, dtype: str) -> Value:
         return self.expand(self.constant(value, dtype), shape)
+
+    def counted(self, count: int) -> Value:
+        """0, 1, … as int64."""
+        return self.op("Range", *(self.constant(n, "int64") for n in (0, count, 1)), spec=((count,), "int64"))
 
     # What conversions are made of
 
