@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from tapml.backends.interface import OnPrepared, Prepared, Way
@@ -26,13 +27,13 @@ class NotWritten(Exception):
         self.stage = stage
 
 
-class OneText(OnDevice):
+class OneText(OnDevice, ABC):
     """All of `tapml.backends.interface.Backend` but `_text` and whether it keeps layouts."""
 
+    @abstractmethod
     def _text(self, body: Body, entry: str, lying: Sequence[Layout | None]) -> tuple[str, str]:
         """The text, whose entry has that name, and what there is to say of it. `lying` is how each input lies in memory. Raises
         NotWritten."""
-        raise NotImplementedError
 
     def _prepare(self, bodies: Mapping[str, Body], tell: OnPrepared, way: Way) -> None:
         for signature, body in bodies.items():

@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapml.devices.cpu import memory_bytes, processor_name
-from tapml.devices.handles import Handles, check_binding, check_language, check_range, padded
+from tapml.devices.handles import Handles, check_binding, check_language, check_range
 from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
 from tapml.errors import DeviceError, DeviceLost, OutOfMemory, TargetError, UnavailableError
 from tapml.kernels import Kernel
 from tapml.languages import LANGUAGES
 from tapml.limits import Limits
+from tapml.runtime.buffers import padded
 from tapml.targets.onnxruntime import LEVELS, PROCESSOR, PROVIDERS, USUAL
 
 STAGE = "backend"

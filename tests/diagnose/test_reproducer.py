@@ -99,7 +99,7 @@ def test_scripts_differ_in_how_they_launch_alone() -> None:
         tree = ast.parse(path.read_text())
         return [ast.unparse(n) for n in tree.body if isinstance(n, ast.FunctionDef) and n.name != "launch"]
 
-    assert len(TEMPLATES) == 4
+    assert len(TEMPLATES) == 5
     assert len({tuple(shared(path)) for path in TEMPLATES}) == 1
 
 

@@ -5,11 +5,11 @@
     <ir_version: 10, opset_import: ["" : 21]>
     rms_norm_0 (float[1,16,64] i0, float[64] i1) => (float[1,16,64] o0)
     <
-      float c0 = {2.0},
+      float k0 = {2.0},
       …
     >
     {
-      t0 = Pow (i0, c0)  # aten.pow.Tensor_Scalar
+      t0 = Pow (i0, k0)  # aten.pow.Tensor_Scalar
       …
     }
 

@@ -124,7 +124,7 @@ class Writer:
         assert len(listed) == math.prod(shape), (listed, shape)
         extent = f"[{', '.join(map(str, shape))}]" if shape else ""
         text = f"{TYPES[written][0]}{extent} = {{{', '.join(_number(v, written) for v in listed)}}}"
-        name = self._constants.setdefault(text, f"c{len(self._constants)}")
+        name = self._constants.setdefault(text, f"k{len(self._constants)}")
         return self.cast(Value(name, tuple(shape), written), dtype)
 
     def ints(self, values: Sequence[int]) -> Value:
