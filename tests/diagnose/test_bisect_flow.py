@@ -104,7 +104,7 @@ def test_a_fault_that_comes_and_goes(
     assert bad in result.culprits and result.flaky and result.without is not None and result.without.passed
     (found,) = result.sets
     assert not found.steady and found.rate is not None and found.rate.least(0.95) < share
-    assert found.repeats > 1 and f"asked {found.repeats} times" in result.reason
+    assert found.repeats > 1 and f"run {found.repeats} times" in result.reason
     if together:
         # The neighbour that makes the batch longer than one launch belongs to the set.
         assert found.how == "together" and found.stage is None and len(found.operators) == 2
