@@ -142,9 +142,6 @@ class Source(Plain):
     def load(self, compiled: Compiled) -> None:
         pass
 
-    def synchronize(self) -> None:
-        pass
-
     def reopen(self) -> None:
         self._empty()
 
