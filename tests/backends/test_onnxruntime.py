@@ -203,7 +203,7 @@ def test_placement_is_what_onnx_runtime_says_it_is() -> None:
 
 def test_nobody_else_may_have_models_run() -> None:
     assert "ort" not in PLATFORMS
-    with pytest.raises(UsageError, match="an agent runs none of others"):
+    with pytest.raises(UsageError, match="an agent runs nobody else's"):
         parse_offered(["ort"])
     with pytest.raises(TargetError, match="runs on this machine only"):
         open_device("ort", "any@http://localhost:1/?token=x")
