@@ -16,7 +16,10 @@ PACKAGE = ROOT / "tapml"
 
 # A module may import its own level and those before it.
 LEVELS = (
-    {"errors", "inside", "limits", "printable", "private", "strict", "tensors", "verdicts", "whole_file", "words"},
+    {
+        "errors", "inside", "limits", "printable", "private", "strict", "tensors", "user_function", "verdicts", "whole_file",
+        "words",
+    },
     {"cache", "languages"},
     {"kernels"},
     {"operators"},
@@ -35,9 +38,9 @@ LEVELS = (
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 # A folder of diagnosis may import itself and those before it.
-WINGS = ("probes", "bisect", "minimise", "explain", "health", "faults", "bench")
+WINGS = ("probes", "bisect", "minimise", "explain", "health", "check", "faults", "bench")
 # What runs on every user's model must not load a fault.
-WITHOUT_FAULTS = ("probes", "bisect", "minimise", "explain", "health")
+WITHOUT_FAULTS = ("probes", "bisect", "minimise", "explain", "health", "check")
 
 # Third-party packages and the only parts of TapML that may import them.
 HOMES = {
@@ -48,8 +51,8 @@ HOMES = {
     "tvm_ffi": {"compile"},
     "pyopencl": {"devices"},
     "wgpu": {"devices"},
-    "onnxruntime": {"devices"},
-    "onnx": {"languages", "devices"},
+    "onnxruntime": {"devices", "diagnose"},
+    "onnx": {"languages", "devices", "diagnose"},
     "websockets": {"remote"},
     "segno": {"remote"},
     "cryptography": {"remote"},

@@ -12,15 +12,13 @@ fault had not been noticed.
 from __future__ import annotations
 
 import hashlib
-import runpy
-import sys
 import uuid
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from tapml.backends.rewrite import Rewrite
-from tapml.errors import UsageError, nearest
+from tapml.errors import UsageError
 from tapml.kernels import Program
+from tapml.user_function import user_function
 
 InjectFunction = Callable[[str, str, str], str]
 
@@ -66,25 +64,8 @@ class Injection(Rewrite):
 
     @staticmethod
     def load(text: str) -> Injection:
-        """Loads `FILE.py:FUNCTION`. The file is run as a program of the user's, like a model's file. Raises UsageError when
-        there is no such file or function, or the file fails."""
-        file, colon, name = text.rpartition(":")
-        if not colon or not file or not name:
-            raise UsageError(f"--inject {text!r} is not of the form FILE.py:FUNCTION.")
-        path = Path(file)
-        if not path.is_file():
-            raise UsageError(f"--inject {text!r}: there is no file {file}.")
-        sys.path.insert(0, str(path.resolve().parent))
-        try:
-            found = runpy.run_path(str(path))
-        except (Exception, SystemExit) as error:
-            raise UsageError(f"--inject {text!r}: running {file} failed with {type(error).__name__}: {error}") from error
-        finally:
-            sys.path.pop(0)
-        function = found.get(name)
-        if not callable(function):
-            functions = [n for n, value in found.items() if callable(value) and not n.startswith("_")]
-            raise UsageError(f"--inject {text!r}: {file} has no function {name!r}. {nearest(name, functions)}")
+        """Loads `FILE.py:FUNCTION`. Raises UsageError when there is no such file or function, or the file fails."""
+        path, name, function = user_function("--inject", text)
         digest = hashlib.blake2b(path.read_bytes() + b"\0" + name.encode(), digest_size=16).hexdigest()
         return Injection(text, digest, function)
 

@@ -1,0 +1,48 @@
+"""`tapml check RUN --onnx FILE | --outputs DIR | --backend FILE.py:FUNCTION`: an existing deployment against the run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tapml.cli.verb import ALL_PASSED, RUN, SOMETHING_FAILED, Outcome
+from tapml.errors import UsageError
+
+NAME = "check"
+HELP = "compare an existing deployment with the run, operator by operator, and name the first that is wrong"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help=RUN)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--onnx", metavar="FILE", help="an ONNX file, run by ONNX Runtime: as written, and optimised")
+    what.add_argument(
+        "--outputs", metavar="DIR", help="arrays that any engine wrote (.npy, .npz, .safetensors; map.json gives other names)"
+    )
+    what.add_argument(
+        "--backend", metavar="FILE.py:FUNCTION",
+        help="a function (inputs, names of operators) -> arrays by name; runs in this process",
+    )  # fmt: skip
+    parser.add_argument(
+        "--provider", metavar="P", help="with --onnx: the provider of ONNX Runtime that computes (default: the processor's)"
+    )
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    from tapml.carving.folder import RunFolder
+    from tapml.diagnose.check.stage import check_function, check_onnx, check_outputs
+    from tapml.report.check import view
+    from tapml.report.progress import Progress
+    from tapml.targets.onnxruntime import PROCESSOR
+
+    if args.provider is not None and args.onnx is None:
+        raise UsageError("--provider is about ONNX Runtime. Give it with --onnx FILE.")
+    folder = RunFolder.open(Path(args.run))
+    with Progress(NAME) as progress:
+        if args.onnx is not None:
+            found = check_onnx(folder, Path(args.onnx), args.provider or PROCESSOR, progress)
+        elif args.outputs is not None:
+            found = check_outputs(folder, Path(args.outputs), progress)
+        else:
+            found = check_function(folder, args.backend, progress)
+    return Outcome(ALL_PASSED if found.passed else SOMETHING_FAILED, found.to_json(), tuple(view(found)))

@@ -1,0 +1,424 @@
+"""One run of another engine, followed operator by operator: which of its values are the model's, and which of those are wrong.
+
+    for found in Follower(model, seen, {64: 12}).follow(graph, inputs, states): ...
+
+Each operator is computed on the source from what the engine itself gave for its inputs, wherever the engine shows that; so an
+error is found where it arises, and not again in all that follows. What the engine does not show is computed, from the nearest
+values before it that are shown.
+
+A value of the engine is the operator's where it agrees with what is computed, in any order of axes. Where none agrees, the reason
+is one of two. The engine may not show the value, since it fused the operator with others: then what follows agrees, if it is
+computed from the right value. Or the value is wrong: then it is one of those that do not agree, and it is known by what follows
+from it, since the operators after it agree with what is computed from the wrong value. Values that bear the operator's name are
+tried first, then those that are most alike.
+
+Bounds are those of the run (`tapml.carving.reference`): the source's own distance from float64 on the same inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from tapml.carving.distance import undecided
+from tapml.carving.tolerance import FEW, Accuracy, Comparison, Reference, compare, measure
+from tapml.diagnose.check.fits import Fit, fits, regions
+from tapml.diagnose.check.seen import Seen
+from tapml.errors import is_confined
+from tapml.migrate.model import Model
+from tapml.operators.graph import Graph, Operator
+from tapml.tensors import FLOATS, HostArray, dtype_name
+
+How = Literal["value", "name", "what follows", "output"]
+
+# How many operators after one are looked at for what follows from it, and how many values of the engine may be it.
+AHEAD = 20
+CANDIDATES = 12
+
+# How many steps after a right value a wrong one is looked for that is made of it.
+STEPS = 3
+
+# Norms that are this near may belong to one value, before its elements are compared.
+NEAR = 0.02
+
+# A value this far off, as a share of its norm, is not taken for a wrong one without a name that says so.
+ALIKE = 0.7
+
+
+@dataclass(frozen=True)
+class Found:
+    """One output of an operator in the engine's run. `name` is what the engine calls it, "" where it does not show it; `how` says
+    by what it was recognised. `comparison` is None where nothing was compared. `among`: operators before it whose values are not
+    shown, so that an error may be theirs."""
+
+    operator: Operator
+    output: int
+    name: str = ""
+    how: How = "value"
+    comparison: Comparison | None = None
+    among: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> Literal["pass", "fail", "unchecked", "unseen"]:
+        if self.comparison is None:
+            return "unseen"
+        if not self.comparison.passed:
+            return "fail"
+        return "pass" if self.comparison.checked else "unchecked"
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A value of the model as the engine has it: what the engine shows, or what is computed from that. `exact` is the same in
+    float64; `unseen` the operators between it and what is shown."""
+
+    own: HostArray
+    exact: HostArray
+    unseen: tuple[str, ...] = ()
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class _Match:
+    name: str
+    fit: Fit
+    comparison: Comparison
+
+
+@dataclass
+class _Walk:
+    """A state of the walk, of which a supposition makes a copy."""
+
+    values: dict[str, _Value]
+    taken: set[str] = field(default_factory=set)
+
+    def copy(self) -> _Walk:
+        return _Walk(dict(self.values), set(self.taken))
+
+
+class Follower:
+    """`real`: of axes of so many positions in the run's graph, how many are no padding."""
+
+    def __init__(self, model: Model, seen: Seen, real: Mapping[int, int]) -> None:
+        self._model = model
+        self._seen = seen
+        self._real = real
+
+    def follow(
+        self, graph: Graph, inputs: Mapping[str, HostArray], states: Mapping[str, HostArray]
+    ) -> Iterator[Found]:
+        """Every output of every operator, in execution order; then `self.states` are those after the call."""
+        walk = _Walk({p.name: _Value(inputs[p.key], inputs[p.key]) for p in graph.inputs})
+        walk.values |= {p.name: _Value(states[p.key], states[p.key]) for p in graph.states}
+        self._graph = graph
+        self._operators = self._model.operators_of[graph.name]
+        self.states: dict[str, HostArray] = dict(states)
+        for index, operator in enumerate(self._operators):
+            yield from self._operator(walk, index, operator)
+        self.states |= {key: walk.values[name].own for key, name in graph.mutations.items() if name in walk.values}
+
+    def _operator(self, walk: _Walk, index: int, operator: Operator) -> Iterator[Found]:
+        made = self._computed(walk, operator)
+        for output, value in enumerate(made):
+            how: How = "name"
+            match = self._called(operator, output, value)
+            if match is None:
+                match, how = self._agreeing(walk, operator, output, value), "value"
+            if match is None:
+                match, how = self._wrong(walk, index, output, made), "what follows"
+            elif how == "value" and (wrong := self._overruled(walk, index, output, made, match)) is not None:
+                match, how = wrong, "what follows"
+            if how == "what follows" and match is not None and self._named(operator, match.name):
+                how = "name"
+            if match is None and operator.outputs[output] in self._graph.outputs:
+                match, how = self._as_output(walk, operator, output, value), "output"
+            if match is not None and not match.comparison.passed:
+                match = replace(match, comparison=self._judged(walk, operator, output, value, match.name, match.fit))
+            if match is None:
+                walk.values[operator.outputs[output]] = replace(value, unseen=(*value.unseen, operator.name))
+                yield Found(operator, output, among=value.unseen)
+            else:
+                self._take(walk, operator, output, value, match)
+                yield Found(operator, output, match.name, how, match.comparison, value.unseen)
+
+    def _computed(self, walk: _Walk, operator: Operator) -> list[_Value]:
+        """What the source makes of the operator's inputs as the engine has them."""
+        keys = self._model.weight_keys(operator)
+        given = [
+            walk.values[name] if key is None else self._weight(key) for name, key in zip(operator.inputs, keys, strict=True)
+        ]
+        own = self._model.source(operator.signature)([v.own for v in given])
+        exact = self._model.exact(operator.signature)([v.exact for v in given])
+        unseen = tuple(dict.fromkeys(name for v in given for name in v.unseen))
+        return [_Value(y, e, unseen) for y, e in zip(own, exact, strict=True)]
+
+    def _weight(self, key: str) -> _Value:
+        array = self._model.weight(key)
+        return _Value(array, array)
+
+    def _agreeing(
+        self, walk: _Walk, operator: Operator, output: int, value: _Value, strictly: bool = True
+    ) -> _Match | None:
+        """The value of the engine that agrees with what is computed: of several, one that bears the operator's name. `strictly`:
+        by the operator's own bound, where one call's error makes it too narrow."""
+        best: _Match | None = None
+        for name in self._near(value.own):
+            if not self._plausible(walk, operator, name):
+                continue
+            for fit in fits(self._seen.values[name].shape, value.own.shape, self._real):
+                if not _close(fit.taken(self._seen.values[name]), fit.part(value.own)):
+                    continue
+                comparison = self._compared(value, name, fit)
+                if not comparison.passed and strictly:
+                    comparison = self._judged(walk, operator, output, value, name, fit)
+                if comparison.passed:
+                    found = _Match(name, fit, comparison)
+                    if self._named(operator, name):
+                        return found
+                    best = best or found
+                    break
+        return best
+
+    def _called(self, operator: Operator, output: int, value: _Value) -> _Match | None:
+        """The value that bears the operator's very name, as one that was asked for by it does; of an operator with one output."""
+        array = self._seen.values.get(operator.name)
+        if array is None or len(operator.outputs) > 1:
+            return None
+        found = list(fits(array.shape, value.own.shape, self._real))
+        if not found:
+            return None
+        fit = min(found, key=lambda fit: _off(fit.taken(array), fit.part(value.own)))
+        return _Match(operator.name, fit, self._compared(value, operator.name, fit))
+
+    def _wrong(self, walk: _Walk, index: int, output: int, made: Sequence[_Value]) -> _Match | None:
+        """The wrong value that is this operator's; None where the engine just does not show it."""
+        if self._leads_on(walk, index, output, made, None):
+            return None
+        candidates = list(self._candidates(walk, self._operators[index], output, made[output]))
+        for beside in (False, True):
+            for match in candidates:
+                if self._leads_on(walk, index, output, made, match, beside):
+                    return match
+        return None
+
+    def _overruled(
+        self, walk: _Walk, index: int, output: int, made: Sequence[_Value], match: _Match
+    ) -> _Match | None:
+        """A wrong value that is made of a right one, where the operators after it go on from the wrong one: the engine had the
+        right one on the way, as a product before a wrong bias is added. Of values that bear the operator's name."""
+        operator = self._operators[index]
+        later = [name for name in self._seen.soon_after(match.name, STEPS) if self._named(operator, name)]
+        if not later or self._leads_on(walk, index, output, made, None):
+            return None
+        for supposed in self._candidates(walk, operator, output, made[output], later):
+            if not supposed.comparison.passed and self._leads_on(walk, index, output, made, supposed):
+                return supposed
+        return None
+
+    def _leads_on(
+        self, walk: _Walk, index: int, output: int, made: Sequence[_Value], supposed: _Match | None, beside: bool = False
+    ) -> bool:
+        """Whether an operator after this one agrees with the engine, if the engine has `supposed` for its output (None: the right
+        value). With `beside`, operators beside it that do not agree are supposed to be wrong as well (three projections without
+        their biases)."""
+        operator = self._operators[index]
+        ahead = walk.copy()
+        for k, value in enumerate(made):
+            ahead.values[operator.outputs[k]] = value
+        start = made[output]
+        if supposed is not None:
+            start = self._take(ahead, operator, output, start, supposed)
+        behind = {operator.outputs[output]}
+        shown = [start.own]
+        for after in self._operators[index + 1 : index + 1 + AHEAD]:
+            if not all(self._known(ahead, name) for name in after.inputs):
+                continue
+            hangs = bool(behind & set(after.inputs))
+            if not hangs and all(name in ahead.values for name in after.outputs):
+                continue
+            try:
+                computed = self._computed(ahead, after)
+            except Exception as error:  # what was supposed may be nothing that the operator takes
+                if not is_confined(error):
+                    raise
+                return False
+            for k, value in enumerate(computed):
+                ahead.values[after.outputs[k]] = value
+                match = self._agreeing(ahead, after, k, value, strictly=False)
+                if match is not None and hangs and _tells(value.own, shown):
+                    return True
+                if match is None and not hangs and beside and dtype_name(value.own) in FLOATS:
+                    match = next(self._candidates(ahead, after, k, value), None)
+                if match is not None:
+                    self._take(ahead, after, k, value, match)
+                if hangs:
+                    behind.add(after.outputs[k])
+                    shown.append(value.own)
+        return False
+
+    def _known(self, walk: _Walk, name: str) -> bool:
+        return name in walk.values or name in self._weights
+
+    @cached_property
+    def _weights(self) -> frozenset[str]:
+        return frozenset(p.name for g in self._model.graphs.values() for p in g.weights)
+
+    def _candidates(
+        self, walk: _Walk, operator: Operator, output: int, value: _Value, among: Sequence[str] | None = None
+    ) -> Iterator[_Match]:
+        """Values of the engine that may be this output, wrong: those with the operator's name, the last first; then by how much
+        they are like it; then, where the engine tells what was computed from what, those that come soonest after the inputs."""
+        named: list[tuple[str, Fit]] = []
+        others: list[tuple[float, str, Fit]] = []
+        for place, name in enumerate(self._seen.values if among is None else among):
+            array = self._seen.values[name]
+            if name in walk.taken or not self._alike(name, value.own) or not self._plausible(walk, operator, name):
+                continue
+            found = [(_off(fit.taken(array), fit.part(value.own)), fit) for fit in fits(array.shape, value.own.shape, self._real)]
+            if not found:
+                continue
+            off, fit = min(found, key=lambda pair: (pair[0], not pair[1].plain))
+            if off >= ALIKE:
+                fit = next((fit for _, fit in found if fit.plain), fit)
+            if self._named(operator, name):
+                named.insert(0, (name, fit))
+            elif off < ALIKE or self._seen.made_of:
+                others.append((off if off < ALIKE else 1.0 + place, name, fit))
+        rest = [(name, fit) for _, name, fit in sorted(others, key=lambda each: each[0])]
+        for name, fit in (named + rest)[:CANDIDATES]:
+            yield _Match(name, fit, self._compared(value, name, fit))
+
+    def _as_output(self, walk: _Walk, operator: Operator, output: int, value: _Value) -> _Match | None:
+        """What the engine gives its user in this place: by its name, else the only one of the shape. Where nobody knows what it
+        gives, the value that is most alike."""
+        if not self._seen.outputs:
+            return next(self._candidates(walk, operator, output, value), None)
+        keys = [k for k, n in zip(self._graph.output_keys, self._graph.outputs, strict=True) if n == operator.outputs[output]]
+        fitting = [
+            (name, fit) for name in self._seen.outputs
+            for fit in [next(fits(self._seen.values[name].shape, value.own.shape, self._real), None)]
+            if fit is not None and self._alike(name, value.own)
+        ]  # fmt: skip
+        chosen = [pair for pair in fitting if pair[0] in keys] or (fitting if len(fitting) == 1 else [])
+        if not chosen:
+            return None
+        name, fit = chosen[0]
+        return _Match(name, fit, self._compared(value, name, fit))
+
+    def _take(self, walk: _Walk, operator: Operator, output: int, value: _Value, match: _Match) -> _Value:
+        """From now on the engine's value stands for the operator's."""
+        own = match.fit.over(value.own, self._seen.values[match.name])
+        walk.values[operator.outputs[output]] = _Value(own, own, (), match.name)
+        walk.taken.add(match.name)
+        return walk.values[operator.outputs[output]]
+
+    def _plausible(self, walk: _Walk, operator: Operator, name: str) -> bool:
+        """Whether the engine computed it from what it has for the operator's inputs."""
+        given = [walk.values[i].name for i in operator.inputs if i in walk.values]
+        return all(self._seen.depends(name, source) for source in given if source)
+
+    def _named(self, operator: Operator, name: str) -> bool:
+        """Whether a value of the engine bears the operator's module path; without the names of outer modules that only one of
+        them has."""
+        if name in self._model.named:
+            return name == operator.name
+        path = self._seen.paths.get(name, "")
+        if not path or not operator.module:
+            return False
+        mine, theirs = operator.module.split("."), path.split(".")
+        n = min(len(mine), len(theirs))
+        return mine[-n:] == theirs[-n:]
+
+    def _near(self, own: HostArray) -> list[str]:
+        """Values of the engine that may be equal to this one, by their kind, size and norm."""
+        sizes = {_norm(own[tuple(slice(0, n) for n in region)]) for region in regions(own.shape, self._real)}
+        return [
+            name for name, array in self._seen.values.items()
+            if (self._alike(name, own) and any(abs(self._norms[name] - n) <= NEAR * n for n in sizes))
+            or (self._alike(name, own) and _last_of_many(array, own, self._real))
+        ]  # fmt: skip
+
+    def _alike(self, name: str, own: HostArray) -> bool:
+        """Whether a value of the engine and one of the model are numbers of one kind."""
+        return self._floating[name] == (dtype_name(own) in FLOATS)
+
+    @cached_property
+    def _floating(self) -> dict[str, bool]:
+        return {name: dtype_name(array) in FLOATS for name, array in self._seen.values.items()}
+
+    @cached_property
+    def _norms(self) -> dict[str, float]:
+        return {name: _norm(array) for name, array in self._seen.values.items()}
+
+    def _compared(self, value: _Value, name: str, fit: Fit) -> Comparison:
+        """By how far the source is from float64 on this very call, in the engine's dtype where that is narrower."""
+        theirs = self._seen.values[name]
+        own, actual = value.own, fit.over(value.own, theirs)
+        if dtype_name(own) in FLOATS and theirs.dtype.itemsize < own.dtype.itemsize:
+            own, actual = own.astype(theirs.dtype), actual.astype(theirs.dtype)
+        mask = undecided(own, value.exact)
+        if dtype_name(own) not in FLOATS:
+            return compare(actual, Reference(own, Accuracy(), None, mask))
+        accuracy = measure(own, value.exact, mask)
+        return compare(actual, Reference(own, Accuracy(error=accuracy.error), None, mask, spread=accuracy.spread, few=FEW))
+
+    def _judged(self, walk: _Walk, operator: Operator, output: int, value: _Value, name: str, fit: Fit) -> Comparison:
+        """By the operator's own bound, where all of its inputs are shown and in its own dtype."""
+        theirs = self._seen.values[name]
+        if value.unseen or dtype_name(theirs) != dtype_name(value.own):
+            return self._compared(value, name, fit)
+        return compare(fit.over(value.own, theirs), self._references(walk, operator)[output])
+
+    def _references(self, walk: _Walk, operator: Operator) -> Sequence[Reference]:
+        keys = self._model.weight_keys(operator)
+        given = [
+            walk.values[name].own if key is None else self._model.weight(key)
+            for name, key in zip(operator.inputs, keys, strict=True)
+        ]
+        return self._model.references(operator.signature).on_host(given)
+
+
+def _last_of_many(theirs: HostArray, own: HostArray, real: Mapping[int, int]) -> bool:
+    return any(n > 1 and own.size * n == theirs.size and n in theirs.shape for n in real.values())
+
+
+def _norm(array: HostArray) -> float:
+    """Of the elements that are finite and no mask."""
+    if not array.size:
+        return 0.0
+    wide = array.astype(np.float64)
+    wide = wide[np.abs(wide) < 1e30]  # False for NaN
+    return float(np.sqrt(np.dot(wide, wide)))
+
+
+def _off(theirs: HostArray, own: HostArray) -> float:
+    """How far one is from the other, as a share of the norm of the second."""
+    a, b = theirs.astype(np.float64), own.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        off = float(np.linalg.norm((a - b).reshape(-1))) / max(float(np.linalg.norm(b.reshape(-1))), 1e-300)
+    return off if math.isfinite(off) else math.inf
+
+
+def _close(theirs: HostArray, own: HostArray) -> bool:
+    """A quick look before the real comparison."""
+    if dtype_name(own) not in FLOATS:
+        return bool(np.array_equal(theirs, own))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.allclose(theirs.astype(np.float64), own.astype(np.float64), 0.05, 0.05 * _scale(own), equal_nan=True)
+
+
+def _scale(own: HostArray) -> float:
+    return _norm(own) / math.sqrt(max(own.size, 1))
+
+
+def _tells(value: HostArray, shown: Sequence[HostArray]) -> bool:
+    """Whether agreeing with it says anything: it is no constant, and not one of these in another shape or order of axes."""
+    if dtype_name(value) not in FLOATS or value.size < 2 or np.all(value == value.flat[0]):
+        return False
+    mine = np.sort(value, axis=None)
+    return not any(other.size == value.size and np.array_equal(np.sort(other, axis=None), mine) for other in shown)

@@ -1,0 +1,87 @@
+"""What people see of a check: how many operators the deployment shows, which of its values are wrong, and which is the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from tapml.report.console import off_by
+from tapml.report.progress import seconds
+from tapml.words import plural
+
+if TYPE_CHECKING:
+    from tapml.diagnose.check.follow import Found
+    from tapml.diagnose.check.result import CheckResult, Look
+
+WRONG_SHOWN = 10
+UNSEEN_SHOWN = 8
+
+_HOW = {
+    "value": "its values", "name": "its name", "what follows": "what follows from it", "output": "its place as an output",
+}  # fmt: skip
+
+
+def view(result: CheckResult) -> Iterator[RenderableType]:
+    """Top to bottom."""
+    for look in result.looks:
+        yield _headline(look)
+        if look.wrong:
+            yield Padding(_table(look.wrong[:WRONG_SHOWN]), (0, 0, 0, 2))
+            if len(look.wrong) > WRONG_SHOWN:
+                yield Text(f"  … and {len(look.wrong) - WRONG_SHOWN} more", style="dim")
+            yield _first(look.wrong[0][1])
+        if look.probing:
+            yield Text(f"  The verdicts may depend on looking: {look.probing}", style="bold red")
+        if look.unseen:
+            yield Text(f"  not shown: {_listed(look.unseen)}", style="dim")
+    yield Text.assemble(
+        ("passed", "green") if result.passed else ("failed", "bold red"),
+        (f" · {result.engine} · {seconds(result.seconds)}", "dim"),
+    )
+
+
+def _headline(look: Look) -> Text:
+    total = len(look.seen) + len(look.unseen)
+    if not look.seen:
+        return Text(
+            f"{look.label}: none of {plural(total, 'operator')} was recognised. Is this the model that was carved, with the same "
+            "inputs?", style="bold red",
+        )  # fmt: skip
+    right = "all right" if not look.wrong else f"{plural(len(look.wrong), 'value')} wrong"
+    return Text.assemble(
+        f"{look.label}: {len(look.seen)} of {plural(total, 'operator')} recognised, ",
+        (right, "green" if not look.wrong else "bold red"),
+    )
+
+
+def _first(found: Found) -> Text:
+    text = Text.assemble("  first wrong: ", (found.operator.name, "bold"))
+    if found.among:
+        text.append(f", or an operator before it whose value is not shown: {_listed(found.among)}")
+    return text
+
+
+def _table(wrong: Sequence[tuple[str, Found]]) -> Table:
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    grid.add_column("operator", overflow="fold", style="bold")
+    grid.add_column("kind", no_wrap=True)
+    grid.add_column("value in the deployment", overflow="fold")
+    grid.add_column("recognised by", overflow="fold", style="dim")
+    grid.add_column("off by", overflow="fold")
+    grid.add_column("call", overflow="fold", style="dim")
+    for question, found in wrong:
+        comparison = found.comparison
+        assert comparison is not None
+        off = off_by(comparison.error, comparison.bound) if comparison.bound else "not equal"
+        grid.add_row(Text(found.operator.name), Text(found.operator.kind), Text(found.name), Text(_HOW[found.how]), off, question)
+    return grid
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - UNSEEN_SHOWN
+    return ", ".join(names[:UNSEEN_SHOWN]) + (f" and {more} more" if more > 0 else "")
