@@ -149,7 +149,7 @@ class OnDevice(Plain):
         if target.key != self._target.key:
             raise AnotherDevice(
                 f"Device {self.name} came back as another one, {self.info.name}, with other limits or features. "
-                "Begin anew to work with that one."
+                "Start over to work with that one."
             )
 
     def close(self) -> None:

@@ -58,8 +58,8 @@ class Language:
     a processor run as one vector.
 
     Its words: `barrier` is the statement that brings a workgroup together, `lane` a pattern for the number of a thread in it,
-    `private_array` and `shared_array` patterns of lines that declare one (None: its text is not read for hazards), `rounding` one
-    for a call that rounds half to even, with its bracket.
+    `private_array` and `shared_array` patterns of lines that declare one (None: its text is not searched for hazards),
+    `rounding` one for a call that rounds half to even, with its bracket.
 
     How a kernel's text is made: `generator` are attributes of the compiler's target where they are not those of the target in
     `targets/`; `own_tanh` is the name of a function that `finished` defines, called where the generator's own tanh is wrong;

@@ -244,7 +244,7 @@ class DevicePool:
         if not fits:
             tester.close()
             if not over:
-                why = "Its limits or features ask for other kernels than those of the other devices."
+                why = "Its limits or features need other kernels than those of the other devices."
                 self._left(member, UnavailableError(why))
             return False
         self._events.put(member)

@@ -286,7 +286,7 @@ def broken_off(index: int, tokens: Sequence[int], error: Exception) -> PromptRes
     """The result on a prompt that the migrated model could not answer: nothing can be compared, and nothing passes. `tokens` are
     what was recorded of the source."""
     reason = str(error) if isinstance(error, WrongValue) else unexpected(error)
-    return PromptResult(index, tuple(tokens), (), math.inf, 0.0, 0.0, 0.0, reason=f"the migrated model breaks off: {reason}")
+    return PromptResult(index, tuple(tokens), (), math.inf, 0.0, 0.0, 0.0, reason=f"the migrated model stops: {reason}")
 
 
 @dataclass(frozen=True)
@@ -374,7 +374,7 @@ def hollow(outputs: Iterable[HostArray], logits: bool) -> str:
         if odd > (0 if logits else LEAST * values.size):
             kinds = "NaN or infinite" if logits else "NaN"
             return (
-                f"{odd:,} of {values.size:,} elements of the source's own answer are {kinds}, so an equal answer shows nothing; "
+                f"{odd:,} of {values.size:,} elements of the source's own answer are {kinds}, so an equal answer proves nothing; "
                 "tapml health names the operator that makes them"
             )
     return ""

@@ -64,7 +64,7 @@ class Coverage:
 
 
 def judged(actual: Sequence[HostArray], references: Sequence[Reference]) -> list[Comparison]:
-    """The comparison of each output. An integer out of its range fails also where the source is no judge of the element."""
+    """The comparison of each output. An integer out of its range fails also where the source cannot decide."""
     found: list[Comparison] = []
     for y, reference in zip(actual, references, strict=True):
         compared = compare(y, reference)

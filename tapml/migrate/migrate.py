@@ -141,7 +141,7 @@ def migrate(
                 return _Migration(run, tester, journal, names, max_tokens, progress).carry_out(started)
             except UnavailableError as error:
                 if not isinstance(error, AnotherDevice):
-                    error.args = (f"{error} What was found is kept: go on with --resume.",)
+                    error.args = (f"{error} The results so far are kept: continue with --resume.",)
                 raise
 
 

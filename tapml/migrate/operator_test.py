@@ -144,7 +144,7 @@ class OperatorTester:
                 return []
             example = self.model.operators[0].name
             raise UsageError(
-                f"No operator matches {glob!r}. Names are such as {example}; give the whole, or a pattern such as '*q_proj'. "
+                f"No operator matches {glob!r}. A name looks like {example}; give the whole, or a pattern such as '*q_proj'. "
                 f"By the last part of their names: {nearest(_last_part(glob), parts)}"
             )
         return found
@@ -355,7 +355,7 @@ class OperatorTester:
         )  # fmt: skip
         hollow = coverage.hollow()
         if chance:
-            hollow = f"{chance}: what comes out is right here by chance, so this shows nothing"
+            hollow = f"{chance}: the result is right here by chance, so this proves nothing"
         if hollow:
             return replace(worst, status="unchecked", reason=f"{hollow}; {worst.reason}")
         return worst

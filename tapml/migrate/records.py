@@ -175,7 +175,7 @@ def keep_test(
     try:
         folder = target_folder(run, header.target)
     except RunError as error:
-        logger.warning("records of the test: %s What was found is not kept", error)
+        logger.warning("records of the test: %s The results are not kept", error)
         return
     path = folder / file_name(mode, bench.rewrite is not None)
     results = {v.operator: ([m.to_json() for m in tester.measures_of(v.operator)], v.to_json()) for v in verdicts}
@@ -196,7 +196,7 @@ def keep_test(
                 keep(folder, program)
         _write(path, lines)
     except (OSError, TapmlError) as error:
-        logger.warning("records of the test: %s cannot be written (%s); what was found is not kept", path, error)
+        logger.warning("records of the test: %s cannot be written (%s); the results are not kept", path, error)
 
 
 def _results_of(path: Path, header: Header) -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
@@ -239,14 +239,14 @@ def _write(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 def _unfit(records: Sequence[dict[str, Any]], run: RunFolder, injected: bool) -> str:
     """Why a file is not of this run, or not of the kind that is asked for; "" when it is."""
     if not records:
-        return "it has no whole line"
+        return "it has no complete line"
     header = records[0]
     if header.get("format") != FORMAT:
         return f"it has format {header.get('format')!r}, not {FORMAT}"
     if header.get("run") != run.digest:
-        return "it is of another run, which lay here before"
+        return "it belongs to another run that was here before"
     if (header.get("inject") is not None) != injected:
-        return "it is of an injected fault" if not injected else "it is of no injected fault"
+        return "it belongs to an injected fault" if not injected else "it belongs to no injected fault"
     return ""
 
 

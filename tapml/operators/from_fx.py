@@ -200,7 +200,7 @@ class _Reader:
             return
         if not isinstance(fx.target, torch._ops.OpOverload):
             if higher_order(fx).startswith("auto_functionalized"):
-                raise _refused(fx, "writes to what it is given", fx.args[0])
+                raise _refused(fx, "writes to its inputs", fx.args[0])
             why = "is control flow" if isinstance(fx.target, torch._ops.HigherOrderOperator) else "works on a symbolic size"
             raise _refused(fx, f"{why}, which has no place in a graph of static shapes")
         word = fx.target._schema.name.split("::")[1]

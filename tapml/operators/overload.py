@@ -82,7 +82,7 @@ def refused(found: torch._ops.OpOverload) -> str:
     if found.namespace in _NOT_COMPUTATION:
         return "is in a namespace of PyTorch that is not for computing"
     if schema.is_mutable:
-        return "writes to what it is given"
+        return "writes to its inputs"
     if not schema.returns or not all(str(r.type) in _RETURNED for r in schema.returns):
         return "returns something else than tensors"
     for argument in schema.arguments:

@@ -43,7 +43,7 @@ MEANING = {
     "codegen": "the text that is generated for this target",
     "driver": "the platform's own compiler or runtime",
     "backend": "the engine that runs it, whose stages cannot be told apart",
-    "state": "what is handed over between calls",
+    "state": "what is passed between calls",
 }
 
 

@@ -5,7 +5,7 @@
     found.why                                          {"layers.0.ffn": why it does not export}
 
 Which part it is follows from the error: the innermost submodule that torch was in, or from which the node came that cannot be
-written down. Where that one cannot be called by itself (it takes objects, or writes to what it is given), it is the one around
+written down. Where that one cannot be called by itself (it takes objects, or writes to its inputs), it is the one around
 it. Layers of one class of the model's own go together, since what fails in one fails in all. What is left when it is the model
 itself is the error.
 

@@ -108,7 +108,7 @@ def test_modules_in_a_run_are_not_loaded(copy: Path, tmp_path: Path, monkeypatch
         ("aten.save.default", [{"ref": "i0"}, "{here}/made"], {}, "has no operator"),
         ("import_module", ["tests.carving.tampered"], {}, "has no operator"),
         ("_dir.append", ["x"], {}, "has no operator"),
-        ("aten.add_.Tensor", [{"ref": "i0"}, {"ref": "i0"}], {}, "writes to what it is given"),
+        ("aten.add_.Tensor", [{"ref": "i0"}, {"ref": "i0"}], {}, "writes to its inputs"),
         ("aten.linear.default.__class__", [], {}, "has no operator"),
         ("profiler._record_function_enter.default", ["x"], {}, "not for computing"),
         ("aten._print.default", ["x"], {}, "something else than tensors"),

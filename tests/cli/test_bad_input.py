@@ -91,7 +91,7 @@ def test_a_model_that_does_not_export(type_in: TypeIn, models: Path, tmp_path: P
     text = models.read_text().splitlines()
     bad = {
         "by_the_data": ("x.detach().numpy()", "does not export", "x.detach().numpy()"),
-        "by_its_own": ("own_double(y)", "own_double.default", "writes to what it is given"),
+        "by_its_own": ("own_double(y)", "own_double.default", "writes to its inputs"),
     }
     for function, (code, *told) in bad.items():
         line = next(k for k, words in enumerate(text, 1) if code in words)

@@ -135,7 +135,7 @@ def test_a_failure_that_comes_and_goes_is_repeated(make_run: MakeRun, need: Call
         found = shrunk(bench, run, "prefill/layers.0.input_layernorm", started_wrong)
     assert found.runs == FLAKY_RUNS
     assert found.elements_after <= 2
-    assert "comes and goes" in found.steps[0]
+    assert "intermittent" in found.steps[0]
 
 
 def test_no_time_keeps_the_case_that_was_given(make_run: MakeRun, need: Callable[[str], str]) -> None:

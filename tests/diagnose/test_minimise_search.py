@@ -221,4 +221,4 @@ def test_what_does_not_fail_again_is_taken_back() -> None:
     search.go()
     assert len(search.taken) > 1
     search.confirm()
-    assert search.best is search.taken[0] and len(search.taken) == 1 and "taken back" in search.steps[-1]
+    assert search.best is search.taken[0] and len(search.taken) == 1 and "reverted" in search.steps[-1]

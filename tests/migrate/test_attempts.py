@@ -148,7 +148,7 @@ def test_a_device_that_does_not_come_back_leaves_a_journal_to_go_on_with(run: Fa
             return device
         raise UnavailableError("The phone is nowhere.")
 
-    with pytest.raises(ConnectionLost, match=r"nowhere\. What was found is kept: go on with --resume\.") as caught:
+    with pytest.raises(ConnectionLost, match=r"nowhere\. The results so far are kept: continue with --resume\.") as caught:
         go(run, FakeBackend(once, PHONE), fresh=True)
     assert caught.value.exit_code == 3
     until_then = journal.read(path)[0]

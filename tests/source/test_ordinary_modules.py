@@ -146,5 +146,5 @@ def test_an_operator_of_ones_own_needs_no_fake() -> None:
 
 
 def test_an_operator_of_ones_own_that_writes_is_named() -> None:
-    with pytest.raises(ModelError, match=r"tapml_tests.writes.default .*writes to what it is given"):
+    with pytest.raises(ModelError, match=r"tapml_tests.writes.default .*writes to its inputs"):
         export(load(Calls(writes), example_inputs=(torch.randn(4, 3),)))

@@ -176,7 +176,7 @@ class DebugCompare:
         outcome = self.bench.attempt(lambda: self._first_mismatch(running))
         if isinstance(outcome, Ran):
             return outcome.value
-        return Diagnosis(running[0].name, _elements(self.bench, running[0]), f"the run broke off: {outcome.text}")
+        return Diagnosis(running[0].name, _elements(self.bench, running[0]), f"the run aborted: {outcome.text}")
 
     def _first_mismatch(self, running: list[Operator]) -> Diagnosis | None:
         visited: set[tuple[str, str]] = set()
@@ -255,7 +255,7 @@ class EndToEndOnly:
         if refused is not None:
             return Diagnosis(None, None, "the model does not build")
         outcome = self.bench.attempt(self._difference)
-        reason = outcome.value if isinstance(outcome, Ran) else f"the run broke off: {outcome.text}"
+        reason = outcome.value if isinstance(outcome, Ran) else f"the run aborted: {outcome.text}"
         return Diagnosis(None, None, reason) if reason else None
 
     def _difference(self) -> str:

@@ -89,7 +89,7 @@ class OwnMethod:
         reference = self._reference
         outcome = self.bench.attempt(lambda: reference.check(self.bench.everything()))
         if not isinstance(outcome, Ran):
-            return f"the run broke off: {outcome.text}"
+            return f"the run aborted: {outcome.text}"
         return "" if outcome.value.passed else outcome.value.reason
 
     def _trial(self, operator: Operator, case: str | None) -> Trial | None:
@@ -114,7 +114,7 @@ class OwnMethod:
         except ConnectionLost:
             raise
         except Exception as error:  # whatever else it is, it must not end the bench: it is a finding about triage
-            found = replace(found, reason=f"{reason}; triage broke off with {type(error).__name__}: {error}")
+            found = replace(found, reason=f"{reason}; triage failed with {type(error).__name__}: {error}")
         if not self.smaller or found.stage in _NOT_IN_THE_KERNEL or self.bench.program(operator) is None:
             return found
         try:
@@ -123,7 +123,7 @@ class OwnMethod:
         except ConnectionLost:
             raise
         except Exception as error:
-            words = f"the minimiser broke off with {type(error).__name__}: {error}"
+            words = f"the minimiser failed with {type(error).__name__}: {error}"
             return replace(found, elements=sum(a.size for a in trial.inputs), reason=f"{found.reason}; {words}")
 
     def _bisected(self, reason: str) -> Diagnosis:
@@ -132,7 +132,7 @@ class OwnMethod:
         except ConnectionLost:
             raise
         except Exception as error:
-            return Diagnosis(None, None, f"{reason}; the bisection broke off with {type(error).__name__}: {error}")
+            return Diagnosis(None, None, f"{reason}; the bisection failed with {type(error).__name__}: {error}")
         if not result.sets:
             return Diagnosis(None, None, f"{reason}; the bisection found nothing: {result.reason}")
         culprits = result.sets[0]

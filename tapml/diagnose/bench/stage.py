@@ -56,7 +56,7 @@ WHOLE_MODEL = "the whole model"
 # slowest call of a small language model on a processor takes a few.
 DEADLINE = 20.0
 
-ENDED = "it ended the process that injected it, and was left out when the bench went on"
+ENDED = "it killed the process that injected it, and was left out when the bench continued"
 
 
 def bench(

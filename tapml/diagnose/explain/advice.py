@@ -51,13 +51,13 @@ def advise(triage: Triage, context: Context) -> tuple[str, ...]:
     bisect = f"tapml bisect {context.run} --target {context.target}"
     if context.stage == "state":
         return (
-            f"Find which operators it takes together: {bisect}",
-            "Look at what is handed over between calls: the order in which states are updated, the position that is uploaded "
+            f"Find the operators that are wrong together: {bisect}",
+            "Look at what is passed between calls: the order in which states are updated, the position that is uploaded "
             "for the first decode step, buffers that two operators share.",
         )
     if triage.passed and not triage.findings:
         what = (
-            "The model is wrong all the same: find what makes it so with" if context.model_wrong else "If an answer is wrong "
+            "The model is still wrong: find the cause with" if context.model_wrong else "If an answer is wrong "
             "all the same:"
         )
         few = "Only one call was recorded for it: carve with more prompts or --decode-steps to see it on other values."
@@ -148,7 +148,7 @@ def _by_stage(triage: Triage, context: Context) -> list[str]:
         "backend": f"what runs behind {context.target}",
     }.get(stage or "")  # fmt: skip
     if who is not None:
-        return [f"Report it to the makers of {who}, with the reproducer: it needs neither TapML nor the model."]
+        return [f"Report it to the maintainers of {who}, with the reproducer: it needs neither TapML nor the model."]
     return []  # fmt: skip
 
 

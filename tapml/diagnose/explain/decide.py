@@ -70,7 +70,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "driver", {"load": REFUSED},
-        "the driver refuses the kernel (no other driver of its language is here to ask, so the text may be at fault as well)",
+        "the driver refuses the kernel (no other driver of its language is here, so the text may be at fault as well)",
     ),
     Rule(
         "launch", {"run": REFUSED},

@@ -128,11 +128,11 @@ def in_model(run: RunFolder, bench: Workbench, operator: Operator, progress: Pro
     trial, found = _met(run, bench, operator, programs, calls)
     evidence.append(found)
     if trial is not None:
-        words = "the operator is right on what was recorded, and wrong on what it meets in the model"
+        words = "the operator is right on its recorded inputs, and wrong on an input that it gets in the model"
         return InModel(None, True, words, tuple(evidence), only, trial)
     words = (
         "the operator is right with every input that it is given, and the model is wrong because it is on the target: the "
-        "fault is in what is handed over between calls or operators"
+        "fault is in what is passed between calls or operators"
     )
     return InModel("state", True, words, tuple(evidence), only)
 

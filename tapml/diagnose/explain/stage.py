@@ -105,7 +105,7 @@ def _claim(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{folder} cannot be made: {error.strerror}. Give --out a folder that can be written.") from error
+        raise UsageError(f"{folder} cannot be created: {error.strerror}. Give --out a folder that can be written.") from error
 
 
 class _Explaining:

@@ -28,7 +28,7 @@ _FILES = (kernel_text, schedule, lowering, launch, graph, weights, state, device
 # Levels whose faults are put into what the compiler gives; the others look at the model only.
 _COMPILED = ("kernel text", "schedule", "lowering", "launch")
 
-_NO_KERNELS = cannot(lambda language: "" if language.generated else "what runs there are no kernels of TapML")
+_NO_KERNELS = cannot(lambda language: "" if language.generated else "that target runs no kernels of TapML")
 
 
 def _of_kernels(fault: FaultClass) -> FaultClass:

@@ -178,7 +178,7 @@ def _write(run: RunFolder, name: str, data: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(data, separators=(",", ":")))
     except (OSError, RunError) as error:
-        logger.warning("numeric health: %s cannot be written (%s); what was found is not kept", path, error)
+        logger.warning("numeric health: %s cannot be written (%s); the results are not kept", path, error)
 
 
 def _firsts(side: Side) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def _readme(target: str, minimised: Minimised, program: Program, device: DeviceI
             f"answer against float64 ({found.source_error:.3g})."
         )
     if minimised.runs > 1:
-        happens += f"\n\nIt comes and goes: any of {minimised.runs} runs may show it, and `run.py` makes as many."
+        happens += f"\n\nIt is intermittent: any of {minimised.runs} runs may show it, and `run.py` makes as many."
     if runner is None:
         how = f"There is no `run.py` for {program.kernels[0].language}; `launch.json` says what to launch over which buffers."
     else:

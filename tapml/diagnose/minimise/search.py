@@ -94,7 +94,7 @@ class Search(Generic[C]):
         """Afterwards `best` has failed again so many times, or is the first case."""
         while len(self.taken) > 1 and not all(self.fails(self.best) for _ in range(times)):
             self.taken.pop()
-            self.steps.append("taken back: did not fail again three times")
+            self.steps.append("reverted: it did not fail three more times")
 
     def _state(self) -> tuple[str, bytes]:
         return self.best.body.signature, b"".join(a.tobytes() for a in self.best.inputs if a.size < 1 << 16)

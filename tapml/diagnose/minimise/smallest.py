@@ -3,7 +3,7 @@
     small = smallest(bench, operator, found, trial, program, folder)
     small.case, small.actual, small.why_not, small.reproducer
 
-A fault that is not in the kernel (weights, the source's own precision, what is handed over between calls) has no failing input of
+A fault that is not in the kernel (weights, the source's own precision, what is passed between calls) has no failing input of
 its own, and that is said instead.
 """
 
@@ -46,7 +46,7 @@ def smallest(
     if program is None:
         return Smallest(why_not="it does not compile, so there is no kernel to run")
     if found.stage in ("weights", "precision"):
-        return Smallest(why_not=f"a fault of stage {found.stage} is not in the kernel, which is right with whatever it is given")
+        return Smallest(why_not=f"a fault of stage {found.stage} is not in the kernel, which is right for any input")
     try:
         case = _as_it_lies(bench, operator, found, trial) if trial.layouts else minimise(bench, operator, trial.inputs, progress)
     except Exception as error:

@@ -66,7 +66,7 @@ def minimise(
     interesting = InterestingnessTest(bench, operator, inputs)
     search = Search(interesting.first, interesting, budget)
     if interesting.runs > 1:
-        search.steps.append(f"the failure comes and goes: a candidate fails if any of {interesting.runs} runs does")
+        search.steps.append(f"the failure is intermittent: a candidate fails if any of {interesting.runs} runs does")
     try:
         _carry_out(search)
         bench.trim()

@@ -95,7 +95,7 @@ class KeepsToItsMemory(Probe):
         if watched.findings:
             return self.gave("wrong", "; ".join(f"{f.kind}: {f.text}" for f in watched.findings), subject.here)
         runs = plural(watched.shot.runs, "run")
-        detail = f"the same bits in {runs} over other contents of memory, in and around the buffers"
+        detail = f"the same bits in {runs} with other contents of memory, in and around the buffers"
         return self.gave("right", detail, subject.here)
 
 

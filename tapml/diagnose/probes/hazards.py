@@ -58,7 +58,7 @@ class Text(Probe):
     def run(self, subject: Subject) -> Evidence:
         language = subject.bench.target.language
         if not is_read(language):
-            return self.not_run(f"{language} is not read for hazards", subject.here)
+            return self.not_run(f"{language} is not searched for hazards", subject.here)
         found = of_program(kernels_of(subject.program))
         subject.findings += [Finding(_FINDING[h.kind], h.text) for h in found]
         return self.gave("wrong" if found else "right", "; ".join(h.text for h in found), subject.here)
@@ -81,7 +81,7 @@ class TextElsewhere(Probe):
         where = f"{bench.choice}, {schedule}"
         made = bench.prepared(subject.operator, (schedule,))
         if made.compiled is None or not is_read(bench.target.language):
-            return self.not_run(made.message or f"{bench.target.language} is not read for hazards", where)
+            return self.not_run(made.message or f"{bench.target.language} is not searched for hazards", where)
         kinds = {h.kind for h in of_program(kernels_of(subject.program))}
         found = [h.text for h in of_program(kernels_of(made.compiled)) if h.kind in kinds]
         return self.gave("wrong" if found else "right", "; ".join(found), where)

@@ -52,7 +52,7 @@ class Grid(Probe):
         if subject.first.lost or subject.writes_beyond:
             return self.not_run("more workgroups would do no less harm", subject.here)
         if subject.first.flaky:
-            return self.not_run("the fault comes and goes by itself, so that a right answer would prove nothing", subject.here)
+            return self.not_run("the fault is intermittent, so that a right answer would prove nothing", subject.here)
         tried: list[str] = []
         for words, larger in larger_grids(with_kernels(subject.program)):
             room = min(max([1 << 16, *(s.nbytes for s in larger.outputs)]), 1 << 26)

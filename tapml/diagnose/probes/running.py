@@ -30,7 +30,7 @@ class Compile(Probe):
     name = "compile"
     question = "Does the compiler make kernels of the operator?"
     right = "It compiles."
-    refused = "The compiler makes no kernels of it."
+    refused = "The compiler makes no kernels for it."
     start = "It compiles"
     always = True
 
@@ -90,7 +90,7 @@ class AsItIs(Probe):
         if subject.first.outcome == "right" and watched.shot.outcome == "wrong":
             subject.first = watched.shot
             made = self.of_shot(watched.shot, subject.here)
-            return replace(made, detail=f"right over one content of memory, and not over others: {made.detail}")
+            return replace(made, detail=f"right with one content of memory, and wrong with others: {made.detail}")
         return self.of_shot(subject.first, subject.here)
 
 
@@ -112,8 +112,8 @@ class Converted(Probe):
 class Uploads(Probe):
     name = "uploads"
     question = "Are the same kernels right when the weights are uploaded as plain inputs?"
-    right = "The same kernels are right once the weights are uploaded anew: those on the device are wrong."
-    wrong = "The weights on the device are not the cause: with them uploaded anew it is wrong too."
+    right = "The same kernels are right once the weights are uploaded again: those on the device are wrong."
+    wrong = "The weights on the device are not the cause: uploaded again, they give the same wrong result."
     wrong_is_open = True
 
     def run(self, subject: Subject) -> Evidence:

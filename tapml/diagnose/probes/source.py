@@ -29,7 +29,7 @@ class Float64(Probe):
         if first.comparison is not None and first.comparison.passed:
             return self.not_run("the numbers are right, only what it does to memory is not", where)
         if subject.memory_matters or first.flaky:
-            return self.not_run("the numbers come and go with memory or time, which no precision of the source explains", where)
+            return self.not_run("the numbers vary with memory or time, which the source's precision does not explain", where)
         source = subject.backends.get(FLOAT64)
         if isinstance(source, str):
             return self.not_run(source, where)
