@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from tapml.backends.interface import Backend
     from tapml.diagnose.bisect.result import BisectResult
+    from tapml.diagnose.check.result import CheckResult
     from tapml.diagnose.explain.result import Explanation
     from tapml.diagnose.health.result import Health
     from tapml.migrate.inject import Inject
@@ -221,6 +222,21 @@ class Run:
         from tapml.diagnose.health.stage import health
 
         return health(self.folder, target, device, inject, prompt, progress)
+
+    def check(
+        self,
+        *,
+        onnx: str | Path | None = None,
+        outputs: str | Path | None = None,
+        backend: str | None = None,
+        provider: str | None = None,
+        progress: Progress | None = None,
+    ) -> CheckResult:
+        """An existing deployment against the run: an ONNX file, a folder of arrays, or `FILE.py:FUNCTION`; one of them. See
+        `tapml.diagnose.check.stage`. Raises UsageError and UnavailableError."""
+        from tapml.diagnose.check.stage import check
+
+        return check(self.folder, onnx, outputs, backend, provider, progress)
 
     def report(
         self, out: str | Path, targets: Sequence[str] | None = None, against: Run | None = None, progress: Progress | None = None

@@ -36,7 +36,7 @@ TRACKER = re.compile(r"[\w./-]+#\d+")
 
 # ONNX is a format of files as well, which people hand in to be checked.
 OF_FILES = {"onnx", "ort"}
-READ_FILES = {"diagnose/check/onnx_file.py", "diagnose/check/onnx_worker.py", "cli/check.py"}
+READ_FILES = {"diagnose/check/onnx_file.py", "diagnose/check/onnx_worker.py", "diagnose/check/stage.py", "cli/check.py"}
 
 # PyTorch's devices have names of their own: in the parts that run the source, in files that import torch, and where it is said.
 OF_PYTORCH = {"cpu", "cuda"}

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from tapml.cli.verb import ALL_PASSED, RUN, SOMETHING_FAILED, Outcome
-from tapml.errors import UsageError
 
 NAME = "check"
 HELP = "compare an existing deployment with the run, operator by operator, and name the first that is wrong"
@@ -30,19 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     from tapml.carving.folder import RunFolder
-    from tapml.diagnose.check.stage import check_function, check_onnx, check_outputs
+    from tapml.diagnose.check.stage import check
     from tapml.report.check import view
     from tapml.report.progress import Progress
-    from tapml.targets.onnxruntime import PROCESSOR
 
-    if args.provider is not None and args.onnx is None:
-        raise UsageError("--provider is about ONNX Runtime. Give it with --onnx FILE.")
     folder = RunFolder.open(Path(args.run))
     with Progress(NAME) as progress:
-        if args.onnx is not None:
-            found = check_onnx(folder, Path(args.onnx), args.provider or PROCESSOR, progress)
-        elif args.outputs is not None:
-            found = check_outputs(folder, Path(args.outputs), progress)
-        else:
-            found = check_function(folder, args.backend, progress)
+        found = check(folder, args.onnx, args.outputs, args.backend, args.provider, progress)
     return Outcome(ALL_PASSED if found.passed else SOMETHING_FAILED, found.to_json(), tuple(view(found)))

@@ -31,7 +31,7 @@ def view(result: CheckResult) -> Iterator[RenderableType]:
     for look in result.looks:
         yield _headline(look)
         if look.wrong:
-            yield Padding(_table(look.wrong[:WRONG_SHOWN]), (0, 0, 0, 2))
+            yield Padding(_table(look.wrong[:WRONG_SHOWN], len({question for question, _ in look.found}) > 1), (0, 0, 0, 2))
             if len(look.wrong) > WRONG_SHOWN:
                 yield Text(f"  … and {len(look.wrong) - WRONG_SHOWN} more", style="dim")
             yield _first(look.wrong[0][1])
@@ -66,19 +66,21 @@ def _first(found: Found) -> Text:
     return text
 
 
-def _table(wrong: Sequence[tuple[str, Found]]) -> Table:
+def _table(wrong: Sequence[tuple[str, Found]], several_calls: bool) -> Table:
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     grid.add_column("operator", overflow="fold", style="bold")
     grid.add_column("kind", no_wrap=True)
     grid.add_column("value in the deployment", overflow="fold")
     grid.add_column("recognised by", overflow="fold", style="dim")
     grid.add_column("off by", overflow="fold")
-    grid.add_column("call", overflow="fold", style="dim")
+    if several_calls:
+        grid.add_column("call", overflow="fold", style="dim")
     for question, found in wrong:
         comparison = found.comparison
         assert comparison is not None
         off = off_by(comparison.error, comparison.bound) if comparison.bound else "not equal"
-        grid.add_row(Text(found.operator.name), Text(found.operator.kind), Text(found.name), Text(_HOW[found.how]), off, question)
+        cells = [found.operator.name, found.operator.kind, found.name, _HOW[found.how], off]
+        grid.add_row(*map(Text, [*cells, question] if several_calls else cells))
     return grid
 
 

@@ -35,6 +35,20 @@ Progress = Callable[[str, int, int], None]
 AS_WRITTEN, OPTIMISED = "as written", "optimised"
 
 
+def check(
+    run: RunFolder, onnx: str | Path | None, outputs: str | Path | None, backend: str | None, provider: str | None = None,
+    progress: Progress | None = None,
+) -> CheckResult:
+    """The one of these that is given. Raises UsageError unless it is one."""
+    if sum(given is not None for given in (onnx, outputs, backend)) != 1:
+        raise UsageError("Give one of: an ONNX file, a folder of arrays, a function.")
+    if provider is not None and onnx is None:
+        raise UsageError("A provider is ONNX Runtime's: give it with an ONNX file.")
+    if onnx is not None:
+        return check_onnx(run, Path(onnx), provider or PROCESSOR, progress)
+    return check_function(run, backend, progress) if backend is not None else check_outputs(run, Path(str(outputs)), progress)
+
+
 def check_onnx(
     run: RunFolder, path: Path, provider: str = PROCESSOR, progress: Progress | None = None, optimised: bool = True
 ) -> CheckResult:

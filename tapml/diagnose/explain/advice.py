@@ -56,10 +56,7 @@ def advise(triage: Triage, context: Context) -> tuple[str, ...]:
             "for the first decode step, buffers that two operators share.",
         )
     if triage.passed and not triage.findings:
-        what = (
-            "The model is still wrong: find the cause with" if context.model_wrong else "If an answer is wrong "
-            "all the same:"
-        )
+        what = "The model is still wrong: find the cause with" if context.model_wrong else "If an answer is still wrong:"
         few = "Only one call was recorded for it: carve with more prompts or --decode-steps to see it on other values."
         return (f"{what} {bisect}", *([few] if context.cases <= 1 else []))
     lines = [*_memory(triage), *_numbers(triage, context), *_by_stage(triage, context), *_places(triage, context)]
