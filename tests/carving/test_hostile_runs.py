@@ -115,7 +115,7 @@ def test_modules_in_a_run_are_not_loaded(copy: Path, tmp_path: Path, monkeypatch
         ("getitem", [["text"], 0], {}, "not applied to the tensors"),
         ("aten.empty.memory_format", [[1]], {"memory_format": {"memory_format": "load"}}, "memory_format of the graph"),
         ("aten.empty.memory_format", [[1]], {"dtype": {"dtype": "hub"}}, "dtype of the graph"),
-        ("aten.empty.memory_format", [[1]], {"dtype": {"device": "cpu", "layout": "x"}}, "no argument of a node"),
+        ("aten.empty.memory_format", [[1]], {"dtype": {"device": "cpu", "layout": "x"}}, "is not an argument of a node"),
     ],
 )
 def test_what_a_body_may_not_call(tmp_path: Path, target: str, args: list[Any], kwargs: dict[str, Any], why: str) -> None:

@@ -95,7 +95,7 @@ def test_an_integer_beyond_32_bits_inside_an_operator_is_told() -> None:
     assert wrong.status == "fail"
     assert wrong.reason.startswith("inside it, aten.mul.Tensor gives 8100000000, and this target stores int64 as int32; case")
     assert by_chance.status == "unchecked"
-    assert "gives 10000200001, and this target stores int64 as int32: what comes out is right here by chance" in by_chance.reason
+    assert "gives 10000200001, and this target stores int64 as int32: the result is right here by chance" in by_chance.reason
     moved = migrate(carved("hash"), "opencl", fresh=True)
     assert moved.kept_on_source == ("sort", "sort.2") and moved.end_to_end.passed
     assert failed(isolated("hash", target="cpu")) == []

@@ -1,4 +1,4 @@
-"""What cannot be compared is no pass: operators of which the source is no judge, and models whose own answer is NaN."""
+"""What cannot be compared is no pass: operators that the source cannot decide, and models whose own answer is NaN."""
 
 from __future__ import annotations
 
