@@ -133,6 +133,14 @@ def test_a_function_of_the_users(make_run: MakeRun, tmp_path: Path) -> None:
             check_function(run, f"{file}:{name}")
 
 
+def test_indices_that_lead_nowhere_are_one_line(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("encoder")
+    values = values_of(run)
+    np.savez(tmp_path / "values.npz", **(values | {"embeddings.gather": np.full_like(values["embeddings.gather"], 99)}))
+    with pytest.raises(UsageError, match=r"embeddings\.\S+: PyTorch refuses what the deployment has for its inputs \(Index"):
+        check_outputs(run, tmp_path)
+
+
 def test_wrong_use_is_one_line(make_run: MakeRun, llama: onnx.ModelProto, tmp_path: Path) -> None:
     run = make_run("llama")
     (tmp_path / "text.onnx").write_text("no model")

@@ -29,7 +29,7 @@ from tapml.carving.distance import undecided
 from tapml.carving.tolerance import FEW, Accuracy, Comparison, Reference, compare, measure
 from tapml.diagnose.check.fits import Fit, fits, regions
 from tapml.diagnose.check.seen import Seen
-from tapml.errors import is_confined
+from tapml.errors import UsageError, first_line, is_confined
 from tapml.migrate.model import Model
 from tapml.operators.graph import Graph, Operator
 from tapml.tensors import FLOATS, HostArray, dtype_name
@@ -112,7 +112,8 @@ class Follower:
     def follow(
         self, graph: Graph, inputs: Mapping[str, HostArray], states: Mapping[str, HostArray]
     ) -> Iterator[Found]:
-        """Every output of every operator, in execution order; then `self.states` are those after the call."""
+        """Every output of every operator, in execution order; then `self.states` are those after the call. Raises UsageError
+        where PyTorch refuses what the engine has for an operator's inputs."""
         walk = _Walk({p.name: _Value(inputs[p.key], inputs[p.key]) for p in graph.inputs})
         walk.values |= {p.name: _Value(states[p.key], states[p.key]) for p in graph.states}
         self._graph = graph
@@ -123,7 +124,15 @@ class Follower:
         self.states |= {key: walk.values[name].own for key, name in graph.mutations.items() if name in walk.values}
 
     def _operator(self, walk: _Walk, index: int, operator: Operator) -> Iterator[Found]:
-        made = self._computed(walk, operator)
+        try:
+            made = self._computed(walk, operator)
+        except Exception as error:
+            if not is_confined(error):
+                raise
+            raise UsageError(
+                f"{operator.name}: PyTorch refuses what the deployment has for its inputs ({first_line(error)}). Look at the "
+                "values that it gives as indices."
+            ) from error
         for output, value in enumerate(made):
             how: How = "name"
             match = self._called(operator, output, value)
