@@ -189,7 +189,7 @@ def test_what_is_not_there_is_said() -> None:
 
 def test_nobody_else_may_have_texts_executed() -> None:
     assert "torch" not in PLATFORMS
-    with pytest.raises(UsageError, match="an agent runs nobody else.s"):
+    with pytest.raises(UsageError, match=r"an agent runs nobody else.s"):
         parse_offered(["torch"])
     with pytest.raises(TargetError, match="runs on this machine only"):
         open_device("torch", "any@http://localhost:1/?token=x")

@@ -67,6 +67,10 @@ def wrong(operator, target, source):
     return source.replace("= 0.0e+00f;", "= 1.0f;")
 
 
+def values(inputs, wanted):
+    return {{wanted[0]: torch.full((2, 8), 7.0).numpy(), EVIL: torch.zeros(2, 4).numpy()}}
+
+
 def refused(operator, target, source):
     return source + "\\n#error " + EVIL.replace("\\r", "") + "\\n"
 """
@@ -141,6 +145,13 @@ def health(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPa
     check(type_in("health", evil[1], "--target", "cpu"))
 
 
+def deployment(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, run = evil
+    assert check(type_in("check", run, "--backend", f"{path}:values")).code == 1
+    check(type_in("check", run, "--backend", f"{path}:raises"))
+    check(type_in("check", run, "--onnx", f"no{EVIL}.onnx"))
+
+
 def report(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     page = evil[1].parent / f"page{EVIL}.html"
     check(type_in("report", evil[1], "-o", page))
@@ -183,7 +194,7 @@ def devices(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyP
 
 BY_VERB = {one.__name__: one for one in (
     doctor, carve, test, migrate, bisect, explain, health, report, faults, hub, agent, devices,
-)}  # fmt: skip
+)} | {"check": deployment}  # fmt: skip
 del test  # pytest is not to take it for one
 
 
