@@ -231,7 +231,7 @@ def test_damage(run: FakeRun) -> None:
     with pytest.raises(RunError, match=r"test\.jsonl is damaged"):
         records(run)
     path.write_bytes(lines[1])
-    with pytest.raises(RunError, match="no header"):
+    with pytest.raises(RunError, match="not a header"):
         records(run)
     path.write_bytes(b"".join(lines))
     run.digest = "another"

@@ -311,7 +311,7 @@ def test_another_version_ends_it(capsys: pytest.CaptureFixture[str]) -> None:
     (["nowhere"], 2, "not the address of a hub"),
     (["http://127.0.0.1:1/"], 2, "no token"),
     (["http://127.0.0.1:1/?token=x", "--target", "opencll"], 2, "no target 'opencll'"),
-    (["http://127.0.0.1:1/?token=x", "--target", "opencl:f16=1"], 2, "the client's to choose"),
+    (["http://127.0.0.1:1/?token=x", "--target", "opencl:f16=1"], 2, "the client chooses the others"),
     (["http://127.0.0.1:1/?token=x", "--target", "cpu", "--target", "cpu"], 2, "one device of each target"),
     (["http://127.0.0.1:1/?token=x", "--target", "cuda"], 3, "cannot run"),
     (["http://127.0.0.1:1/?token=x", "--memory", "much"], 2, "is not a size"),

@@ -250,7 +250,7 @@ def test_a_restarted_hub_gives_a_session_its_device_back(tmp_path: Path) -> None
         assert hub.url == url
         again = stack.enter_context(device(url, "phone", other.boot, session=one.session))
         rival = stack.enter_context(client(url, "any"))
-        assert "kept" in rival.wait("waiting")
+        assert "reserved" in rival.wait("waiting")
         back = stack.enter_context(client(url, "phone", session=one.session))
         back.wait("granted")
         back.send(small(one.session))

@@ -84,7 +84,7 @@ def test_it_says_what_it_means(monkeypatch: pytest.MonkeyPatch) -> None:
         "Their process is confined in: network (tapml doctor says how).", "Not confined in files: no Landlock in this kernel."
     ]
     assert not any("native" in line for line in notices(["vulkan"], unconfined=False) + notices([], unconfined=False))
-    assert "Not confined, as asked for" in notices([], unconfined=True)[-1]
+    assert "Not confined, as requested" in notices([], unconfined=True)[-1]
 
 
 def test_nothing_of_a_session_outlives_it(hub: Hub, bench: Agent) -> None:

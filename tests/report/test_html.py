@@ -206,7 +206,7 @@ def test_a_run_without_results(make_run: Callable[[str], RunFolder], tmp_path: P
     worst = max(a.beyond for case in run.cases for a in case.accuracy)
     assert max(e for e in sheet["error"] if e is not None) == short(worst)
     told = [line["what"] for line in data["unchecked"]]
-    assert told[:2] == ["No operator was run on any target.", "Never run: cpu, opencl, vulkan, webgpu, torch."]
+    assert told[:2] == ["No operator was run on any target.", "Never run: cpu, opencl, vulkan, webgpu, torch, ort."]
 
 
 def test_two_runs(results: RunFolder, make_run: Callable[[str], RunFolder], tmp_path: Path) -> None:

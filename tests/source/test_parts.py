@@ -204,7 +204,7 @@ def test_no_code_is_loaded_for_a_run_that_was_not_carved_here(run: Path, field: 
     manifest["code"][field] = f"{run.parent}/stranger.py:build" if field == "spec" else "00" * 32
     manifest["seal"] = seal(manifest)
     (run / "run.json").write_text(json.dumps(manifest))
-    with pytest.raises(ModelError, match=r"not carved by this installation: no code .* Carve the model again"):
+    with pytest.raises(ModelError, match=r"not carved by this installation: code .* never loaded\. Carve the model again"):
         called(run)
 
 
