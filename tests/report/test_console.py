@@ -16,7 +16,7 @@ from rich.text import Text
 from tapml.cli import main as cli
 from tapml.cli.verb import Outcome
 from tapml.devices.interface import DeviceInfo
-from tapml.migrate.end_to_end import EndToEnd, PromptResult, _chooses
+from tapml.migrate.end_to_end import EndToEnd, PromptResult
 from tapml.migrate.migrate import MigrationResult
 from tapml.report import progress as progress_module
 from tapml.report.console import (
@@ -35,6 +35,7 @@ from tapml.report.console import (
 )
 from tapml.report.migration import end_to_end_lines
 from tapml.report.progress import Progress, seconds
+from tapml.runtime.module import Module
 from tapml.verdicts import Status, Verdict
 from tapml.words import plural
 
@@ -172,9 +173,10 @@ def test_agreement_is_told_where_something_is_chosen() -> None:
 
 def test_an_image_chooses_nothing() -> None:
     outputs = [("output", (1, 3, 8, 8)), ("last_hidden_state", (1, 5, 64)), ("output", (4, 1)), ("y", ())]
-    assert not any(_chooses(key, np.zeros(shape, np.float32)) for key, shape in outputs)
-    assert not _chooses("output", np.zeros((1, 10), np.int64))
-    assert _chooses("output", np.zeros((1, 10), np.float32)) and _chooses("logits", np.zeros((1, 5, 99), np.float16))
+    scores = Module().scores
+    assert not any(scores(key, np.zeros(shape, np.float32)) for key, shape in outputs)
+    assert not scores("output", np.zeros((1, 10), np.int64))
+    assert scores("output", np.zeros((1, 10), np.float32)) and scores("logits", np.zeros((1, 5, 99), np.float16))
 
 
 class Terminal(io.StringIO):

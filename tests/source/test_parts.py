@@ -220,7 +220,7 @@ def test_a_module_given_from_python_can_be_called_in_its_process_only(
     carve(load(Around(Doubled()).eval(), example_inputs=(torch.ones(2, 4),)), [], tmp_path / "run")
     assert called(tmp_path / "run").shape == (2, 4)
     another_process(monkeypatch)
-    with pytest.raises(UsageError, match=r"given as a module[.] Do this in that process, or carve the model from FILE"):
+    with pytest.raises(UsageError, match=r"passed from Python\. Do this in the process that carved it, or carve the model from"):
         called(tmp_path / "run")
 
 

@@ -46,7 +46,7 @@ def test_parse(text: str, choice: TargetChoice) -> None:
     ("text", "says"),
     [
         ("vulcan", "no target 'vulcan'. Did you mean vulkan?"),
-        ("", "no target ''. Known: cpu, cuda, metal, opencl, rocm, torch, vulkan, webgpu"),
+        ("", "no target ''. Known: cpu, cuda, metal, opencl, ort, rocm, torch, vulkan, webgpu"),
         ("Vulkan", "Did you mean vulkan"),
         ("opencl:", "ends in a colon"),
         ("opencl:f61=1", "no option 'f61'. Did you mean f16"),
