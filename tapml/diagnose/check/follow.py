@@ -18,9 +18,9 @@ Bounds are those of the run (`tapml.carving.reference`): the source's own distan
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
@@ -32,6 +32,7 @@ from tapml.diagnose.check.seen import Seen
 from tapml.errors import UsageError, first_line, is_confined
 from tapml.migrate.model import Model
 from tapml.operators.graph import Graph, Operator
+from tapml.runtime.walk import Step, Walk
 from tapml.tensors import FLOATS, HostArray, dtype_name
 
 How = Literal["value", "name", "what follows", "output"]
@@ -91,14 +92,18 @@ class _Match:
 
 
 @dataclass
-class _Walk:
-    """A state of the walk, of which a supposition makes a copy."""
+class _Course:
+    """How far the walk has come, of which a supposition makes a copy."""
 
     values: dict[str, _Value]
     taken: set[str] = field(default_factory=set)
 
-    def copy(self) -> _Walk:
-        return _Walk(dict(self.values), set(self.taken))
+    def copy(self) -> _Course:
+        return _Course(dict(self.values), set(self.taken))
+
+
+# Gives what an operator's outputs are judged by, measured once where it is asked for.
+_Judges = Callable[[], Sequence[Reference]]
 
 
 class Follower:
@@ -114,18 +119,19 @@ class Follower:
     ) -> Iterator[Found]:
         """Every output of every operator, in execution order; then `self.states` are those after the call. Raises UsageError
         where PyTorch refuses what the engine has for an operator's inputs."""
-        walk = _Walk({p.name: _Value(inputs[p.key], inputs[p.key]) for p in graph.inputs})
-        walk.values |= {p.name: _Value(states[p.key], states[p.key]) for p in graph.states}
-        self._graph = graph
-        self._operators = self._model.operators_of[graph.name]
-        self.states: dict[str, HostArray] = dict(states)
-        for index, operator in enumerate(self._operators):
-            yield from self._operator(walk, index, operator)
-        self.states |= {key: walk.values[name].own for key, name in graph.mutations.items() if name in walk.values}
+        walk = self._walk = Walk(graph, self._model.operators_of[graph.name])
+        course = _Course(walk.begin(*({key: _Value(a, a) for key, a in given.items()} for given in (inputs, states))))
+        for index in range(len(walk.steps)):
+            yield from self._operator(course, index)
+        advanced = walk.advanced(course.values, self._weight)
+        self.states = {**states, **{key: value.own for key, value in advanced.items()}}
 
-    def _operator(self, walk: _Walk, index: int, operator: Operator) -> Iterator[Found]:
+    def _operator(self, course: _Course, index: int) -> Iterator[Found]:
+        step = self._walk.steps[index]
+        operator = step.operator
+        judges = cache(lambda: self._references(course, step))
         try:
-            made = self._computed(walk, operator)
+            made = self._computed(course, step)
         except Exception as error:
             if not is_confined(error):
                 raise
@@ -137,32 +143,29 @@ class Follower:
             how: How = "name"
             match = self._called(operator, output, value)
             if match is None:
-                match, how = self._agreeing(walk, operator, output, value), "value"
+                match, how = self._agreeing(course, operator, value, output, judges), "value"
             if match is None:
-                match, how = self._wrong(walk, index, output, made), "what follows"
-            elif how == "value" and (wrong := self._overruled(walk, index, output, made, match)) is not None:
+                match, how = self._wrong(course, index, output, made), "what follows"
+            elif how == "value" and (wrong := self._overruled(course, index, output, made, match)) is not None:
                 match, how = wrong, "what follows"
             if how == "what follows" and match is not None and self._named(operator, match.name):
                 how = "name"
-            if match is None and operator.outputs[output] in self._graph.outputs:
-                match, how = self._as_output(walk, operator, output, value), "output"
+            if match is None and operator.outputs[output] in self._walk.graph.outputs:
+                match, how = self._as_output(course, operator, output, value), "output"
             if match is not None and not match.comparison.passed:
-                match = replace(match, comparison=self._judged(walk, operator, output, value, match.name, match.fit))
+                match = replace(match, comparison=self._judged(judges, output, value, match.name, match.fit))
             if match is None:
-                walk.values[operator.outputs[output]] = replace(value, unseen=(*value.unseen, operator.name))
+                course.values[operator.outputs[output]] = replace(value, unseen=(*value.unseen, operator.name))
                 yield Found(operator, output, among=value.unseen)
             else:
-                self._take(walk, operator, output, value, match)
+                self._take(course, operator, output, value, match)
                 yield Found(operator, output, match.name, how, match.comparison, value.unseen)
 
-    def _computed(self, walk: _Walk, operator: Operator) -> list[_Value]:
+    def _computed(self, course: _Course, step: Step) -> list[_Value]:
         """What the source makes of the operator's inputs as the engine has them."""
-        keys = self._model.weight_keys(operator)
-        given = [
-            walk.values[name] if key is None else self._weight(key) for name, key in zip(operator.inputs, keys, strict=True)
-        ]
-        own = self._model.source(operator.signature)([v.own for v in given])
-        exact = self._model.exact(operator.signature)([v.exact for v in given])
+        given = step.read(course.values, self._weight)
+        own = self._model.source(step.operator.signature)([v.own for v in given])
+        exact = self._model.exact(step.operator.signature)([v.exact for v in given])
         unseen = tuple(dict.fromkeys(name for v in given for name in v.unseen))
         return [_Value(y, e, unseen) for y, e in zip(own, exact, strict=True)]
 
@@ -171,20 +174,20 @@ class Follower:
         return _Value(array, array)
 
     def _agreeing(
-        self, walk: _Walk, operator: Operator, output: int, value: _Value, strictly: bool = True
+        self, course: _Course, operator: Operator, value: _Value, output: int = 0, judges: _Judges | None = None
     ) -> _Match | None:
-        """The value of the engine that agrees with what is computed: of several, one that bears the operator's name. `strictly`:
-        by the operator's own bound, where one call's error makes it too narrow."""
+        """The value of the engine that agrees with what is computed: of several, one that bears the operator's name. With
+        `judges` by the operator's own bound, where one call's error makes it too narrow."""
         best: _Match | None = None
         for name in self._near(value.own):
-            if not self._plausible(walk, operator, name):
+            if not self._plausible(course, operator, name):
                 continue
             for fit in fits(self._seen.values[name].shape, value.own.shape, self._real):
                 if not _close(fit.taken(self._seen.values[name]), fit.part(value.own)):
                     continue
                 comparison = self._compared(value, name, fit)
-                if not comparison.passed and strictly:
-                    comparison = self._judged(walk, operator, output, value, name, fit)
+                if not comparison.passed and judges is not None:
+                    comparison = self._judged(judges, output, value, name, fit)
                 if comparison.passed:
                     found = _Match(name, fit, comparison)
                     if self._named(operator, name):
@@ -204,39 +207,39 @@ class Follower:
         fit = min(found, key=lambda fit: _off(fit.taken(array), fit.part(value.own)))
         return _Match(operator.name, fit, self._compared(value, operator.name, fit))
 
-    def _wrong(self, walk: _Walk, index: int, output: int, made: Sequence[_Value]) -> _Match | None:
+    def _wrong(self, course: _Course, index: int, output: int, made: Sequence[_Value]) -> _Match | None:
         """The wrong value that is this operator's; None where the engine just does not show it."""
-        if self._leads_on(walk, index, output, made, None):
+        if self._leads_on(course, index, output, made, None):
             return None
-        candidates = list(self._candidates(walk, self._operators[index], output, made[output]))
+        candidates = list(self._candidates(course, self._walk.steps[index].operator, made[output]))
         for beside in (False, True):
             for match in candidates:
-                if self._leads_on(walk, index, output, made, match, beside):
+                if self._leads_on(course, index, output, made, match, beside):
                     return match
         return None
 
     def _overruled(
-        self, walk: _Walk, index: int, output: int, made: Sequence[_Value], match: _Match
+        self, course: _Course, index: int, output: int, made: Sequence[_Value], match: _Match
     ) -> _Match | None:
         """A wrong value that is made of a right one, where the operators after it go on from the wrong one: the engine had the
         right one on the way, as a product before a wrong bias is added. Of values that bear the operator's name."""
-        operator = self._operators[index]
+        operator = self._walk.steps[index].operator
         later = [name for name in self._seen.soon_after(match.name, STEPS) if self._named(operator, name)]
-        if not later or self._leads_on(walk, index, output, made, None):
+        if not later or self._leads_on(course, index, output, made, None):
             return None
-        for supposed in self._candidates(walk, operator, output, made[output], later):
-            if not supposed.comparison.passed and self._leads_on(walk, index, output, made, supposed):
+        for supposed in self._candidates(course, operator, made[output], later):
+            if not supposed.comparison.passed and self._leads_on(course, index, output, made, supposed):
                 return supposed
         return None
 
     def _leads_on(
-        self, walk: _Walk, index: int, output: int, made: Sequence[_Value], supposed: _Match | None, beside: bool = False
+        self, course: _Course, index: int, output: int, made: Sequence[_Value], supposed: _Match | None, beside: bool = False
     ) -> bool:
         """Whether an operator after this one agrees with the engine, if the engine has `supposed` for its output (None: the right
         value). With `beside`, operators beside it that do not agree are supposed to be wrong as well (three projections without
         their biases)."""
-        operator = self._operators[index]
-        ahead = walk.copy()
+        operator = self._walk.steps[index].operator
+        ahead = course.copy()
         for k, value in enumerate(made):
             ahead.values[operator.outputs[k]] = value
         start = made[output]
@@ -244,25 +247,26 @@ class Follower:
             start = self._take(ahead, operator, output, start, supposed)
         behind = {operator.outputs[output]}
         shown = [start.own]
-        for after in self._operators[index + 1 : index + 1 + AHEAD]:
+        for step in self._walk.steps[index + 1 : index + 1 + AHEAD]:
+            after = step.operator
             if not all(self._known(ahead, name) for name in after.inputs):
                 continue
             hangs = bool(behind & set(after.inputs))
             if not hangs and all(name in ahead.values for name in after.outputs):
                 continue
             try:
-                computed = self._computed(ahead, after)
+                computed = self._computed(ahead, step)
             except Exception as error:  # what was supposed may be nothing that the operator takes
                 if not is_confined(error):
                     raise
                 return False
             for k, value in enumerate(computed):
                 ahead.values[after.outputs[k]] = value
-                match = self._agreeing(ahead, after, k, value, strictly=False)
+                match = self._agreeing(ahead, after, value)
                 if match is not None and hangs and _tells(value.own, shown):
                     return True
                 if match is None and not hangs and beside and dtype_name(value.own) in FLOATS:
-                    match = next(self._candidates(ahead, after, k, value), None)
+                    match = next(self._candidates(ahead, after, value), None)
                 if match is not None:
                     self._take(ahead, after, k, value, match)
                 if hangs:
@@ -270,15 +274,11 @@ class Follower:
                     shown.append(value.own)
         return False
 
-    def _known(self, walk: _Walk, name: str) -> bool:
-        return name in walk.values or name in self._weights
-
-    @cached_property
-    def _weights(self) -> frozenset[str]:
-        return frozenset(p.name for g in self._model.graphs.values() for p in g.weights)
+    def _known(self, course: _Course, name: str) -> bool:
+        return name in course.values or name in self._walk.weights
 
     def _candidates(
-        self, walk: _Walk, operator: Operator, output: int, value: _Value, among: Sequence[str] | None = None
+        self, course: _Course, operator: Operator, value: _Value, among: Sequence[str] | None = None
     ) -> Iterator[_Match]:
         """Values of the engine that may be this output, wrong: those with the operator's name, the last first; then by how much
         they are like it; then, where the engine tells what was computed from what, those that come soonest after the inputs."""
@@ -286,7 +286,7 @@ class Follower:
         others: list[tuple[float, str, Fit]] = []
         for place, name in enumerate(self._seen.values if among is None else among):
             array = self._seen.values[name]
-            if name in walk.taken or not self._alike(name, value.own) or not self._plausible(walk, operator, name):
+            if name in course.taken or not self._alike(name, value.own) or not self._plausible(course, operator, name):
                 continue
             found = [(_off(fit.taken(array), fit.part(value.own)), fit) for fit in fits(array.shape, value.own.shape, self._real)]
             if not found:
@@ -302,12 +302,13 @@ class Follower:
         for name, fit in (named + rest)[:CANDIDATES]:
             yield _Match(name, fit, self._compared(value, name, fit))
 
-    def _as_output(self, walk: _Walk, operator: Operator, output: int, value: _Value) -> _Match | None:
+    def _as_output(self, course: _Course, operator: Operator, output: int, value: _Value) -> _Match | None:
         """What the engine gives its user in this place: by its name, else the only one of the shape. Where nobody knows what it
         gives, the value that is most alike."""
         if not self._seen.outputs:
-            return next(self._candidates(walk, operator, output, value), None)
-        keys = [k for k, n in zip(self._graph.output_keys, self._graph.outputs, strict=True) if n == operator.outputs[output]]
+            return next(self._candidates(course, operator, value), None)
+        graph = self._walk.graph
+        keys = [k for k, n in zip(graph.output_keys, graph.outputs, strict=True) if n == operator.outputs[output]]
         fitting = [
             (name, fit) for name in self._seen.outputs
             for fit in [next(fits(self._seen.values[name].shape, value.own.shape, self._real), None)]
@@ -319,16 +320,16 @@ class Follower:
         name, fit = chosen[0]
         return _Match(name, fit, self._compared(value, name, fit))
 
-    def _take(self, walk: _Walk, operator: Operator, output: int, value: _Value, match: _Match) -> _Value:
+    def _take(self, course: _Course, operator: Operator, output: int, value: _Value, match: _Match) -> _Value:
         """From now on the engine's value stands for the operator's."""
         own = match.fit.over(value.own, self._seen.values[match.name])
-        walk.values[operator.outputs[output]] = _Value(own, own, (), match.name)
-        walk.taken.add(match.name)
-        return walk.values[operator.outputs[output]]
+        course.values[operator.outputs[output]] = _Value(own, own, (), match.name)
+        course.taken.add(match.name)
+        return course.values[operator.outputs[output]]
 
-    def _plausible(self, walk: _Walk, operator: Operator, name: str) -> bool:
+    def _plausible(self, course: _Course, operator: Operator, name: str) -> bool:
         """Whether the engine computed it from what it has for the operator's inputs."""
-        given = [walk.values[i].name for i in operator.inputs if i in walk.values]
+        given = [course.values[i].name for i in operator.inputs if i in course.values]
         return all(self._seen.depends(name, source) for source in given if source)
 
     def _named(self, operator: Operator, name: str) -> bool:
@@ -348,8 +349,8 @@ class Follower:
         sizes = {_norm(own[tuple(slice(0, n) for n in region)]) for region in regions(own.shape, self._real)}
         return [
             name for name, array in self._seen.values.items()
-            if (self._alike(name, own) and any(abs(self._norms[name] - n) <= NEAR * n for n in sizes))
-            or (self._alike(name, own) and _last_of_many(array, own, self._real))
+            if self._alike(name, own)
+            and (any(abs(self._norms[name] - n) <= NEAR * n for n in sizes) or _last_of_many(array, own, self._real))
         ]  # fmt: skip
 
     def _alike(self, name: str, own: HostArray) -> bool:
@@ -376,20 +377,16 @@ class Follower:
         accuracy = measure(own, value.exact, mask)
         return compare(actual, Reference(own, Accuracy(error=accuracy.error), None, mask, spread=accuracy.spread, few=FEW))
 
-    def _judged(self, walk: _Walk, operator: Operator, output: int, value: _Value, name: str, fit: Fit) -> Comparison:
+    def _judged(self, judges: _Judges, output: int, value: _Value, name: str, fit: Fit) -> Comparison:
         """By the operator's own bound, where all of its inputs are shown and in its own dtype."""
         theirs = self._seen.values[name]
         if value.unseen or dtype_name(theirs) != dtype_name(value.own):
             return self._compared(value, name, fit)
-        return compare(fit.over(value.own, theirs), self._references(walk, operator)[output])
+        return compare(fit.over(value.own, theirs), judges()[output])
 
-    def _references(self, walk: _Walk, operator: Operator) -> Sequence[Reference]:
-        keys = self._model.weight_keys(operator)
-        given = [
-            walk.values[name].own if key is None else self._model.weight(key)
-            for name, key in zip(operator.inputs, keys, strict=True)
-        ]
-        return self._model.references(operator.signature).on_host(given)
+    def _references(self, course: _Course, step: Step) -> Sequence[Reference]:
+        given = step.read(course.values, self._weight)
+        return self._model.references(step.operator.signature).on_host([value.own for value in given])
 
 
 def _last_of_many(theirs: HostArray, own: HostArray, real: Mapping[int, int]) -> bool:
