@@ -24,18 +24,25 @@ def why_not(folder: Path) -> str:
         return error.strerror or str(error)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """UTF-8. Raises OSError with the file's name, also for a full disk."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Text as UTF-8. Raises OSError with the file's name, also for a full disk."""
     place = path.resolve()
     if place.exists() and not place.is_file():
-        place.write_text(text, encoding="utf-8")
+        _write(place, content)
         return
     partial = place.with_name(f".{os.getpid()}.{threading.get_ident()}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        _write(partial, content)
         partial.replace(place)
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename = str(path)
         raise
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content, encoding="utf-8")

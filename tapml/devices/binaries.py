@@ -11,7 +11,6 @@ here costs time and nothing else, so nothing is raised: what cannot be read is m
 from __future__ import annotations
 
 import logging
-import tempfile
 from pathlib import Path
 
 from tapml.cache.bounded import bounded, limit_of_environment
@@ -19,6 +18,7 @@ from tapml.cache.folder import cache_folder
 from tapml.cache.seals import BYTES, seal, sound
 from tapml.errors import UsageError
 from tapml.private import private_folder
+from tapml.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +46,7 @@ class Binaries:
             bound = bounded(folder, limit_of_environment())
             if not bound.fits(len(data)):
                 return
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as file:
-                made = Path(file.name)
-                try:
-                    file.write(data + seal(f"{self._name}/{name}", data))
-                    file.flush()
-                    made.replace(folder / name)
-                except BaseException:
-                    made.unlink(missing_ok=True)
-                    raise
+            write_whole(folder / name, data + seal(f"{self._name}/{name}", data))
             bound.added(len(data))
         except (OSError, UsageError) as error:
             logger.info("what the driver made of a kernel is not kept: %s", error)
