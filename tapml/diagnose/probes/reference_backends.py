@@ -10,7 +10,7 @@ Each is opened when it is first asked for and kept for the next triage; one that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
@@ -23,8 +23,8 @@ from tapml.errors import TapmlError, TargetError
 from tapml.migrate.workbench import Workbench
 from tapml.operators.execute import host_function
 from tapml.operators.graph import Operator
+from tapml.runtime.engine import HostFunction
 from tapml.targets.known import REFERENCE, TARGETS
-from tapml.tensors import HostArray
 
 # What a backend gets of the fault under diagnosis: nothing; what was done to the graph; that and what was done while lowering it.
 Share = Literal["nothing", "graph", "lowering"]
@@ -33,6 +33,9 @@ Share = Literal["nothing", "graph", "lowering"]
 MOST_DEVICES = 4
 
 B = TypeVar("B", covariant=True)
+
+# Gives an operator as a function of its inputs, all of them in the body's order.
+OnSource = Callable[[Operator], HostFunction]
 
 
 class ReferenceBackends:
@@ -106,20 +109,6 @@ class ReferenceBackends:
 
 
 @dataclass(frozen=True)
-class Source:
-    """PyTorch in this process, in the model's dtypes or in float64 throughout."""
-
-    bench: Workbench
-    share: Share
-    dtype: str | None = None
-
-    def outputs(self, operator: Operator, inputs: Sequence[HostArray]) -> Sequence[HostArray]:
-        """What it makes of these inputs, all of them in the body's order."""
-        clean = self.bench.model.bodies[operator.signature]
-        return host_function(clean if self.share == "nothing" else self.bench.body(operator), self.dtype)(inputs)
-
-
-@dataclass(frozen=True)
 class ReferenceBackend(Generic[B]):
     """`gets` is what it gets of the fault under diagnosis. `open` is told that, and gives the backend, or says why it is not here
     or has nothing to say."""
@@ -146,10 +135,20 @@ def _another_target(backends: ReferenceBackends, share: Share) -> Workbench | st
     return "; ".join(reasons)
 
 
+def _float64(backends: ReferenceBackends, share: Share) -> OnSource:
+    """PyTorch in this process, in float64 throughout."""
+    return lambda operator: backends.bench.model.exact(operator.signature)
+
+
+def _graph(backends: ReferenceBackends, share: Share) -> OnSource:
+    """PyTorch in this process, with the body that the bench prepares."""
+    return lambda operator: host_function(backends.bench.body(operator))
+
+
 # The one whose kernels are plain C, in one thread: neither a schedule nor a driver takes part.
 CPU = ReferenceBackend(REFERENCE.name, "lowering", _processor)
-FLOAT64 = ReferenceBackend("float64", "nothing", lambda backends, share: Source(backends.bench, share, "float64"))
-GRAPH = ReferenceBackend("graph", "graph", lambda backends, share: Source(backends.bench, share))
+FLOAT64 = ReferenceBackend("float64", "nothing", _float64)
+GRAPH = ReferenceBackend("graph", "graph", _graph)
 ANOTHER_TARGET = ReferenceBackend("another target", "lowering", _another_target)
 # It runs the very same text, which holds the fault already.
 OTHER_DRIVER = ReferenceBackend("other driver", "nothing", ReferenceBackends.other_driver)

@@ -33,7 +33,7 @@ class Float64(Probe):
         source = subject.backends.get(FLOAT64)
         if isinstance(source, str):
             return self.not_run(source, where)
-        exact = source.outputs(subject.operator, subject.trial.inputs)
+        exact = source(subject.operator)(subject.trial.inputs)
         recorded = zip(subject.trial.references, exact, strict=True)
         references = [replace(r, exact=x) if r.dtype in FLOATS else r for r, x in recorded]
         compared = [compare(y, r) for y, r in zip(first.outputs, references, strict=True)]
@@ -54,4 +54,4 @@ class Graph(Probe):
         if isinstance(source, str):
             return self.not_run(source)
         trial = subject.trial
-        return self.of_shot(judge(trial, [lambda: Ran(source.outputs(subject.operator, trial.inputs))]), "PyTorch")
+        return self.of_shot(judge(trial, [lambda: Ran(source(subject.operator)(trial.inputs))]), "PyTorch")

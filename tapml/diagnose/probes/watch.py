@@ -36,7 +36,7 @@ class Seen:
 
 def calls_of(run: RunFolder, prompt: int = 0) -> list[Call]:
     """The calls of a short check with a prompt of the run (prefill and the first decode steps with the recorded tokens), or with
-    an example of a module that is no decoder. Raises UsageError when there is no such prompt."""
+    an example of a module that is not a decoder. Raises UsageError when there is no such prompt."""
     given = asked(run)
     if not 0 <= prompt < len(given):
         what = run.protocol.noun
