@@ -91,7 +91,7 @@ class Run:
 
     @staticmethod
     def open(path: str | Path) -> Run:
-        """Raises RunError when there is no run, or it is damaged or of another version."""
+        """Raises RunError when there is no run, or when it is damaged or has another version."""
         return Run(RunFolder.open(Path(path)))
 
     @property

@@ -93,7 +93,7 @@ class RunFolder:
 
     @staticmethod
     def open(path: Path) -> RunFolder:
-        """Raises RunError when there is no run, or it is unfinished, damaged, or of another format or version."""
+        """Raises RunError when there is no run, or when it is unfinished or damaged, or has another format or version."""
         try:
             path = path.resolve()
             manifest = _manifest(path)

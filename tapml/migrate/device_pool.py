@@ -190,7 +190,7 @@ class DevicePool:
             tester.close()
 
     def close(self) -> None:
-        """May be called twice. A device that is still waited for is let go when it is had."""
+        """May be called twice. A device that is still awaited is released as soon as it is granted."""
         with self._state:
             self._over = True
             self._state.notify_all()

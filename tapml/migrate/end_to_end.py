@@ -173,7 +173,7 @@ class PromptResult:
     differ, `margin` there is how far the source's token was ahead of the target's in the source's own logits, in the unit
     of the logit error; both None when the tokens match. `unchecked` says why the comparison shows nothing, "" where it does.
     `asked` is how many tokens were to be compared, `cache` the positions of the key-value cache where it was full before that.
-    For a module that is no decoder the token lists are empty, and `top1_agreement` is None where no output is a choice."""
+    For a module that is not a decoder the token lists are empty; `top1_agreement` is None where no output is a choice."""
 
     index: int
     tokens_source: tuple[int, ...]

@@ -49,7 +49,7 @@ class Parting:
 
     @staticmethod
     def of(result: PromptResult) -> Parting | None:
-        """Where the two sides part; None for one that passed or shows nothing, and for a module that is no decoder."""
+        """Where the two sides part; None for one that passed or shows nothing, and for a module that is not a decoder."""
         if result.passed or (result.unchecked and result.tokens_match) or not result.tokens_source:
             return None
         last = len(result.tokens_source) - 1
