@@ -14,7 +14,7 @@ from tests.models import conv_net
 def test_what_is_public() -> None:
     assert dir(tapml) == ["MigrationResult", "Run", "TapmlError", "TestResult", "Verdict", "__version__", "carve"]
     assert [name for name in vars(tapml.Run) if not name.startswith("_")] == [
-        "open", "path", "operators", "cases", "facts", "test", "migrate", "bisect", "explain", "health", "report",
+        "open", "path", "operators", "cases", "facts", "test", "migrate", "bisect", "explain", "health", "check", "report",
         "prompt_text", "text",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="no attribute 'curve'"):
