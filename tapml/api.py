@@ -25,6 +25,7 @@ from tapml.carving.case import Case
 from tapml.carving.detokenizer import Detokenizer
 from tapml.carving.folder import RunFolder
 from tapml.carving.writer import refuse_taken
+from tapml.errors import UsageError
 from tapml.migrate.circumstances import Circumstances
 from tapml.migrate.tested import TestResult
 from tapml.operators.graph import Operator
@@ -119,6 +120,7 @@ class Run:
         device: str = "local",
         *,
         operator: str = "*",
+        segment: str | None = None,
         mode: Literal["isolated", "cumulative"] = "isolated",
         inject: Inject | None = None,
         progress: Progress | None = None,
@@ -126,30 +128,41 @@ class Run:
         """Compiles the operators whose name matches the glob `operator` and checks each against the recording. `target` is the
         text of the command line, or an opened backend (`tapml.backends.interface`), which stays the caller's. `device` is
         "local", "NAME@URL" for one at a hub, or "A,B@URL" or "all@URL" for several that share the work. `inject` is an injected
-        fault: "FILE.py:FUNCTION", or the function itself. What was found is kept in the run, see `tapml.migrate.records`. Raises
-        TargetError, UsageError, UnavailableError."""
+        fault: "FILE.py:FUNCTION", or the function itself. What was found is kept in the run, see `tapml.migrate.records`.
+
+        `segment` "A..B" tests the operators from A to B as one (`tapml.migrate.segment`), on one device, isolated; the one
+        verdict is that of the segment, and is not kept. Raises TargetError, UsageError, UnavailableError."""
         from tapml.migrate.device_pool import DevicePool, Share, opened
         from tapml.migrate.operator_test import OperatorTester
         from tapml.migrate.records import keep_test
+        from tapml.migrate.segment import judge_segment
 
         started = time.monotonic()
-        with (opened if mode == "isolated" else OperatorTester)(self.folder, target, device, inject) as tester:
+        if segment is not None and (operator != "*" or mode != "isolated"):
+            raise UsageError("A segment is tested alone: give --segment without --operator and --mode.")
+        one = mode != "isolated" or segment is not None
+        with (OperatorTester if one else opened)(self.folder, target, device, inject) as tester:
+            found_segment = None
             if isinstance(tester, DevicePool):
                 operators = tester.tester.select(operator)
                 found = {verdict.operator: verdict for verdict in tester.test(operators, progress)}
                 verdicts, shares = tuple(found[o.name] for o in operators), tester.shares
             else:
-                if mode == "cumulative":
+                if segment is not None:
+                    found_segment = judge_segment(tester, segment, progress)
+                    verdicts = (found_segment.verdict,)
+                elif mode == "cumulative":
                     wanted = {o.name for o in tester.select(operator)}
                     verdicts = tuple(v for v in tester.test_cumulative(progress) if v.operator in wanted)
                 else:
                     verdicts = tuple(tester.test_all(operator, progress))
                 shares = (Share(tester.device_name, len(verdicts), tester.bench.info),)
-            keep_test(tester, mode, verdicts, merge=operator != "*")
+            if found_segment is None:
+                keep_test(tester, mode, verdicts, merge=operator != "*")
             bench, measures = tester.bench, tuple(m for v in verdicts for m in tester.measures_of(v.operator))
             return TestResult(
                 str(bench.choice), bench.info, mode, verdicts, time.monotonic() - started, measures, shares,
-                Circumstances.of(bench), self.folder.positions,
+                Circumstances.of(bench), self.folder.positions, found_segment,
             )
 
     def migrate(

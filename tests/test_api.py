@@ -32,6 +32,7 @@ def test_signatures() -> None:
         "target",
         "device",
         "operator",
+        "segment",
         "mode",
         "inject",
         "progress",

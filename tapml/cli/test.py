@@ -28,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--operator", metavar="GLOB", default="*", help="only operators whose name matches, for example 'decode/*q_proj'"
     )
     parser.add_argument(
+        "--segment",
+        metavar="A..B",
+        help="test the operators from A to B as one, which the engine may fuse; A and B are operators or modules, a module alone "
+        "is all of it",
+    )
+    parser.add_argument(
         "--mode",
         choices=("isolated", "cumulative"),
         default="isolated",
@@ -46,7 +52,8 @@ def run(args: argparse.Namespace) -> Outcome:
         check_file(f"--{flag}", getattr(args, flag))
     with Progress(NAME) as progress:
         result = Run.open(args.run).test(
-            target=args.target, device=args.device, operator=args.operator, inject=args.inject, mode=args.mode, progress=progress
+            target=args.target, device=args.device, operator=args.operator, segment=args.segment, mode=args.mode,
+            inject=args.inject, progress=progress,
         )
     write(args, result)
     return Outcome(ALL_PASSED if result.passed else SOMETHING_FAILED, result.to_json(), view(args, result))
@@ -70,7 +77,7 @@ def _next(args: argparse.Namespace, result: TestResult) -> str | None:
 def view(args: argparse.Namespace, result: TestResult) -> tuple[RenderableType, ...]:
     """What people see: the table, worst first or in the order in which the model runs, the summary line, what to type next."""
     from tapml.report.circumstances import circumstance_lines
-    from tapml.report.console import VerdictTable, command, counts_line, first_wrong_line, positions_line
+    from tapml.report.console import VerdictTable, command, counts_line, first_wrong_line, positions_line, segment_lines
 
     where = f"{result.target} on {result.device.name}"
     if len(result.devices) > 1:
@@ -80,6 +87,7 @@ def view(args: argparse.Namespace, result: TestResult) -> tuple[RenderableType, 
         VerdictTable(result.verdicts, result.in_order),
         "",
         *first_wrong_line(result.first_wrong),
+        *segment_lines(result.segment),
         *circumstance_lines(result.circumstances),
         *positions_line(result.positions),
         counts_line(result.verdicts, where, result.seconds),

@@ -208,6 +208,19 @@ class OperatorTester:
         self.remember(verdict)
         return verdict
 
+    def tried(self, operator: Operator, trials: Sequence[Trial], how: str = "") -> Verdict:
+        """The verdict of an operator on these trials, of which there is at least one. It need not be one of the run's: its body
+        is among the model's. `how` is said after the name of a trial."""
+        started = time.monotonic()
+        self._measures.pop(operator.name, None)
+        try:
+            program = self._program(operator)
+            return program if isinstance(program, Verdict) else self._judge(operator, program, iter(trials), how, started)
+        except Exception as error:
+            if not is_confined(error):
+                raise
+            return self._broken_off(operator, error, started)
+
     def measures_of(self, name: str) -> tuple[Measure, ...]:
         """The calls that the last test of an operator measured, in order; none where the verdict is another operator's, or where
         nothing ran."""

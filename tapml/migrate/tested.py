@@ -12,6 +12,7 @@ from tapml.verdicts import Measure, Verdict, summary, worth_explaining
 
 if TYPE_CHECKING:
     from tapml.migrate.device_pool import Share
+    from tapml.migrate.segment import SegmentResult
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class TestResult:
     """What testing a run on a target said. `verdicts` are in execution order, one an operator that was asked for; `measures` are
     the calls that were measured for them. `devices` says which did how many; `device` is one of them. `circumstances` say what
     the result is worth, `positions` which of the cache the recorded calls exercise (see `tapml.carving.late`), None for a module
-    that is no decoder."""
+    that is no decoder. `segment` is what testing one segment said, whose verdict is then the only one."""
 
     __test__ = False  # its name begins like a test's
 
@@ -32,6 +33,7 @@ class TestResult:
     devices: tuple[Share, ...] = ()
     circumstances: Circumstances = field(default_factory=Circumstances)
     positions: dict[str, Any] | None = None
+    segment: SegmentResult | None = None
 
     @property
     def passed(self) -> bool:
@@ -57,7 +59,9 @@ class TestResult:
 
     @property
     def to_explain(self) -> str | None:
-        """The operator to go on with: the first wrong one, or the worst."""
+        """The operator to go on with: the first wrong one, or the worst; of a segment the one that fails alone."""
+        if self.segment is not None:
+            return self.segment.alone
         worst = worth_explaining(self.verdicts)
         return self.first_wrong or (None if worst is None else worst.operator)
 
@@ -74,4 +78,5 @@ class TestResult:
             "passed": self.passed,
             **self.circumstances.to_json(),
             "positions": self.positions,
+            "segment": None if self.segment is None else self.segment.to_json(),
         }

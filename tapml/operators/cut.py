@@ -60,7 +60,7 @@ def cut(graph: Graph, prefix: str = "") -> tuple[tuple[Operator, ...], dict[str,
     operators: list[Operator] = []
     bodies: dict[str, Body] = {}
     for name, group in zip(names, groups, strict=True):
-        body, inputs, outputs, nodes = _body(cutter.index, group.nodes, cutter.kind(group))
+        body, inputs, outputs, nodes = body_of(cutter.index, group.nodes, cutter.kind(group))
         bodies.setdefault(body.signature, body)
         module = cutter.unnamed(group).module
         operators.append(Operator(name, graph.name, body.kind, body.signature, inputs, outputs, nodes, module))
@@ -257,7 +257,9 @@ class _Cutter:
         return any(self.index.is_float(name) for name in self.index.visible(group.nodes))
 
 
-def _body(index: GraphIndex, region: set[str], kind: str) -> tuple[Body, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+def body_of(
+    index: GraphIndex, region: set[str], kind: str
+) -> tuple[Body, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """The body of a region, and the names of its inputs, outputs and nodes in the body's order. Nodes are ordered by
     walking up from the outputs, so the order does not depend on names, nor on what lies between the nodes in the graph."""
     outputs = tuple(index.visible(region))

@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.padding import Padding
@@ -29,6 +29,9 @@ from tapml.report.progress import seconds
 from tapml.report.terminal import Terminal
 from tapml.verdicts import STATUSES, Status, Verdict, summary
 from tapml.words import plural
+
+if TYPE_CHECKING:
+    from tapml.migrate.segment import SegmentResult
 
 ROWS_FAILED = 40
 ROWS_BESIDE = 8
@@ -268,6 +271,23 @@ def first_wrong_line(name: str | None) -> Iterator[Text]:
     """Where the error comes from that the operators behind it were handed."""
     if name is not None:
         yield Text.assemble("first wrong: ", (name, "bold red"))
+
+
+def segment_lines(result: SegmentResult | None) -> Iterator[Text]:
+    """How long a segment is, and which part of it is enough for it to fail."""
+    if result is None:
+        return
+    yield Text(f"{plural(len(result.segment.operators), 'operator')} as one segment", style="dim")
+    if result.smallest is None:
+        return
+    found, verdict = result.smallest
+    count = len(found.operators)
+    if count == 1:
+        yield Text.assemble((found.name, "bold red"), " fails without its neighbours too")
+        return
+    yield Text.assemble("smallest segment that fails: ", (found.name, "bold red"), f" ({count} operators)")
+    if verdict is not result.verdict:
+        yield Text(f"there: {verdict.reason}", style="dim")
 
 
 def side_by_side(left: tuple[str, str], right: tuple[str, str], same: bool) -> RenderableType:
