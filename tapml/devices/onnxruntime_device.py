@@ -1,6 +1,8 @@
 """ONNX Runtime as a device: models in `tapml.languages.onnx`, one session each, on the execution provider that was asked for.
 
 A launch binds buffers to the model's inputs and outputs, so that nothing is copied where the provider computes in this memory.
+What is a constant of the model is in a buffer too: there is a session for each content, made at the first launch with it and kept
+as long as the content stays.
 Where ORT put each operation is asked of the session: a model of which a part would run on another provider is refused, since ORT
 falls back to the processor without an error. Everything that ORT refuses is a DeviceError of the stage "backend". No agent offers
 this device: files of strangers are read by native code that is not confined.
@@ -12,7 +14,7 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,10 +46,13 @@ _ALIGNED = 64
 _pool: list[int] = []
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Buffer:
+    """`sessions` are those that hold its content as a constant."""
+
     bytes: NDArray[np.uint8]
     address: int
+    sessions: set[tuple[int, ...]] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,16 @@ class _Value:
 
 @dataclass(frozen=True)
 class _Loaded:
+    """`inputs` and `outputs` by the number of their buffer in a launch; `constants` likewise. `session` is None where there are
+    constants: see `OnnxRuntimeDevice._made`."""
+
     entry: str
     access: tuple[str, ...]
+    data: bytes
     session: Any
-    inputs: tuple[_Value, ...]
-    outputs: tuple[_Value, ...]
+    inputs: dict[int, _Value]
+    outputs: dict[int, _Value]
+    constants: dict[int, _Value]
 
 
 class OnnxRuntimeDevice(ReadsInTurn):
@@ -74,12 +84,12 @@ class OnnxRuntimeDevice(ReadsInTurn):
 
     def __init__(self, platform: str, language: str, device: str | None) -> None:
         try:
-            import onnx.parser
+            import onnx
             import onnxruntime
         except ImportError as error:
             raise UnavailableError(f"{platform} is not available: {error}. Try: {INSTALL}") from error
-        assert onnx.parser
-        self._ort = onnxruntime
+        self._onnx: Any = onnx
+        self._ort: Any = onnxruntime
         self._language = language
         self._platform = platform
         word, level, threads, number = ((device or "").split("+") + [""] * 4)[:4]
@@ -99,6 +109,7 @@ class OnnxRuntimeDevice(ReadsInTurn):
         )
         self._buffers: Handles[_Buffer] = Handles("buffer")
         self._kernels: Handles[_Loaded] = Handles("kernel")
+        self._made: dict[tuple[int, ...], Any] = {}  # by the kernel and the buffers of its constants
         self._closed = False
         self._tried()
 
@@ -106,7 +117,7 @@ class OnnxRuntimeDevice(ReadsInTurn):
         """A small model, before anything else: some providers are there and find nothing to compute on."""
         with _Heard() as heard:
             try:
-                self._session(LANGUAGES[self._language].trial)
+                self._session(self._packed(LANGUAGES[self._language].trial)[0])
             except DeviceError as error:
                 said = f" It said: {text}" if (text := heard.text()) else ""
                 raise UnavailableError(f"{self._platform}:provider={self._word} is not available: {error}{said}") from error
@@ -127,13 +138,20 @@ class OnnxRuntimeDevice(ReadsInTurn):
         return self._buffers.add(_Buffer(data, data.ctypes.data))
 
     def free(self, buffer: int) -> None:
-        self._buffers.pop(buffer)
+        self._changed(self._buffers.pop(buffer))
 
     def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
-        memory = self._buffers[buffer].bytes
+        found = self._buffers[buffer]
         view = memoryview(data).cast("B")
-        check_range(len(memory), offset, view.nbytes)
-        memory[offset : offset + view.nbytes] = np.frombuffer(view, np.uint8)
+        check_range(len(found.bytes), offset, view.nbytes)
+        self._changed(found)
+        found.bytes[offset : offset + view.nbytes] = np.frombuffer(view, np.uint8)
+
+    def _changed(self, buffer: _Buffer) -> None:
+        """Sessions that have its content as a constant are no more."""
+        for key in buffer.sessions:
+            self._made.pop(key, None)
+        buffer.sessions.clear()
 
     def read(self, buffer: int, nbytes: int, offset: int = 0) -> bytes:
         memory = self._buffers[buffer].bytes
@@ -143,25 +161,43 @@ class OnnxRuntimeDevice(ReadsInTurn):
     def load(self, kernel: Kernel) -> int:
         self._check_open()
         check_language(self._platform, self._language, kernel)
-        session = self._session(kernel.source)
+        data, outside = self._packed(kernel.source)
+        count = len(kernel.access)
+        places = {_place(value.name, count): value for value in outside}
+        # With zeros for now: what ORT or the provider refuses, it says here.
+        zeros = [(value, np.zeros(value.nbytes, np.uint8)) for value in outside]
+        session = self._session(data, zeros)
         inputs, outputs = (tuple(map(_value, values)) for values in (session.get_inputs(), session.get_outputs()))
-        if len(inputs) + len(outputs) != len(kernel.access):
-            counts = f"{len(inputs)} inputs and {len(outputs)} outputs"
-            raise DeviceError(STAGE, f"{kernel.entry} has {counts}, and is launched with {len(kernel.access)} buffers")
-        return self._kernels.add(_Loaded(kernel.entry, kernel.access, session, inputs, outputs))
+        if len(inputs) + len(places) + len(outputs) != count:
+            counts = f"{len(inputs) + len(places)} inputs and {len(outputs)} outputs"
+            raise DeviceError(STAGE, f"{kernel.entry} has {counts}, and is launched with {count} buffers")
+        free = [k for k in range(count) if k not in places]
+        return self._kernels.add(_Loaded(
+            kernel.entry, kernel.access, data, None if places else session, dict(zip(free, inputs, strict=False)),
+            dict(zip(free[len(inputs) :], outputs, strict=True)), places,
+        ))  # fmt: skip
 
-    def _session(self, text: str) -> Any:
+    def _packed(self, text: str) -> tuple[bytes, list[_Value]]:
+        """The model, and its constants whose values are outside."""
         packed = LANGUAGES[self._language].packed
         assert packed is not None
         try:
             data = packed(text)
         except ValueError as error:
             raise DeviceError(STAGE, f"the text is no model: {_said(error)}") from error
+        model = self._onnx.ModelProto.FromString(data)
+        external = self._onnx.TensorProto.EXTERNAL
+        return data, [_constant(c) for c in model.graph.initializer if c.data_location == external]
+
+    def _session(self, data: bytes, constants: Sequence[tuple[_Value, NDArray[np.uint8]]] = ()) -> Any:
         ort = self._ort
         options = ort.SessionOptions()
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, self._level)
         options.log_severity_level = 3
         options.enable_cpu_mem_arena = False  # hundreds of sessions are open at once
+        held = [_held(ort, value, content) for value, content in constants]
+        if held:
+            options.add_external_initializers([value.name for value, _ in constants], held)
         options.use_per_session_threads = not self._shares_threads
         if not self._shares_threads:
             options.intra_op_num_threads = self._threads or 0
@@ -196,32 +232,48 @@ class OnnxRuntimeDevice(ReadsInTurn):
 
     def unload(self, kernel: int) -> None:
         self._kernels.pop(kernel)
+        for key in [key for key in self._made if key[0] == kernel]:
+            del self._made[key]
 
     def run(self, batch: Sequence[Launch]) -> None:
         self._check_open()
         for launch in batch:
             kernel = self._kernels[launch.kernel]
             check_binding(kernel.entry, kernel.access, launch.buffers)
-            binding = kernel.session.io_binding()
-            count = len(kernel.inputs)
-            for bind, values, buffers in (
-                (binding.bind_input, kernel.inputs, launch.buffers[:count]),
-                (binding.bind_output, kernel.outputs, launch.buffers[count:]),
-            ):
-                for value, handle in zip(values, buffers, strict=True):
-                    buffer = self._buffers[handle]
+            session = kernel.session or self._with_constants(launch, kernel)
+            binding = session.io_binding()
+            for bind, values in ((binding.bind_input, kernel.inputs), (binding.bind_output, kernel.outputs)):
+                for place, value in values.items():
+                    buffer = self._buffers[launch.buffers[place]]
                     check_range(len(buffer.bytes), 0, value.nbytes)
                     bind(value.name, "cpu", 0, value.type, value.shape, buffer.address)
+            for place in kernel.outputs:
+                self._changed(self._buffers[launch.buffers[place]])
             try:
-                kernel.session.run_with_iobinding(binding)
+                session.run_with_iobinding(binding)
             except Exception as error:
                 raise _failed(kernel.entry, error) from error
+
+    def _with_constants(self, launch: Launch, kernel: _Loaded) -> Any:
+        """The session whose constants are what is in the buffers of this launch."""
+        handles = [launch.buffers[place] for place in kernel.constants]
+        key = (launch.kernel, *handles)
+        if key not in self._made:
+            buffers = [self._buffers[handle] for handle in handles]
+            for buffer, value in zip(buffers, kernel.constants.values(), strict=True):
+                check_range(len(buffer.bytes), 0, value.nbytes)
+            pairs = zip(kernel.constants.values(), buffers, strict=True)
+            self._made[key] = self._session(kernel.data, [(v, b.bytes[: v.nbytes]) for v, b in pairs])
+            for buffer in buffers:
+                buffer.sessions.add(key)
+        return self._made[key]
 
     def synchronize(self) -> None:
         self._check_open()
 
     def close(self) -> None:
         self._closed = True
+        self._made.clear()
         self._buffers.clear()
         self._kernels.clear()
 
@@ -268,6 +320,27 @@ def _value(argument: Any) -> _Value:
         raise DeviceError(STAGE, f"{argument.name} is {argument.type} of shape {argument.shape}, which has no size of its own")
     number, size = _TYPES[argument.type]
     return _Value(argument.name, number, tuple(argument.shape), math.prod(argument.shape) * size)
+
+
+def _constant(tensor: Any) -> _Value:
+    sizes = dict(_TYPES.values())
+    if tensor.data_type not in sizes:
+        raise DeviceError(STAGE, f"the constant {tensor.name} has ONNX's type {tensor.data_type}, which has no size of its own")
+    shape = tuple(tensor.dims)
+    return _Value(tensor.name, tensor.data_type, shape, math.prod(shape) * sizes[tensor.data_type])
+
+
+def _place(name: str, count: int) -> int:
+    """The number of the buffer that a constant stands for: 3 for "i3"."""
+    if name[:1] != "i" or not name[1:].isdecimal() or len(name) > 6 or int(name[1:]) >= count:
+        raise DeviceError(STAGE, f"the constant {name} stands for none of the {count} buffers; they are called i0, i1 and so on")
+    return int(name[1:])
+
+
+def _held(ort: Any, value: _Value, content: NDArray[np.uint8]) -> Any:
+    """What ORT takes as a constant, over this memory."""
+    array = content.view(f"u{value.nbytes // math.prod(value.shape)}").reshape(value.shape)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, value.type)
 
 
 def _failed(entry: str, error: Exception) -> Exception:

@@ -1,7 +1,8 @@
 """ONNX: a model in the textual syntax of the standard, for engines that read such models.
 
-A text is one graph with static shapes (see `tapml.operators.onnx`). `packed` makes the file of it that engines and viewers read,
-which takes the package `onnx`.
+A text is one graph with static shapes (see `tapml.operators.onnx`). A constant whose values are outside stands for the argument
+of its name: "i3" is number 3 of a launch. `packed` makes the file of it that engines and viewers read, which takes the package
+`onnx`.
 """
 
 from __future__ import annotations

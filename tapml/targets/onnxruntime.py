@@ -34,6 +34,9 @@ LEVELS = {
 }  # fmt: skip
 USUAL = "99"
 
+# Whether weights are constants of the models, or inputs like the others.
+CONSTANT = "constant"
+
 TARGET = Target(
     name="ort",
     language=onnx.LANGUAGE.name,
@@ -45,10 +48,11 @@ TARGET = Target(
     takes={
         "provider": ", ".join(PROVIDERS),
         "optimise": ", ".join(f"{number} ({name})" for number, name in LEVELS.items()),
+        "weights": f"{CONSTANT} or input",
         "threads": "how many the processor's provider uses for one operator",
         "device": "the number of one of the provider's devices",
     },
-    values={"provider": tuple(PROVIDERS), "optimise": tuple(LEVELS)},
+    values={"provider": tuple(PROVIDERS), "optimise": tuple(LEVELS), "weights": (CONSTANT, "input")},
     opens=("provider", "optimise", "threads", "device"),
     levels=LEVELS,
 )

@@ -197,7 +197,7 @@ def test_placement_is_what_onnx_runtime_says_it_is() -> None:
     device._word, device._provider = "azure", "AzureExecutionProvider"
     device._given = [(device._provider, {})]
     with pytest.raises(DeviceError, match="would compute Mul on CPUExecutionProvider, Add on CPUExecutionProvider"):
-        device._session(LANGUAGE.trial)
+        device._session(device._packed(LANGUAGE.trial)[0])
     device.close()
 
 
@@ -298,3 +298,37 @@ def test_faults_of_kernels_are_not_put_into_what_has_none(make_run: MakeRun) -> 
             placed.setdefault(fault.level, []).extend(sites(fault, bench))
     assert not any(placed[level] for level in ("kernel text", "schedule", "lowering", "launch"))
     assert placed["graph"], "those of the graph are"
+
+
+def test_weights_are_constants_of_the_model(here: Here) -> None:
+    """As in the files that people ship, so that what is made of constants alone is computed once; what is in a buffer anew is a
+    new constant."""
+    spec = TensorSpec((2, 3), "float32")
+    turned = Node("n0", "aten.neg.default", ({"ref": "i1"},), {}, (spec,))
+    added = Node("n1", "aten.add.Tensor", ({"ref": "i0"}, {"ref": "n0"}), {}, (spec,))
+    body = Body("sub", (spec, spec), ("value", "weight"), (turned, added), ("n1",))
+    program: Any = here.prepare({"s": body})["s"].compiled
+    assert 'float[2, 3] i1 = ["location": "i1"]' in program.kernels[0].source
+    x, w = (np.arange(6, dtype=np.float32).reshape(2, 3) * k for k in (3, 2))
+    buffer = here.pool.allocate(24)
+    for weight in (w, w + 1):
+        here.write(buffer, weight.tobytes())
+        for _ in range(2):
+            np.testing.assert_array_equal(here.run_once(program, [x, buffer])[0], x - weight)
+    np.testing.assert_array_equal(here.run_once(program, [x, 5 * w])[0], x - 5 * w)
+    here.pool.release(buffer)
+    backend = Here(parse("ort:weights=input"))
+    given: Any = backend.prepare({"s": body})["s"].compiled
+    assert "location" not in given.kernels[0].source
+    np.testing.assert_array_equal(backend.run_once(given, [x, w])[0], x - w)
+    backend.close()
+
+
+def test_a_constant_that_stands_for_no_buffer_is_refused() -> None:
+    device = open_here("ort", None)
+    head = '<ir_version: 10, opset_import: ["" : 21]>\nf (float[2] i0) => (float[2] o0) <float[2] NAME = ["location": "x"]> '
+    for name in ("i9", "w"):
+        with pytest.raises(DeviceError, match=f"the constant {name} stands for none of the 3 buffers"):
+            source = head.replace("NAME", name) + f"{{ o0 = Add (i0, {name}) }}"
+            device.load(Kernel("onnx", "f", source, ("read", "read", "read_write"), (1, 1, 1), (1, 1, 1)))
+    device.close()

@@ -13,14 +13,15 @@
       …
     }
 
-Weights are inputs like the others. Each ATen operator has a conversion in a table; one without, or whose conversion cannot say
-what its arguments ask for, is written with the operators that it is made of (`tapml.operators.decompose`). Every value is held
-against the spec that PyTorch recorded: another shape is an error, another dtype is cast. Deterministic.
+Weights are inputs like the others, or constants whose values are outside of the text: `float[64] i1 = ["location": "i1"]`. Each
+ATen operator has a conversion in a table; one without, or whose conversion cannot say what its arguments ask for, is written with
+the operators that it is made of (`tapml.operators.decompose`). Every value is held against the spec that PyTorch recorded:
+another shape is an error, another dtype is cast. Deterministic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -54,9 +55,12 @@ class NoConversion(Exception):
     """The body cannot be written; the message names the operator, and why."""
 
 
-def onnx_text(body: Body, entry: str, on_note: Callable[[str], None] = lambda note: None) -> str:
-    """`entry` names the graph. Outputs that are inputs unchanged are left out: the others are "o0", "o1", … in order. A note says
-    which operator was written as torch decomposes it. Raises NoConversion."""
+def onnx_text(
+    body: Body, entry: str, on_note: Callable[[str], None] = lambda note: None, constant: Collection[int] = ()
+) -> str:
+    """`entry` names the graph, `constant` are the numbers of the inputs that are constants. Outputs that are inputs unchanged are
+    left out: the others are "o0", "o1", … in order. A note says which operator was written as torch decomposes it. Raises
+    NoConversion."""
     refused: set[str] = set()
 
     def known(name: str) -> bool:
@@ -71,7 +75,7 @@ def onnx_text(body: Body, entry: str, on_note: Callable[[str], None] = lambda no
                     on_note(f"{node.target} as torch decomposes it")
         while True:
             try:
-                return _Writing(simpler, entry).text()
+                return _Writing(simpler, entry).text(constant)
             except _Refused as error:
                 refused.add(overload_of(error.node))
                 try:
@@ -98,12 +102,12 @@ class _Writing:
         self.writer = Writer(entry, body.inputs)
         self.values: dict[str, Made] = {value.name: value for value in self.writer.inputs}
 
-    def text(self) -> str:
+    def text(self, constant: Collection[int]) -> str:
         for node in self.body.nodes:
             self.writer.comment = node.target
             self.values[node.name] = self._converted(node)
         given = {f"i{k}" for k in range(len(self.body.inputs))}
-        return self.writer.text([self._one(name) for name in self.body.outputs if name not in given])
+        return self.writer.text([self._one(name) for name in self.body.outputs if name not in given], constant)
 
     def _converted(self, node: Node) -> Made:
         if node.target == "getitem":

@@ -11,7 +11,7 @@ Equal calls give equal text.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,8 +237,9 @@ class Writer:
 
     # The model
 
-    def text(self, outputs: Sequence[Value]) -> str:
-        """The whole model; outputs are called "o0", "o1", …"""
+    def text(self, outputs: Sequence[Value], constant: Collection[int] = ()) -> str:
+        """The whole model; outputs are called "o0", "o1", … The inputs of these numbers are constants of it, whose values are
+        outside, under their name."""
         made = {name for line in self._lines for name in line.outputs}
         names: dict[str, str] = {}
         specs = []
@@ -248,8 +249,9 @@ class Writer:
                 value = self.op("Identity", value)
             names[value.name] = f"o{k}"
             specs.append(f"{_type(value)} o{k}")
-        given = ", ".join(f"{_type(v)} {v.name}" for v in self.inputs)
-        constants = []
+        given = ", ".join(f"{_type(v)} {v.name}" for k, v in enumerate(self.inputs) if k not in constant)
+        outside = (self.inputs[k] for k in sorted(constant))
+        constants = [f'  {_type(v)} {v.name} = ["location": "{v.name}"]' for v in outside]
         for text, name in self._constants.items():
             kind, _, numbers = text.partition(" = ")
             constants.append(f"  {kind} {name} = {numbers}")
