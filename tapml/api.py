@@ -123,6 +123,7 @@ class Run:
         segment: str | None = None,
         mode: Literal["isolated", "cumulative"] = "isolated",
         inject: Inject | None = None,
+        repeat: int | None = None,
         progress: Progress | None = None,
     ) -> TestResult:
         """Compiles the operators whose name matches the glob `operator` and checks each against the recording. `target` is the
@@ -131,15 +132,23 @@ class Run:
         fault: "FILE.py:FUNCTION", or the function itself. What was found is kept in the run, see `tapml.migrate.records`.
 
         `segment` "A..B" tests the operators from A to B as one (`tapml.migrate.segment`), on one device, isolated; the one
-        verdict is that of the segment, and is not kept. Raises TargetError, UsageError, UnavailableError."""
+        verdict is that of the segment, and is not kept. With `repeat` each recorded call also runs so many times, and its rows
+        in other places and chunks, for the same bits (`tapml.diagnose.invariance`). Raises TargetError, UsageError,
+        UnavailableError."""
+        from tapml.diagnose.invariance.stage import invariance, require
         from tapml.migrate.device_pool import DevicePool, Share, opened
+        from tapml.migrate.invariance import keep_invariance
         from tapml.migrate.operator_test import OperatorTester
         from tapml.migrate.records import keep_test
         from tapml.migrate.segment import judge_segment
 
+        if repeat is not None:
+            require(repeat, mode)
         started = time.monotonic()
         if segment is not None and (operator != "*" or mode != "isolated"):
             raise UsageError("A segment is tested alone: give --segment without --operator and --mode.")
+        if segment is not None and repeat is not None:
+            raise UsageError("--repeat runs single operators again: give --segment or --repeat.")
         one = mode != "isolated" or segment is not None
         with (OperatorTester if one else opened)(self.folder, target, device, inject) as tester:
             found_segment = None
@@ -160,9 +169,13 @@ class Run:
             if found_segment is None:
                 keep_test(tester, mode, verdicts, merge=operator != "*")
             bench, measures = tester.bench, tuple(m for v in verdicts for m in tester.measures_of(v.operator))
+            again = None
+            if repeat is not None:
+                again = invariance(self.folder, bench, [self.folder.operator(v.operator) for v in verdicts], repeat, progress)
+                keep_invariance(self.folder, str(bench.choice), again, bench.rewrite is not None)
             return TestResult(
                 str(bench.choice), bench.info, mode, verdicts, time.monotonic() - started, measures, shares,
-                Circumstances.of(bench), self.folder.positions, found_segment,
+                Circumstances.of(bench), self.folder.positions, found_segment, again,
             )
 
     def migrate(

@@ -35,6 +35,7 @@ def test_signatures() -> None:
         "segment",
         "mode",
         "inject",
+        "repeat",
         "progress",
     ]
     assert list(inspect.signature(tapml.Run.migrate).parameters)[1:] == [

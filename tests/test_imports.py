@@ -38,9 +38,9 @@ LEVELS = (
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 # A folder of diagnosis may import itself and those before it.
-WINGS = ("probes", "bisect", "minimise", "explain", "health", "check", "faults", "bench")
+WINGS = ("probes", "bisect", "minimise", "invariance", "explain", "health", "check", "faults", "bench")
 # What runs on every user's model must not load a fault.
-WITHOUT_FAULTS = ("probes", "bisect", "minimise", "explain", "health", "check")
+WITHOUT_FAULTS = ("probes", "bisect", "minimise", "invariance", "explain", "health", "check")
 
 # Third-party packages and the only parts of TapML that may import them.
 HOMES = {

@@ -39,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="isolated",
         help="where an operator's inputs come from: the recording (isolated, the default), or what the target computed before it",
     )
+    parser.add_argument(
+        "--repeat", metavar="N", type=int, help="also run each recorded call N times, and its rows in other places and chunks: "
+        "the same bits, or the operator is listed"
+    )
     parser.add_argument("--inject", metavar="FILE.py:FUNCTION", help=INJECT)
     parser.add_argument("--junit", metavar="FILE", help="also write the verdicts as a JUnit file, for a CI server")
     parser.add_argument("--markdown", metavar="FILE", help="also write a summary as Markdown, for pull requests")
@@ -53,7 +57,7 @@ def run(args: argparse.Namespace) -> Outcome:
     with Progress(NAME) as progress:
         result = Run.open(args.run).test(
             target=args.target, device=args.device, operator=args.operator, segment=args.segment, mode=args.mode,
-            inject=args.inject, progress=progress,
+            inject=args.inject, repeat=args.repeat, progress=progress,
         )
     write(args, result)
     return Outcome(ALL_PASSED if result.passed else SOMETHING_FAILED, result.to_json(), view(args, result))
@@ -78,6 +82,7 @@ def view(args: argparse.Namespace, result: TestResult) -> tuple[RenderableType, 
     """What people see: the table, worst first or in the order in which the model runs, the summary line, what to type next."""
     from tapml.report.circumstances import circumstance_lines
     from tapml.report.console import VerdictTable, command, counts_line, first_wrong_line, positions_line, segment_lines
+    from tapml.report.invariance import invariance_lines
 
     where = f"{result.target} on {result.device.name}"
     if len(result.devices) > 1:
@@ -90,6 +95,7 @@ def view(args: argparse.Namespace, result: TestResult) -> tuple[RenderableType, 
         *segment_lines(result.segment),
         *circumstance_lines(result.circumstances),
         *positions_line(result.positions),
+        *invariance_lines(result.invariance),
         counts_line(result.verdicts, where, result.seconds),
         *([] if following is None else [command(following)]),
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tapml.devices.interface import DeviceInfo
 from tapml.migrate.circumstances import Circumstances
+from tapml.migrate.invariance import Invariance
 from tapml.verdicts import Measure, Verdict, summary, worth_explaining
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ class TestResult:
     """What testing a run on a target said. `verdicts` are in execution order, one an operator that was asked for; `measures` are
     the calls that were measured for them. `devices` says which did how many; `device` is one of them. `circumstances` say what
     the result is worth, `positions` which of the cache the recorded calls exercise (see `tapml.carving.late`), None for a module
-    that is no decoder. `segment` is what testing one segment said, whose verdict is then the only one."""
+    that is no decoder. `segment` is what testing one segment said, whose verdict is then the only one; `invariance` what `repeat`
+    found. None where these were not asked for."""
 
     __test__ = False  # its name begins like a test's
 
@@ -34,11 +36,12 @@ class TestResult:
     circumstances: Circumstances = field(default_factory=Circumstances)
     positions: dict[str, Any] | None = None
     segment: SegmentResult | None = None
+    invariance: Invariance | None = None
 
     @property
     def passed(self) -> bool:
-        """Every operator passed; one that was skipped did not."""
-        return all(v.status == "pass" for v in self.verdicts)
+        """Every operator passed, and none differs from itself by more than its bound; one that was skipped did not pass."""
+        return all(v.status == "pass" for v in self.verdicts) and (self.invariance is None or self.invariance.passed)
 
     @cached_property
     def in_order(self) -> tuple[Verdict, ...] | None:
@@ -79,4 +82,5 @@ class TestResult:
             **self.circumstances.to_json(),
             "positions": self.positions,
             "segment": None if self.segment is None else self.segment.to_json(),
+            "invariance": None if self.invariance is None else self.invariance.to_json(),
         }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tapml.printable import cut, printable
 from tapml.report.circumstances import sentences
+from tapml.report.invariance import difference_words
 from tapml.verdicts import Status, Verdict
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ _NO_XML = re.compile("[\ufffe\uffff]")
 def junit(result: TestResult) -> str:
     """The whole file."""
     name = f"tapml test {result.target}"
-    marks = [_MARKS.get(v.status) for v in result.verdicts]
+    beyond = {} if result.invariance is None else result.invariance.beyond
+    marks = [_MARKS.get(v.status) or ("failure" if v.operator in beyond else None) for v in result.verdicts]
     counts = {
         "tests": len(marks), "failures": marks.count("failure"), "errors": marks.count("error"),
         "skipped": marks.count("skipped"), "time": f"{result.seconds:.3f}",
@@ -46,13 +48,16 @@ def junit(result: TestResult) -> str:
     }  # fmt: skip
     _properties(suite, facts)
     for verdict in result.verdicts:
-        _case(suite, name, verdict)
+        case = _case(suite, name, verdict)
+        if verdict.status == "pass" and verdict.operator in beyond:
+            words = f"other bits beyond the tolerance: {difference_words(beyond[verdict.operator])}"
+            _element(case, "failure", type="invariance", message=words).text = _clean(words)
     _element(suite, "system-out").text = _clean("\n".join(sentences(result.circumstances)))
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _case(suite: ElementTree.Element, target: str, verdict: Verdict) -> None:
+def _case(suite: ElementTree.Element, target: str, verdict: Verdict) -> ElementTree.Element:
     case = _element(suite, "testcase", classname=target, name=verdict.operator, time=f"{verdict.seconds:.3f}")
     facts = {k: v for k, v in verdict.to_json().items() if k not in ("operator", "reason", "seconds")}
     _properties(case, facts)
@@ -61,6 +66,7 @@ def _case(suite: ElementTree.Element, target: str, verdict: Verdict) -> None:
         stage = "" if verdict.stage is None else f" at {verdict.stage}"
         first = next(iter(verdict.reason.strip().splitlines()), "")
         _element(case, mark, type=verdict.status, message=f"{verdict.status}{stage}: {first}").text = _clean(verdict.reason)
+    return case
 
 
 def _properties(parent: ElementTree.Element, facts: dict[str, Any]) -> None:

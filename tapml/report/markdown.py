@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tapml.printable import cut, printable
 from tapml.report.circumstances import sentences
 from tapml.report.console import number, of_bound, worst_first
+from tapml.report.invariance import HEADINGS, difference_words, summary_of
 from tapml.verdicts import STATUSES, Verdict, summary
 from tapml.words import plural
 
@@ -41,6 +42,12 @@ def markdown(result: TestResult, next_command: str | None = None) -> str:
         lines += [_row(v) for v in bad[:ROWS]]
         if len(bad) > ROWS:
             lines += ["", f"… and {len(bad) - ROWS} more that did not pass."]
+    if result.invariance is not None:
+        lines += ["", _text(summary_of(result.invariance))]
+        for key, heading in HEADINGS.items():
+            spreads = sorted(getattr(result.invariance, key), key=lambda s: s.size, reverse=True)
+            rows = [f"- {heading}: {_code(s.operator)}: {_text(difference_words(s))}" for s in spreads[:ROWS]]
+            lines += ["", *rows] if rows else []
     if next_command is not None:
         lines += ["", f"Next: {_code(next_command)}"]
     found = result.circumstances

@@ -105,7 +105,9 @@ def test_verbs_on_a_run(small: Path, result: Callable[..., Any], need: Need, tmp
     name = next(o.name for o in tapml.Run.open(small).operators if o.kind == "linear")
     (tmp_path / "fault.py").write_text(FAULT.replace("NAME", name))
     fault = ("--inject", f"{tmp_path / 'fault.py'}:wrong")
-    meets("test", result(0, "test", small, *target))
+    repeated = result(0, "test", small, *target, "--repeat", "2")
+    meets("test", repeated)
+    assert repeated["invariance"]["operators"] > 0
     meets("test", result(1, "test", small, *target, "--mode", "cumulative", *fault))
     meets("migrate", result(0, "migrate", small, *target))
     meets("migrate", result(1, "migrate", small, *target, *fault))

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from tapml.diagnose.minimise.budget import Budget
 from tapml.diagnose.minimise.search import Candidate, Search
-from tapml.diagnose.minimise.shrink_body import Extent, find_extents, resized
 from tapml.diagnose.minimise.shrink_inputs import renumbered, smaller_inputs
 from tapml.diagnose.minimise.shrink_outputs import fewer, with_outputs
 from tapml.diagnose.minimise.shrink_values import complexity, simplify
 from tapml.operators.execute import host_function
+from tapml.operators.extents import Extent, find_extents, resized
 from tapml.operators.graph import Body, Node
 from tapml.operators.infer import inferred
 from tapml.tensors import HostArray, TensorSpec

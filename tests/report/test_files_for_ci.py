@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 from tapml.devices.interface import DeviceInfo
 from tapml.migrate.circumstances import Circumstances
+from tapml.migrate.invariance import Invariance, Spread
 from tapml.migrate.tested import TestResult
 from tapml.report.junit import junit
 from tapml.report.markdown import markdown
@@ -77,3 +79,17 @@ def test_a_cumulative_result_is_in_the_order_of_the_calls() -> None:
     broken = result(verdict("d", "error", None), verdict("e", "skipped", None), mode="cumulative")
     assert broken.first_wrong is None and broken.to_explain == "d"
     assert result(verdict("e", "skipped", None), verdict("f", "unchecked", None)).to_explain is None
+
+
+def test_other_bits_beyond_the_tolerance_are_a_failure() -> None:
+    spread = Spread("op.b", "s", "runs", "it differs from run to run", "case0", 4, 2, 0, 1e-7, 0.1)
+    made = result(verdict("op.a", "pass"), verdict("op.b", "pass"))
+    listed = replace(made, invariance=Invariance(5, 2, 2, 0, (spread,)))
+    failing = replace(made, invariance=Invariance(5, 2, 2, 0, (replace(spread, of_bound=3.0),)))
+    assert listed.passed and not failing.passed
+    assert ElementTree.fromstring(junit(listed)).get("failures") == "0"
+    root = ElementTree.fromstring(junit(failing))
+    assert root.get("failures") == "1"
+    assert [case.get("name") for case in root.iter("testcase") if case.find("failure") is not None] == ["op.b"]
+    text = markdown(failing)
+    assert "**failed**" in text and "- not deterministic: `op.b`: it differs from run to run: 2 of 4 runs differ" in text

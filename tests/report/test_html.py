@@ -109,10 +109,12 @@ def test_a_real_migration_keeps_its_kernels(
     make_run: Callable[[str], RunFolder], tmp_path: Path, need: Callable[[str], str]
 ) -> None:
     run = bare(make_run("conv_net"), tmp_path / "run")
-    result = Run(run).migrate(need("cpu"))
+    again = Run(run).test(need("cpu"), operator=run.operators[0].name, repeat=2).invariance
+    result = Run(run).migrate("cpu")
     write_report(run, tmp_path / "r.html", ["cpu"])
     data = data_of(tmp_path / "r.html")
     side = data["sides"][1]
+    assert again is not None and again.to_json().items() <= side["invariance"].items()
     assert side["device"]["name"] == result.device.name
     for k, verdict in enumerate(result.verdicts):
         used = data["kernels"]["programs"][side["modes"]["isolated"]["program"][k]]

@@ -9,9 +9,9 @@ What holds at each moment. `best` is a candidate that `fails` has accepted, and 
 is (elements of the inputs, elements and number of the values computed); steps on values leave it as it is and make values
 simpler. So each phase ends, and the phases go round only as long as one of them made progress:
 
-1. Extents (`shrink_body`, `shrink_inputs`). First all extents at once at 1, 2, 3, 4, 8, …: the first that fails is taken, and for
-   most faults nothing is left to do. Then each on its own, the one that saves most first: 1, 2, 4, … until it fails, then by
-   halving between the last that did not and the first that did. Each size is tried with several inputs.
+1. Extents (`operators/extents.py`, `shrink_inputs`). First all extents at once at 1, 2, 3, 4, 8, …: the first that fails is
+   taken, and for most faults nothing is left to do. Then each on its own, the one that saves most first: 1, 2, 4, … until it
+   fails, then by halving between the last that did not and the first that did. Each size is tried with several inputs.
 2. Outputs (`shrink_outputs`): an earlier value as the only output, else the wrong output alone.
 3. Values (`shrink_values`).
 
@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from tapml.diagnose.minimise.budget import Budget
-from tapml.diagnose.minimise.shrink_body import Extent, find_extents, resized
 from tapml.diagnose.minimise.shrink_inputs import renumbered, smaller_inputs
 from tapml.diagnose.minimise.shrink_outputs import fewer
 from tapml.diagnose.minimise.shrink_values import Arrays, simplify
+from tapml.operators.extents import Extent, find_extents, resized
 from tapml.operators.graph import Body
 
 _TOGETHER = (1, 2, 3, 4, 6, 8, 16, 32, 64)

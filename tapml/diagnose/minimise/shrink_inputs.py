@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tapml.diagnose.minimise.shrink_body import Extent
+from tapml.operators.extents import Extent
 from tapml.tensors import FLOATS, HostArray, dtype_name
 
 Way = Literal["around the worst", "largest", "first"]

@@ -15,6 +15,7 @@ import tapml
 from tapml.carving.detokenizer import Detokenizer
 from tapml.carving.folder import RunFolder
 from tapml.diagnose.health.result import kept_health
+from tapml.migrate.invariance import kept_invariance
 from tapml.migrate.workbench import Progress
 from tapml.report.html.bodies import lines, source_lines
 from tapml.report.html.cases import case_data
@@ -63,6 +64,7 @@ def _side(side: Side, shared: Shared) -> dict[str, Any]:
         "pictures": pictures(side, shared),
         "explained": explained(side.records.folder, shared.operators, shared.kernels, side.injected) if own else {},
         "health": kept_health(side.run, side.records.target, side.injected) if own else None,
+        "invariance": kept_invariance(side.run, side.records.target, side.injected) if own else None,
     }
 
 

@@ -38,7 +38,7 @@ _HERE = Path(__file__).resolve().parent
 # In the order in which they are put together: each module imports only from those before it.
 MODULES = (
     "dom", "format", "data", "theme", "colour", "state", "legend", "map", "chart", "picture", "code", "kernel", "panel",
-    "list", "story", "health", "compare", "header", "keys", "main",
+    "list", "story", "health", "invariance", "compare", "header", "keys", "main",
 )  # fmt: skip
 
 _IMPORT = re.compile(r'^import \{([^}]*)\} from "\./(\w+)\.js";$', re.MULTILINE)

@@ -7,6 +7,7 @@ import { DATA, operators, sides } from "./data.js";
 import { STATUS, number, ofBound, plural } from "./format.js";
 import { drawSummary, drawTop, drawUnchecked } from "./header.js";
 import { drawHealth } from "./health.js";
+import { drawInvariance } from "./invariance.js";
 import { help, listen } from "./keys.js";
 import { drawLegend } from "./legend.js";
 import { buildList, drawFilters, drawList } from "./list.js";
@@ -124,6 +125,7 @@ function drawAll() {
   drawCompare();
   drawStory();
   drawHealth();
+  drawInvariance();
   drawUnchecked();
 }
 

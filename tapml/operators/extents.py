@@ -16,8 +16,7 @@ dividing, keeps axes larger than 1, so that broadcasting hides no disagreement. 
 multiplied as a whole; an integer is part of one only if it changes a shape. The search is cut off after MOST_RUNS runs of a
 node, which loses extents, never makes wrong ones.
 
-Whether an operator of a smaller size is still the same for its kernels is not decided here: `interestingness.py`
-compiles it and looks. Which values the smaller inputs get is in `shrink_inputs.py`.
+Whether an operator of a smaller size is still the same for its kernels, and which values its inputs get, is not decided here.
 """
 
 from __future__ import annotations
