@@ -51,6 +51,10 @@ class RunError(UsageError):
     """A run folder is missing, damaged, or belongs to another model or version."""
 
 
+class BundleError(UsageError):
+    """A bundle cannot be built from a run, or one is missing, damaged, or of another format."""
+
+
 class TargetError(UsageError):
     """No such target or device, or an option that it does not have."""
 

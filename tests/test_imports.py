@@ -30,7 +30,7 @@ LEVELS = (
     {"remote"},
     {"backends"},
     {"migrate"},
-    {"diagnose"},
+    {"deploy", "diagnose"},
     {"report"},
     {"api"},
     {"cli", "__main__"},

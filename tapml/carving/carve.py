@@ -8,6 +8,7 @@ and why: docs/carving.md.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -146,10 +147,21 @@ def carve(
             tokenizer = getattr(model.tokenizer, "backend_tokenizer", None)
             if tokenizer is not None:
                 run.text(layout.TOKENIZER, tokenizer.to_str())
+            if (chat := _chat(model)) is not None:
+                run.text(layout.CHAT, json.dumps(chat))
             write_suite(run, operators, bodies, kept, model.name, sorted({str(w.file.path) for w in table.entries.values()}))
         result = _result(model, run, job, operators, bodies, selection, kept, recording, compared, warnings, clock)
         run.finish(_manifest(model, job.exported, selection, result))
     return result
+
+
+def _chat(model: LoadedModel) -> dict[str, Any] | None:
+    """The chat template, and the special tokens that it may name; None for a model without."""
+    tokenizer = model.tokenizer
+    template = getattr(tokenizer, "chat_template", None)
+    if tokenizer is None or not isinstance(template, str):
+        return None
+    return {"template": template, "special": {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}}
 
 
 class _Clock:

@@ -20,6 +20,7 @@ ORACLE = "oracle.jsonl"
 CASES = "cases.jsonl"
 SEAL = "seal"  # the key of the manifest's own digest in it
 TOKENIZER = "tokenizer.json"  # of a model that has a fast one: answers are shown as text without loading the model
+CHAT = "chat.json"  # its chat template, and the special tokens that the template may name
 
 # Every finished run has these, and `run.json` holds the digest and line count of each.
 TABLES = (GRAPHS, BODIES, OPERATORS, WEIGHTS, STATES, PROMPTS, LATE, ORACLE, CASES)

@@ -156,7 +156,7 @@ class RunWriter:
         """What tables refer to, and what else is read later, as it lies there now."""
         folders = (layout.CASE_FOLDER, layout.STATE_FOLDER, layout.INPUT_FOLDER)
         found = [path for folder in folders for path in (self.partial / folder).glob("*")]
-        found += [path for path in [self.partial / layout.TOKENIZER] if path.is_file()]
+        found += [path for name in (layout.TOKENIZER, layout.CHAT) if (path := self.partial / name).is_file()]
         return sorted(path.relative_to(self.partial).as_posix() for path in found)
 
     def size(self) -> int:

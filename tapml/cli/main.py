@@ -30,7 +30,23 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import tapml
-from tapml.cli import agent, bisect, carve, check, devices, doctor, explain, faults, health, hub, migrate, report, test
+from tapml.cli import (
+    agent,
+    bisect,
+    build,
+    carve,
+    check,
+    devices,
+    doctor,
+    explain,
+    faults,
+    generate,
+    health,
+    hub,
+    migrate,
+    report,
+    test,
+)
 from tapml.cli.verb import ALL_PASSED, INTERRUPTED, JSON, WRONG_USE, Outcome, Verb, check_file
 from tapml.errors import TapmlError, UsageError, nearest
 from tapml.printable import bare, cut, guarded
@@ -41,7 +57,9 @@ from tapml.whole_file import write_whole
 
 VERBS: dict[str, Verb] = {
     verb.NAME: verb
-    for verb in (doctor, carve, test, migrate, bisect, explain, health, check, report, faults, hub, agent, devices)
+    for verb in (
+        doctor, carve, test, migrate, bisect, explain, health, check, report, build, generate, faults, hub, agent, devices,
+    )
 }
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

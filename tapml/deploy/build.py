@@ -1,0 +1,231 @@
+"""Building a bundle from a run that was migrated.
+
+    built = build(run, "opencl", Path("smollm2"))
+
+What ships is what passed: the programs that the migration's verdicts name, byte for byte, and the weights as those programs store
+them. An operator that stayed on the source, or has no passing verdict, is refused with its reason. The folder is written beside
+its place and renamed, so that a build that fails or is stopped leaves nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tapml
+from tapml.carving import layout as of_run
+from tapml.carving.folder import RunFolder
+from tapml.deploy import layout
+from tapml.deploy.bundle import Bundle, seal, stored_of
+from tapml.deploy.text import Text
+from tapml.errors import BundleError
+from tapml.kernels import Program
+from tapml.migrate.circumstances import now
+from tapml.migrate.model import Model
+from tapml.migrate.programs import kept
+from tapml.migrate.records import Records, Sheet
+from tapml.source.safetensors_file import write_file
+from tapml.targets.parse import parse
+from tapml.tensors import HostArray, convert
+from tapml.verdicts import Verdict
+from tapml.whole_file import why_not
+
+LISTED = 5
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build wrote: bytes of weights and of all files, how many operators share how many programs. `prompts_differ` counts
+    the run's prompts whose text the bundle makes other tokens of than carving did."""
+
+    path: Path
+    target: str
+    operators: int
+    programs: int
+    weight_bytes: int
+    nbytes: int
+    prompts_differ: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "bundle": str(self.path), "target": self.target, "operators": self.operators, "programs": self.programs,
+            "weight_bytes": self.weight_bytes, "bytes": self.nbytes,
+            "prompts_differ": self.prompts_differ,
+        }  # fmt: skip
+
+
+def build(run: RunFolder, target: str, out: Path, fresh: bool = False) -> Built:
+    """Raises TargetError for what is no target; BundleError where the run was not migrated to it wholly, or `out` is taken or
+    cannot be written; RunError for a damaged run."""
+    choice = parse(target)
+    records = Records.of(run, str(choice))
+    sheet = _finished(records, run, str(choice))
+    _refuse_stayed(run, sheet, str(choice))
+    verdicts = sheet.verdicts
+    programs = {name: _program(records.folder, verdicts[name]) for name in (o.name for o in run.operators)}
+    out = out.resolve()
+    _refuse_taken(out, fresh)
+    partial = out.with_name(out.name + layout.PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        weight_bytes, nbytes = _Writer(run, partial, programs, sheet).write(str(choice))
+        differ = _prompts_that_differ(Bundle.open(partial))
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    except OSError as error:
+        why = f"{out} cannot be written ({error.strerror}). Nothing was left behind. Make room, or choose another place with -o."
+        raise BundleError(why) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Built(out, str(choice), len(run.operators), len({p.digest for p in programs.values()}), weight_bytes, nbytes, differ)
+
+
+def _prompts_that_differ(bundle: Bundle) -> int:
+    text = Text(bundle)
+    return sum(text.tokens(prompt["text"]) != prompt["tokens"] for prompt in bundle.prompts if prompt["text"])
+
+
+def _finished(records: Records, run: RunFolder, target: str) -> Sheet:
+    sheet = records.migration
+    if sheet is None:
+        left = f" ({records.outdated[0]})" if records.outdated else ""
+        raise BundleError(f"{run.path} was not migrated to {target}{left}. First: tapml migrate {run.path} --target {target}")
+    if sheet.records[-1]["record"] != "done":
+        raise BundleError(f"The migration to {target} did not finish. Go on: tapml migrate {run.path} --target {target} --resume")
+    return sheet
+
+
+def _refuse_stayed(run: RunFolder, sheet: Sheet, target: str) -> None:
+    """Raises BundleError unless every operator moved, and has a verdict that passed."""
+    moved = {name for r in sheet.records if r["record"] == "moved" for name in r["operators"]}
+    stayed = [o.name for o in run.operators if o.name not in moved or sheet.verdicts[o.name].status != "pass"]
+    if not stayed:
+        return
+    first = (sheet.verdicts[name] for name in stayed[:LISTED])
+    reasons = "; ".join(f"{v.operator} ({v.status}: {v.reason[:120]})" for v in first)
+    more = f" and {len(stayed) - LISTED} more" if len(stayed) > LISTED else ""
+    raise BundleError(
+        f"{len(stayed)} of {len(run.operators)} operators stayed on the source and cannot ship: {reasons}{more}. Look into the "
+        f"first: tapml explain {run.path} {stayed[0]} --target {target}"
+    )
+
+
+def _program(folder: Path, verdict: Verdict) -> Program:
+    program = None if verdict.kernel is None else kept(folder, verdict.kernel)
+    if program is None:
+        raise BundleError(f"The kernels of {verdict.operator} are not in {folder}. Migrate again with --fresh.")
+    return program
+
+
+def _refuse_taken(out: Path, fresh: bool) -> None:
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        if not (out / layout.MANIFEST).is_file():
+            raise BundleError(f"{out} exists and is no bundle, so it was left as it is. Choose another place with -o.")
+        if not fresh:
+            raise BundleError(f"{out} already holds a bundle. Replace it with --fresh, or choose another place with -o.")
+    above = out.parent
+    while not above.exists():
+        above = above.parent
+    if reason := "that is a file" if not above.is_dir() else why_not(above):
+        raise BundleError(f"Cannot write a bundle at {out}: {above} cannot be written ({reason}). Choose another place with -o.")
+
+
+class _Writer:
+    def __init__(self, run: RunFolder, folder: Path, programs: Mapping[str, Program], sheet: Sheet) -> None:
+        self.run = run
+        self.model = Model.of(run)
+        self.folder = folder
+        self.programs = programs
+        self.sheet = sheet
+        self.files: dict[str, dict[str, Any]] = {}
+
+    def write(self, target: str) -> tuple[int, int]:
+        """Bytes of weights, and of all files."""
+        run = self.run
+        self._lines(layout.GRAPHS, (g.to_json() for g in run.graphs))
+        self._lines(layout.OPERATORS, (
+            {"operator": o.to_json(), "program": self.programs[o.name].digest} for o in run.operators
+        ))  # fmt: skip
+        self._lines(layout.VERDICTS, (self.sheet.verdicts[o.name].to_json() for o in run.operators))
+        self._lines(layout.PROMPTS, ({"text": p.text, "tokens": p.tokens, "generated": p.generated} for p in run.prompts))
+        for program in {p.digest: p for p in self.programs.values()}.values():
+            self._text(f"{layout.KERNEL_FOLDER}/{program.digest}.json", json.dumps(program.to_json(), separators=(",", ":")))
+        states = {key: array for key, array in run.initial_states.items() if array.view(np.uint8).any()}
+        if states:
+            self._arrays(layout.STATES, states)
+        weight_bytes = self._weights()
+        for name in (of_run.TOKENIZER, of_run.CHAT):
+            if name in run.manifest["files"]:
+                self._text(name, run.content(name).decode())
+        header = self.sheet.header
+        manifest = {
+            "format": layout.FORMAT, "format_version": layout.FORMAT_VERSION, "version": tapml.__version__, "date": now(),
+            "model": run.manifest["model"]["name"], "kind": run.kind, "calls": run.protocol.to_json(), "run": run.digest,
+            "target": target, "target_key": header["target_key"], "device": header.get("device_info"),
+            "compiler": header.get("compiler"), "files": self.files,
+        }  # fmt: skip
+        manifest[layout.SEAL] = seal(json.loads(json.dumps(manifest)))
+        (self.folder / layout.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        return weight_bytes, sum(facts["bytes"] for facts in self.files.values())
+
+    def _weights(self) -> int:
+        """Each content once, as the programs store it; in shards."""
+        lines: list[dict[str, Any]] = []
+        shard: dict[str, HostArray] = {}
+        where: dict[str, tuple[str, str]] = {}
+        written = count = total = 0
+
+        def finish() -> None:
+            nonlocal shard, written
+            if shard:
+                self._arrays(f"{layout.SHARD_FOLDER}/{count:05}.safetensors", shard)
+            shard, written = {}, 0
+
+        for key, dtype in stored_of(self.programs, self.model):
+            array = np.ascontiguousarray(convert(self.model.weight(key), dtype))
+            digest = hashlib.blake2b(array.reshape(-1).view(np.uint8).data, digest_size=16).hexdigest()
+            name = f"{digest} {dtype} {list(array.shape)}"
+            if name not in where:
+                if written and written + array.nbytes > layout.SHARD_BYTES:
+                    finish()
+                    count += 1
+                tensor = key if key not in shard else f"{key} as {dtype}"
+                shard[tensor] = array
+                written += array.nbytes
+                total += array.nbytes
+                where[name] = f"{layout.SHARD_FOLDER}/{count:05}.safetensors", tensor
+            file, tensor = where[name]
+            lines.append({"key": key, "dtype": dtype, "file": file, "tensor": tensor, "digest": digest})
+        finish()
+        self._lines(layout.WEIGHTS, lines)
+        return total
+
+    def _lines(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        self._text(name, "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+
+    def _text(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text.encode())
+        self._note(name)
+
+    def _arrays(self, name: str, arrays: Mapping[str, HostArray]) -> None:
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        write_file(path, arrays)
+        self._note(name)
+
+    def _note(self, name: str) -> None:
+        path = self.folder / name
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        self.files[name] = {"bytes": path.stat().st_size, "digest": found}

@@ -1,0 +1,236 @@
+"""Reading a bundle: a model that ships, with the kernels that passed.
+
+    bundle = Bundle.open("smollm2")
+    bundle.model.operators, bundle.programs["decode/lm_head"], bundle.weight("lm_head.weight", "float32")
+
+Opening checks the manifest alone; it holds size and digest of every other file, and each file is read as a whole and checked
+before anything of it is used, so a bundle that was cut off or altered is a BundleError, never a wrong answer. Needs neither torch
+nor a compiler. Building is `tapml.deploy.build`, running `tapml.deploy.session`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tapml import strict
+from tapml.deploy import layout
+from tapml.errors import BundleError, TargetError
+from tapml.inside import path_in, read_file
+from tapml.kernels import Program
+from tapml.operators.graph import Graph, Operator
+from tapml.runtime.kinds import KINDS
+from tapml.runtime.model import ModelData
+from tapml.runtime.protocol import ModelProtocol
+from tapml.source.safetensors_file import Entry, header_of
+from tapml.targets.parse import TargetChoice, parse
+from tapml.tensors import NUMPY, HostArray, TensorSpec
+
+T = TypeVar("T")
+
+AGAIN = "Build or fetch it again."
+
+# Bytes of a file that is read at once and is no weights.
+_LARGEST = 2**30
+
+
+class Bundle:
+    """See the module's docstring. Everything is read when it is first asked for. Raises BundleError."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._shards: dict[str, tuple[HostArray, Mapping[str, Entry]]] = {}
+
+    @staticmethod
+    def open(path: str | Path) -> Bundle:
+        """Raises BundleError where there is no bundle, or none of this format."""
+        folder = Path(path)
+        try:
+            folder = folder.resolve()
+            manifest = strict.fields(strict.parse(read_file(folder, layout.MANIFEST, most=_LARGEST)))
+        except FileNotFoundError:
+            partial = folder.with_name(folder.name + layout.PARTIAL)
+            hint = " A build of it was started and did not finish." if partial.exists() else ""
+            raise BundleError(f"No bundle at {folder}.{hint} Make one: tapml build RUN --target T -o {folder}") from None
+        except (OSError, RuntimeError, *strict.UNREADABLE) as error:
+            raise BundleError(f"{folder} is no bundle, or its {layout.MANIFEST} is damaged ({error}). {AGAIN}") from error
+        if manifest.get("format") != layout.FORMAT:
+            raise BundleError(f"{folder / layout.MANIFEST} is not the manifest of a bundle. {AGAIN}")
+        if manifest.get("format_version") != layout.FORMAT_VERSION:
+            raise BundleError(
+                f"{folder} has format {manifest.get('format_version')!a}; this TapML reads {layout.FORMAT_VERSION}. Use the "
+                f"TapML that built it ({manifest.get('version')!a}), or build it again."
+            )
+        if seal(manifest) != manifest.get(layout.SEAL):
+            raise BundleError(f"{folder / layout.MANIFEST} was changed: its content is not what was built. {AGAIN}")
+        found = Bundle(folder, manifest)
+        try:
+            _ = found.choice, found.protocol, found.name
+            for name in strict.inner(manifest, "files"):
+                strict.hexadecimal(manifest["files"][name], "digest")
+                strict.whole(manifest["files"][name], "bytes")
+        except (TargetError, *strict.UNREADABLE) as error:
+            raise BundleError(f"{folder / layout.MANIFEST} is damaged ({error}). {AGAIN}") from error
+        return found
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return strict.text(self.manifest, "model")
+
+    @cached_property
+    def choice(self) -> TargetChoice:
+        """The target that its kernels are for."""
+        return parse(strict.text(self.manifest, "target"))
+
+    @cached_property
+    def protocol(self) -> ModelProtocol:
+        """How the model is called."""
+        return KINDS[strict.one_of(self.manifest, "kind", tuple(KINDS))](self.manifest["calls"])
+
+    @cached_property
+    def model(self) -> ModelData:
+        """Graphs, operators in order, first states. It has no bodies: nothing here can run but the programs."""
+        operators = self._table(layout.OPERATORS, lambda line: Operator.from_json(line["operator"]))
+        return ModelData(self._table(layout.GRAPHS, Graph.from_json), operators, {}, self._handed_out, self._states)
+
+    @cached_property
+    def programs(self) -> dict[str, Program]:
+        """By operator, every one of them."""
+        lines = self._table(layout.OPERATORS, lambda line: (line["operator"]["name"], strict.hexadecimal(line, "program")))
+        digests = dict(lines)
+        made = {digest: self._program(digest) for digest in dict.fromkeys(digests.values())}
+        return {name: made[digest] for name, digest in digests.items()}
+
+    @cached_property
+    def prompts(self) -> tuple[dict[str, Any], ...]:
+        """The run's: {"text", "tokens", "generated"}."""
+        return tuple(self._table(layout.PROMPTS, dict))
+
+    def _program(self, digest: str) -> Program:
+        name = f"{layout.KERNEL_FOLDER}/{digest}.json"
+        try:
+            found = Program.from_json(strict.fields(strict.parse(self.content(name))))
+        except strict.UNREADABLE as error:
+            raise BundleError(f"{self.path / name} is damaged ({error}). {AGAIN}") from error
+        if found.digest != digest:
+            raise BundleError(f"{self.path / name} is not the program of its name. {AGAIN}")
+        return found
+
+    @cached_property
+    def _weights(self) -> dict[tuple[str, str], tuple[str, str, str]]:
+        """(key, dtype it is stored in) → (shard, tensor in it, digest)."""
+        def entry(line: dict[str, Any]) -> tuple[tuple[str, str], tuple[str, str, str]]:
+            where = strict.name(line, "file"), strict.name(line, "tensor"), strict.hexadecimal(line, "digest")
+            return (strict.name(line, "key"), strict.one_of(line, "dtype", tuple(NUMPY))), where
+
+        return dict(self._table(layout.WEIGHTS, entry))
+
+    def digest_of_weight(self, key: str, dtype: str) -> str:
+        """Equal for equal contents."""
+        return self._weight(key, dtype)[2]
+
+    def weight(self, key: str, dtype: str) -> HostArray:
+        """A weight as it is stored on the device: a read-only view of its file, which is checked as a whole at its first use."""
+        shard, tensor, _ = self._weight(key, dtype)
+        if shard not in self._shards:
+            self._shards[shard] = self._open_shard(shard)
+        data, entries = self._shards[shard]
+        entry = entries.get(tensor)
+        if entry is None or entry.spec is None or entry.spec.dtype != dtype:
+            raise BundleError(f"{self.path / shard} has no {dtype} tensor {tensor[:80]!a}. {AGAIN}")
+        return data[entry.offset : entry.offset + entry.nbytes].view(NUMPY[dtype]).reshape(entry.spec.shape)
+
+    def _weight(self, key: str, dtype: str) -> tuple[str, str, str]:
+        if (key, dtype) not in self._weights:
+            raise BundleError(f"{self.path} has no weight {key!a} in {dtype}. {AGAIN}")
+        return self._weights[key, dtype]
+
+    def _handed_out(self, key: str) -> HostArray:
+        """A weight that the model gives as it is."""
+        dtype = next((d for k, d in self._weights if k == key), "")
+        return self.weight(key, dtype)
+
+    def _open_shard(self, name: str) -> tuple[HostArray, Mapping[str, Entry]]:
+        path = self._checked(name)
+        try:
+            with path.open("rb") as file:
+                entries = header_of(file, path)
+            return np.memmap(path, np.uint8, "r"), entries
+        except (OSError, ValueError, BundleError) as error:
+            raise BundleError(f"{path} cannot be read: {error}. {AGAIN}") from error
+
+    @cached_property
+    def _states(self) -> dict[str, HostArray]:
+        specs = {p.key: p.spec for graph in self._table(layout.GRAPHS, Graph.from_json) for p in graph.states}
+        found = {key: np.zeros(spec.shape, NUMPY[spec.dtype]) for key, spec in specs.items()}
+        if layout.STATES in self.manifest["files"]:
+            data, entries = self._open_shard(layout.STATES)
+            for key, entry in entries.items():
+                spec = specs.get(key)
+                if spec is None or entry.spec != spec:
+                    raise BundleError(f"{self.path / layout.STATES}: {key[:80]!a} is {entry.spec}, not {spec}. {AGAIN}")
+                found[key] = data[entry.offset : entry.offset + entry.nbytes].view(NUMPY[spec.dtype]).reshape(spec.shape)
+        return found
+
+    def content(self, name: str) -> bytes:
+        """A whole file, checked."""
+        facts = self._facts(name)
+        try:
+            data = read_file(self.path, name, most=_LARGEST)
+        except (OSError, *strict.UNREADABLE) as error:
+            raise BundleError(f"{self.path / name} cannot be read ({error}). {AGAIN}") from error
+        if len(data) != facts["bytes"] or hashlib.blake2b(data, digest_size=16).hexdigest() != facts["digest"]:
+            raise BundleError(f"{self.path / name} was changed or cut off: it is not what was built. {AGAIN}")
+        return data
+
+    def _checked(self, name: str) -> Path:
+        """A file too large to be read at once, checked."""
+        facts = self._facts(name)
+        path = path_in(self.path, name)
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read ({error.strerror}). {AGAIN}") from error
+        if found != facts["digest"]:
+            raise BundleError(f"{path} was changed or cut off: it is not what was built. {AGAIN}")
+        return path
+
+    def _facts(self, name: str) -> dict[str, Any]:
+        files = self.manifest["files"]
+        if name not in files:
+            raise BundleError(f"{self.path} has no {name[:200]}. {AGAIN}")
+        return dict(files[name])
+
+    def _table(self, name: str, parse: Callable[[Any], T]) -> list[T]:
+        found: list[T] = []
+        for number, line in enumerate(self.content(name).splitlines(), 1):
+            try:
+                found.append(parse(strict.fields(strict.parse(line))))
+            except strict.UNREADABLE as error:
+                raise BundleError(f"{self.path / name} is damaged at line {number} ({error}). {AGAIN}") from error
+        return found
+
+
+def seal(manifest: Mapping[str, Any]) -> str:
+    """The digest of a manifest's own content."""
+    rest = {name: value for name, value in manifest.items() if name != layout.SEAL}
+    return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def stored_of(programs: Mapping[str, Program], model: ModelData) -> dict[tuple[str, str], TensorSpec]:
+    """Each weight that the programs read, by key and the dtype it is stored in."""
+    found: dict[tuple[str, str], TensorSpec] = {}
+    for operator in model.operators:
+        for key, spec in zip(model.weight_keys(operator), programs[operator.name].inputs, strict=True):
+            if key is not None:
+                found[key, spec.dtype] = spec
+    return found

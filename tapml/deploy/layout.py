@@ -1,0 +1,22 @@
+"""Names of the files in a bundle, and the format that they are in. What is in each: docs/bundle.md."""
+
+from __future__ import annotations
+
+FORMAT = "tapml-bundle"
+FORMAT_VERSION = 1
+
+MANIFEST = "bundle.json"
+GRAPHS = "graphs.jsonl"
+OPERATORS = "operators.jsonl"
+VERDICTS = "verdicts.jsonl"
+WEIGHTS = "weights.jsonl"
+STATES = "states.safetensors"  # those that do not begin as zeros
+PROMPTS = "prompts.jsonl"  # the run's prompts, and what the source answered
+KERNEL_FOLDER = "kernels"
+SHARD_FOLDER = "weights"
+
+SEAL = "seal"  # the key of the manifest's own digest in it
+PARTIAL = ".partial"
+
+# Bytes of weights in a file, as far as one weight is not larger.
+SHARD_BYTES = 2**30

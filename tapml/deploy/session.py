@@ -1,0 +1,127 @@
+"""Running a bundle on a device.
+
+    with Session(bundle) as session:                            here; Session(bundle, "phone@http://…") elsewhere
+        for token in session.generate([5, 9, 70], max_tokens=16): ...
+        outputs = session.run({"input_ids": array})             of a model that chooses no tokens
+
+The kernels are those of the bundle; nothing is compiled but by the device's own driver. A call is the uploads of its inputs, one
+submission, and one read of its outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tapml.deploy.bundle import Bundle
+from tapml.devices.interface import Device, DeviceInfo, Part
+from tapml.devices.runner import ProgramRunner
+from tapml.errors import DeviceError, ModelError, PromptError, UnavailableError, UsageError
+from tapml.kernels import Program
+from tapml.operators.graph import Operator
+from tapml.remote.open import open_device
+from tapml.runtime.buffers import BufferPool, WeightCache
+from tapml.runtime.engine import Compiled, HostFunction
+from tapml.runtime.hybrid import Hybrid
+from tapml.runtime.protocol import Generating, answered, greedy
+from tapml.tensors import HostArray
+
+
+class OnDevice:
+    """A device as an engine (`tapml.runtime.engine.Engine`)."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._runner = ProgramRunner(device)
+
+    @property
+    def pool(self) -> BufferPool:
+        return self._runner.pool
+
+    def record(
+        self, compiled: Compiled, inputs: Sequence[int], outputs: Sequence[int], scratch: Sequence[int] | None = None
+    ) -> Sequence[Any]:
+        assert isinstance(compiled, Program)
+        return self._runner.launches(compiled, inputs, outputs, scratch)
+
+    def submit(self, work: Sequence[Any]) -> None:
+        self.device.run(work)
+
+    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
+        self.device.write(buffer, data, offset, keep)
+
+    def read_many(self, parts: Sequence[Part]) -> list[bytes]:
+        return self.device.read_many(parts)
+
+
+class Session:
+    """See the module's docstring. Opening raises BundleError, UsageError for what is no device, and UnavailableError, also where
+    the device does not take the bundle's kernels or weights."""
+
+    def __init__(self, bundle: Bundle, device: str = "local") -> None:
+        self.bundle = bundle
+        programs = bundle.programs
+        self._device = open_device(bundle.choice, device)
+        try:
+            self._engine = OnDevice(self._device)
+            self._weights = WeightCache(self._engine.pool)
+            self._hybrid = Hybrid(bundle.model, _nothing, self._engine, self._weight)
+            for name, program in programs.items():
+                try:
+                    self._engine._runner.load(program)
+                except DeviceError as error:
+                    raise UnavailableError(f"{self.info.name} does not take the kernels of {name}: {error}") from error
+            self._device.synchronize()
+            self._hybrid.offload(programs)
+        except BaseException:
+            self._device.close()
+            raise
+
+    @property
+    def info(self) -> DeviceInfo:
+        return self._device.info
+
+    @property
+    def uploaded(self) -> int:
+        """Bytes of weights on the device."""
+        return self._weights.bytes
+
+    def _weight(self, operator: Operator | None, key: str, dtype: str) -> int:
+        digest = self.bundle.digest_of_weight(key, dtype)
+        return self._weights.get(digest, dtype, lambda: self.bundle.weight(key, dtype))
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._device.close()
+
+    def generate(self, prompt: Sequence[int], max_tokens: int = 128) -> Iterator[int]:
+        """Greedy tokens, a stop token included. Raises PromptError for a prompt that does not fit, UsageError for a model that
+        chooses no tokens; DeviceError and UnavailableError from the device."""
+        protocol = self.bundle.protocol
+        if not isinstance(protocol, Generating):
+            raise UsageError(f"{self.bundle.name} chooses no tokens: it is called with inputs.")
+        if beyond := [token for token in prompt if not 0 <= token < protocol.vocabulary]:
+            raise PromptError(f"The prompt has token {beyond[0]}; the model's go from 0 to {protocol.vocabulary - 1}.")
+        for token, _ in greedy(self._hybrid, prompt, protocol, max_tokens):
+            yield token
+
+    def run(self, inputs: dict[str, HostArray]) -> dict[str, HostArray]:
+        """The outputs of a model that chooses no tokens, by key. Raises UsageError for inputs that it does not take."""
+        protocol = self.bundle.protocol
+        if isinstance(protocol, Generating):
+            raise UsageError(f"{self.bundle.name} generates text: use generate.")
+        for graph in self.bundle.model.graphs.values():
+            for p in graph.inputs:
+                if p.key not in inputs or tuple(inputs[p.key].shape) != p.spec.shape:
+                    have = ", ".join(f"{key} {list(array.shape)}" for key, array in inputs.items())
+                    raise UsageError(f"{self.bundle.name} takes {p.key} as {p.spec}; given: {have or 'nothing'}.")
+        return answered(self._hybrid, protocol.check(inputs, ()))
+
+
+def _nothing(signature: str) -> HostFunction:
+    raise ModelError(f"The bundle has no program for an operator of signature {signature}.")
