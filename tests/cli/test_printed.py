@@ -192,8 +192,17 @@ def devices(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyP
         check(type_in("devices", f"http://{address.host}:{address.port}/?token=secret"))
 
 
+def build(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    check(type_in("migrate", evil[1], "--target", "cpu", "--fresh"))
+    check(type_in("build", evil[1], "--target", "cpu", "-o", evil[1].parent / f"bundle{EVIL}"))
+
+
+def generate(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    check(type_in("generate", evil[1], "--prompt", "5"))
+
+
 BY_VERB = {one.__name__: one for one in (
-    doctor, carve, test, migrate, bisect, explain, health, report, faults, hub, agent, devices,
+    doctor, carve, test, migrate, bisect, explain, health, report, build, generate, faults, hub, agent, devices,
 )} | {"check": deployment}  # fmt: skip
 del test  # pytest is not to take it for one
 

@@ -25,6 +25,7 @@ from tapml.errors import BundleError, PromptError, UsageError
 from tapml.migrate.model import Model
 from tapml.runtime.hybrid import Hybrid
 from tapml.runtime.protocol import answered
+from tests.cli.test_schemas import meets
 from tests.conftest import MakeRun
 
 TARGET = "cpu"
@@ -116,7 +117,7 @@ def test_what_was_altered_is_refused(copy: Path) -> None:
             name = path.relative_to(copy).as_posix()
             if name in (layout.VERDICTS, layout.PROMPTS):
                 continue  # nothing that runs reads them
-            with pytest.raises(BundleError, match="again|Use the TapML") as caught:
+            with pytest.raises(BundleError, match=r"again|Use the TapML") as caught:
                 answer(copy)
             assert "\n" not in str(caught.value)
         path.write_bytes(clean[: len(clean) // 2])
@@ -154,9 +155,9 @@ def test_manifests_that_are_sealed_and_wrong(copy: Path, change: Callable[[dict[
 
 
 def test_what_cannot_be_built_says_why(run: RunFolder, built: Path, make_run: MakeRun, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="was not migrated to opencl.*First: tapml migrate"):
+    with pytest.raises(BundleError, match=r"was not migrated to opencl.*First: tapml migrate"):
         build(run, "opencl", tmp_path / "a")
-    with pytest.raises(BundleError, match="already holds a bundle. Replace it with --fresh"):
+    with pytest.raises(BundleError, match=r"already holds a bundle. Replace it with --fresh"):
         build(run, TARGET, built)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter").write_text("dear")
@@ -178,7 +179,7 @@ def test_an_operator_that_stayed_cannot_ship(run: RunFolder, built: Path, tmp_pa
     with pytest.raises(BundleError, match=r"1 of 71 operators stayed .*decode/lm_head \(pass.*tapml explain .* decode/lm_head"):
         build(copied, TARGET, tmp_path / "out")
     journal.write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
-    with pytest.raises(BundleError, match="did not finish. Go on: .* --resume"):
+    with pytest.raises(BundleError, match=r"did not finish. Go on: .* --resume"):
         build(copied, TARGET, tmp_path / "out")
 
 
@@ -186,10 +187,14 @@ def test_the_command_line(run: RunFolder, tmp_path: Path, capsys: pytest.Capture
     out = tmp_path / "bundle"
     assert main(["build", str(run.path), "--target", TARGET, "-o", str(out)]) == 0
     assert "71 operators" in capsys.readouterr().out
+    assert main(["build", str(run.path), "--target", TARGET, "-o", str(out), "--fresh", "--json", "-"]) == 0
+    meets("build", json.loads(capsys.readouterr().out))
     prompt = run.prompts[0]
     words = " ".join(map(str, prompt.tokens))
     assert main(["generate", str(out), "--prompt", words, "--max-tokens", str(len(prompt.generated)), "--json", "-"]) == 0
-    assert json.loads(capsys.readouterr().out)["answers"][0]["generated"] == list(prompt.generated)
+    said_as_json = json.loads(capsys.readouterr().out)
+    meets("generate", said_as_json)
+    assert said_as_json["answers"][0]["generated"] == list(prompt.generated)
     for argv, code, said in (
         (["generate", str(out)], 2, "nothing to answer"),
         (["generate", str(out), "--prompt", "hello"], 2, "has no tokenizer: give token ids"),
@@ -204,7 +209,10 @@ def test_the_command_line(run: RunFolder, tmp_path: Path, capsys: pytest.Capture
 
 def test_a_chat_template_is_rendered_in_a_sandbox() -> None:
     turn = [{"role": "user", "content": "hi"}]
-    template = "{% for m in messages %}\n{{ bos_token }}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{{ 'now' if add_generation_prompt }}"
+    template = (
+        "{% for m in messages %}\n{{ bos_token }}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{{ 'now' if add_generation_prompt }}"
+    )
     assert _render(template, turn, {"bos_token": "<s>"}) == "<s>user: hi\nnow"
     from jinja2.exceptions import SecurityError
 
