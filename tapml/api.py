@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from tapml.backends.interface import Backend
+    from tapml.carving.export import Exported
     from tapml.diagnose.bisect.result import BisectResult
     from tapml.diagnose.check.result import CheckResult
     from tapml.diagnose.explain.result import Explanation
@@ -116,7 +117,7 @@ class Run:
 
     def test(
         self,
-        target: str | Backend,
+        target: str | Backend | None = None,
         device: str = "local",
         *,
         operator: str = "*",
@@ -124,6 +125,7 @@ class Run:
         mode: Literal["isolated", "cumulative"] = "isolated",
         inject: Inject | None = None,
         repeat: int | None = None,
+        kernels: str | Path | None = None,
         progress: Progress | None = None,
     ) -> TestResult:
         """Compiles the operators whose name matches the glob `operator` and checks each against the recording. `target` is the
@@ -131,10 +133,13 @@ class Run:
         "local", "NAME@URL" for one at a hub, or "A,B@URL" or "all@URL" for several that share the work. `inject` is an injected
         fault: "FILE.py:FUNCTION", or the function itself. What was found is kept in the run, see `tapml.migrate.records`.
 
-        `segment` "A..B" tests the operators from A to B as one (`tapml.migrate.segment`), on one device, isolated; the one
-        verdict is that of the segment, and is not kept. With `repeat` each recorded call also runs so many times, and its rows
-        in other places and chunks, for the same bits (`tapml.diagnose.invariance`). Raises TargetError, UsageError,
-        UnavailableError."""
+        `kernels` is a folder with kernels of your own (docs/own-kernels.md), which then are the only ones; without `target` they
+        run where their language does. `segment` "A..B" tests the operators from A to B as one (`tapml.migrate.segment`), on one
+        device, isolated; the one verdict is that of the segment, and is not kept. With `repeat` each recorded call also runs so
+        many times, and its rows in other places and chunks, for the same bits (`tapml.diagnose.invariance`). Raises TargetError,
+        UsageError, UnavailableError."""
+        from tapml.backends.own import target_of
+        from tapml.backends.own_folder import OwnFolder
         from tapml.diagnose.invariance.stage import invariance, require
         from tapml.migrate.device_pool import DevicePool, Share, opened
         from tapml.migrate.invariance import keep_invariance
@@ -145,12 +150,14 @@ class Run:
         if repeat is not None:
             require(repeat, mode)
         started = time.monotonic()
-        if segment is not None and (operator != "*" or mode != "isolated"):
-            raise UsageError("A segment is tested alone: give --segment without --operator and --mode.")
+        if segment is not None and (operator != "*" or mode != "isolated" or kernels is not None):
+            raise UsageError("A segment is tested alone: give --segment without --operator, --mode and --kernels.")
         if segment is not None and repeat is not None:
             raise UsageError("--repeat runs single operators again: give --segment or --repeat.")
+        own = None if kernels is None else OwnFolder.read(Path(kernels), self.folder.operators, self.folder.bodies)
+        target = target_of(target, own)
         one = mode != "isolated" or segment is not None
-        with (OperatorTester if one else opened)(self.folder, target, device, inject) as tester:
+        with (OperatorTester if one else opened)(self.folder, target, device, inject, own) as tester:
             found_segment = None
             if isinstance(tester, DevicePool):
                 operators = tester.tester.select(operator)
@@ -169,13 +176,16 @@ class Run:
             if found_segment is None:
                 keep_test(tester, mode, verdicts, merge=operator != "*")
             bench, measures = tester.bench, tuple(m for v in verdicts for m in tester.measures_of(v.operator))
+            lacking = set() if own is None else {v.operator for v in verdicts if own.lacks(v.signature, bench.target.language)}
             again = None
             if repeat is not None:
-                again = invariance(self.folder, bench, [self.folder.operator(v.operator) for v in verdicts], repeat, progress)
+                runs = [self.folder.operator(v.operator) for v in verdicts if v.operator not in lacking]
+                again = invariance(self.folder, bench, runs, repeat, progress)
                 keep_invariance(self.folder, str(bench.choice), again, bench.rewrite is not None)
             return TestResult(
                 str(bench.choice), bench.info, mode, verdicts, time.monotonic() - started, measures, shares,
-                Circumstances.of(bench), self.folder.positions, found_segment, again,
+                Circumstances.of(bench), self.folder.positions, found_segment, again, None if own is None else str(own.path),
+                frozenset(lacking),
             )
 
     def migrate(
@@ -263,6 +273,13 @@ class Run:
         from tapml.diagnose.check.stage import check
 
         return check(self.folder, onnx, outputs, backend, provider, progress)
+
+    def export_cases(self, out: str | Path, operator: str = "*") -> Exported:
+        """The recorded calls of the operators whose name matches the glob as plain arrays in a new folder. See
+        `tapml.carving.export.export_cases`."""
+        from tapml.carving.export import export_cases
+
+        return export_cases(self.folder, Path(out), operator)
 
     def report(
         self, out: str | Path, targets: Sequence[str] | None = None, against: Run | None = None, progress: Progress | None = None

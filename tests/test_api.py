@@ -14,8 +14,8 @@ from tests.models import conv_net
 def test_what_is_public() -> None:
     assert dir(tapml) == ["MigrationResult", "Run", "TapmlError", "TestResult", "Verdict", "__version__", "carve"]
     assert [name for name in vars(tapml.Run) if not name.startswith("_")] == [
-        "open", "path", "operators", "cases", "facts", "test", "migrate", "bisect", "explain", "health", "check", "report",
-        "prompt_text", "text",
+        "open", "path", "operators", "cases", "facts", "test", "migrate", "bisect", "explain", "health", "check", "export_cases",
+        "report", "prompt_text", "text",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="no attribute 'curve'"):
         _ = tapml.curve
@@ -36,6 +36,7 @@ def test_signatures() -> None:
         "mode",
         "inject",
         "repeat",
+        "kernels",
         "progress",
     ]
     assert list(inspect.signature(tapml.Run.migrate).parameters)[1:] == [

@@ -21,7 +21,7 @@ LEVELS = (
         "words",
     },
     {"cache", "languages"},
-    {"kernels"},
+    {"kernels", "launch_file"},
     {"operators"},
     {"runtime"},
     {"source"},

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What preparing one body gave. `compiled` is None unless `status` is "ok"; `stage` and `message` say what failed then, else
-    `message` says what was tried before. `seconds` is what it took, also when it came from a cache, or from an equal body
-    (`cached`)."""
+    """What preparing one body gave. `compiled` is None unless `status` is "ok"; `stage` and `message` say what failed then (the
+    backend may have nothing for it, "absent"), else `message` says what was tried before. `seconds` is what it took, also when it
+    came from a cache, or from an equal body (`cached`)."""
 
     compiled: Compiled | None
-    status: Literal["ok", "error", "crash"]
+    status: Literal["ok", "error", "crash", "absent"]
     stage: Stage | None
     message: str
     seconds: float

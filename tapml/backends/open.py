@@ -13,6 +13,8 @@ from tapml.backends.interface import Backend
 from tapml.backends.kernels import Kernels
 from tapml.backends.on_device import DEADLINE
 from tapml.backends.onnxruntime import OnnxRuntime
+from tapml.backends.own import open_own
+from tapml.backends.own_folder import OwnFolder
 from tapml.backends.pytorch import PyTorch
 from tapml.errors import UsageError
 from tapml.languages import onnx, pytorch
@@ -25,12 +27,16 @@ WITHOUT_KERNELS: dict[str, Callable[[TargetChoice, str, float], Backend]] = {
 }  # fmt: skip
 
 
-def open_backend(target: str | Backend, device: str = "local", deadline: float = DEADLINE) -> Backend:
+def open_backend(
+    target: str | Backend, device: str = "local", deadline: float = DEADLINE, own: OwnFolder | None = None
+) -> Backend:
     """`device` is the text of `--device`, `deadline` in seconds for one call to it; a backend that is handed in has its own.
-    Raises TargetError for names that do not exist, UsageError for what is no address or no backend, UnavailableError with the
-    reason when it is not there."""
+    `own` are kernels of somebody's own, which run in place of generated ones. Raises TargetError for names that do not exist,
+    UsageError for what is no address or no backend, UnavailableError with the reason when it is not there."""
     if isinstance(target, str):
         choice = parse(target)
+        if own is not None:
+            return open_own(own, choice, device, deadline)
         return WITHOUT_KERNELS.get(TARGETS[choice.name].language, Kernels)(choice, device, deadline)
     if not hasattr(target, "prepare"):
         raise UsageError(f"target takes the text of --target or an opened backend, not {type(target).__name__}.")

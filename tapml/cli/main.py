@@ -39,6 +39,7 @@ from tapml.cli import (
     devices,
     doctor,
     explain,
+    export,
     faults,
     generate,
     health,
@@ -58,7 +59,8 @@ from tapml.whole_file import write_whole
 VERBS: dict[str, Verb] = {
     verb.NAME: verb
     for verb in (
-        doctor, carve, test, migrate, bisect, explain, health, check, report, build, generate, faults, hub, agent, devices,
+        doctor, carve, test, migrate, bisect, explain, health, check, report, export, build, generate, faults, hub, agent,
+        devices,
     )
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tapml.cli.verb import ALL_PASSED, DEVICE, INJECT, NAMES, RUN, SOMETHING_FAILED, Outcome, check_file, follow_up
+from tapml.errors import UsageError
 from tapml.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -15,12 +16,18 @@ if TYPE_CHECKING:
     from tapml.migrate.tested import TestResult
 
 NAME = "test"
-HELP = "check every operator of a run on a target, against the recording"
+HELP = "check every operator of a run on a target, or kernels of your own, against the recording"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help=RUN)
-    parser.add_argument("--target", metavar="T", required=True, help=f"the target to test: {NAMES}")
+    parser.add_argument(
+        "--target", metavar="T", help=f"the target to test: {NAMES}; with --kernels the default is one of their language"
+    )
+    parser.add_argument(
+        "--kernels", metavar="DIR", help="test your own kernels in this folder instead of generated ones; operators that it "
+        "has none for are not tested (docs/own-kernels.md says what is in it)"
+    )
     parser.add_argument(
         "--device", metavar="D", default="local", help=f"{DEVICE}; with A,B@URL or all@URL, several share the tests"
     )
@@ -52,12 +59,14 @@ def run(args: argparse.Namespace) -> Outcome:
     from tapml.api import Run
     from tapml.report.progress import Progress
 
+    if args.target is None and args.kernels is None:
+        raise UsageError("Name what is to be tested: --target T, or --kernels DIR. Try: tapml test --help")
     for flag in ("junit", "markdown"):
         check_file(f"--{flag}", getattr(args, flag))
     with Progress(NAME) as progress:
         result = Run.open(args.run).test(
             target=args.target, device=args.device, operator=args.operator, segment=args.segment, mode=args.mode,
-            inject=args.inject, repeat=args.repeat, progress=progress,
+            inject=args.inject, repeat=args.repeat, kernels=args.kernels, progress=progress,
         )
     write(args, result)
     return Outcome(ALL_PASSED if result.passed else SOMETHING_FAILED, result.to_json(), view(args, result))
@@ -75,13 +84,13 @@ def write(args: argparse.Namespace, result: TestResult) -> None:
 
 
 def _next(args: argparse.Namespace, result: TestResult) -> str | None:
-    return None if result.to_explain is None else follow_up(args, "explain", result.to_explain)
+    return None if result.to_explain is None or args.kernels is not None else follow_up(args, "explain", result.to_explain)
 
 
 def view(args: argparse.Namespace, result: TestResult) -> tuple[RenderableType, ...]:
     """What people see: the table, worst first or in the order in which the model runs, the summary line, what to type next."""
+    from tapml.report import console
     from tapml.report.circumstances import circumstance_lines
-    from tapml.report.console import VerdictTable, command, counts_line, first_wrong_line, positions_line, segment_lines
     from tapml.report.invariance import invariance_lines
 
     where = f"{result.target} on {result.device.name}"
@@ -89,15 +98,16 @@ def view(args: argparse.Namespace, result: TestResult) -> tuple[RenderableType, 
         where = f"{result.target} on {', '.join(f'{share.name} ({share.operators})' for share in result.devices)}"
     following = _next(args, result)
     return (
-        VerdictTable(result.verdicts, result.in_order),
+        console.VerdictTable(result.tested, result.in_order),
+        *(["", console.not_tested(result)] if result.without else []),
         "",
-        *first_wrong_line(result.first_wrong),
-        *segment_lines(result.segment),
+        *console.first_wrong_line(result.first_wrong),
+        *console.segment_lines(result.segment),
         *circumstance_lines(result.circumstances),
-        *positions_line(result.positions),
+        *console.positions_line(result.positions),
         *invariance_lines(result.invariance),
-        counts_line(result.verdicts, where, result.seconds),
-        *([] if following is None else [command(following)]),
+        console.counts_line(result.verdicts, where, result.seconds),
+        *([] if following is None else [console.command(following)]),
     )
 
 

@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from tapml.backends.interface import Backend
+from tapml.backends.own_folder import OwnFolder
 from tapml.carving.folder import RunFolder
 from tapml.devices.interface import DeviceInfo
 from tapml.errors import UnavailableError
@@ -49,11 +50,13 @@ def are_several(device: str) -> bool:
     return len(names) > 1 or names == ("all",)
 
 
-def opened(run: RunFolder, target: str | Backend, device: str, inject: Inject | None = None) -> OperatorTester | DevicePool:
+def opened(
+    run: RunFolder, target: str | Backend, device: str, inject: Inject | None = None, own: OwnFolder | None = None
+) -> OperatorTester | DevicePool:
     """What tests the operators of a run: one device, or several where `device` means several."""
     if isinstance(target, str) and are_several(device):
-        return DevicePool(run, target, device, inject)
-    return OperatorTester(run, target, device, inject)
+        return DevicePool(run, target, device, inject, own)
+    return OperatorTester(run, target, device, inject, own)
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,14 @@ class DevicePool:
     """See the module's docstring. Waits until the first device is there. Raises UsageError and TargetError as a tester does, and
     UnavailableError when there is no device at all."""
 
-    def __init__(self, run: RunFolder, target: str, device: str, inject: Inject | None = None) -> None:
+    def __init__(
+        self, run: RunFolder, target: str, device: str, inject: Inject | None = None, own: OwnFolder | None = None
+    ) -> None:
         self.run = run
         self.device_name = redacted(device)
         self._target = target
         self._inject = loaded(inject)
+        self._own = own
         self._asked = RemoteName.parse(device)
         names = self._asked.names if self._asked.names != ("all",) else _offering(self._asked, parse(target).name)
         self._members = [_Member(name) for name in names]
@@ -231,7 +237,7 @@ class DevicePool:
 
     def _join(self, member: _Member) -> bool:
         """Opens the device; whether it can work with the others."""
-        tester = OperatorTester(self.run, self._target, str(self._asked.one(member.name)), self._inject)
+        tester = OperatorTester(self.run, self._target, str(self._asked.one(member.name)), self._inject, self._own)
         with self._state:
             key = tester.bench.target.key
             over = self._over

@@ -31,7 +31,6 @@ foresaw is its verdict.
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import time
 import traceback
@@ -45,11 +44,12 @@ from typing import Any
 import numpy as np
 
 from tapml.backends.interface import Backend, Compiled
+from tapml.backends.own_folder import OwnFolder
 from tapml.carving.beyond import Inside
 from tapml.carving.case import Case
 from tapml.carving.folder import RunFolder
 from tapml.carving.tolerance import FEW, Comparison, Reference, of_source
-from tapml.errors import UsageError, WrongValue, first_line, is_confined, nearest, unexpected
+from tapml.errors import WrongValue, first_line, is_confined, unexpected
 from tapml.migrate.end_to_end import check_calls
 from tapml.migrate.inject import Inject
 from tapml.migrate.judging import ByStep, Coverage, at_step, judged, why_out_of_range, worse
@@ -58,6 +58,7 @@ from tapml.migrate.outcome import Attempted, Failed, NotCompiled, Ran
 from tapml.migrate.picture import picture
 from tapml.migrate.workbench import Progress, Workbench
 from tapml.operators.graph import Operator
+from tapml.operators.matching import matching
 from tapml.runtime.hybrid import Hybrid
 from tapml.tensors import HostArray, Layout, spec_of
 from tapml.verdicts import Measure, Stage, Status, Verdict
@@ -99,11 +100,14 @@ def each_layout(trial: Trial) -> Iterator[Trial]:
 
 class OperatorTester:
     """See the module's docstring. `target` and `device` are the texts of the command line, or `target` is an opened backend that
-    stays the caller's; `inject` is what is put in. Opening raises TargetError, UsageError and UnavailableError; testing raises
-    UnavailableError when the device was lost for good."""
+    stays the caller's; `inject` is what is put in, `own` are the only kernels that there are. Opening raises TargetError,
+    UsageError and UnavailableError; testing raises UnavailableError when the device was lost for good."""
 
-    def __init__(self, run: RunFolder, target: str | Backend, device: str = "local", inject: Inject | None = None) -> None:
-        self._stand(run, Workbench.on(run, target, device, inject))
+    def __init__(
+        self, run: RunFolder, target: str | Backend, device: str = "local", inject: Inject | None = None,
+        own: OwnFolder | None = None,
+    ) -> None:
+        self._stand(run, Workbench.on(run, target, device, inject, own=own))
 
     @classmethod
     def over(cls, run: RunFolder, bench: Workbench) -> OperatorTester:
@@ -137,17 +141,7 @@ class OperatorTester:
 
     def select(self, glob: str = "*") -> list[Operator]:
         """Operators whose name matches, in execution order. Raises UsageError when none does."""
-        found = [o for o in self.model.operators if fnmatch.fnmatchcase(o.name, glob)]
-        if not found:
-            parts = {_last_part(name) for name in self.model.named}
-            if not self.model.operators:
-                return []
-            example = self.model.operators[0].name
-            raise UsageError(
-                f"No operator matches {glob!r}. A name looks like {example}; give the whole, or a pattern such as '*q_proj'. "
-                f"By the last part of their names: {nearest(_last_part(glob), parts)}"
-            )
-        return found
+        return matching(self.model.operators, glob)
 
     def test_all(self, glob: str = "*", progress: Progress | None = None) -> Iterator[Verdict]:
         """Verdicts of the operators that match, in execution order. Compiles what they need first."""
@@ -526,8 +520,3 @@ def _picture(found: Sequence[Comparison], actual: Sequence[HostArray], trial: Tr
 
 def _bits(outputs: Sequence[HostArray]) -> bytes:
     return b"".join(np.ascontiguousarray(a).tobytes() for a in outputs)
-
-
-def _last_part(name: str) -> str:
-    """What an operator is called within its module: "q_proj" of "decode/layers.3.self_attn.q_proj", or of the glob "*q_proj"."""
-    return name.rpartition("/")[2].rpartition(".")[2].strip("*")

@@ -22,7 +22,8 @@ class TestResult:
     the calls that were measured for them. `devices` says which did how many; `device` is one of them. `circumstances` say what
     the result is worth, `positions` which of the cache the recorded calls exercise (see `tapml.carving.late`), None for a module
     that is no decoder. `segment` is what testing one segment said, whose verdict is then the only one; `invariance` what `repeat`
-    found. None where these were not asked for."""
+    found. `kernels` is the folder whose kernels were tested, `without` the operators that it has none for, which are among the
+    verdicts as skipped. None where these were not asked for."""
 
     __test__ = False  # its name begins like a test's
 
@@ -37,11 +38,20 @@ class TestResult:
     positions: dict[str, Any] | None = None
     segment: SegmentResult | None = None
     invariance: Invariance | None = None
+    kernels: str | None = None
+    without: frozenset[str] = frozenset()
+
+    @cached_property
+    def tested(self) -> tuple[Verdict, ...]:
+        """The verdicts but for those of operators without a kernel in the folder."""
+        return tuple(v for v in self.verdicts if v.operator not in self.without)
 
     @property
     def passed(self) -> bool:
-        """Every operator passed, and none differs from itself by more than its bound; one that was skipped did not pass."""
-        return all(v.status == "pass" for v in self.verdicts) and (self.invariance is None or self.invariance.passed)
+        """Every operator passed, and none differs from itself by more than its bound; one that was skipped did not pass. Where a
+        folder of kernels was tested: every operator that it has a kernel for, and there is one."""
+        right = all(v.status == "pass" for v in self.tested) and (self.kernels is None or bool(self.tested))
+        return right and (self.invariance is None or self.invariance.passed)
 
     @cached_property
     def in_order(self) -> tuple[Verdict, ...] | None:
@@ -53,7 +63,7 @@ class TestResult:
         for m in self.measures:
             if m.status != "pass":
                 when[m.operator] = min(m.step, when.get(m.operator, m.step))
-        return tuple(sorted((v for v in self.verdicts if v.status != "pass"), key=lambda v: when.get(v.operator, 0)))
+        return tuple(sorted((v for v in self.tested if v.status != "pass"), key=lambda v: when.get(v.operator, 0)))
 
     @property
     def first_wrong(self) -> str | None:
@@ -83,4 +93,5 @@ class TestResult:
             "positions": self.positions,
             "segment": None if self.segment is None else self.segment.to_json(),
             "invariance": None if self.invariance is None else self.invariance.to_json(),
+            "kernels": self.kernels,
         }

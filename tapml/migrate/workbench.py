@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 from tapml.backends.interface import PLAIN, Backend, Compiled, Prepared, Way
 from tapml.backends.on_device import DEADLINE
 from tapml.backends.open import open_backend
+from tapml.backends.own_folder import OwnFolder
 from tapml.backends.rewrite import Rewrite, Rewritten
 from tapml.carving.folder import RunFolder
 from tapml.devices.interface import DeviceInfo
@@ -33,9 +34,12 @@ from tapml.runtime.hybrid import Hybrid
 from tapml.targets.parse import TargetChoice
 from tapml.targets.target import Target
 from tapml.tensors import HostArray, Layout, TensorSpec, as_read
-from tapml.verdicts import Verdict
+from tapml.verdicts import Status, Verdict
 
 T = TypeVar("T")
+
+# The verdict on an operator that there is nothing to run for, by why that is.
+_WITHOUT: dict[str, Status] = {"error": "error", "crash": "crash", "absent": "skipped"}
 
 # A device may be lost this often before the work stops: every loss costs seconds, and a driver that dies at everything
 # will not do better at the next operator.
@@ -75,12 +79,13 @@ class Workbench:
 
     @staticmethod
     def on(
-        run: RunFolder, target: str | Backend, device: str = "local", inject: Inject | None = None, deadline: float = DEADLINE
+        run: RunFolder, target: str | Backend, device: str = "local", inject: Inject | None = None, deadline: float = DEADLINE,
+        own: OwnFolder | None = None,
     ) -> Workbench:
-        """On the backend that the texts of the command line mean, or on one that stays the caller's, with a fault put in. Raises
-        TargetError, UsageError (also for the injected fault) and UnavailableError."""
+        """On the backend that the texts of the command line mean, or on one that stays the caller's, with a fault put in; `own`
+        are the only kernels that there are. Raises TargetError, UsageError (also for the injected fault) and UnavailableError."""
         fault = loaded(inject)
-        backend = open_backend(target, device, deadline)
+        backend = open_backend(target, device, deadline, own)
         return Workbench(run, backend if fault is None else Rewritten(backend, fault))
 
     @property
@@ -236,7 +241,7 @@ class Workbench:
         result = self.prepared(operator)
         return Verdict(
             operator=operator.name, signature=operator.signature, op=operator.kind,
-            status="crash" if result.status == "crash" else "error", stage=result.stage, error=None, bound=None,
+            status=_WITHOUT[result.status], stage=result.stage, error=None, bound=None,
             source_error=None, reason=result.message, seconds=result.seconds,
         )
 

@@ -20,7 +20,8 @@ Nothing of a run becomes code but what a body may hold: operators found by their
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from tapml.errors import ModelError
@@ -35,23 +36,27 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 def python_text(
     body: Body, entry: str, device: str, stored: Callable[[str], str] = lambda dtype: dtype,
-    layouts: Sequence[Layout | None] = (),
+    layouts: Sequence[Layout | None] = (), own: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """`entry` names the function, `device` is what PyTorch calls the place. `stored` gives the dtype that one of the graph is
-    computed in; `layouts`, where given, how each input lies in memory (None: contiguous). Raises ModelError for a body that
-    cannot be written so: it draws random numbers, repeats a part, or has sizes that depend on data."""
+    computed in; `layouts`, where given, how each input lies in memory (None: contiguous). `own` are names of functions that stand
+    for calls of these targets, or, under "", for the whole body: that one gives a tuple. Raises ModelError for a body that cannot
+    be written so: it draws random numbers, repeats a part, or has sizes that depend on data."""
     if not _NAME.fullmatch(entry):
         raise ValueError(f"{entry!r} is not the name of a function")
     names = {f"i{k}": f"i{k}" for k in range(len(body.inputs))}
     lines: list[str] = []
-    for k, node in enumerate(body.nodes):
-        lines.append(f"    n{k} = {_call(node, names, stored)}  # {', '.join(map(str, node.outputs))}")
+    for k, node in enumerate(body.nodes if "" not in own else ()):
+        lines.append(f"    n{k} = {_call(node, names, stored, own)}  # {', '.join(map(str, node.outputs))}")
         names[node.name] = f"n{k}"
     made = {node.name for node in body.nodes}
     computed = [(name, spec) for name, spec in zip(body.outputs, body.output_specs, strict=True) if name in made]
     inputs = [_input(s, stored, layout) for s, layout in zip(body.inputs, layouts or [None] * len(body.inputs), strict=True)]
     outputs = [f"({spec.shape!r}, torch.{stored(spec.dtype)})" for _, spec in computed]
-    returned = "".join(f"{names[name]}, " for name, _ in computed).strip()
+    if "" in own:
+        returned = f"*{own['']}({', '.join(names.values())}),"
+    else:
+        returned = "".join(f"{names[name]}, " for name, _ in computed).strip()
     return "\n".join([
         "import torch",
         "",
@@ -72,7 +77,7 @@ def _input(spec: TensorSpec, stored: Callable[[str], str], layout: Layout | None
     return f"({spec.shape!r}, torch.{stored(spec.dtype)}, {strides!r}, {offset})"
 
 
-def _call(node: Node, names: dict[str, str], stored: Callable[[str], str]) -> str:
+def _call(node: Node, names: dict[str, str], stored: Callable[[str], str], own: Mapping[str, str]) -> str:
     args = [_argument(argument, names, stored) for argument in node.args]
     if node.target == "getitem":
         return f"{args[0]}[{args[1]}]"
@@ -84,7 +89,8 @@ def _call(node: Node, names: dict[str, str], stored: Callable[[str], str]) -> st
     kwargs = {key: _argument(value, names, stored) for key, value in node.kwargs.items()}
     if not node.reads or "device" in kwargs:
         kwargs["device"] = "device"
-    return f"torch.ops.{without_strides(node.target)}({', '.join([*args, *(f'{key}={value}' for key, value in kwargs.items())])})"
+    function = own.get(node.target) or f"torch.ops.{without_strides(node.target)}"
+    return f"{function}({', '.join([*args, *(f'{key}={value}' for key, value in kwargs.items())])})"
 
 
 def _argument(value: Any, names: dict[str, str], stored: Callable[[str], str]) -> str:

@@ -32,11 +32,13 @@ from tapml.words import plural
 
 if TYPE_CHECKING:
     from tapml.migrate.segment import SegmentResult
+    from tapml.migrate.tested import TestResult
 
 ROWS_FAILED = 40
 ROWS_BESIDE = 8
 ROWS_EXCLUDED = 5
 REASON_LINES = 8
+NOT_TESTED = 8
 LONGEST_LINE = 2000
 WIDE = 100
 EXCERPT = 150
@@ -288,6 +290,18 @@ def segment_lines(result: SegmentResult | None) -> Iterator[Text]:
     yield Text.assemble("smallest segment that fails: ", (found.name, "bold red"), f" ({count} operators)")
     if verdict is not result.verdict:
         yield Text(f"there: {verdict.reason}", style="dim")
+
+
+def not_tested(result: TestResult) -> str:
+    """What a folder of kernels has none for, in a sentence; "" for nothing."""
+    names = [v.operator for v in result.verdicts if v.operator in result.without]
+    if not names:
+        return ""
+    more = f" and {len(names) - NOT_TESTED} more" if len(names) > NOT_TESTED else ""
+    return (
+        f"Not tested, since {result.kernels} has no kernel for this target: {plural(len(names), 'operator')}, "
+        f"{', '.join(names[:NOT_TESTED])}{more}"
+    )
 
 
 def side_by_side(left: tuple[str, str], right: tuple[str, str], same: bool) -> RenderableType:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tapml.printable import cut, printable
 from tapml.report.circumstances import sentences
-from tapml.report.console import number, of_bound, worst_first
+from tapml.report.console import not_tested, number, of_bound, worst_first
 from tapml.report.invariance import HEADINGS, difference_words, summary_of
 from tapml.verdicts import STATUSES, Verdict, summary
 from tapml.words import plural
@@ -36,7 +36,9 @@ def markdown(result: TestResult, next_command: str | None = None) -> str:
     lines += [f"\n> {_text(sentence)}" for sentence in sentences(result.circumstances)]
     if result.first_wrong is not None:
         lines += ["", f"First wrong: {_code(result.first_wrong)}"]
-    bad = result.in_order or [v for v in worst_first(result.verdicts) if v.status != "pass"]
+    if result.without:
+        lines += ["", _text(not_tested(result))]
+    bad = result.in_order or [v for v in worst_first(result.tested) if v.status != "pass"]
     if bad:
         lines += ["", "| operator | status | stage | err/bound | bound | reason |", "| --- | --- | --- | --- | --- | --- |"]
         lines += [_row(v) for v in bad[:ROWS]]

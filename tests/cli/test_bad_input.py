@@ -29,6 +29,38 @@ def refused(typed: Typed, code: int, *says: str) -> None:
         assert words in line, f"{words!r} is not in: {line}"
 
 
+# Kernels of one's own.
+
+LAUNCH = {"operator": "decode/norm", "kernels": [{"file": "k.cl", "entry": "k", "grid": [1, 1, 1], "block": [64, 1, 1]}]}
+
+
+@pytest.mark.parametrize(("files", "says"), [
+    (None, "there is no such folder"),
+    ({}, "no kernel is for an operator of this run"),
+    ({"k.json": LAUNCH | {"operator": "decode/nrom"}, "k.cl": ""}, "is called 'decode/nrom'. Did you mean decode/norm"),
+    ({"k.json": LAUNCH | {"kernels": [{"file": "k.cl", "entry": "k", "block": [64, 1, 1]}]}, "k.cl": ""}, 'lacks "grid"'),
+    ({"k.json": LAUNCH | {"steps": [{"arguments": [["input", 0]]}]}, "k.cl": ""}, "no step binds output 0"),
+    ({"k.json": LAUNCH}, "k.cl is not there"),
+])
+def test_a_folder_of_kernels_that_cannot_be_used(
+    type_in: TypeIn, whole_run: Path, tmp_path: Path, files: dict[str, object] | None, says: str
+) -> None:
+    for name, content in (files or {}).items():
+        (tmp_path / name).write_text(json.dumps(content))
+    refused(type_in("test", whole_run, "--kernels", tmp_path / "none" if files is None else tmp_path), 2, says, str(tmp_path))
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["--operator", "x*"], "No operator matches 'x*'"),
+    (["-o", "file"], "is a file"),
+    (["-o", "none/cases"], "there is no directory"),
+])
+def test_cases_that_cannot_be_exported(type_in: TypeIn, whole_run: Path, tmp_path: Path, words: list[str], says: str) -> None:
+    (tmp_path / "file").write_text("")
+    words = [str(tmp_path / word) if before == "-o" else word for before, word in zip(["", *words], words, strict=False)]
+    refused(type_in("export-cases", whole_run, "-o", tmp_path / "cases", *words), 2, says)
+
+
 # The model.
 
 

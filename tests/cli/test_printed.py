@@ -124,6 +124,16 @@ def test(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPatc
     assert not left_in(summary.read_text()) and not left_in(results.read_text())
     assert SEEN in "".join(ElementTree.parse(results).getroot().itertext()) + results.read_text()
     assert check(type_in("test", run, "--target", "cpu", "--inject", f"{path}:wrong")).code == 1
+    check(type_in("test", run, "--kernels", run.parent / f"no{EVIL}"))
+    own = run.parent / f"kernels{EVIL}"
+    own.mkdir()
+    launch = {"operator": f"b{EVIL}", "kernels": [{"file": f"{EVIL}.c", "entry": "k", "grid": [1, 1, 1], "block": [1, 1, 1]}]}
+    (own / f"{EVIL}.c").write_text("void k(float* x, float* weight, float* bias, float* y) { y[0] = x[0]; }")
+    (own / f"{EVIL}.json").write_text(json.dumps(launch))
+    assert check(type_in("test", run, "--kernels", own)).code == 2
+    (own / f"{EVIL}.json").write_text(json.dumps(launch | {"operator": "b"}))
+    typed = check(type_in("test", run, "--kernels", own, "--markdown", summary))
+    assert typed.code == 1 and "1 fail" in typed.out and not left_in(summary.read_text())
 
 
 def migrate(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +160,13 @@ def deployment(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.Monk
     assert check(type_in("check", run, "--backend", f"{path}:values")).code == 1
     check(type_in("check", run, "--backend", f"{path}:raises"))
     check(type_in("check", run, "--onnx", f"no{EVIL}.onnx"))
+
+
+def export_cases(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = evil[1].parent / f"cases{EVIL}"
+    check(type_in("export-cases", evil[1], "-o", cases))
+    check(type_in("export-cases", evil[1], "-o", cases))
+    check(type_in("export-cases", evil[1], "-o", cases, "--operator", EVIL))
 
 
 def report(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +220,7 @@ def generate(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.Monkey
 
 BY_VERB = {one.__name__: one for one in (
     doctor, carve, test, migrate, bisect, explain, health, report, build, generate, faults, hub, agent, devices,
-)} | {"check": deployment}  # fmt: skip
+)} | {"check": deployment, "export-cases": export_cases}  # fmt: skip
 del test  # pytest is not to take it for one
 
 

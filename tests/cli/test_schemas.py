@@ -120,6 +120,7 @@ def test_verbs_on_a_run(small: Path, result: Callable[..., Any], need: Need, tmp
     (tmp_path / "engine.py").write_text("import numpy\ndef values(inputs, wanted):\n    return {wanted[0]: numpy.zeros(3)}\n")
     meets("check", result(1, "check", small, "--backend", f"{tmp_path / 'engine.py'}:values"))
     meets("report", result(0, "report", small, "-o", tmp_path / "report.html"))
+    meets("export-cases", result(0, "export-cases", small, "-o", tmp_path / "cases"))
     meets("doctor", result(0, "doctor", *target))
 
 

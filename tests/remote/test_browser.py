@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tapml.api import Run
 from tapml.devices.interface import Launch
 from tapml.errors import DeviceError, DeviceLost, OutOfMemory
 from tapml.kernels import Kernel
@@ -22,6 +24,7 @@ from tapml.remote.address import RemoteName
 from tapml.remote.client.client import RemoteDevice
 from tapml.remote.wire import control
 from tapml.targets.parse import parse
+from tests.backends.test_own import EXAMPLES, WRONG, edit, statuses
 from tests.conftest import MakeRun
 from tests.devices import kernels
 from tests.devices.kernels import COUNT, NBYTES
@@ -194,6 +197,19 @@ def test_a_model_migrates_though_its_tab_is_loaded_again(
     assert found["summary"]["pass"] == len(found["offloaded"]) == sum(found["summary"].values())
     assert found["end_to_end"]["tokens_match"] and found["end_to_end"]["tokens_target"]
     browser.wait_ready(tab)
+
+
+def test_kernels_of_ones_own_run_in_a_tab(hub: Hub, tab: str, make_run: MakeRun, tmp_path: Path) -> None:
+    """The right ones pass, and each of the wrong ones fails in its own operator alone."""
+    run, device = Run(make_run("llama")), f"any@{hub.url}"
+    folder = Path(shutil.copytree(EXAMPLES, tmp_path / "kernels"))
+    right = run.test("webgpu", device, kernels=folder, operator="decode/layers.0.*")
+    assert statuses(right) == {"rms_norm": {"pass"}, "attention": {"pass"}} and "Chrom" in right.device.name
+    for file, before, after in [mistake for mistake in WRONG.values() if mistake[0] == "rms_norm.wgsl"]:
+        shutil.copy(EXAMPLES / file, folder)
+        edit(folder, file, before, after)
+        found = run.test("webgpu", device, kernels=folder, operator="decode/layers.0.*")
+        assert statuses(found)["attention"] == {"pass"} and "fail" in statuses(found)["rms_norm"], before
 
 
 def test_a_session_outlives_the_hub(hub: Hub, browser: Chromium, tab: str) -> None:

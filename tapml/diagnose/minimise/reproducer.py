@@ -26,14 +26,14 @@ import numpy as np
 from tapml import languages
 from tapml.backends.on_device import with_kernels
 from tapml.carving.arrays import pack
-from tapml.carving.distance import scale_of
-from tapml.carving.tolerance import Reference
+from tapml.carving.plain_reference import PlainReference
 from tapml.devices.interface import DeviceInfo
 from tapml.diagnose.minimise.stage import Minimised
 from tapml.kernels import Program
-from tapml.languages import LANGUAGES, Language
-from tapml.operators.graph import Body, Node
-from tapml.tensors import EPSILON, HostArray, convert, dtype_name
+from tapml.languages import LANGUAGES
+from tapml.launch_file import launches, packed_name
+from tapml.operators.listing import calls
+from tapml.tensors import HostArray, convert, dtype_name
 
 TEMPLATES = Path(languages.__file__).parent / "templates"
 
@@ -54,7 +54,7 @@ def write_reproducer(folder: Path, target: str, minimised: Minimised, device: De
         files.append(f"kernel_{number}.{language.suffix}")
         (folder / files[-1]).write_text(kernel.source, encoding="utf-8")
         if language.packed is not None:
-            (folder / _packed(files[-1], language)).write_bytes(language.packed(kernel.source))
+            (folder / packed_name(files[-1], language)).write_bytes(language.packed(kernel.source))
     given = zip(minimised.inputs, program.inputs, strict=True)
     inputs = {f"i{k}": _readable(convert(a, spec.dtype)) for k, (a, spec) in enumerate(given)}
     (folder / "inputs.safetensors").write_bytes(pack(inputs))
@@ -76,11 +76,10 @@ def _readable(array: HostArray) -> HostArray:
 def _expected(minimised: Minimised, program: Program) -> dict[str, HostArray]:
     arrays: dict[str, HostArray] = {}
     for k, (reference, spec) in enumerate(zip(minimised.references, program.outputs, strict=True)):
-        exact = reference.values if reference.exact is None else reference.exact
-        arrays[f"o{k}"] = _readable(convert(exact, spec.dtype).reshape(spec.shape))
-        masks = [m for m in (reference.excluded, None if reference.either is None else reference.either[0]) if m is not None]
-        if masks:
-            arrays[f"m{k}"] = np.logical_or.reduce(masks).reshape(spec.shape)
+        plain = PlainReference.of(reference, spec.dtype)
+        arrays[f"o{k}"] = _readable(convert(plain.expected, spec.dtype).reshape(spec.shape))
+        if plain.left_out is not None:
+            arrays[f"m{k}"] = plain.left_out.reshape(spec.shape)
     return arrays
 
 
@@ -89,46 +88,16 @@ def _plan(minimised: Minimised, program: Program, device: DeviceInfo, files: lis
     return {
         "device": device.name,
         "driver": device.driver,
-        "kernels": [
-            {
-                "file": file, "packed": _packed(file, LANGUAGES[k.language]),
-                "entry": k.entry, "access": list(k.access), "grid": list(k.grid), "block": list(k.block),
-                "uniform": _whole_words(k.uniform),
-            }
-            for file, k in zip(files, program.kernels, strict=True)
-        ],
-        "steps": [{"kernel": s.kernel, "arguments": [[a.role, a.index] for a in s.arguments]} for s in program.steps],
-        "inputs": [[list(s.shape), s.dtype] for s in program.inputs],
-        "outputs": [[list(s.shape), s.dtype] for s in program.outputs],
-        "scratch": list(program.scratch),
+        **launches(program, files),
         # [output, bound, mean of what is expected]: the unit of tapml.carving.tolerance
         "checks": [
-            [k, *_allowed(reference, spec.dtype)]
+            [k, plain.bound, plain.scale]
             for k, (reference, spec) in enumerate(zip(minimised.references, program.outputs, strict=True)) if k not in handed_on
+            for plain in [PlainReference.of(reference, spec.dtype)]
         ],
         "schedule": program.schedule,
         "repeats": minimised.runs,
     }  # fmt: skip
-
-
-def _packed(file: str, language: Language) -> str:
-    """The name of the file that engines read, "" where they read the text."""
-    return str(Path(file).with_suffix(f".{language.packed_suffix}")) if language.packed is not None else ""
-
-
-def _whole_words(words: tuple[int, ...]) -> list[int]:
-    """The words of a uniform binding, without sign and filled to 16 bytes, as the binding takes them."""
-    return [w & 0xFFFFFFFF for w in words] + [0] * (-len(words) % 4)
-
-
-def _allowed(reference: Reference, stored: str) -> tuple[float, float]:
-    """The bound, with room for rounding once to the graph's dtype and to the stored one, and the scale of the unit (see
-    `tapml.carving.tolerance`)."""
-    if reference.exact is None:
-        return 0.0, 1.0
-    rounding = (EPSILON[reference.dtype] + EPSILON[stored]) / 2
-    return reference.bound + rounding, scale_of(reference.exact, reference.values)
-
 
 
 def _readme(target: str, minimised: Minimised, program: Program, device: DeviceInfo, files: list[str], note: str) -> str:
@@ -156,6 +125,7 @@ def _readme(target: str, minimised: Minimised, program: Program, device: DeviceI
         f"{list(program.kernels[s.kernel].block)} | {', '.join(f'{a.role} {a.index}' for a in s.arguments)} |"
         for number, s in enumerate(program.steps)
     )
+    listing = "\n".join(f"    {line}" for line in [*calls(body), f"outputs: {', '.join(body.outputs)}"])
     inputs = "\n".join(f"- input {k}: {s}{_shown(a)}" for k, (s, a) in enumerate(zip(body.inputs, minimised.inputs, strict=True)))
     outputs = "\n".join(f"- output {k}: {_shown(a).lstrip(', ')}" for k, a in enumerate(minimised.expected))
     return f"""# Wrong result of `{body.kind}` on {target}
@@ -165,7 +135,7 @@ def _readme(target: str, minimised: Minimised, program: Program, device: DeviceI
 
 ## What it computes
 
-{_listing(body)}
+{listing}
 
 {inputs}
 
@@ -204,24 +174,6 @@ def _made_by(program: Program, device: DeviceInfo) -> str:
         f"kernels generated by Apache TVM {_version('apache-tvm')} through TapML {_version('tapml')}, schedule "
         f"{program.schedule!r}"
     )
-
-
-def _listing(body: Body) -> str:
-    """The operator as PyTorch calls, one a line."""
-    lines = [f"    {n.name} = {_call(n)}    # {', '.join(map(str, n.outputs))}" for n in body.nodes]
-    return "\n".join([*lines, f"    outputs: {', '.join(body.outputs)}"])
-
-
-def _call(node: Node) -> str:
-    def text(item: object) -> str:
-        if isinstance(item, dict):
-            return str(next(iter(item.values())))
-        if isinstance(item, list | tuple):
-            return f"[{', '.join(map(text, item))}]"
-        return repr(item)
-
-    named = [f"{key}={text(value)}" for key, value in node.kwargs.items()]
-    return f"{node.target.removesuffix('.default')}({', '.join([*map(text, node.args), *named])})"
 
 
 def _shown(array: HostArray) -> str:
