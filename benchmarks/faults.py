@@ -1,4 +1,4 @@
-"""All fault classes, put into SmolLM2-135M and the small models of fault_models.py, and looked for by four methods.
+"""All fault classes, put into SmolLM2-135M and the small models of fault_models.py, and looked for by eight methods.
 
     faults.py [--target T]... [--model NAME]... [--operators N]     default: opencl and vulkan, all models, 3 operators a class
     faults.py --from FOLDER                                         puts together what `tapml faults bench --json` wrote elsewhere

@@ -4,7 +4,8 @@
     write_report(result, folder)         faults.md, faults.json, faults.svg; returns their paths
     markdown(result)                     the text alone
 
-"3/3" means in all of three operators that the class was put into. "–" stands for what a method does not offer.
+"3/3" means in all of three operators that the class was put into. "–" stands for what a method does not offer, or cannot be
+applied to.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ from tapml.words import plural
 
 NOTHING = "–"
 
+# Titles of narrow columns.
+SHORT: dict[Method, str] = {
+    "tapml": "TapML", "random": "N(0,1)", "backendbench": "BB", "flashinfer_bench": "FIB", "test_backend_ops": "NMSE",
+    "debug_compare": "debug", "prefix": "prefix", "end_to_end": "e2e",
+}  # fmt: skip
+
 
 def write_report(result: BenchResult, folder: Path) -> tuple[Path, ...]:
     """Writes the three files into `folder`, which is made if need be; older ones are replaced."""
@@ -51,7 +58,8 @@ def console_view(result: BenchResult) -> tuple[RenderableType, ...]:
     """Classes by methods, totals, and what could not be injected."""
     tried = [row for row in result.rows if row.faults]
     left_out = [row for row in result.rows if not row.faults]
-    parts: list[RenderableType] = [_class_table(tried), "", _total_table(result.totals())]
+    legend = " · ".join(f"{short}: {METHODS[m]}" for m, short in SHORT.items() if short != METHODS[m])
+    parts: list[RenderableType] = [_class_table(tried), Text(legend, style="dim"), "", _total_table(result.totals())]
     if left_out:
         parts.append("")
         for why in dict.fromkeys(row.why for row in left_out):
@@ -66,13 +74,14 @@ def console_view(result: BenchResult) -> tuple[RenderableType, ...]:
 
 def _class_table(rows: Sequence[Row]) -> Table:
     grid = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
-    for title in ("class", "stage", *METHODS.values()):
-        grid.add_column(title.removesuffix(" inputs"), no_wrap=True)
+    for title in ("class", "stage", *SHORT.values()):
+        grid.add_column(title, no_wrap=True)
     for row in rows:
         cells = [Text(row.label), Text(str(row.fault["stage"]), style="dim")]
         for method in METHODS:
-            n, of = row.count(method, is_detected)
-            cells.append(Text(f"{n}/{of}", style="green" if n == of else "red" if n == 0 else "yellow"))
+            n, total = row.count(method, is_detected)
+            style = "dim" if not total else "green" if n == total else "red" if n == 0 else "yellow"
+            cells.append(Text(of((n, total)), style=style))
         grid.add_row(*cells)
     return grid
 
@@ -86,15 +95,19 @@ def _total_table(totals: Mapping[Method, Totals]) -> Table:
     return grid
 
 
-_TOTAL_TITLES = ("method", "detected", "classes", "operator", "stage", "elements", "alarms", "seconds")
+_TOTAL_TITLES = ("method", "detected", "classes", "operator", "stage", "elements", "runs", "alarms", "seconds")
 
 
 def total_cells(total: Totals) -> tuple[str, ...]:
     """A method's totals in the order of the table, its name left out."""
     return (
         of(total.detected), of(total.classes), of(total.operators), NOTHING if total.stages is None else of(total.stages),
-        NOTHING if total.elements is None else f"{total.elements:,.0f}", of(total.false_alarms), _tenths(total.seconds),
+        _median(total.elements), _median(total.executions), of(total.false_alarms), _tenths(total.seconds),
     )  # fmt: skip
+
+
+def _median(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:,.0f}"
 
 
 def _tenths(value: float) -> str:
@@ -119,8 +132,8 @@ def _markdown(result: BenchResult) -> Iterator[str]:
     yield ""
     yield (
         f"{plural(faults, 'fault')} of {plural(len(tried), 'class')}, each class in up to {plural(result.operators, 'operator')} "
-        f"(drawn with seed {result.seed}), on {result.device['name']} ({result.device['driver']}). Four methods looked at the "
-        "same kernels on the same device."
+        f"(drawn with seed {result.seed}), on {result.device['name']} ({result.device['driver']}). {len(METHODS)} methods "
+        "looked at the same kernels on the same device."
     )
     latent = sum(fault.latent is True for row in tried for fault in row.faults)
     if latent:
@@ -175,8 +188,10 @@ def methods_markdown() -> Iterator[str]:
     yield (
         "*Detected*: complains, and not of the same on the clean model. *Classes*: those of which every fault was detected. "
         "*Operator*: names one that the fault was put into; faults that are in no operator are not counted. *Stage*: names the "
-        "true stage, which only TapML tries. *Elements*: of all inputs of the failing call as it would be handed on, weights "
+        "true stage, which only TapML tries. A fault to which a rule cannot be applied counts neither as detected nor as missed. "
+        "*Elements*: of all inputs of the failing call as it would be handed on, weights "
         "included, in the median (TapML: after minimising; faults of weights and states have no failing input of a kernel). "
+        "*Runs*: of prefixes on the target for one fault, in the median. "
         "*Alarms*: things that it complains of on the clean model, all false, of those that it checks there. *Seconds*: for all "
         "faults, when the clean model was checked before."
     )
@@ -208,12 +223,15 @@ def _fault_lines(rows: Sequence[Row]) -> Iterator[Sequence[str]]:
             for method, found in fault.findings.items():
                 missed = "no: nothing that was recorded changes by a bit" if fault.latent else "no"
                 yield (
-                    row.label, fault.operator, str(row.fault["stage"]), METHODS[method], "yes" if found.detected else missed,
+                    row.label, fault.operator, str(row.fault["stage"]), METHODS[method],
+                    "yes" if found.detected else missed if found.applies else f"not applicable: {found.reason}",
                     _named(found), _stage(method, found), _elements(method, found), _tenths(found.seconds),
                 )  # fmt: skip
 
 
 def _named(found: Found) -> str:
+    if not found.applies:
+        return NOTHING
     if not found.detected or found.operator is None:
         return NOTHING
     if found.operator_right is None:

@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 
 INK, FAINT, PAPER = "#1f2933", "#7b8794", "#ffffff"
 ALL, SOME, NONE, ABSENT = "#2a9d8f", "#e9c46a", "#e4e7eb", "#f8f9fa"
-BAR = {"tapml": "#2a9d8f", "random": "#b8c4d6", "debug_compare": "#d6bccb", "end_to_end": "#e3d5bf"}
+BAR: dict[Method, str] = {
+    "tapml": "#2a9d8f", "random": "#b8c4d6", "backendbench": "#c9d3b5", "flashinfer_bench": "#b5cfd3",
+    "test_backend_ops": "#d3c3e0", "debug_compare": "#d6bccb", "prefix": "#e0c9b1", "end_to_end": "#e3d5bf",
+}  # fmt: skip
 
 _ROW = 0.27  # inches
 
 # Columns of the matrix; TapML's holds more.
-_WIDTHS: dict[Method, float] = {"tapml": 1.55, "random": 1.1, "debug_compare": 1.1, "end_to_end": 0.75}
+_WIDTHS: dict[Method, float] = {"tapml": 1.55, **dict.fromkeys(list(METHODS)[1:-1], 1.1), "end_to_end": 0.75}
 
 
 def draw(rows: Sequence[Row], totals: Mapping[Method, Totals], title: str, path: Path) -> Path:
@@ -33,12 +36,12 @@ def draw(rows: Sequence[Row], totals: Mapping[Method, Totals], title: str, path:
 
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9, "svg.hashsalt": "tapml", "text.color": INK}):
         height = max(5.0, _ROW * len(rows) + 1.7)
-        figure = Figure(figsize=(12.0, height), facecolor=PAPER)
+        figure = Figure(figsize=(18.0, height), facecolor=PAPER)
         figure.text(0.02, 1 - 0.28 / height, title, fontsize=13, fontweight="bold", va="center")
         words = "faults detected, of those injected; small: the right operator named, and the right stage (TapML only)"
         figure.text(0.02, 1 - 0.56 / height, words, fontsize=9, color=FAINT, va="center")
         grid = figure.add_gridspec(
-            1, 2, width_ratios=(1.9, 1), left=0.215, right=0.975, top=1 - 1.2 / height, bottom=0.35 / height, wspace=0.12
+            1, 2, width_ratios=(2.9, 1), left=0.145, right=0.975, top=1 - 1.2 / height, bottom=0.35 / height, wspace=0.12
         )
         _matrix(figure.add_subplot(grid[0, 0]), rows)
         _bars(figure.add_subplot(grid[0, 1]), totals)
@@ -89,10 +92,10 @@ def _small(row: Row, method: Method) -> str:
 def _bars(axes: Axes, totals: Mapping[Method, Totals]) -> None:
     """Shares of all faults, a group a question, one bar a method."""
     questions = ("detected", "right operator", "right stage")
-    width = 0.19
+    width = 0.76 / len(totals)
     for k, (method, total) in enumerate(totals.items()):
         for q, pair in enumerate((total.detected, total.operators, total.stages)):
-            y = q + (k - 1.5) * width
+            y = q + (k - (len(totals) - 1) / 2) * width
             if pair is None or not pair[1]:
                 axes.text(0.012, y, f"{METHODS[method]}: –", va="center", fontsize=7.5, color=FAINT)
                 continue

@@ -1,1 +1,1 @@
-"""The fault bench: every class of faults, TapML's way to them, and three others."""
+"""The fault bench: every class of faults, TapML's way to them, and seven others."""

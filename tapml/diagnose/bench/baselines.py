@@ -1,8 +1,10 @@
-"""Three other ways to look for a fault, as they are practised, over the same kernels, devices and faults as TapML's own.
+"""Three of the other ways to look for a fault, as they are practised, over the same kernels, devices and faults as TapML's own.
 
     RandomInputs(run, bench, seed).find(operators)      each operator alone, on inputs drawn from N(0, 1)
     DebugCompare(run, bench).find()                     function by function in a run of the whole model, as MLC-LLM does it
     EndToEndOnly(run, bench).find()                     the model's answers only
+
+The rules of other projects' tests of kernels are in `neighbours.py`, a bisection over prefixes of the model in `prefix.py`.
 
 Each gives a `Diagnosis` of whatever is on the workbench: of the clean model it is a false alarm. They are here to be measured
 against (`stage.py`), so each is given its best chance: where its rule leaves something open, the reading that finds
@@ -38,7 +40,7 @@ import numpy as np
 
 from tapml.backends.interface import Compiled
 from tapml.carving.folder import RunFolder
-from tapml.carving.tolerance import Comparison, Reference, compare, of_source
+from tapml.carving.tolerance import Reference, compare, of_source
 from tapml.diagnose.bench.result import Diagnosis
 from tapml.migrate.end_to_end import Oracle, check_calls
 from tapml.migrate.outcome import Ran
@@ -84,20 +86,31 @@ class RandomInputs:
         found = (self.test(operator) for operator in operators)
         return [said for said in found if said is not None]
 
+    def draws(self, operator: Operator) -> int:
+        return len(self.run.cases_of_signature(operator.signature))
+
+    def meets(self, operator: Operator) -> bool:
+        """Whether a fault in the weights of an operator changes those that the test brings."""
+        if not self.draws(operator):
+            return False
+        drawn, keys = self.draw(operator, 0), self.bench.model.weight_keys(operator)
+        return any(
+            key is not None and self._handed_over(operator, key, a) is not a for a, key in zip(drawn.inputs, keys, strict=True)
+        )
+
     def test(self, operator: Operator) -> Diagnosis | None:
         """The first draw that fails. An operator that refuses to compile or to run fails."""
         program = self.bench.program(operator)
         elements = sum(spec.elements for spec in self.bench.model.bodies[operator.signature].inputs)
         if program is None:
             return Diagnosis(operator.name, elements, f"does not compile: {self.bench.failure(operator).reason}")
-        for number in range(len(self.run.cases_of_signature(operator.signature))):
+        for number in range(self.draws(operator)):
             drawn = self.draw(operator, number)
-            outcome = self.bench.attempt(partial(self._compare, operator, program, drawn))
+            outcome = self.bench.attempt(partial(self._complaint, operator, program, drawn))
             if not isinstance(outcome, Ran):
                 return Diagnosis(operator.name, elements, f"does not run: {outcome.text}")
-            for comparison in outcome.value:
-                if not comparison.passed:
-                    return Diagnosis(operator.name, elements, f"draw {number}: {comparison.describe()}")
+            if outcome.value:
+                return Diagnosis(operator.name, elements, f"draw {number}: {outcome.value}")
         return None
 
     def draw(self, operator: Operator, number: int) -> Drawn:
@@ -119,22 +132,40 @@ class RandomInputs:
         inputs: list[HostArray] = []
         for k, spec in enumerate(model.bodies[operator.signature].inputs):
             if spec.dtype in FLOATS:
-                inputs.append(rng.standard_normal(spec.shape, np.float32).astype(NUMPY[spec.dtype]))
+                inputs.append(self.floats(rng, spec.shape).astype(NUMPY[spec.dtype]))
             elif spec.dtype == "bool":
-                inputs.append(recorded[number][k])
+                inputs.append(recorded[number % len(recorded)][k])
             else:
-                inputs.append(_integers(rng, [arrays[k] for arrays in recorded]))
+                inputs.append(self.integers(rng, [arrays[k] for arrays in recorded], number))
         with np.errstate(all="ignore"):
-            references = model.references(operator.signature).on_host(inputs)
-        return Drawn(inputs, references)
+            return Drawn(inputs, self.references(operator, inputs))
 
-    def _compare(self, operator: Operator, program: Compiled, drawn: Drawn) -> list[Comparison]:
+    def floats(self, rng: np.random.Generator, shape: tuple[int, ...]) -> HostArray:
+        """What floating point inputs are, as float32."""
+        return rng.standard_normal(shape, np.float32)
+
+    def integers(self, rng: np.random.Generator, recorded: Sequence[HostArray], number: int) -> HostArray:
+        """What an input of integers is in draw `number`; `recorded` are those of the recorded calls."""
+        return _integers(rng, recorded)
+
+    def references(self, operator: Operator, inputs: Sequence[HostArray]) -> list[Reference]:
+        return self.bench.model.references(operator.signature).on_host(inputs)
+
+    def complaint(self, operator: Operator, actual: Sequence[HostArray], drawn: Drawn) -> str:
+        """What is wrong with these outputs; "" for nothing."""
+        found = (compare(y, r) for y, r in zip(actual, drawn.references, strict=True))
+        return next((comparison.describe() for comparison in found if not comparison.passed), "")
+
+    def _complaint(self, operator: Operator, program: Compiled, drawn: Drawn) -> str:
         keys = self.bench.model.weight_keys(operator)
         given = [a if key is None else self._handed_over(operator, key, a) for a, key in zip(drawn.inputs, keys, strict=True)]
-        actual = self.bench.backend.run_once(program, given)
-        return [
-            compare(as_read(y.reshape(r.values.shape), r.dtype), r) for y, r in zip(actual, drawn.references, strict=True)
-        ]
+        made, beside = self.carried_out(program, given)
+        actual = [as_read(y.reshape(r.values.shape), r.dtype) for y, r in zip(made, drawn.references, strict=True)]
+        return beside or self.complaint(operator, actual, drawn)
+
+    def carried_out(self, program: Compiled, inputs: Sequence[HostArray]) -> tuple[Sequence[HostArray], str]:
+        """The outputs as the device stores them, and what else was wrong with the run."""
+        return self.bench.backend.run_once(program, inputs), ""
 
     def _handed_over(self, operator: Operator, key: str, array: HostArray) -> HostArray:
         """A random weight as the device gets it. What comes out the same for another array does not depend on what the test

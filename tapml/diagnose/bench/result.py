@@ -17,12 +17,18 @@ from typing import Any, Literal
 
 from tapml.diagnose.faults.fault import FaultClass
 
-Method = Literal["tapml", "random", "debug_compare", "end_to_end"]
+Method = Literal[
+    "tapml", "random", "backendbench", "flashinfer_bench", "test_backend_ops", "debug_compare", "prefix", "end_to_end",
+]  # fmt: skip
 
 METHODS: dict[Method, str] = {
     "tapml": "TapML",
     "random": "N(0,1) inputs",
+    "backendbench": "BackendBench",
+    "flashinfer_bench": "flashinfer-bench",
+    "test_backend_ops": "test-backend-ops",
     "debug_compare": "debug_compare",
+    "prefix": "prefix bisection",
     "end_to_end": "end to end",
 }
 
@@ -30,8 +36,16 @@ RULES: dict[Method, str] = {
     "tapml": "each rewritten operator on its recorded calls; where all pass, the whole model on the target and a bisection; then "
     "triage and the minimiser",
     "random": "each rewritten operator on inputs and weights drawn from N(0,1), within the measured bound",
+    "backendbench": "the rule of meta-pytorch/BackendBench: each rewritten operator on inputs and weights uniform in [0, 1), "
+    "against PyTorch in the same dtype, rtol and atol 1e-2",
+    "flashinfer_bench": "the rule of flashinfer-ai/flashinfer-bench: each rewritten operator in three trials on inputs and "
+    "weights from N(0,1), against PyTorch in the same dtype, finite and within 1e-2 absolute or relative",
+    "test_backend_ops": "the rule of llama.cpp's test-backend-ops: each rewritten operator on inputs and weights uniform in "
+    "[-1, 1), against PyTorch on the processor, normalised mean square error 1e-7 (5e-4 with products of matrices)",
     "debug_compare": "the rule of MLC-LLM's debug_compare: the whole model on the target, each function once, its last output, "
     "rtol 1e-2, atol 1, stop at the first mismatch",
+    "prefix": "the rule of google-ai-edge/litert-samples#307: the outputs of each graph within rtol and atol 1e-2; else a binary "
+    "search over prefixes for the first cut with a value that is off by more than 1e-2 of its largest magnitude",
     "end_to_end": "greedy tokens and logits of every prompt, within the measured bound",
 }
 
@@ -51,7 +65,9 @@ class Diagnosis:
 @dataclass(frozen=True)
 class Found:
     """What a method said of one fault (see `Diagnosis`), and whether that is right: `operator_right` and `stage_right` are None
-    where there is nothing to be right about."""
+    where there is nothing to be right about. `applies` is False where the method's rule has nothing to look at, and `reason` says
+    why: that counts neither as found nor as missed. `executions` counts the runs of prefixes on the target, of the method that
+    has them."""
 
     detected: bool
     operator: str | None
@@ -61,6 +77,8 @@ class Found:
     elements: int | None
     seconds: float
     reason: str
+    applies: bool = True
+    executions: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -147,7 +165,8 @@ class Clean:
 class Totals:
     """Of one method over all faults. Pairs are (how many, of how many); `classes` counts those of which every fault was
     detected, among those tried. `elements` is the median of the reproducers, None where there are none; `false_alarms` of how
-    many things that were checked on the clean model; seconds are those of all faults, and of the clean model."""
+    many things that were checked on the clean model; seconds are those of all faults, and of the clean model. `executions` is the
+    median of the runs of prefixes on the target, None for a method without."""
 
     detected: tuple[int, int]
     operators: tuple[int, int]
@@ -157,10 +176,11 @@ class Totals:
     false_alarms: tuple[int, int]
     seconds: float
     clean_seconds: float
+    executions: float | None = None
 
 
-def is_detected(found: Found) -> bool:
-    return found.detected
+def is_detected(found: Found) -> bool | None:
+    return found.detected if found.applies else None
 
 
 def operator_right(found: Found) -> bool | None:
@@ -226,8 +246,9 @@ def _totals(method: Method, rows: tuple[Row, ...], clean: Clean | None) -> Total
         pairs = [row.count(method, what) for row in rows]
         return sum(n for n, _ in pairs), sum(of for _, of in pairs)
 
-    tried = [row.count(method, is_detected) for row in rows if row.faults]
+    tried = [pair for row in rows if (pair := row.count(method, is_detected))[1]]
     findings = [f.findings[method] for row in rows for f in row.faults if method in f.findings]
+    executions = [f.executions for f in findings if f.executions is not None]
     elements = [f.elements for f in findings if f.detected and f.elements is not None]
     return Totals(
         detected=counted(is_detected), operators=counted(operator_right),
@@ -236,4 +257,5 @@ def _totals(method: Method, rows: tuple[Row, ...], clean: Clean | None) -> Total
         elements=statistics.median(elements) if elements else None,
         false_alarms=(0, 0) if clean is None else (len(clean.alarms), clean.checked),
         seconds=sum(f.seconds for f in findings), clean_seconds=0.0 if clean is None else clean.seconds,
+        executions=statistics.median(executions) if executions else None,
     )  # fmt: skip

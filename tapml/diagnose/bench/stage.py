@@ -1,11 +1,12 @@
-"""The fault bench: puts each class of the catalogue into several operators, and lets four methods look for it.
+"""The fault bench: puts each class of the catalogue into several operators, and lets eight methods look for it.
 
     result = bench(run, "opencl", faults=["1", "rotary-pairing"], operators=3)
     result.rows, result.totals(), result.to_json()
 
-The methods are TapML's own (`own_method.py`) and three others (`baselines.py`); what counts as found is in `result.py`. All
-of them look at the same kernels on the same device, which is opened once; the clean model is compiled once, and each method's
-verdict on it is taken once. With a fault put in only those operators are tested again that it changes
+The methods are TapML's own (`own_method.py`), three others (`baselines.py`), the rules of other projects' tests of kernels
+(`neighbours.py`) and a bisection over prefixes (`prefix.py`); what counts as found is in `result.py`. All of them look at the
+same kernels on the same device, which is opened once; the clean model is compiled once, and each method's verdict on it is taken
+once. With a fault put in only those operators are tested again that it changes
 (`faults.catalogue.changed`): all others run byte-identical kernels on identical inputs, so their verdicts are the clean ones.
 Checks of the whole model are made once a fault and method. Seconds are what a method needs for a fault when the clean verdicts
 are there already.
@@ -34,7 +35,9 @@ from tapml.backends.rewrite import Rewrite
 from tapml.carving.folder import RunFolder
 from tapml.compile.cache import toolchain
 from tapml.diagnose.bench.baselines import DebugCompare, EndToEndOnly, RandomInputs
+from tapml.diagnose.bench.neighbours import BackendBench, FlashinferBench, TestBackendOps
 from tapml.diagnose.bench.own_method import OwnMethod
+from tapml.diagnose.bench.prefix import PrefixBisection
 from tapml.diagnose.bench.result import METHODS, BenchResult, Clean, Diagnosis, Fault, Found, Method, Row
 from tapml.diagnose.faults.catalogue import CATALOGUE, changed, find, put_in, sites
 from tapml.diagnose.faults.fault import FaultClass
@@ -115,7 +118,11 @@ class _Bench:
         self.minimise = minimise
         self.tell = bench.telling(progress)
         self.own = OwnMethod(run, bench, backends, (), smaller=minimise)
-        self.random = RandomInputs(run, bench, seed)
+        self.alone: dict[Method, RandomInputs] = {
+            "random": RandomInputs(run, bench, seed), "backendbench": BackendBench(run, bench, seed),
+            "flashinfer_bench": FlashinferBench(run, bench, seed), "test_backend_ops": TestBackendOps(run, bench, seed),
+        }  # fmt: skip
+        self.prefix = PrefixBisection(run, bench)
         self.debug_compare = DebugCompare(run, bench)
         self.end_to_end = EndToEndOnly(run, bench)
         self.clean: dict[Method, Clean] = {}
@@ -155,7 +162,8 @@ class _Bench:
     def _clean(self) -> None:
         """Every method on the model as it is: what they complain of now is a false alarm."""
         looks: dict[Method, Callable[[], tuple[int, list[str]]]] = {
-            "tapml": self._own_clean, "random": self._random_clean,
+            "tapml": self._own_clean, **{method: partial(self._alone_clean, looks) for method, looks in self.alone.items()},
+            "prefix": lambda: (len(self.run.graphs), [f.operator or WHOLE_MODEL for f in (self.prefix.find(),) if f]),
             "debug_compare": lambda: (len(self.run.bodies), [f.operator or "" for f in (self.debug_compare.find(),) if f]),
             "end_to_end": lambda: (1, [WHOLE_MODEL for f in (self.end_to_end.find(),) if f]),
         }  # fmt: skip
@@ -176,10 +184,10 @@ class _Bench:
         alarms = [v.operator for v in verdicts if v.status not in ("pass", "skipped")]
         return len(verdicts) + 1, alarms + ([WHOLE_MODEL] if wrong else [])
 
-    def _random_clean(self) -> tuple[int, list[str]]:
+    def _alone_clean(self, looks: RandomInputs) -> tuple[int, list[str]]:
         """One operator of each signature: random inputs and weights are the same for the others."""
         ones = list({o.signature: o for o in reversed(self.run.operators)}.values())
-        return len(ones), [f.operator for f in self.random.find(ones) if f.operator]
+        return len(ones), [f.operator for f in looks.find(ones) if f.operator]
 
     def _row(self, fault: FaultClass) -> Row:
         target = self.bench.choice.name
@@ -220,8 +228,10 @@ class _Bench:
         try:
             rewritten = [o for o in self.run.operators if changed(self.bench, o)]
             findings: dict[Method, Found] = {
-                "tapml": self._own(fault, rewritten), "random": self._random(rewritten),
-                "debug_compare": self._debug_compare(rewritten), "end_to_end": self._end_to_end(rewritten),
+                "tapml": self._own(fault, rewritten),
+                **{method: self._alone(fault, method, rewritten) for method in self.alone},
+                "debug_compare": self._debug_compare(rewritten), "prefix": self._prefix(rewritten),
+                "end_to_end": self._end_to_end(rewritten),
             }  # fmt: skip
             latent: bool | None = None
             if rewritten and not any(f.detected for f in findings.values()):
@@ -238,11 +248,17 @@ class _Bench:
         found = _found(said, rewritten, started, "every rewritten operator and the whole model pass")
         return replace(found, stage_right=said is not None and said.stage == fault.stage)
 
-    def _random(self, rewritten: Sequence[Operator]) -> Found:
+    def _alone(self, fault: FaultClass, method: Method, rewritten: Sequence[Operator]) -> Found:
         started = time.monotonic()
-        alarms = {self.bench.model.named[name].signature for name in self.clean["random"].alarms}
+        looks = self.alone[method]
+        if method != "random":
+            if not rewritten:
+                return _not_applicable("the fault is in no operator, and the rule looks at operators alone")
+            if fault.level == "weights" and not any(map(looks.meets, rewritten)):
+                return _not_applicable("the fault is in which weights the model hands over, and the rule brings its own")
+        alarms = {self.bench.model.named[name].signature for name in self.clean[method].alarms}
         tested = [o for o in rewritten if o.signature not in alarms]
-        said = next((d for o in tested if (d := self.random.test(o)) is not None), None)
+        said = next((d for o in tested if (d := looks.test(o)) is not None), None)
         left_out = len(rewritten) - len(tested)
         why = f"{left_out} that fail on the clean model too; the others pass" if left_out else "every rewritten operator passes"
         return _found(said, rewritten, started, why if rewritten else "no operator is rewritten")
@@ -253,6 +269,17 @@ class _Bench:
         if said is not None and said.operator in self.clean["debug_compare"].alarms:
             return _found(None, rewritten, started, f"stops at {said.operator}, as it does on the clean model")
         return _found(said, rewritten, started, "no mismatch")
+
+    def _prefix(self, rewritten: Sequence[Operator]) -> Found:
+        if not rewritten:
+            return _not_applicable("the fault is in what the runtime hands over, and the rule gives each graph its inputs itself")
+        started = time.monotonic()
+        said = self.prefix.find()
+        if said is not None and (said.operator or WHOLE_MODEL) in self.clean["prefix"].alarms:
+            found = _found(None, rewritten, started, f"complains of {said.operator or WHOLE_MODEL}, as on the clean model")
+        else:
+            found = _found(said, rewritten, started, "the outputs of every graph agree")
+        return replace(found, executions=self.prefix.executions)
 
     def _end_to_end(self, rewritten: Sequence[Operator]) -> Found:
         started = time.monotonic()
@@ -294,6 +321,10 @@ def spread(operators: Sequence[Operator], count: int, draw: random.Random) -> li
 def _right(named: str | None, rewritten: Sequence[Operator]) -> bool | None:
     """Whether the named operator is one that the fault was put into; None for a fault that is in no operator."""
     return named in {o.name for o in rewritten} if rewritten else None
+
+
+def _not_applicable(why: str) -> Found:
+    return Found(False, None, None, None, None, None, 0.0, why, applies=False)
 
 
 def _found(said: Diagnosis | None, rewritten: Sequence[Operator], started: float, why_missed: str) -> Found:
