@@ -87,7 +87,7 @@ def _class_table(rows: Sequence[Row]) -> Table:
 
 
 def _total_table(totals: Mapping[Method, Totals]) -> Table:
-    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    grid = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     for title in _TOTAL_TITLES:
         grid.add_column(title, no_wrap=True, justify="left" if title == "method" else "right")
     for method, total in totals.items():
