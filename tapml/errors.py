@@ -9,6 +9,7 @@
     └── UnavailableError       a target or device is not there, or was lost      exit code 3
         ├── DeviceError        a device refused or failed one request; the device itself lives on
         │   ├── OutOfMemory    there is no room for a buffer
+        │   ├── NotSupported   an engine does not have an operator, or not with these shapes, dtypes or options
         │   ├── DoesNotFit     an integer is beyond what the target stores its dtype in
         │   └── WrongValue     what the target computed is no value of the model
         ├── DeviceLost         the device is gone: its driver crashed, or a kernel hung
@@ -81,6 +82,14 @@ class OutOfMemory(DeviceError):
 
     def __init__(self, message: str) -> None:
         super().__init__("launch", message)
+
+
+class NotSupported(DeviceError):
+    """An engine does not have an operator, or does not have it with these shapes, dtypes or options; the message says which, and
+    why."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("convert", message)
 
 
 class DoesNotFit(DeviceError):

@@ -20,6 +20,7 @@ from tapml.diagnose.minimise.reproducer import TEMPLATES
 from tapml.errors import UnavailableError
 from tapml.languages import LANGUAGES, Language
 from tapml.targets.known import TARGETS
+from tapml.targets.packaged import DEVICE as PACKAGED
 from tapml.targets.schedules import SCHEDULES
 from tests.test_imports import PACKAGE, imports, part_of, sources
 
@@ -96,7 +97,7 @@ def test_what_runs_follows_from_the_devices() -> None:
     assert set(RUNNABLE) - set(PLATFORMS) == {"torch", "ort"}, "no agent takes what runs unconfined"
     assert PLATFORMS == ("opencl", "vulkan", "webgpu", "cpu") and [on_processor(name) for name in PLATFORMS].count(True) == 1
     assert others(TARGETS["opencl"]) == ("vulkan", "webgpu") and others(TARGETS["webgpu"]) == ("opencl",)
-    assert {TARGETS[name].device for name in RUNNABLE} == set(DEVICES) - {NULL}
+    assert {TARGETS[name].device for name in RUNNABLE} == set(DEVICES) - {NULL, PACKAGED}
     assert all(trial_kernel(TARGETS[name].language).source for name in RUNNABLE)
     with pytest.raises(ValueError, match="no trial kernel in hip"):
         trial_kernel("hip")

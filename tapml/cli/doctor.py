@@ -43,32 +43,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Outcome:
     from tapml.report.doctor import draw
     from tapml.targets import TARGETS
+    from tapml.targets.packaged import names
 
-    data = examine([args.target] if args.target else list(TARGETS))
+    data = examine([args.target] if args.target else [*TARGETS, *names()], everything=not args.target)
     ready = any(target["ready"] for target in data["targets"])
     return Outcome(ALL_PASSED if ready else UNAVAILABLE, data, draw(data))
 
 
-def examine(targets: list[str]) -> dict[str, Any]:
-    """Everything that `doctor` tells, as JSON. Raises TargetError for a target that does not exist."""
+def examine(targets: list[str], everything: bool = False) -> dict[str, Any]:
+    """Everything that `doctor` tells, as JSON; with `everything` also of engines and devices that are not here. Raises
+    TargetError for a target that does not exist."""
     from dataclasses import asdict, replace
 
     from tapml.devices.cpu import find_compiler
+    from tapml.devices.engines import engines
     from tapml.devices.known import others_of
     from tapml.devices.sandbox import measures
     from tapml.devices.trial import Trial, try_target
     from tapml.targets import parse
 
     trials: list[Trial] = []
-    for choice in [parse(text) for text in targets]:
-        trials.append(try_target(choice))
-        if not choice.options and trials[-1].info is not None:
-            trials += [try_target(replace(choice, options=own)) for own in others_of(choice.name, trials[-1].info)]
+    for text in targets:
+        trials.append(tried := try_target(text))
+        if tried.info is not None and not (choice := parse(text)).options:
+            trials += [try_target(replace(choice, options=own)) for own in others_of(choice.name, tried.info)]
     versions = installed()
     found = find_compiler()
     c_compiler = None if found is None else f"{found[0]} ({found[1]})"
     return {
         "targets": [trial.to_json() for trial in trials],
+        "engines": [engine.to_json() for engine in engines(trials, everything)],
         "versions": versions,
         "compilers": {"tvm": tvm_state(versions), PLAIN_C: c_compiler},
         "cache": cache_state(),

@@ -50,7 +50,7 @@ def _list(args: argparse.Namespace) -> Outcome:
 
     target = None if args.target is None else parse(args.target).name
     chosen = tuple(find(text) for text in args.faults) if args.faults else CATALOGUE
-    rows = [f.to_json() | ({} if target is None else {"here": target not in f.cannot}) for f in chosen]
+    rows = [f.to_json() | ({} if target is None else {"here": not f.why_not(target)}) for f in chosen]
     data = {"target": target, "faults": rows}
     if args.faults or args.long:
         return Outcome(ALL_PASSED, data, tuple(blocks(chosen)))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tapml.languages import LANGUAGES
 from tapml.targets.known import TARGETS
+from tapml.targets.packaged import DEVICE as PACKAGED
 from tapml.targets.target import Target
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ DEVICES: dict[str, Kind] = {
     "torch": Kind("torch_device", "TorchDevice", here_only=True),
     "onnxruntime": Kind("onnxruntime_device", "OnnxRuntimeDevice", here_only=True, packages=("onnx", "onnxruntime")),
     NULL: Kind("null", "NullDevice"),
+    PACKAGED: Kind("packaged_device", "PackagedDevice", here_only=True),
 }
 
 # Targets that this version can run kernels on, and why it cannot on the others.
@@ -68,8 +70,8 @@ def on_processor(platform: str) -> bool:
 
 
 def here_only(platform: str) -> bool:
-    """Whether a target's texts are run unconfined, so that no agent may offer it."""
-    return platform in RUNNABLE and DEVICES[TARGETS[platform].device].here_only
+    """Whether a target's texts are run unconfined, so that no agent may offer it: also those of other packages."""
+    return platform not in TARGETS or (platform in RUNNABLE and DEVICES[TARGETS[platform].device].here_only)
 
 
 # Those that an agent may offer, the processor last, since it is for diagnosis.

@@ -14,7 +14,7 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from tapml.devices.cpu import memory_bytes, processor_name
 from tapml.devices.handles import Handles, check_binding, check_language, check_range
-from tapml.devices.interface import DeviceInfo, Launch, ReadsInTurn
+from tapml.devices.host_memory import HostMemory
+from tapml.devices.interface import DeviceInfo, Launch
 from tapml.errors import DeviceError, DeviceLost, OutOfMemory, TargetError, UnavailableError
 from tapml.kernels import Kernel
 from tapml.languages import LANGUAGES
 from tapml.limits import Limits
-from tapml.runtime.buffers import padded
-from tapml.targets.onnxruntime import LEVELS, PROCESSOR, PROVIDERS, USUAL
+from tapml.targets.onnxruntime import LEVELS, PROCESSOR, PROVIDERS, USUAL, how_to_have
 
 STAGE = "backend"
 INSTALL = "pip install 'tapml[ort]'"
@@ -40,19 +40,8 @@ _TYPES = {
     "tensor(bfloat16)": (16, 2),
 }  # fmt: skip
 
-_ALIGNED = 64
-
 # How many threads the sessions of this process share, 0 for as many as there are cores: ORT makes such a pool once.
 _pool: list[int] = []
-
-
-@dataclass
-class _Buffer:
-    """`sessions` are those that hold its content as a constant."""
-
-    bytes: NDArray[np.uint8]
-    address: int
-    sessions: set[tuple[int, ...]] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -77,12 +66,13 @@ class _Loaded:
     constants: dict[int, _Value]
 
 
-class OnnxRuntimeDevice(ReadsInTurn):
+class OnnxRuntimeDevice(HostMemory):
     """Implements `tapml.devices.interface.Device`. `device` is "PROVIDER+LEVEL+THREADS+NUMBER", each of which may be empty.
     Raises UnavailableError when ORT or the provider is not there, or the provider does not compute itself; TargetError for a
     value that is no number."""
 
     def __init__(self, platform: str, language: str, device: str | None) -> None:
+        super().__init__()
         try:
             import onnx
             import onnxruntime
@@ -107,10 +97,9 @@ class OnnxRuntimeDevice(ReadsInTurn):
             limits=Limits(max_buffer_bytes=memory, max_binding_bytes=memory),
             features=_others(onnxruntime),
         )
-        self._buffers: Handles[_Buffer] = Handles("buffer")
         self._kernels: Handles[_Loaded] = Handles("kernel")
         self._made: dict[tuple[int, ...], Any] = {}  # by the kernel and the buffers of its constants
-        self._closed = False
+        self._holding: dict[int, set[tuple[int, ...]]] = {}  # which of these have a buffer's content as a constant
         self._tried()
 
     def _tried(self) -> None:
@@ -126,37 +115,18 @@ class OnnxRuntimeDevice(ReadsInTurn):
     def info(self) -> DeviceInfo:
         return self._info
 
-    def allocate(self, nbytes: int) -> int:
-        self._check_open()
-        size = padded(nbytes)
-        try:
-            memory = np.empty(size + _ALIGNED, np.uint8)
-        except MemoryError as error:
-            raise OutOfMemory(f"could not allocate {size} bytes") from error
-        start = -memory.ctypes.data % _ALIGNED
-        data = memory[start : start + size]
-        return self._buffers.add(_Buffer(data, data.ctypes.data))
-
     def free(self, buffer: int) -> None:
-        self._changed(self._buffers.pop(buffer))
+        super().free(buffer)
+        self._changed(buffer)
 
     def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
-        found = self._buffers[buffer]
-        view = memoryview(data).cast("B")
-        check_range(len(found.bytes), offset, view.nbytes)
-        self._changed(found)
-        found.bytes[offset : offset + view.nbytes] = np.frombuffer(view, np.uint8)
+        super().write(buffer, data, offset, keep)
+        self._changed(buffer)
 
-    def _changed(self, buffer: _Buffer) -> None:
+    def _changed(self, buffer: int) -> None:
         """Sessions that have its content as a constant are no more."""
-        for key in buffer.sessions:
+        for key in self._holding.pop(buffer, ()):
             self._made.pop(key, None)
-        buffer.sessions.clear()
-
-    def read(self, buffer: int, nbytes: int, offset: int = 0) -> bytes:
-        memory = self._buffers[buffer].bytes
-        check_range(len(memory), offset, nbytes)
-        return memory[offset : offset + nbytes].tobytes()
 
     def load(self, kernel: Kernel) -> int:
         self._check_open()
@@ -264,22 +234,14 @@ class OnnxRuntimeDevice(ReadsInTurn):
                 check_range(len(buffer.bytes), 0, value.nbytes)
             pairs = zip(kernel.constants.values(), buffers, strict=True)
             self._made[key] = self._session(kernel.data, [(v, b.bytes[: v.nbytes]) for v, b in pairs])
-            for buffer in buffers:
-                buffer.sessions.add(key)
+            for handle in handles:
+                self._holding.setdefault(handle, set()).add(key)
         return self._made[key]
 
-    def synchronize(self) -> None:
-        self._check_open()
-
     def close(self) -> None:
-        self._closed = True
+        super().close()
         self._made.clear()
-        self._buffers.clear()
         self._kernels.clear()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ValueError("the device is closed")
 
 
 def _pooled(ort: Any, threads: int) -> bool:
@@ -303,11 +265,8 @@ def _provider(ort: Any, platform: str, word: str) -> str:
     there = ort.get_available_providers()
     if name in there:
         return name
-    way = f"Try: pip install {package}, in an environment of its own, since it is the same module." if package else (
-        "It comes with ONNX Runtime on some systems only, or is built with it."
-    )  # fmt: skip
     has = f"ONNX Runtime {ort.__version__} as it is installed has {', '.join(there)}"
-    raise UnavailableError(f"{platform}:provider={word} is not available: {has}. {way}")
+    raise UnavailableError(f"{platform}:provider={word} is not available: {has}. {how_to_have(package)}")
 
 
 def _others(ort: Any) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tapml.devices.interface import Device, DeviceInfo
 from tapml.devices.known import DEVICES, NULL, RUNNABLE, WITHOUT_RUNTIME
 from tapml.errors import UnavailableError
-from tapml.targets.known import TARGETS
+from tapml.targets.packaged import target_named
 from tapml.targets.parse import TargetChoice, parse
 
 PROBE_SECONDS = 60.0
@@ -36,12 +36,12 @@ def open_local(choice: TargetChoice, *, in_process: bool = False, deadline: floa
 
 def open_here(platform: str, device: str | None) -> Device:
     """The platform's device in this process. Each binding is imported only when its platform is opened. `platform` is a target's
-    name, or "null"."""
+    name, also one of another package, or "null"."""
     if platform == NULL:
         return DEVICES[NULL].open(NULL, NULL, device)
-    if platform not in RUNNABLE:
+    target = target_named(platform)
+    if target is None or target.device not in DEVICES:
         raise ValueError(f"no platform {platform!r}")
-    target = TARGETS[platform]
     return DEVICES[target.device].open(platform, target.language, device)
 
 

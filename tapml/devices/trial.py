@@ -22,7 +22,6 @@ from tapml.kernels import Kernel
 from tapml.languages import LANGUAGES
 from tapml.languages.language import TRIAL, TRIAL_BLOCK, TRIAL_COUNT
 from tapml.runtime.buffers import as_bytes
-from tapml.targets.known import TARGETS
 from tapml.targets.parse import TargetChoice, parse
 
 SECONDS = 60.0
@@ -55,8 +54,11 @@ class Trial:
 def try_target(target: str | TargetChoice, seconds: float = SECONDS, sandbox: Sandbox | None = None) -> Trial:
     """Opens the target's device in a child process, confined where a `sandbox` is given, and tries it, each step within
     `seconds`. Raises TargetError for a name that does not exist, nothing else."""
-    choice = parse(target) if isinstance(target, str) else target
     start = time.monotonic()
+    try:
+        choice = parse(target) if isinstance(target, str) else target
+    except UnavailableError as error:
+        return Trial(str(target), False, None, str(error), time.monotonic() - start)
 
     def outcome(ready: bool, info: DeviceInfo | None, reason: str) -> Trial:
         return Trial(str(choice), ready, info, reason, time.monotonic() - start)
@@ -68,7 +70,7 @@ def try_target(target: str | TargetChoice, seconds: float = SECONDS, sandbox: Sa
     except UnavailableError as error:
         return outcome(False, None, str(error))
     try:
-        wrong = try_device(device, TARGETS[choice.name].language)
+        wrong = try_device(device, choice.target.language)
     except UnavailableError as error:
         return outcome(False, device.info, f"The device opened, but a small kernel failed on it: {error}")
     finally:

@@ -16,6 +16,7 @@ FILES = (
     "null",
     "pytorch",
     "onnx",
+    "body",
 )
 
 

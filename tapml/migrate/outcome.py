@@ -31,7 +31,7 @@ class Ran(Generic[T]):
 
 @dataclass(frozen=True)
 class Refused:
-    """The device's driver did not take a kernel, or could not run it; the device is as it was."""
+    """The device's driver or engine did not take an operator, or could not run it; the device is as it was."""
 
     error: DeviceError
 
@@ -41,7 +41,7 @@ class Refused:
 
     @property
     def stage(self) -> Stage:
-        return self.error.stage if self.error.stage in ("driver", "backend") else "launch"  # type: ignore[return-value]
+        return self.error.stage if self.error.stage in ("convert", "driver", "backend") else "launch"  # type: ignore[return-value]
 
     @property
     def text(self) -> str:

@@ -53,8 +53,8 @@ class FaultTable:
     def _title(self, fault: FaultClass) -> Text:
         if self._target is None:
             return Text(fault.title)
-        why = fault.cannot.get(self._target)
-        return Text(fault.title) if why is None else Text.assemble((fault.title, "dim"), "\n", (f"not here: {why}", "yellow"))
+        why = fault.why_not(self._target)
+        return Text(fault.title) if not why else Text.assemble((fault.title, "dim"), "\n", (f"not here: {why}", "yellow"))
 
 
 def count_line(faults: Sequence[FaultClass], target: str | None) -> Text:
@@ -62,7 +62,7 @@ def count_line(faults: Sequence[FaultClass], target: str | None) -> Text:
     text = Text(plural(len(faults), "class") if len(faults) == 1 else f"{len(faults)} classes", style="bold")
     text.append(" of faults", style="bold")
     if target is not None:
-        text.append(f"; {target} can express {sum(target not in f.cannot for f in faults)} of them", style="dim")
+        text.append(f"; {target} can express {sum(not f.why_not(target) for f in faults)} of them", style="dim")
     return text
 
 

@@ -28,6 +28,15 @@ PROVIDERS = {
     "vitisai": ("VitisAIExecutionProvider", ""),
 }
 
+
+
+def how_to_have(package: str) -> str:
+    """What to do where a provider is not there; `package` is the one that has it, "" for ORT's usual one."""
+    if package:
+        return f"Try: pip install {package}, in an environment of its own, since it is the same module."
+    return "It comes with ONNX Runtime on some systems only, or is built with it."
+
+
 # The levels of graph optimisation by ORT's own numbers, with its names for them.
 LEVELS = {
     "0": "ORT_DISABLE_ALL", "1": "ORT_ENABLE_BASIC", "2": "ORT_ENABLE_EXTENDED", "3": "ORT_ENABLE_LAYOUT", "99": "ORT_ENABLE_ALL",
@@ -55,4 +64,5 @@ TARGET = Target(
     values={"provider": tuple(PROVIDERS), "optimise": tuple(LEVELS), "weights": (CONSTANT, "input")},
     opens=("provider", "optimise", "threads", "device"),
     levels=LEVELS,
+    elsewhere={word: how_to_have(package) for word, (_, package) in PROVIDERS.items() if word != PROCESSOR},
 )

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 
 from tapml.errors import TargetError, nearest
 from tapml.targets.known import TARGETS
+from tapml.targets.packaged import names, target_named
 from tapml.targets.pytorch import DTYPES
 from tapml.targets.schedules import SCHEDULES
+from tapml.targets.target import Target
 
 OPTIONS = {"f16": "0 or 1", "schedule": ", ".join(SCHEDULES), "device": "an index, or a part of the device's name"}
 
@@ -45,7 +47,7 @@ class TargetChoice:
     def way(self) -> str | None:
         """How an engine that is not TapML makes what it runs: what compiles, or what the engine calls its level."""
         if "optimise" in self.options:
-            return TARGETS[self.name].levels[self.options["optimise"]]
+            return self.target.levels[self.options["optimise"]]
         return self.options.get("compile")
 
     @property
@@ -56,7 +58,15 @@ class TargetChoice:
     @property
     def opened_with(self) -> str | None:
         """What the platform's device is opened with: the options that it takes, between them a plus; None for none of them."""
-        return "+".join(self.options.get(key, "") for key in TARGETS[self.name].opens).rstrip("+") or None
+        return "+".join(self.options.get(key, "") for key in self.target.opens).rstrip("+") or None
+
+    @property
+    def target(self) -> Target:
+        """What it names, with no option applied."""
+        found = target_named(self.name)
+        if found is None:
+            raise ValueError(f"there is no target {self.name!r}")
+        return found
 
     def __str__(self) -> str:
         options = ",".join(f"{k}={v}" for k, v in sorted(self.options.items()))
@@ -64,12 +74,16 @@ class TargetChoice:
 
 
 def parse(text: str) -> TargetChoice:
-    """Raises TargetError for a target, option or value that does not exist, naming those that do."""
+    """Raises TargetError for a target, option or value that does not exist, naming those that do; UnavailableError for the
+    target of another package that cannot be used."""
     name, colon, rest = text.strip().partition(":")
     name = name.strip()
-    if name not in TARGETS:
-        raise TargetError(f"There is no target {name!r}. {nearest(name, TARGETS)}")
-    takes = TARGETS[name].takes or OPTIONS
+    target = target_named(name)
+    if target is None:
+        raise TargetError(f"There is no target {name!r}. {nearest(name, (*TARGETS, *names()))}")
+    takes = OPTIONS if target.takes is None else target.takes
+    if rest and not takes:
+        raise TargetError(f"Target {text!r}: {name} takes no options.")
     explained = "Options: " + "; ".join(f"{k}= {v}" for k, v in takes.items()) + "."
     options: dict[str, str] = {}
     if colon and not rest.strip():
@@ -88,7 +102,9 @@ def parse(text: str) -> TargetChoice:
             raise TargetError(f"Target {text!r}: there is no schedule {value!r}. {nearest(value, SCHEDULES)}")
         if key == "dtype" and value not in DTYPES:
             raise TargetError(f"Target {text!r}: dtype={value!r} is not a floating point dtype. {nearest(value, DTYPES)}")
-        if value not in TARGETS[name].values.get(key, (value,)):
-            raise TargetError(f"Target {text!r}: there is no {key} {value!r}. {nearest(value, TARGETS[name].values[key])}")
+        if value not in target.values.get(key, (value,)):
+            raise TargetError(f"Target {text!r}: there is no {key} {value!r}. {nearest(value, target.values[key])}")
+        if "+" in value and len(target.opens) > 1:
+            raise TargetError(f"Target {text!r}: the value of {key} has a '+', which stands between options. Leave it out.")
         options[key] = value
     return TargetChoice(name, options)

@@ -16,6 +16,9 @@ EAGER = "eager"
 PROCESSOR = "cpu"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
+# Its kinds of accelerators, with whose they are.
+MAKERS = {"cuda": "NVIDIA's or AMD's GPUs", "mps": "Apple's GPUs", "xpu": "Intel's GPUs"}
+
 TARGET = Target(
     name="torch",
     language=pytorch.LANGUAGE.name,
@@ -30,4 +33,5 @@ TARGET = Target(
         "dtype": ", ".join(DTYPES),
     },
     opens=("device", "compile"),
+    elsewhere={name: f"Install the PyTorch for {maker}; pytorch.org says how." for name, maker in MAKERS.items()},
 )

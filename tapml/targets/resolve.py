@@ -12,7 +12,6 @@ from dataclasses import replace
 from tapml.errors import TargetError
 from tapml.languages import LANGUAGES
 from tapml.limits import DeviceInfo
-from tapml.targets.known import TARGETS
 from tapml.targets.parse import TargetChoice
 from tapml.targets.pytorch import DTYPES
 from tapml.targets.schedules import ON_PROCESSOR
@@ -22,7 +21,7 @@ from tapml.targets.target import Target
 def resolve(choice: TargetChoice, info: DeviceInfo | None = None) -> Target:
     """The target to compile for. Without a device: the target as its file has it, with the options applied. Raises
     TargetError when `f16=1` is asked of a device or target without float16."""
-    target = TARGETS[choice.name]
+    target = choice.target
     language, storage = LANGUAGES[target.language], dict(target.storage)
     for dtype in language.optional_dtypes:
         if info is not None and dtype in info.features:

@@ -15,7 +15,7 @@ from typing import Any
 from tapml.limits import Limits
 
 # What concerns the text of `--target` only, and not what is compiled.
-_OF_TEXTS = ("takes", "values", "opens", "levels")
+_OF_TEXTS = ("takes", "values", "opens", "levels", "elsewhere")
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,10 @@ class Target:
     """`language` and `device` are names in `tapml.languages` and in `tapml.devices.known`; where there is no such device, kernels
     cannot be run, and `without_device` is why. `tvm` are the attributes of the compiler's target ("kind" included). `storage`
     maps a dtype of the model to the one that the target stores and computes it in; dtypes not named stay. `schedules` are tried
-    in this order until one compiles. `takes` are the options of `--target` and what their values are; empty for those that
+    in this order until one compiles. `takes` are the options of `--target` and what their values are; None for those that
     targets with kernels take (`tapml.targets.parse`). `values` are the only values of some of them, `opens` those that the device
-    is opened with, and `levels` what an engine calls the values of `optimise`."""
+    is opened with, and `levels` what an engine calls the values of `optimise`. `elsewhere` are values of the first of `opens`,
+    with what to do to have a device of that kind where there is none."""
 
     name: str
     language: str
@@ -34,10 +35,11 @@ class Target:
     storage: dict[str, str]
     schedules: tuple[str, ...]
     limits: Limits
-    takes: dict[str, str] = field(default_factory=dict, compare=False)
+    takes: dict[str, str] | None = field(default=None, compare=False)
     values: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
     opens: tuple[str, ...] = field(default=("device",), compare=False)
     levels: dict[str, str] = field(default_factory=dict, compare=False)
+    elsewhere: dict[str, str] = field(default_factory=dict, compare=False)
     without_device: str = "kernels can be generated for it, but this version cannot run them"
 
     @property

@@ -106,6 +106,7 @@ def test_known_bad_versions_are_warned_about() -> None:
 def test_reasons_of_several_lines_stay_in_the_block() -> None:
     data = {
         "targets": [{"target": "opencl", "ready": False, "info": None, "reason": "first\nsecond", "seconds": 0.0}],
+        "engines": [],
         "versions": {"python": "3", "tapml": None},
         "compilers": {"tvm": "ready", "c": None},
         "cache": {"folder": "here", "files": 0, "bytes": 0, "free_bytes": 0},

@@ -86,7 +86,7 @@ def test_scripts_are_short_and_need_little(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) < 100
     binding = {"run_opencl.py": {"pyopencl"}, "run_wgpu.py": {"wgpu"}, "run_cpu.py": set(), "run_torch.py": {"torch"},
-               "run_onnxruntime.py": {"onnxruntime"}}[path.name]
+               "run_onnxruntime.py": {"onnxruntime"}, "run_engine.py": {"tapml.backends", "tapml.errors"}}[path.name]
     tree = ast.parse(text)
     imported = {n.names[0].name for n in ast.walk(tree) if isinstance(n, ast.Import)}
     imported |= {str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
@@ -99,7 +99,7 @@ def test_scripts_differ_in_how_they_launch_alone() -> None:
         tree = ast.parse(path.read_text())
         return [ast.unparse(n) for n in tree.body if isinstance(n, ast.FunctionDef) and n.name != "launch"]
 
-    assert len(TEMPLATES) == 5
+    assert len(TEMPLATES) == 6
     assert len({tuple(shared(path)) for path in TEMPLATES}) == 1
 
 

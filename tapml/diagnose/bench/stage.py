@@ -191,8 +191,8 @@ class _Bench:
 
     def _row(self, fault: FaultClass) -> Row:
         target = self.bench.choice.name
-        if target in fault.cannot:
-            return Row(fault.to_json(), 0, (), f"{target} cannot express it: {fault.cannot[target]}")
+        if why := fault.why_not(target):
+            return Row(fault.to_json(), 0, (), f"{target} cannot express it: {why}")
         open_ones = self.chosen.get(fault.name)
         if open_ones is not None and all((fault.name, n) in self.done for n in open_ones["operators"]):
             found: dict[str, Rewrite] = {}

@@ -17,7 +17,7 @@ from dataclasses import replace
 from tapml.backends.on_device import with_kernels
 from tapml.backends.rewrite import Rewrite, Rewritten, rewritten
 from tapml.diagnose.faults import device, graph, kernel_text, launch, lowering, schedule, state, weights
-from tapml.diagnose.faults.fault import FaultClass, Site, cannot
+from tapml.diagnose.faults.fault import COMPILED, NO_KERNELS, FaultClass, Site, cannot
 from tapml.errors import UsageError, nearest
 from tapml.kernels import Program
 from tapml.migrate.workbench import Workbench
@@ -25,14 +25,11 @@ from tapml.operators.graph import Operator
 
 _FILES = (kernel_text, schedule, lowering, launch, graph, weights, state, device)
 
-# Levels whose faults are put into what the compiler gives; the others look at the model only.
-_COMPILED = ("kernel text", "schedule", "lowering", "launch")
-
-_NO_KERNELS = cannot(lambda language: "" if language.generated else "that target runs no kernels of TapML")
+_NO_KERNELS = cannot(lambda language: "" if language.generated else NO_KERNELS)
 
 
 def _of_kernels(fault: FaultClass) -> FaultClass:
-    return replace(fault, cannot=fault.cannot | _NO_KERNELS) if fault.level in _COMPILED else fault
+    return replace(fault, cannot=fault.cannot | _NO_KERNELS) if fault.level in COMPILED else fault
 
 
 CATALOGUE: tuple[FaultClass, ...] = tuple(
@@ -59,7 +56,7 @@ def sites(fault: FaultClass, bench: Workbench) -> list[tuple[str, Rewrite]]:
 def each_site(fault: FaultClass, bench: Workbench) -> Iterator[tuple[str, Rewrite]]:
     """`sites`, one at a time as they are asked for: operators are compiled where the fault's level needs that. The bench must
     have no rewrite while it goes on (ValueError). Nothing for a target that cannot express the fault."""
-    if bench.choice.name in fault.cannot:
+    if fault.why_not(bench.choice.name):
         return
     for operator in bench.model.operators:
         if bench.rewrite is not None:
@@ -95,4 +92,4 @@ def _site(fault: FaultClass, bench: Workbench, operator: Operator) -> Site:
         found = bench.program(operator, None if schedule is None else (schedule,))
         return None if found is None else with_kernels(found)
 
-    return Site(bench.folder, bench.target, compiled(None) if fault.level in _COMPILED else None, compiled)
+    return Site(bench.folder, bench.target, compiled(None) if fault.level in COMPILED else None, compiled)

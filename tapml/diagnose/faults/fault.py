@@ -40,6 +40,11 @@ class Site:
     compile: Callable[[str], Program | None]
 
 
+# Levels whose faults are put into what the compiler gives; the others look at the model only.
+COMPILED: tuple[Level, ...] = ("kernel text", "schedule", "lowering", "launch")
+NO_KERNELS = "that target runs no kernels of TapML"
+
+
 @dataclass(frozen=True)
 class FaultClass:
     """One class of bugs. `number` is its place in the catalogue (1 to 28), `name` what people type. `stage` is the true
@@ -55,6 +60,11 @@ class FaultClass:
     seen_in: tuple[str, ...]
     cannot: dict[str, str]
     place: Callable[[Operator, Body, Site], Rewrite | None]
+
+    def why_not(self, target: str) -> str:
+        """Why the target of this name cannot express it; "" for one that can. Engines of packages run no kernels of TapML."""
+        engine = target not in TARGETS and self.level in COMPILED
+        return self.cannot.get(target, NO_KERNELS if engine else "")
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the function."""

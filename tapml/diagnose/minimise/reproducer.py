@@ -59,7 +59,7 @@ def write_reproducer(folder: Path, target: str, minimised: Minimised, device: De
     inputs = {f"i{k}": _readable(convert(a, spec.dtype)) for k, (a, spec) in enumerate(given)}
     (folder / "inputs.safetensors").write_bytes(pack(inputs))
     (folder / "expected.safetensors").write_bytes(pack(_expected(minimised, program)))
-    plan = _plan(minimised, program, device, files)
+    plan = {"target": target, **_plan(minimised, program, device, files)}
     (folder / "launch.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
     runner = LANGUAGES[program.kernels[0].language].reproducer
     if runner is not None:
