@@ -29,6 +29,7 @@ LEVELS = (
     {"carving", "compile", "devices"},
     {"remote"},
     {"backends"},
+    {"testing"},
     {"migrate"},
     {"deploy", "diagnose"},
     {"report"},

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, Protocol, TypeAlias
 
-from tapml.errors import NotSupported
+from tapml.errors import ModelError, NotSupported
 from tapml.operators.graph import Body, Node
 from tapml.tensors import HostArray
 
@@ -82,7 +82,7 @@ def simpler(body: Body, known: Callable[[str], bool]) -> Body:
     from tapml.operators.decompose import NoDecomposition, decomposed
 
     for node in unknown:
-        with suppress(NoDecomposition):
+        with suppress(NoDecomposition, ModelError):  # the latter for what this PyTorch does not have
             body = decomposed(body, (node.name,), lambda name: known(f"aten.{name}"))
     left = dict.fromkeys(node.target for node in body.nodes if node.target != "getitem" and not known(node.target))
     if left:

@@ -52,8 +52,9 @@ class Engine:
                 args, _ = arguments(node, values)
                 values[node.name] = CALLS[node.target](*args)
             made = [values[name] for name in body.outputs]
-            wrong = {"shape": [a[..., :1] for a in made], "dtype": [a.astype("f8") for a in made], "none": [None], "count": []}
-            return wrong.get(self.mode, made)
+            if self.mode in ("none", "count"):
+                return [None] if self.mode == "none" else []
+            return [a[..., :1] if self.mode == "shape" else a.astype("f8") if self.mode == "dtype" else a for a in made]
 
         return run
 '''
