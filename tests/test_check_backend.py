@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from tapml.backends.source import OnHost, Source
 from tapml.errors import DeviceError, UsageError
 from tapml.testing import BrokenRule, check_backend
 from tapml.testing.rules import RULES
-from tests.backends.engines import EXAMPLE, TEXT
+from tests.backends.engines import EXAMPLE, ROOT, TEXT
 
 
 def test_what_is_public() -> None:
@@ -300,6 +302,17 @@ def test_an_engine_that_is_handed_in(edit: tuple[str, str], words: str) -> None:
         return
     with pytest.raises(BrokenRule, match=words):
         check_backend(engine)
+
+
+def test_the_engine_of_the_page_keeps_the_rules() -> None:
+    """And the table of rules is that of `rules.py`."""
+    page = (ROOT / "docs" / "new-backend.md").read_text()
+    block = page[page.index("    import numpy as np\n") : page.index("| part | meaning |")]
+    space: dict[str, Any] = {}
+    exec(textwrap.dedent(block), space)
+    found = check_backend(space["Mine"]({}))
+    assert len(found.ran) == 7 and all("there is no such call" in why for why in found.refused.values())
+    assert tuple(re.findall(r"^\| `([a-z ]+)` \| ", page[page.index("| rule |") :], re.MULTILINE)) == found.rules
 
 
 def test_what_is_no_backend() -> None:

@@ -218,7 +218,7 @@ class OnnxRuntimeDevice(HostMemory):
                     check_range(len(buffer.bytes), 0, value.nbytes)
                     bind(value.name, "cpu", 0, value.type, value.shape, buffer.address)
             for place in kernel.outputs:
-                self._changed(self._buffers[launch.buffers[place]])
+                self._changed(launch.buffers[place])
             try:
                 session.run_with_iobinding(binding)
             except Exception as error:
