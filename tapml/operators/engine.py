@@ -54,6 +54,10 @@ class OperatorEngine(Protocol):
         is not supported, and why; anything else that it raises is an error of the engine."""
 
 
+# What a call is made of may be made of others in turn.
+_ROUNDS = 3
+
+
 def arguments(node: Node, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """What a node is called with, by position and by name, in the words of ATen: `{"ref": "n0"}` is `values["n0"]`, numbers that
     JSON does not have are floats, dtypes and the like are their names ("float32"). Defaults that the model left out are not
@@ -75,16 +79,25 @@ def arguments(node: Node, values: Mapping[str, Any]) -> tuple[list[Any], dict[st
 def simpler(body: Body, known: Callable[[str], bool]) -> Body:
     """The same operator, where every node for whose target ("aten.layer_norm.default") `known` is False is written with those for
     which it is True, as PyTorch composes it. Imports PyTorch if there is anything to do. Raises NotSupported for a node that
-    PyTorch does not compose of them."""
-    unknown = [node for node in body.nodes if node.target != "getitem" and not known(node.target)]
-    if not unknown:
+    PyTorch does not compose of them, with what that would take."""
+    whole = list(dict.fromkeys(node.target for node in _unknown(body, known)))
+    if not whole:
         return body
     from tapml.operators.decompose import NoDecomposition, decomposed
 
-    for node in unknown:
-        with suppress(NoDecomposition, ModelError):  # the latter for what this PyTorch does not have
-            body = decomposed(body, (node.name,), lambda name: known(f"aten.{name}"))
-    left = dict.fromkeys(node.target for node in body.nodes if node.target != "getitem" and not known(node.target))
+    for _ in range(_ROUNDS):
+        for node in (unknown := _unknown(body, known)):
+            with suppress(NoDecomposition, ModelError):  # the latter for what this PyTorch does not have
+                body = decomposed(body, (node.name,), lambda name: known(f"aten.{name}"))
+        left = _unknown(body, known)
+        if left == unknown:
+            break
+    needs = [target for target in dict.fromkeys(node.target for node in left) if target not in whole]
     if left:
-        raise NotSupported(f"{', '.join(left)}: not supported, and PyTorch does not compose it of what is")
+        more = f" (what PyTorch composes it of needs {', '.join(needs)})" if needs else ""
+        raise NotSupported(f"{', '.join(whole)}: not supported{more}")
     return body
+
+
+def _unknown(body: Body, known: Callable[[str], bool]) -> list[Node]:
+    return [node for node in body.nodes if node.target != "getitem" and not known(node.target)]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tapml
-from tapml.backends import NotSupported, open_backend
+from tapml.backends import NotSupported, open_backend, simpler
 from tapml.cli import doctor
 from tapml.cli.main import main
 from tapml.devices.trial import try_target
@@ -231,6 +231,19 @@ def test_packages_are_looked_up_only_for_names_that_tapml_does_not_have(folder: 
     assert parse("opencl:device=0").opened_with == "0" and not asked
     assert parse("toy").target.name == "toy" and asked == ["tapml.backends"]
     assert "toy_second" not in sys.modules
+
+
+def test_calls_are_composed_of_those_that_an_engine_has() -> None:
+    made = call("aten.layer_norm.default", floats(3, 8), [8], floats(8))
+    less = {"aten.mm.default", "aten.mul.Tensor"}
+    with pytest.raises(NotSupported, match=r"^aten.layer_norm.default: not supported \(what PyTorch composes it of needs prims"):
+        simpler(made.body, less.__contains__)
+    with pytest.raises(NotSupported, match=r"^aten.cumsum.default: not supported$"):
+        simpler(call("aten.cumsum.default", floats(3), 0).body, less.__contains__)
+    softmax = call("aten.softmax.int", floats(3, 4), -1).body
+    has = {"aten.amax.default", "aten.sub.Tensor", "aten.exp.default", "aten.sum.dim_IntList", "aten.div.Tensor"}
+    assert {node.target for node in simpler(softmax, has.__contains__).nodes} == has
+    assert simpler(softmax, {"aten.softmax.int"}.__contains__) is softmax
 
 
 def test_one_that_is_handed_in_runs_in_this_process(folder: Path) -> None:
