@@ -39,3 +39,11 @@ class PlainReference:
         rounding = (EPSILON[reference.dtype] + EPSILON[stored]) / 2
         scale = scale_of(reference.exact, reference.values)
         return PlainReference(reference.exact, reference.bound + rounding, scale, left_out)
+
+    def fails(self, actual: HostArray) -> bool:
+        """Whether an output that was read back is wrong by this rule."""
+        x, y = (np.asarray(a).astype(np.float64).reshape(self.expected.shape) for a in (self.expected, actual))
+        with np.errstate(invalid="ignore", over="ignore"):
+            off = np.abs(y - x) > self.bound * (np.abs(x) + self.scale)
+        wrong = np.where(np.isfinite(x) & np.isfinite(y), off, ~((x == y) | (np.isnan(x) & np.isnan(y))))
+        return bool((wrong if self.left_out is None else wrong & ~self.left_out).any())

@@ -18,7 +18,7 @@ from tapml.api import Run
 from tapml.backends.interface import PLAIN, OnPrepared, Prepared, Way
 from tapml.backends.source import OnHost, Source
 from tapml.diagnose.invariance.rows import arrangements, rows_of
-from tapml.errors import RunError, UsageError
+from tapml.errors import DeviceError, RunError, UsageError
 from tapml.migrate.invariance import kept_invariance
 from tapml.operators.execute import host_function
 from tapml.operators.graph import Body
@@ -97,6 +97,18 @@ def test_an_engine_that_keeps_to_both_has_nothing_listed() -> None:
     found = looked(lambda outputs, scratch, number: None).invariance
     assert found.passed and not found.spreads
     assert (found.operators, found.calls, found.with_rows) == (2, 2, 1)
+
+
+def test_an_operator_that_is_refused_says_nothing_of_the_next() -> None:
+    class Refusing(Engine):
+        def record(self, compiled: Any, inputs: Sequence[int], outputs: Sequence[int], scratch: Any = None) -> Sequence[Any]:
+            if compiled.scratch:
+                raise DeviceError("backend", "no projections here")
+            return super().record(compiled, inputs, outputs, scratch)
+
+    result = small().test(Refusing(lambda outputs, scratch, number: None), repeat=3)
+    assert result.invariance is not None and result.invariance.operators == 1
+    assert [(name, "no projections here" in why) for name, why in result.invariance.not_run] == [(LINEAR, True)]
 
 
 def test_one_bit_now_and_then_is_not_deterministic() -> None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+import tapml
 from tapml.backends.forwarding import Forwarding
-from tapml.backends.interface import Compiled
+from tapml.backends.interface import PLAIN, Compiled, OnPrepared, Prepared, Way
 from tapml.backends.on_device import with_kernels
 from tapml.backends.open import open_backend
 from tapml.backends.rewrite import Rewrite
+from tapml.backends.source import OnHost, Source
 from tapml.carving.folder import RunFolder
+from tapml.carving.plain_reference import PlainReference
 from tapml.diagnose.faults.catalogue import put_in
 from tapml.diagnose.minimise.interestingness import FLAKY_RUNS
 from tapml.diagnose.minimise.stage import Minimised, NotFailing, minimise
@@ -157,3 +165,34 @@ def test_a_device_that_goes_away_ends_with_the_best_so_far(make_run: MakeRun, ne
     assert not isinstance(found, DeviceError)
     assert found.elements_after < found.elements_before
     assert any("unplugged" in step for step in found.steps)
+
+
+class SumsInHalf(Source):
+    """Products of matrices whose sums are kept in float16, rounded after each term."""
+
+    def prepare(self, bodies: Any, on_prepared: OnPrepared | None = None, way: Way = PLAIN) -> dict[str, Prepared]:
+        found = super().prepare(bodies, on_prepared, way)
+        return {
+            name: replace(p, compiled=replace(p.compiled, run=summed)) if isinstance(p.compiled, OnHost) else p
+            for name, p in found.items()
+        }
+
+
+def summed(inputs: Sequence[HostArray]) -> list[HostArray]:
+    x, w = inputs[0], inputs[1]
+    total = np.zeros((*x.shape[:-1], len(w)), np.float16)
+    for k in range(x.shape[-1]):
+        total = np.float16(total.astype(np.float32) + x[..., k, None].astype(np.float32) * w[:, k].astype(np.float32))
+    return [total]
+
+
+def test_what_is_left_shows_the_fault_by_the_rule_of_reproducers(tmp_path: Path) -> None:
+    """Sums in float16 are wrong for a product of two terms that cancel, by less than a reproducer tells from rounding."""
+    torch.manual_seed(1)
+    run = tapml.carve(torch.nn.Linear(256, 4, bias=False).half(), (torch.randn(1, 256).half(),), out=tmp_path / "run").folder
+    operator = run.operators[0]
+    with Workbench.on(run, SumsInHalf()) as bench:
+        found = minimise(bench, operator, inputs_of(run, operator.name), seconds=30.0)
+        assert found.elements_after < found.elements_before == 256 * 5
+        actual = summed(found.inputs)
+    assert any(PlainReference.of(r, "float16").fails(y) for r, y in zip(found.references, actual, strict=True))

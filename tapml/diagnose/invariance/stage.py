@@ -6,8 +6,8 @@ It needs no oracle: a target is held against its own first answer, so it finds r
 sums depend on how many rows a call has. Whether the numbers are right is a verdict's matter.
 
 Runs. Each recorded call of an operator is run N times. What outputs and scratch hold before differs (`FILLINGS`), and before
-every second run another operator runs, so that caches and idle buffers hold something else. Where runs over the same memory
-differ, it is the kernel, and otherwise the memory.
+every second run another operator runs (the last one that could), so that caches and idle buffers hold something else. Where runs
+over the same memory differ, it is the kernel, and otherwise the memory.
 
 Rows. Where rows are treated apart (`rows.py`), the same rows are asked for in other places, among others, and in calls of other
 sizes, for which the operator is prepared anew. One operator stands for all that run its kernels, and one recorded call of it is
@@ -91,10 +91,11 @@ class _Looking:
                 if not is_confined(error):
                     raise
                 said = unexpected(error)
+            seen.add(key)
             if said:
                 self.not_run.append((operator.name, said))
-            seen.add(key)
-            before = operator, trials[0]
+            else:
+                before = operator, trials[0]
         tell("repeat", len(operators), len(operators))
         return Invariance(
             self.repeat, self.operators, self.calls, self.with_rows, tuple(self.runs), tuple(self.rows), tuple(self.not_run)

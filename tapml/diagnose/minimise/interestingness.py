@@ -13,6 +13,8 @@ the source's own error in float64 gives (`tapml.carving.tolerance`). To fail in 
   is ill-conditioned; there a kernel without a fault may be beyond the bound too. So the inputs are moved by one rounding,
   at random, and the error must be FACTOR times what that does to the output in float64. (If the first case is not that
   clear itself, this is not asked.)
+- be wrong by the plain rule of reproducers (`tapml.carving.plain_reference`), if the first case is: a reproducer that does not
+  show the fault is none.
 
 A case that is different from run to run is flaky: a candidate then counts as failing if any of FLAKY_RUNS runs fails.
 """
@@ -28,6 +30,7 @@ import numpy as np
 
 from tapml.backends.interface import Compiled, Prepared
 from tapml.carving.distance import distance
+from tapml.carving.plain_reference import PlainReference
 from tapml.carving.reference import ReferenceMaker
 from tapml.carving.tolerance import FACTOR, Comparison, Reference, compare
 from tapml.diagnose.minimise.search import Candidate
@@ -69,13 +72,14 @@ PASSED, BEYOND = Symptom("pass", None), Symptom("fail", "numeric")
 @dataclass(frozen=True)
 class Judged(Candidate):
     """A case that has run. `comparisons` has one an output, empty when there was nothing to compare (refused, crashed); `program`
-    is None when compiling failed."""
+    is None when compiling failed; `plainly`: wrong by the rule of reproducers too."""
 
     references: tuple[Reference, ...] = ()
     program: Compiled | None = None
     comparisons: tuple[Comparison, ...] = ()
     symptom: Symptom = PASSED
     message: str = ""
+    plainly: bool = False
 
 
 class InterestingnessTest:
@@ -128,7 +132,8 @@ class InterestingnessTest:
             return None
         for _ in range(self.runs):
             found = self._run(candidate, prepared, source)
-            if found.symptom == self.symptom and (not self.clear or self._is_clear(found)):
+            shows = found.plainly or not self.first.plainly
+            if found.symptom == self.symptom and shows and (not self.clear or self._is_clear(found)):
                 return found
         return None
 
@@ -178,7 +183,9 @@ class InterestingnessTest:
         found = tuple(compare(y, r) for y, r in zip(ran.value, source, strict=True))
         wrong, worst = worst_of(found)
         symptom = PASSED if worst.passed else BEYOND
-        return Judged(body, inputs, wrong, worst.index, tuple(source), program, found, symptom, worst.describe())
+        judges = zip(ran.value, source, program.outputs, strict=True)
+        plainly = not worst.passed and any(PlainReference.of(r, spec.dtype).fails(y) for y, r, spec in judges)
+        return Judged(body, inputs, wrong, worst.index, tuple(source), program, found, symptom, worst.describe(), plainly)
 
     def _is_clear(self, found: Judged) -> bool:
         """Whether the error is beyond what moving the inputs by one rounding explains."""
