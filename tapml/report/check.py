@@ -63,6 +63,8 @@ def _first(found: Found) -> Text:
     text = Text.assemble("  first wrong: ", (found.operator.name, "bold"))
     if found.among:
         text.append(f", or an operator before it whose value is not shown: {_listed(found.among)}")
+    if found.weight:
+        text.append(f"\n  its weight: {found.weight}")
     return text
 
 

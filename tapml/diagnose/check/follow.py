@@ -28,6 +28,7 @@ import numpy as np
 from tapml.carving.distance import undecided
 from tapml.carving.tolerance import FEW, Accuracy, Comparison, Reference, compare, measure
 from tapml.diagnose.check.fits import Fit, fits, regions
+from tapml.diagnose.check.quantized import Weights
 from tapml.diagnose.check.seen import Seen
 from tapml.errors import UsageError, first_line, is_confined
 from tapml.migrate.model import Model
@@ -55,7 +56,7 @@ ALIKE = 0.7
 class Found:
     """One output of an operator in the engine's run. `name` is what the engine calls it, "" where it does not show it; `how` says
     by what it was recognised. `comparison` is None where nothing was compared. `among`: operators before it whose values are not
-    shown, so that an error may be theirs."""
+    shown, so that an error may be theirs. `weight` says which quantized weight of it is not the model's, "" for none."""
 
     operator: Operator
     output: int
@@ -63,6 +64,7 @@ class Found:
     how: How = "value"
     comparison: Comparison | None = None
     among: tuple[str, ...] = ()
+    weight: str = ""
 
     @property
     def status(self) -> Literal["pass", "fail", "unchecked", "unseen"]:
@@ -76,12 +78,13 @@ class Found:
 @dataclass(frozen=True)
 class _Value:
     """A value of the model as the engine has it: what the engine shows, or what is computed from that. `exact` is the same in
-    float64; `unseen` the operators between it and what is shown."""
+    float64; `unseen` the operators between it and what is shown, `of` the names of that."""
 
     own: HostArray
     exact: HostArray
     unseen: tuple[str, ...] = ()
     name: str = ""
+    of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,11 @@ _Judges = Callable[[], Sequence[Reference]]
 
 
 class Follower:
-    """`real`: of axes of so many positions in the run's graph, how many are no padding."""
+    """`real`: of axes of so many positions in the run's graph, how many are no padding. `weights`: which the deployment has
+    quantized; an operator is then computed with the deployment's."""
 
-    def __init__(self, model: Model, seen: Seen, real: Mapping[int, int]) -> None:
+    def __init__(self, model: Model, seen: Seen, real: Mapping[int, int], weights: Weights | None = None) -> None:
+        self._weights = weights or Weights()
         self._model = model
         self._seen = seen
         self._real = real
@@ -129,9 +134,8 @@ class Follower:
     def _operator(self, course: _Course, index: int) -> Iterator[Found]:
         step = self._walk.steps[index]
         operator = step.operator
-        judges = cache(lambda: self._references(course, step))
         try:
-            made = self._computed(course, step)
+            given, made = self._made(course, step)
         except Exception as error:
             if not is_confined(error):
                 raise
@@ -139,6 +143,8 @@ class Follower:
                 f"{operator.name}: PyTorch refuses what the deployment has for its inputs ({first_line(error)}). Look at the "
                 "values that it gives as indices."
             ) from error
+        judges = cache(lambda: self._references(operator, given))
+        wrong = "; ".join(self._weights.wrong[key] for key in step.weights if key is not None and key in self._weights.wrong)
         for output, value in enumerate(made):
             how: How = "name"
             match = self._called(operator, output, value)
@@ -146,8 +152,8 @@ class Follower:
                 match, how = self._agreeing(course, operator, value, output, judges), "value"
             if match is None:
                 match, how = self._wrong(course, index, output, made), "what follows"
-            elif how == "value" and (wrong := self._overruled(course, index, output, made, match)) is not None:
-                match, how = wrong, "what follows"
+            elif how == "value" and (other := self._overruled(course, index, output, made, match)) is not None:
+                match, how = other, "what follows"
             if how == "what follows" and match is not None and self._named(operator, match.name):
                 how = "name"
             if match is None and operator.outputs[output] in self._walk.graph.outputs:
@@ -156,21 +162,63 @@ class Follower:
                 match = replace(match, comparison=self._judged(judges, output, value, match.name, match.fit))
             if match is None:
                 course.values[operator.outputs[output]] = replace(value, unseen=(*value.unseen, operator.name))
-                yield Found(operator, output, among=value.unseen)
+                yield Found(operator, output, among=value.unseen, weight=wrong)
             else:
                 self._take(course, operator, output, value, match)
-                yield Found(operator, output, match.name, how, match.comparison, value.unseen)
+                yield Found(operator, output, match.name, how, match.comparison, value.unseen, wrong)
 
-    def _computed(self, course: _Course, step: Step) -> list[_Value]:
-        """What the source makes of the operator's inputs as the engine has them."""
+    def _made(self, course: _Course, step: Step) -> tuple[list[_Value], list[_Value]]:
+        """The operator's inputs as the engine has them, and what the source makes of those. Where the engine rounds inputs on
+        their way to it, and shows what follows from that: as they are rounded."""
         given = step.read(course.values, self._weight)
+        made = self._computed(step, given)
+        rounded = [k for k, value in enumerate(given) if self._rounding(value) is not None]
+        for some in dict.fromkeys([tuple(rounded), *((k,) for k in rounded)]) if rounded else ():
+            if any(self._agreeing(course, step.operator, value) is not None for value in made):
+                break
+            other = [self._as_rounded(value) if k in some else value for k, value in enumerate(given)]
+            again = self._computed(step, other)
+            if any(self._agreeing(course, step.operator, value) is not None for value in again):
+                return other, again
+        return given, made
+
+    def _as_rounded(self, value: _Value) -> _Value:
+        rounding = self._rounding(value)
+        assert rounding is not None
+        array = rounding(value.own)
+        return replace(value, own=array, exact=array)
+
+    def _rounding(self, value: _Value) -> Callable[[HostArray], HostArray] | None:
+        """How the engine rounds it; one that it does not show (a row of many), as it rounds what that is of."""
+        if dtype_name(value.own) not in FLOATS:
+            return None
+        names = (value.name,) if value.name else value.of
+        return next((self._rounded[name] for name in names if name in self._rounded), None)
+
+    @cached_property
+    def _rounded(self) -> dict[str, Callable[[HostArray], HostArray]]:
+        """How the engine rounds values, also for those that are equal to one (before a norm's weight of ones, as a reshape)."""
+        found = dict(self._seen.rounded)
+        for name, rounding in self._seen.rounded.items():
+            array = self._seen.values.get(name)
+            if array is not None:
+                flat = array.reshape(-1)
+                equal = (other for other, a in self._seen.values.items() if np.array_equal(a.reshape(-1), flat))
+                found |= {other: rounding for other in equal if other not in found}
+        return found
+
+    def _computed(self, step: Step, given: Sequence[_Value]) -> list[_Value]:
+        """What the source makes of these inputs of the operator."""
         own = self._model.source(step.operator.signature)([v.own for v in given])
         exact = self._model.exact(step.operator.signature)([v.exact for v in given])
         unseen = tuple(dict.fromkeys(name for v in given for name in v.unseen))
-        return [_Value(y, e, unseen) for y, e in zip(own, exact, strict=True)]
+        of = tuple(dict.fromkeys(name for v in given for name in ((v.name,) if v.name else v.of)))
+        return [_Value(y, e, unseen, "", of) for y, e in zip(own, exact, strict=True)]
 
     def _weight(self, key: str) -> _Value:
-        array = self._model.weight(key)
+        array = self._weights.instead.get(key)
+        if array is None:
+            array = self._model.weight(key)
         return _Value(array, array)
 
     def _agreeing(
@@ -255,7 +303,7 @@ class Follower:
             if not hangs and all(name in ahead.values for name in after.outputs):
                 continue
             try:
-                computed = self._computed(ahead, step)
+                _, computed = self._made(ahead, step)
             except Exception as error:  # what was supposed may be nothing that the operator takes
                 if not is_confined(error):
                     raise
@@ -384,9 +432,8 @@ class Follower:
             return self._compared(value, name, fit)
         return compare(fit.over(value.own, theirs), judges()[output])
 
-    def _references(self, course: _Course, step: Step) -> Sequence[Reference]:
-        given = step.read(course.values, self._weight)
-        return self._model.references(step.operator.signature).on_host([value.own for value in given])
+    def _references(self, operator: Operator, given: Sequence[_Value]) -> Sequence[Reference]:
+        return self._model.references(operator.signature).on_host([value.own for value in given])
 
 
 def _last_of_many(theirs: HostArray, own: HostArray, real: Mapping[int, int]) -> bool:

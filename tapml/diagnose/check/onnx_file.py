@@ -29,6 +29,7 @@ import numpy as np
 
 from tapml.devices.child import PACKAGE_PARENT
 from tapml.devices.onnxruntime_device import INSTALL
+from tapml.diagnose.check.quantized import Quantized, quantized
 from tapml.diagnose.check.seen import Seen
 from tapml.errors import UnavailableError, UsageError
 from tapml.targets.onnxruntime import PROCESSOR
@@ -89,6 +90,11 @@ class OnnxFile:
                 found.append(Wanted(given.name, _DTYPES.get(tensor.elem_type, "float32"), shape))
         return tuple(found)
 
+    @cached_property
+    def quantized(self) -> Quantized:
+        """What the file, as it is written, has quantized."""
+        return quantized(self._model, self.path.resolve().parent)
+
     @property
     def output_names(self) -> tuple[str, ...]:
         return tuple(o.name for o in self._model.graph.output)
@@ -111,7 +117,8 @@ class OnnxFile:
         there = {o.name for o in shown.graph.output}
         shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made_of if name not in there)
         values = self._run(shown, feed, tuple(made_of), False)
-        return Seen({name: values[name] for name in made_of if name in values}, paths, made_of, self.output_names)
+        rounded = quantized(model, self.path.resolve().parent).roundings(values)
+        return Seen({name: values[name] for name in made_of if name in values}, paths, made_of, self.output_names, rounded)
 
     def _optimised_model(self, feed: Mapping[str, HostArray]) -> Any:
         made = Path(self._scratch.name) / "optimised.onnx"

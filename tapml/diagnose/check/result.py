@@ -55,7 +55,7 @@ def _value(question: str, found: Found) -> dict[str, Any]:
         "error": None if comparison is None else comparison.error, "bound": None if comparison is None else comparison.bound,
         "source_error": None if comparison is None else comparison.source_error, "name": found.name or None,
         "recognised_by": found.how if found.name else None, "among": list(found.among),
-        "reason": "" if comparison is None else comparison.describe(),
+        "reason": "" if comparison is None else comparison.describe(), "weight": found.weight or None,
     }  # fmt: skip
 
 

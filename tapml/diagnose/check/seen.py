@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+
+import numpy as np
 
 from tapml.tensors import HostArray
 
@@ -13,16 +15,30 @@ from tapml.tensors import HostArray
 class Seen:
     """`values` in the order in which they were computed, where the engine tells. `paths`: the module path that a value's name or
     metadata names, "encoder.layer.0.output.dense". `made_of`: the names that each was computed from, in that order; empty where
-    nobody knows. `outputs`: what the engine gives its users."""
+    nobody knows. `outputs`: what the engine gives its users. `rounded`: values that the nodes behind them read in another form,
+    since they are quantized there."""
 
     values: Mapping[str, HostArray]
     paths: Mapping[str, str] = field(default_factory=dict)
     made_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
+    rounded: Mapping[str, Callable[[HostArray], HostArray]] = field(default_factory=dict)
 
     @cached_property
     def _bits(self) -> dict[str, int]:
-        return {name: 1 << k for k, name in enumerate(dict.fromkeys((*self.values, *self.made_of)))}
+        """Equal values that were computed twice from the same have one bit: engines do so, to dequantize beside each of
+        its readers."""
+        found: dict[str, int] = {}
+        first: dict[tuple[str, ...], list[str]] = {}
+        for k, name in enumerate(dict.fromkeys((*self.values, *self.made_of))):
+            twins = first.setdefault(self.made_of.get(name, (name,)), [])
+            twin = next((other for other in twins if self._equal(name, other)), None)
+            twins.append(name)
+            found[name] = 1 << k if twin is None else found[twin]
+        return found
+
+    def _equal(self, one: str, other: str) -> bool:
+        return one in self.values and other in self.values and np.array_equal(self.values[one], self.values[other])
 
     @cached_property
     def _reach(self) -> dict[str, int]:

@@ -22,6 +22,7 @@ from tapml.diagnose.check.feeds import Question, decode_question, questions
 from tapml.diagnose.check.follow import Follower, Found
 from tapml.diagnose.check.function import Engine
 from tapml.diagnose.check.onnx_file import OnnxFile, Wanted
+from tapml.diagnose.check.quantized import Weights, matched
 from tapml.diagnose.check.result import CheckResult, Look
 from tapml.diagnose.check.seen import Seen
 from tapml.errors import UsageError
@@ -58,14 +59,22 @@ def check_onnx(
     tell = progress or (lambda stage, done, total: None)
     model = Model.of(run)
     looks = []
+    weights: Weights | None = None
     for label in (AS_WRITTEN, OPTIMISED)[: 2 if optimised else 1]:
         with closing(OnnxFile(path, provider, label == OPTIMISED)) as file:
-            looks.append(_looked(run, model, file, label, tell))
+            if inside := file.quantized.inside:
+                raise UsageError(
+                    f"{path} quantizes activations within operators, {inside[0]} and {len(inside) - 1} more: there, quantization "
+                    "and faults cannot be told apart. Check the file before its activations are quantized, or one that is "
+                    "quantized dynamically."
+                )
+            weights = weights or matched(model, file.quantized)
+            looks.append(_looked(run, model, file, weights, label, tell))
             engine = f"{path.name} in {file.version}"
     return CheckResult(engine, looks, time.monotonic() - started, run.digest)
 
 
-def _looked(run: RunFolder, model: Model, file: OnnxFile, label: str, tell: Progress) -> Look:
+def _looked(run: RunFolder, model: Model, file: OnnxFile, weights: Weights, label: str, tell: Progress) -> Look:
     asked = questions(run, file.inputs)
     last = asked[-1]
     states: Mapping[str, HostArray] = model.initial_states
@@ -77,7 +86,7 @@ def _looked(run: RunFolder, model: Model, file: OnnxFile, label: str, tell: Prog
         plain = file.outputs(question.feed)
         seen = file.seen(question.feed)
         probing = probing or _changed(plain, seen)
-        follower = Follower(model, seen, question.real)
+        follower = Follower(model, seen, question.real, weights)
         found += _followed(model, follower, question, states, tell)
         if question is last and (following := decode_question(run, file.inputs, question, plain)) is not None:
             asked.append(following)

@@ -1,0 +1,168 @@
+"""`tapml check` on quantized files: what rounding does is no fault, and a fault is one all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+
+import tapml
+from tapml.carving.folder import RunFolder
+from tapml.cli.main import main
+from tapml.diagnose.check.result import CheckResult
+from tapml.diagnose.check.stage import check_onnx
+from tapml.errors import UsageError
+from tapml.tensors import HostArray
+from tests.diagnose.onnx_bugs import exported
+
+SIZE = 32
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm = torch.nn.LayerNorm(SIZE)
+        self.up = torch.nn.Linear(SIZE, SIZE)
+        self.down = torch.nn.Linear(SIZE, SIZE)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.nn.functional.gelu(self.up(self.norm(x))))
+
+
+@cache
+def made() -> tuple[RunFolder, onnx.ModelProto]:
+    folder = Path(mkdtemp(prefix="tapml-test-"))
+    x = (torch.randn(6, SIZE),)
+    run = tapml.carve(Net(), x, out=folder / "run").folder
+    return run, exported(Net().eval(), x, folder, ["x"], ["y"], {})
+
+
+def dynamic(folder: Path, **settings: object) -> onnx.ModelProto:
+    onnx.save(made()[1], str(folder / "plain.onnx"))
+    quantize_dynamic(str(folder / "plain.onnx"), str(folder / "dynamic.onnx"), weight_type=QuantType.QUInt8, **settings)
+    return onnx.load(str(folder / "dynamic.onnx"))
+
+
+def in_four_bits(folder: Path) -> onnx.ModelProto:
+    """Products with MatMulNBits, in blocks of 16, each with its zero point."""
+    model = onnx.ModelProto.FromString(made()[1].SerializeToString())
+    tensors = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        turned = node.op_type == "Gemm"
+        if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in tensors:
+            continue
+        weight = numpy_helper.to_array(tensors[node.input[1]])
+        weight = weight if turned and any(a.name == "transB" and a.i for a in node.attribute) else weight.T  # [N, K]
+        n, k = weight.shape
+        blocks = weight.reshape(n, k // 16, 16)
+        low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
+        scale = ((high - low) / 15).astype(np.float32)
+        zero = np.clip(np.rint(-low / scale), 0, 15)
+        codes = np.clip(np.rint(blocks / scale[..., None]) + zero[..., None], 0, 15).astype(np.uint8)
+        packed = codes[..., ::2] | codes[..., 1::2] << 4
+        zeros = zero.astype(np.uint8)
+        name = node.input[1]
+        bias = list(node.input[2:])
+        model.graph.initializer.extend([
+            numpy_helper.from_array(packed, f"{name}_q"), numpy_helper.from_array(scale.reshape(-1), f"{name}_s"),
+            numpy_helper.from_array((zeros[:, ::2] | zeros[:, 1::2] << 4).reshape(-1), f"{name}_z"),
+        ])  # fmt: skip
+        out = node.output[0]
+        made_now = helper.make_node(
+            "MatMulNBits", [node.input[0], f"{name}_q", f"{name}_s", f"{name}_z"], [f"{out}_product" if bias else out],
+            domain="com.microsoft", K=k, N=n, bits=4, block_size=16, name=node.name,
+        )  # fmt: skip
+        node.CopyFrom(made_now)
+        if bias:
+            model.graph.node.append(helper.make_node("Add", [f"{out}_product", bias[0]], [out], name=f"{node.name}/bias"))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return sorted_by_use(model)
+
+
+def sorted_by_use(model: onnx.ModelProto) -> onnx.ModelProto:
+    known = {t.name for t in (*model.graph.initializer, *model.graph.input)} | {""}
+    waiting, done = list(model.graph.node), []
+    while waiting:
+        ready = next(n for n in waiting if set(n.input) <= known)
+        waiting.remove(ready)
+        done.append(ready)
+        known |= set(ready.output)
+    del model.graph.node[:]
+    model.graph.node.extend(done)
+    return model
+
+
+def changed(model: onnx.ModelProto, ends: str, change: Callable[[HostArray], HostArray]) -> None:
+    """Changes the first constant whose name ends so."""
+    tensor = next(t for t in model.graph.initializer if t.name.endswith(ends))
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), tensor.name))
+
+
+def checked(model: onnx.ModelProto, folder: Path) -> CheckResult:
+    onnx.save(model, str(folder / "model.onnx"))
+    return check_onnx(made()[0], folder / "model.onnx")
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_dynamically_quantized_file_is_right(per_channel: bool, tmp_path: Path) -> None:
+    result = checked(dynamic(tmp_path, per_channel=per_channel), tmp_path)
+    assert result.passed, [found for look in result.looks for found in look.wrong]
+    assert {"norm", "up", "down"} <= {name.split(".")[0] for name in result.looks[0].seen}
+
+
+def test_weights_in_four_bits_are_right(tmp_path: Path) -> None:
+    result = checked(in_four_bits(tmp_path), tmp_path)
+    assert result.passed, [found for look in result.looks for found in look.wrong]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_wrong_zero_point_is_the_weights(bits: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = in_four_bits(tmp_path) if bits == 4 else dynamic(tmp_path)
+    by = 0x11 if bits == 4 else 9
+    changed(model, "_z" if bits == 4 else "_zero_point", lambda zero: (zero + by).astype(zero.dtype))
+    result = checked(model, tmp_path)
+    wrong = result.looks[0].wrong[0][1]
+    assert not result.passed and wrong.operator.kind == "linear"
+    assert "is not up.weight of the model" in wrong.weight and "half a step" in wrong.weight
+    assert main(["check", str(made()[0].path), "--onnx", str(tmp_path / "model.onnx")]) == 1
+    assert "its weight: " in capsys.readouterr().out
+
+
+def test_a_transposed_weight_and_a_lost_bias_are_found(tmp_path: Path) -> None:
+    model = dynamic(tmp_path)
+    quantized = next(n for n in model.graph.node if n.op_type == "MatMulInteger").input[1]
+    changed(model, quantized, lambda a: np.ascontiguousarray(a.T))
+    assert checked(model, tmp_path).first_wrong == "up"
+    model = dynamic(tmp_path)
+    changed(model, "up.bias", np.zeros_like)
+    assert checked(model, tmp_path).first_wrong == "up"
+
+
+class Few(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self.left = [{"x": np.random.default_rng(k).normal(size=(6, SIZE)).astype(np.float32)} for k in range(2)]
+
+    def get_next(self) -> object:
+        return self.left.pop() if self.left else None
+
+
+def test_what_is_quantized_within_operators_is_no_case_for_it(tmp_path: Path) -> None:
+    onnx.save(made()[1], str(tmp_path / "plain.onnx"))
+    quantize_static(str(tmp_path / "plain.onnx"), str(tmp_path / "model.onnx"), Few(), quant_format=QuantFormat.QDQ)
+    with pytest.raises(UsageError, match=r"quantizes activations within operators.*or one that is quantized dynamically"):
+        check_onnx(made()[0], tmp_path / "model.onnx")
