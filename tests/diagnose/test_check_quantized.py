@@ -12,13 +12,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    QuantFormat,
-    QuantType,
-    quantize_dynamic,
-    quantize_static,
-)
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 import tapml
 from tapml.carving.folder import RunFolder
@@ -153,16 +147,22 @@ def test_a_transposed_weight_and_a_lost_bias_are_found(tmp_path: Path) -> None:
     assert checked(model, tmp_path).first_wrong == "up"
 
 
-class Few(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self) -> None:
-        self.left = [{"x": np.random.default_rng(k).normal(size=(6, SIZE)).astype(np.float32)} for k in range(2)]
-
-    def get_next(self) -> object:
-        return self.left.pop() if self.left else None
-
-
 def test_what_is_quantized_within_operators_is_no_case_for_it(tmp_path: Path) -> None:
-    onnx.save(made()[1], str(tmp_path / "plain.onnx"))
-    quantize_static(str(tmp_path / "plain.onnx"), str(tmp_path / "model.onnx"), Few(), quant_format=QuantFormat.QDQ)
+    """A product's result that is rounded before the activation behind it, as QDQ files have it."""
+    model = onnx.ModelProto.FromString(made()[1].SerializeToString())
+    product = next(n for n in model.graph.node if n.op_type in ("MatMul", "Gemm"))
+    value = product.output[0]
+    for node in model.graph.node:
+        for k, name in enumerate(node.input):
+            if name == value:
+                node.input[k] = "rounded"
+    model.graph.initializer.extend([
+        numpy_helper.from_array(np.float32(0.02), "step"), numpy_helper.from_array(np.uint8(128), "zero"),
+    ])  # fmt: skip
+    model.graph.node.extend([
+        helper.make_node("QuantizeLinear", [value, "step", "zero"], ["codes"]),
+        helper.make_node("DequantizeLinear", ["codes", "step", "zero"], ["rounded"]),
+    ])  # fmt: skip
+    onnx.save(sorted_by_use(model), str(tmp_path / "model.onnx"))
     with pytest.raises(UsageError, match=r"quantizes activations within operators.*or one that is quantized dynamically"):
         check_onnx(made()[0], tmp_path / "model.onnx")
