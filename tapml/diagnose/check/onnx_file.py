@@ -29,7 +29,7 @@ import numpy as np
 
 from tapml.devices.child import PACKAGE_PARENT
 from tapml.devices.onnxruntime_device import INSTALL
-from tapml.diagnose.check.quantized import Quantized, quantized
+from tapml.diagnose.check.quantized import QuantizedWeight, quantized, quantized_weights
 from tapml.diagnose.check.seen import Seen
 from tapml.errors import UnavailableError, UsageError
 from tapml.targets.onnxruntime import PROCESSOR
@@ -58,6 +58,7 @@ class OnnxFile:
             if find_spec(package) is None:
                 raise UnavailableError(f"--onnx needs the package {package}. Install it: {INSTALL}")
         self.path = path
+        self._folder = path.resolve().parent
         self.provider = provider
         self._optimised = optimised
         self._scratch = tempfile.TemporaryDirectory()
@@ -90,10 +91,14 @@ class OnnxFile:
                 found.append(Wanted(given.name, _DTYPES.get(tensor.elem_type, "float32"), shape))
         return tuple(found)
 
-    @cached_property
-    def quantized(self) -> Quantized:
-        """What the file, as it is written, has quantized."""
-        return quantized(self._model, self.path.resolve().parent)
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """Values that are quantized within operators, in the file as it is written."""
+        return quantized(self._model, self._folder).inside
+
+    def weights(self) -> dict[str, QuantizedWeight]:
+        """Those that are quantized, in the file as it is written."""
+        return quantized_weights(self._model, self._folder)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -117,7 +122,7 @@ class OnnxFile:
         there = {o.name for o in shown.graph.output}
         shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made_of if name not in there)
         values = self._run(shown, feed, tuple(made_of), False)
-        rounded = quantized(model, self.path.resolve().parent).roundings(values)
+        rounded = quantized(model, self._folder).roundings(values)
         return Seen({name: values[name] for name in made_of if name in values}, paths, made_of, self.output_names, rounded)
 
     def _optimised_model(self, feed: Mapping[str, HostArray]) -> Any:
@@ -136,7 +141,7 @@ class OnnxFile:
             np.savez(work / "feed.npz", **fed)
             job = {
                 "feed": list(feed), "outputs": list(names), "provider": self.provider, "optimised": optimised,
-                "data": str(self.path.resolve().parent), "keep": None if keep is None else str(keep),
+                "data": str(self._folder), "keep": None if keep is None else str(keep),
             }  # fmt: skip
             (work / "job.json").write_text(json.dumps(job))
             try:

@@ -1,8 +1,8 @@
 """What is quantized in an ONNX file: its weights as they count, and which activations are rounded on their way to an operator.
 
-    found = quantized(model, folder)                  of the file's own nodes; `Quantized()` where nothing is
-    weights = matched(run_model, found)               which are the model's within the rounding, and which are not
-    roundings = found.roundings(values)               what the nodes behind a value read in place of it, by the value's name
+    weights = quantized_weights(model, folder)        by the name of the constant, as the file's own nodes compute with them
+    found = matched(run_model, weights)               which are the model's within the rounding, and which are not
+    activations = quantized(model, folder)            what is rounded on its way; `activations.roundings(values)` says how
 
 Known: DequantizeLinear of constants (also behind a Gather), MatMulInteger with a constant and a scale, MatMulNBits; of
 activations DynamicQuantizeLinear and DynamicQuantizeMatMul, and QuantizeLinear before products and convolutions, by the formulas
@@ -48,10 +48,9 @@ class QuantizedWeight:
 
 @dataclass(frozen=True)
 class Quantized:
-    """`weights` by the name of the constant; `fixed` and `dynamic` are values that are rounded, with constants and by what is in
-    them; `inside` those of `fixed` that other nodes than products and convolutions read rounded."""
+    """Activations: `fixed` and `dynamic` are values that are rounded, with constants and by what is in them; `inside` those of
+    `fixed` that other nodes than products and convolutions read rounded."""
 
-    weights: Mapping[str, QuantizedWeight] = field(default_factory=dict)
     fixed: Mapping[str, Rounding] = field(default_factory=dict)
     dynamic: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()
@@ -71,8 +70,13 @@ class Weights:
 
 
 def quantized(model: Any, folder: Path) -> Quantized:
-    """Of an onnx.ModelProto whose external data, if any, lie in `folder`."""
-    return _Reading(model, folder).read()
+    """Of an onnx.ModelProto whose external data, if any, lie in `folder`. No weight is read."""
+    return _Reading(model, folder).activations()
+
+
+def quantized_weights(model: Any, folder: Path) -> dict[str, QuantizedWeight]:
+    """All that are quantized, by the name of the constant."""
+    return _Reading(model, folder).weights()
 
 
 class _Reading:
@@ -89,11 +93,8 @@ class _Reading:
             if node.op_type == "Constant":
                 self.tensors.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
 
-    def read(self) -> Quantized:
-        weights: dict[str, QuantizedWeight] = {}
-        fixed: dict[str, Rounding] = {}
-        dynamic: list[str] = []
-        inside: list[str] = []
+    def weights(self) -> dict[str, QuantizedWeight]:
+        found: dict[str, QuantizedWeight] = {}
         for node in self.nodes:
             if node.op_type == "DequantizeLinear":
                 name = node.input[0]
@@ -101,14 +102,21 @@ class _Reading:
                 if made_by is not None and made_by.op_type == "Gather":
                     name = made_by.input[0]
                 if name in self.tensors and (scale := self._array(node, 1)) is not None:
-                    weights[name] = _dequantized(self._constant(name), scale, self._array(node, 2), _axis(node))
+                    found[name] = _dequantized(self._constant(name), scale, self._array(node, 2), _axis(node))
             elif node.op_type == "MatMulInteger" and node.input[1] in self.tensors:
                 scale = self._scale_behind(node)
                 if scale is not None:
-                    weights[node.input[1]] = _dequantized(self._constant(node.input[1]), scale, self._array(node, 3), 1)
+                    found[node.input[1]] = _dequantized(self._constant(node.input[1]), scale, self._array(node, 3), 1)
             elif node.op_type == "MatMulNBits" and node.input[1] in self.tensors:
-                weights[node.input[1]] = self._packed(node)
-            elif node.op_type == "QuantizeLinear" and node.input[0] not in self.tensors:
+                found[node.input[1]] = self._packed(node)
+        return found
+
+    def activations(self) -> Quantized:
+        fixed: dict[str, Rounding] = {}
+        dynamic: list[str] = []
+        inside: list[str] = []
+        for node in self.nodes:
+            if node.op_type == "QuantizeLinear" and node.input[0] not in self.tensors:
                 scale, zero = self._array(node, 1), self._array(node, 2)
                 if scale is not None:
                     fixed[node.input[0]] = _fixed(scale, np.zeros((), np.uint8) if zero is None else zero, _axis(node))
@@ -116,7 +124,7 @@ class _Reading:
                         inside.append(node.input[0])
             elif node.op_type in ("DynamicQuantizeLinear", "DynamicQuantizeMatMul"):
                 dynamic.append(node.input[0])
-        return Quantized(weights, fixed, tuple(dynamic), tuple(inside))
+        return Quantized(fixed, tuple(dynamic), tuple(inside))
 
     def _users(self, node: Any) -> list[Any]:
         return [user for name in node.output for user in self.readers.get(name, ())]
@@ -214,12 +222,12 @@ def _dynamic(whole: HostArray) -> Rounding:
     return _fixed(step, np.clip(np.rint(np.float32(-low) / step), 0, 255).astype(np.uint8), 1)
 
 
-def matched(model: Model, found: Quantized) -> Weights:
+def matched(model: Model, found: Mapping[str, QuantizedWeight]) -> Weights:
     """The quantized weights by the model's keys. A model's weight that no quantized one is like is left as it is."""
     keys = dict.fromkeys(p.key for graph in model.graphs.values() for p in graph.weights)
     instead: dict[str, HostArray] = {}
     wrong: dict[str, str] = {}
-    for name, weight in found.weights.items():
+    for name, weight in found.items():
         like = [
             (_off(theirs, own), key, turned)
             for key in keys

@@ -62,13 +62,13 @@ def check_onnx(
     weights: Weights | None = None
     for label in (AS_WRITTEN, OPTIMISED)[: 2 if optimised else 1]:
         with closing(OnnxFile(path, provider, label == OPTIMISED)) as file:
-            if inside := file.quantized.inside:
+            if inside := file.inside:
                 raise UsageError(
                     f"{path} quantizes activations within operators, {inside[0]} and {len(inside) - 1} more: there, quantization "
                     "and faults cannot be told apart. Check the file before its activations are quantized, or one that is "
                     "quantized dynamically."
                 )
-            weights = weights or matched(model, file.quantized)
+            weights = weights or matched(model, file.weights())
             looks.append(_looked(run, model, file, weights, label, tell))
             engine = f"{path.name} in {file.version}"
     return CheckResult(engine, looks, time.monotonic() - started, run.digest)
