@@ -17,8 +17,8 @@ PACKAGE = ROOT / "tapml"
 # A module may import its own level and those before it.
 LEVELS = (
     {
-        "errors", "inside", "limits", "printable", "private", "strict", "tensors", "user_function", "verdicts", "whole_file",
-        "words",
+        "errors", "inside", "limits", "manifest", "printable", "private", "strict", "tensors", "user_function", "verdicts",
+        "whole_file", "words",
     },
     {"cache", "languages"},
     {"kernels", "launch_file"},

@@ -30,6 +30,7 @@ from tapml.inside import open_regular
 from tapml.kernels import Program
 from tapml.languages import LANGUAGES, pytorch
 from tapml.launch_file import BY_SUFFIX, program_of
+from tapml.manifest import digest
 from tapml.operators.graph import Body, Operator
 from tapml.targets.target import Target
 from tapml.tensors import TensorSpec
@@ -219,7 +220,7 @@ class _Reader:
                 f"{path}: no operator of this run is of the kind {path.stem!a}. {nearest(path.stem, kinds)} A file whose name "
                 "begins with _ is left alone."
             )
-        function = Function(path.resolve(), (path.stem,), _digest(self._text(path)))
+        function = Function(path.resolve(), (path.stem,), digest(self._text(path).encode()))
         for signature, body in self.bodies.items():
             if body.kind == path.stem:
                 self.found.called[signature] = Called({"": function})
@@ -233,7 +234,8 @@ class _Reader:
             files = sorted(p for p in folder.iterdir() if p.suffix == ".py" and _is_implementation(p.name, names))
             if not files:
                 continue
-            function = Function(files[0].resolve(), tuple(f"{n}_kernel_impl" for n in names), _digest(self._text(files[0])))
+            text = self._text(files[0]).encode()
+            function = Function(files[0].resolve(), tuple(f"{n}_kernel_impl" for n in names), digest(text))
             by_call[f"aten.{op}.{overload}" if op and overload else f"aten.{folder.name}."] = function
         made: set[str] = set()
         for signature, body in self.bodies.items():
@@ -276,7 +278,3 @@ def _program(data: Mapping[str, Any], text_of: Any, body: Body, target: Target |
     return program_of(
         data, text_of, specs(body.inputs), specs(body.output_specs), forwards, SCHEDULE, (OPERATOR,), target is not None
     )
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -30,9 +30,10 @@ from tapml.carving.consistent import check_consistent
 from tapml.carving.late import Late
 from tapml.carving.ties import leads
 from tapml.carving.tolerance import Accuracy, Comparison, Reference, compare
-from tapml.carving.writer import RunWriter, digest, seal
+from tapml.carving.writer import RunWriter
 from tapml.errors import RunError, UsageError, nearest
 from tapml.inside import read_file
+from tapml.manifest import SEAL, digest, seal
 from tapml.operators.graph import Body, Graph, Operator, Placeholder
 from tapml.runtime.kinds import KINDS
 from tapml.runtime.protocol import Cached, Generating, ModelProtocol
@@ -369,11 +370,11 @@ def _manifest(path: Path) -> dict[str, Any]:
             f"{path} was carved by TapML {manifest.get('version')} (format {manifest.get('format_version')}); this is TapML "
             f"{tapml.__version__} (format {layout.FORMAT_VERSION}). Carve the model again with --fresh, or use that version."
         )
-    missing = {"digest", "tables", "files", "kind", "decoder", layout.SEAL} - manifest.keys()
+    missing = {"digest", "tables", "files", "kind", "decoder", SEAL} - manifest.keys()
     if missing:
         raise RunError(f"{file} is damaged: it lacks {', '.join(sorted(missing))}. Carve again with --fresh.")
     try:
-        if seal(manifest) != manifest[layout.SEAL]:
+        if seal(manifest) != manifest[SEAL]:
             raise RunError(f"{file} was changed after carving: its content is not what was written. Carve again with --fresh.")
         _check_manifest(manifest)
     except strict.UNREADABLE as error:

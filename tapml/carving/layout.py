@@ -18,7 +18,6 @@ PROMPTS = "prompts.jsonl"
 LATE = "late.jsonl"  # of a decoder: one line, the text that fills the cache; see `tapml.carving.late`
 ORACLE = "oracle.jsonl"
 CASES = "cases.jsonl"
-SEAL = "seal"  # the key of the manifest's own digest in it
 TOKENIZER = "tokenizer.json"  # of a model that has a fast one: answers are shown as text without loading the model
 CHAT = "chat.json"  # its chat template, and the special tokens that the template may name
 

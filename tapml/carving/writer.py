@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -27,9 +26,11 @@ from types import TracebackType
 from typing import IO, Any
 
 import tapml
+from tapml.cache.folder import file_digest
 from tapml.carving import layout
 from tapml.carving.arrays import pack
 from tapml.errors import RunError
+from tapml.manifest import SEAL, digest, seal
 from tapml.tensors import HostArray
 from tapml.verdicts import finite
 from tapml.whole_file import why_not
@@ -167,7 +168,7 @@ class RunWriter:
         """Adds format, version and digests (of all files but `tests/`, which people may edit) to the manifest, writes it, and
         puts the run in its place."""
         tables = {name: _table(self.partial / name) for name in layout.TABLES}
-        files = {name: digest_of(self.partial / name) for name in self._files()}
+        files = {name: file_digest(self.partial / name) for name in self._files()}
         head = {
             "format": layout.FORMAT,
             "format_version": layout.FORMAT_VERSION,
@@ -177,7 +178,7 @@ class RunWriter:
             "files": files,
         }
         whole = head | manifest
-        whole[layout.SEAL] = seal(whole)
+        whole[SEAL] = seal(whole)
         self.text(layout.MANIFEST, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
         with clear_disk_errors(self.path):
             old = self.path.with_name(self.path.name + ".replaced")
@@ -191,23 +192,9 @@ class RunWriter:
                 shutil.rmtree(old)
 
 
-def digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def digest_of(path: Path) -> str:
-    return digest(path.read_bytes())
-
-
-def seal(manifest: dict[str, Any]) -> str:
-    """The digest of a manifest's own content: it holds those of all other files, and has no file that holds its own."""
-    rest = {name: value for name, value in manifest.items() if name != layout.SEAL}
-    return digest(json.dumps(rest, sort_keys=True).encode())
-
-
 def _table(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        return {"lines": sum(1 for _ in file), "digest": digest_of(path)}
+        return {"lines": sum(1 for _ in file), "digest": file_digest(path)}
 
 
 def _is_empty(path: Path) -> bool:

@@ -9,7 +9,6 @@ its place and renamed, so that a build that fails or is stopped leaves nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -20,17 +19,20 @@ from typing import Any
 import numpy as np
 
 import tapml
+from tapml.cache.folder import file_digest
 from tapml.carving import layout as of_run
 from tapml.carving.folder import RunFolder
 from tapml.deploy import layout
-from tapml.deploy.bundle import Bundle, seal, stored_of
+from tapml.deploy.bundle import Bundle, stored_of
 from tapml.deploy.text import Text
 from tapml.errors import BundleError
 from tapml.kernels import Program
+from tapml.manifest import SEAL, digest, seal
 from tapml.migrate.circumstances import now
 from tapml.migrate.model import Model
 from tapml.migrate.programs import kept
 from tapml.migrate.records import Records, Sheet
+from tapml.runtime.buffers import as_bytes
 from tapml.source.safetensors_file import write_file
 from tapml.targets.parse import parse
 from tapml.tensors import HostArray, convert
@@ -173,7 +175,7 @@ class _Writer:
             "target": target, "target_key": header["target_key"], "device": header.get("device_info"),
             "compiler": header.get("compiler"), "files": self.files,
         }  # fmt: skip
-        manifest[layout.SEAL] = seal(json.loads(json.dumps(manifest)))
+        manifest[SEAL] = seal(manifest)
         (self.folder / layout.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         return weight_bytes, sum(facts["bytes"] for facts in self.files.values())
 
@@ -192,8 +194,8 @@ class _Writer:
 
         for key, dtype in stored_of(self.programs, self.model):
             array = np.ascontiguousarray(convert(self.model.weight(key), dtype))
-            digest = hashlib.blake2b(array.reshape(-1).view(np.uint8).data, digest_size=16).hexdigest()
-            name = f"{digest} {dtype} {list(array.shape)}"
+            content = digest(as_bytes(array))
+            name = f"{content} {dtype} {list(array.shape)}"
             if name not in where:
                 if written and written + array.nbytes > layout.SHARD_BYTES:
                     finish()
@@ -204,7 +206,7 @@ class _Writer:
                 total += array.nbytes
                 where[name] = f"{layout.SHARD_FOLDER}/{count:05}.safetensors", tensor
             file, tensor = where[name]
-            lines.append({"key": key, "dtype": dtype, "file": file, "tensor": tensor, "digest": digest})
+            lines.append({"key": key, "dtype": dtype, "file": file, "tensor": tensor, "digest": content})
         finish()
         self._lines(layout.WEIGHTS, lines)
         return total
@@ -226,6 +228,4 @@ class _Writer:
 
     def _note(self, name: str) -> None:
         path = self.folder / name
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        self.files[name] = {"bytes": path.stat().st_size, "digest": found}
+        self.files[name] = {"bytes": path.stat().st_size, "digest": file_digest(path)}

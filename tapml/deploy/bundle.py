@@ -10,8 +10,6 @@ nor a compiler. Building is `tapml.deploy.build`, running `tapml.deploy.session`
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +18,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tapml import strict
+from tapml.cache.folder import file_digest
 from tapml.deploy import layout
 from tapml.errors import BundleError, TargetError
 from tapml.inside import path_in, read_file
 from tapml.kernels import Program
+from tapml.manifest import SEAL, digest, seal
 from tapml.operators.graph import Graph, Operator
 from tapml.runtime.kinds import KINDS
 from tapml.runtime.model import ModelData
@@ -68,7 +68,7 @@ class Bundle:
                 f"{folder} has format {manifest.get('format_version')!a}; this TapML reads {layout.FORMAT_VERSION}. Use the "
                 f"TapML that built it ({manifest.get('version')!a}), or build it again."
             )
-        if seal(manifest) != manifest.get(layout.SEAL):
+        if seal(manifest) != manifest.get(SEAL):
             raise BundleError(f"{folder / layout.MANIFEST} was changed: its content is not what was built. {AGAIN}")
         found = Bundle(folder, manifest)
         try:
@@ -98,16 +98,25 @@ class Bundle:
     @cached_property
     def model(self) -> ModelData:
         """Graphs, operators in order, first states. It has no bodies: nothing here can run but the programs."""
-        operators = self._table(layout.OPERATORS, lambda line: Operator.from_json(line["operator"]))
-        return ModelData(self._table(layout.GRAPHS, Graph.from_json), operators, {}, self._handed_out, self._states)
+        operators = [operator for operator, _ in self._operators]
+        return ModelData(self._graphs, operators, {}, self._handed_out, self._states)
+
+    @cached_property
+    def _graphs(self) -> list[Graph]:
+        return self._table(layout.GRAPHS, Graph.from_json)
+
+    @cached_property
+    def _operators(self) -> list[tuple[Operator, str]]:
+        """Each with the digest of its program."""
+        return self._table(
+            layout.OPERATORS, lambda line: (Operator.from_json(line["operator"]), strict.hexadecimal(line, "program"))
+        )
 
     @cached_property
     def programs(self) -> dict[str, Program]:
         """By operator, every one of them."""
-        lines = self._table(layout.OPERATORS, lambda line: (line["operator"]["name"], strict.hexadecimal(line, "program")))
-        digests = dict(lines)
-        made = {digest: self._program(digest) for digest in dict.fromkeys(digests.values())}
-        return {name: made[digest] for name, digest in digests.items()}
+        made = {digest: self._program(digest) for digest in dict.fromkeys(digest for _, digest in self._operators)}
+        return {operator.name: made[digest] for operator, digest in self._operators}
 
     @cached_property
     def prompts(self) -> tuple[dict[str, Any], ...]:
@@ -169,7 +178,7 @@ class Bundle:
 
     @cached_property
     def _states(self) -> dict[str, HostArray]:
-        specs = {p.key: p.spec for graph in self._table(layout.GRAPHS, Graph.from_json) for p in graph.states}
+        specs = {p.key: p.spec for graph in self._graphs for p in graph.states}
         found = {key: np.zeros(spec.shape, NUMPY[spec.dtype]) for key, spec in specs.items()}
         if layout.STATES in self.manifest["files"]:
             data, entries = self._open_shard(layout.STATES)
@@ -187,7 +196,7 @@ class Bundle:
             data = read_file(self.path, name, most=_LARGEST)
         except (OSError, *strict.UNREADABLE) as error:
             raise BundleError(f"{self.path / name} cannot be read ({error}). {AGAIN}") from error
-        if len(data) != facts["bytes"] or hashlib.blake2b(data, digest_size=16).hexdigest() != facts["digest"]:
+        if len(data) != facts["bytes"] or digest(data) != facts["digest"]:
             raise BundleError(f"{self.path / name} was changed or cut off: it is not what was built. {AGAIN}")
         return data
 
@@ -196,8 +205,7 @@ class Bundle:
         facts = self._facts(name)
         path = path_in(self.path, name)
         try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            found = file_digest(path)
         except OSError as error:
             raise BundleError(f"{path} cannot be read ({error.strerror}). {AGAIN}") from error
         if found != facts["digest"]:
@@ -218,12 +226,6 @@ class Bundle:
             except strict.UNREADABLE as error:
                 raise BundleError(f"{self.path / name} is damaged at line {number} ({error}). {AGAIN}") from error
         return found
-
-
-def seal(manifest: Mapping[str, Any]) -> str:
-    """The digest of a manifest's own content."""
-    rest = {name: value for name, value in manifest.items() if name != layout.SEAL}
-    return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def stored_of(programs: Mapping[str, Program], model: ModelData) -> dict[tuple[str, str], TensorSpec]:

@@ -15,7 +15,6 @@ PROMPTS = "prompts.jsonl"  # the run's prompts, and what the source answered
 KERNEL_FOLDER = "kernels"
 SHARD_FOLDER = "weights"
 
-SEAL = "seal"  # the key of the manifest's own digest in it
 PARTIAL = ".partial"
 
 # Bytes of weights in a file, as far as one weight is not larger.

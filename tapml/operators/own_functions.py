@@ -11,7 +11,6 @@ given, since others read that too: a call that did is an error.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from tapml.errors import nearest
+from tapml.manifest import digest as digest_of
 from tapml.operators.graph import Body
 from tapml.operators.to_text import python_text
 from tapml.tensors import Layout
@@ -84,7 +84,7 @@ def _loaded(file: str, digest: str) -> ModuleType:
     """The file as a module, with its folder on the path, so that it can import what lies beside it."""
     if (file, digest) not in _modules:
         path = Path(file)
-        if hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() != digest:
+        if digest_of(path.read_bytes()) != digest:
             raise ImportError(f"{file} was changed while it was being tested")
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None

@@ -23,10 +23,10 @@ from typing import Any
 
 import tapml
 from tapml.carving import layout
-from tapml.carving.writer import digest, seal
 from tapml.diagnose.health.result import keep_health
 from tapml.diagnose.health.stage import health
 from tapml.errors import ModelError, RunError
+from tapml.manifest import SEAL, digest, seal
 from tests.carving.tampered import signature_of
 
 # What a field is replaced by.
@@ -114,7 +114,7 @@ class Spoiler:
         if name == layout.MANIFEST:
             with contextlib.suppress(ValueError, AttributeError, TypeError, RecursionError):
                 manifest = json.loads(data)
-                manifest[layout.SEAL] = seal(manifest)
+                manifest[SEAL] = seal(manifest)
                 data = json.dumps(manifest).encode()
             changed = {name: data}
         elif name in manifest["tables"] or name in manifest["files"]:
@@ -316,4 +316,4 @@ def _seal(manifest: dict[str, Any], changed: dict[str, bytes]) -> None:
         elif name in manifest["files"]:
             manifest["files"][name] = digest(data)
     manifest["digest"] = digest(json.dumps([manifest["tables"], manifest["files"]], sort_keys=True).encode())
-    manifest[layout.SEAL] = seal(manifest)
+    manifest[SEAL] = seal(manifest)

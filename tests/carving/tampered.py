@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tapml.cache.folder import file_digest
 from tapml.carving import layout
-from tapml.carving.writer import digest, digest_of, seal
+from tapml.manifest import SEAL, digest, seal
 
 
 def reseal(run: Path, manifest: dict[str, Any] | None = None) -> Path:
@@ -19,9 +20,9 @@ def reseal(run: Path, manifest: dict[str, Any] | None = None) -> Path:
     for name in layout.TABLES:
         data = (run / name).read_bytes()
         whole["tables"][name] = {"lines": data.count(b"\n"), "digest": digest(data)}
-    whole["files"] = {name: digest_of(run / name) for name in whole["files"] if (run / name).is_file()}
+    whole["files"] = {name: file_digest(run / name) for name in whole["files"] if (run / name).is_file()}
     whole["digest"] = digest(json.dumps([whole["tables"], whole["files"]], sort_keys=True).encode())
-    whole[layout.SEAL] = seal(whole)
+    whole[SEAL] = seal(whole)
     (run / layout.MANIFEST).write_text(json.dumps(whole))
     return run
 

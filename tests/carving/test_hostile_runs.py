@@ -17,10 +17,10 @@ import pytest
 import tapml
 from tapml.carving import layout
 from tapml.carving.layout import folder_name, operator_folder
-from tapml.carving.writer import digest, seal
 from tapml.devices.cpu import find_compiler
 from tapml.errors import ModelError, RunError, UnavailableError
 from tapml.kernels import Program
+from tapml.manifest import SEAL, digest, seal
 from tapml.migrate import programs
 from tapml.migrate.journal import Header, Journal
 from tapml.migrate.picture import keep_picture
@@ -312,7 +312,7 @@ def test_a_field_that_is_something_else_is_named(copy: Path, table: str, path: t
 )  # fmt: skip
 def test_a_manifest_that_says_something_else_is_refused(copy: Path, key: str, value: Any) -> None:
     manifest = json.loads((copy / layout.MANIFEST).read_text()) | {key: value}
-    manifest[layout.SEAL] = seal(manifest)
+    manifest[SEAL] = seal(manifest)
     (copy / layout.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(RunError, match=r"run\.json is damaged"):
         tapml.Run.open(copy)

@@ -18,10 +18,11 @@ from tapml.carving.folder import RunFolder
 from tapml.cli.main import main
 from tapml.deploy import layout
 from tapml.deploy.build import build
-from tapml.deploy.bundle import Bundle, seal
+from tapml.deploy.bundle import Bundle
 from tapml.deploy.session import Session
 from tapml.deploy.text import Text, _render
 from tapml.errors import BundleError, PromptError, UsageError
+from tapml.manifest import SEAL, seal
 from tapml.migrate.model import Model
 from tapml.runtime.hybrid import Hybrid
 from tapml.runtime.protocol import answered
@@ -148,7 +149,7 @@ def test_manifests_that_are_sealed_and_wrong(copy: Path, change: Callable[[dict[
     path = copy / layout.MANIFEST
     manifest = json.loads(path.read_text())
     change(manifest)
-    manifest[layout.SEAL] = seal(manifest)
+    manifest[SEAL] = seal(manifest)
     path.write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=words):
         answer(copy)

@@ -13,8 +13,8 @@ import torch
 from tapml.carving.carve import carve
 from tapml.carving.executor import run_graph
 from tapml.carving.folder import RunFolder
-from tapml.carving.writer import seal
 from tapml.errors import ModelError, UsageError
+from tapml.manifest import seal
 from tapml.migrate.model import Model
 from tapml.operators import parts
 from tapml.operators.stays import PART
