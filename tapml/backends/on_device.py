@@ -110,16 +110,16 @@ class OnDevice(Plain):
     def record(
         self, compiled: Compiled, inputs: Sequence[int], outputs: Sequence[int], scratch: Sequence[int] | None = None
     ) -> Sequence[Any]:
-        return self.runner.launches(with_kernels(compiled), inputs, outputs, scratch)
+        return self.runner.record(compiled, inputs, outputs, scratch)
 
     def submit(self, work: Sequence[Any]) -> None:
-        self.device.run(work)
+        self.runner.submit(work)
 
     def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
-        self.device.write(buffer, data, offset, keep)
+        self.runner.write(buffer, data, offset, keep)
 
     def read_many(self, parts: Sequence[Part]) -> list[bytes]:
-        return self.device.read_many(parts)
+        return self.runner.read_many(parts)
 
     def run_once(
         self, compiled: Compiled, inputs: Sequence[HostArray | int], poison: bool = False, keep: bool = False

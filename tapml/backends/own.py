@@ -9,6 +9,7 @@ name, "opencl:kernels=my-kernels", so they never mix with those of generated ker
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -68,44 +69,16 @@ def open_own(own: OwnFolder, choice: TargetChoice, device: str = "local", deadli
     return OwnKernels(own, named, device, deadline)
 
 
-def _of_folder(own: OwnFolder, target: Target) -> Target:
-    """The target, whose kernels are those of the folder as it is now."""
-    return replace(target, tvm={OPTION: own.digest}, schedules=(SCHEDULE,))
-
-
-class OwnKernels(OnDevice):
-    """Kernels in a kernel language. Implements `tapml.backends.interface.Backend`."""
+class _OfFolder(OnDevice):
+    """What a folder has, whatever it is; the rest is absent."""
 
     def __init__(self, own: OwnFolder, choice: TargetChoice, device: str, deadline: float) -> None:
         self.own = own
         super().__init__(choice, device, deadline)
 
     def _narrowed(self, info: DeviceInfo) -> Target:
-        return _of_folder(self.own, super()._narrowed(info))
-
-    def _prepare(self, bodies: Mapping[str, Body], tell: OnPrepared, way: Way) -> None:
-        for signature, body in bodies.items():
-            started = time.monotonic()
-            if why := self.own.lacks(signature, self.target.language):
-                tell(signature, Prepared(None, "absent", None, why, 0.0))
-                continue
-            try:
-                program = self.own.launched[signature][self.target.language].program(body, self.target)
-                tell(signature, Prepared(program, "ok", None, "", time.monotonic() - started))
-            except ValueError as error:
-                file = self.own.launched[signature][self.target.language].file
-                tell(signature, Prepared(None, "error", "launch", f"{file}: {error}", time.monotonic() - started))
-
-
-class OwnFunctions(PyTorch):
-    """Functions of Python, called with tensors in a process of their own. Implements `tapml.backends.interface.Backend`."""
-
-    def __init__(self, own: OwnFolder, choice: TargetChoice, device: str, deadline: float) -> None:
-        self.own = own
-        super().__init__(choice, device, deadline)
-
-    def _narrowed(self, info: DeviceInfo) -> Target:
-        return _of_folder(self.own, super()._narrowed(info))
+        """The target, whose kernels are those of the folder as it is now."""
+        return replace(super()._narrowed(info), tvm={OPTION: self.own.digest}, schedules=(SCHEDULE,))
 
     def _prepare(self, bodies: Mapping[str, Body], tell: OnPrepared, way: Way) -> None:
         there: dict[str, Body] = {}
@@ -114,7 +87,32 @@ class OwnFunctions(PyTorch):
                 tell(signature, Prepared(None, "absent", None, why, 0.0))
             else:
                 there[signature] = body
-        super()._prepare(there, tell, way)
+        self._prepare_own(there, tell, way)
+
+    @abstractmethod
+    def _prepare_own(self, bodies: Mapping[str, Body], tell: OnPrepared, way: Way) -> None:
+        """`_prepare` of those that the folder has something for."""
+
+
+class OwnKernels(_OfFolder):
+    """Kernels in a kernel language. Implements `tapml.backends.interface.Backend`."""
+
+    def _prepare_own(self, bodies: Mapping[str, Body], tell: OnPrepared, way: Way) -> None:
+        for signature, body in bodies.items():
+            started = time.monotonic()
+            launched = self.own.launched[signature][self.target.language]
+            try:
+                program = launched.program(body, self.target)
+                tell(signature, Prepared(program, "ok", None, "", time.monotonic() - started))
+            except ValueError as error:
+                tell(signature, Prepared(None, "error", "launch", f"{launched.file}: {error}", time.monotonic() - started))
+
+
+class OwnFunctions(_OfFolder, PyTorch):
+    """Functions of Python, called with tensors in a process of their own. Implements `tapml.backends.interface.Backend`."""
+
+    def _prepare_own(self, bodies: Mapping[str, Body], tell: OnPrepared, way: Way) -> None:
+        PyTorch._prepare(self, bodies, tell, way)
 
     def _text(self, body: Body, entry: str, lying: Sequence[Layout | None]) -> tuple[str, str]:
         functions = {

@@ -11,47 +11,18 @@ submission, and one read of its outputs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from tapml.deploy.bundle import Bundle
-from tapml.devices.interface import Device, DeviceInfo, Part
+from tapml.devices.interface import DeviceInfo
 from tapml.devices.runner import ProgramRunner
 from tapml.errors import DeviceError, ModelError, PromptError, UnavailableError, UsageError
-from tapml.kernels import Program
 from tapml.operators.graph import Operator
 from tapml.remote.open import open_device
-from tapml.runtime.buffers import BufferPool, WeightCache
-from tapml.runtime.engine import Compiled, HostFunction
+from tapml.runtime.buffers import WeightCache
+from tapml.runtime.engine import HostFunction
 from tapml.runtime.hybrid import Hybrid
 from tapml.runtime.protocol import Generating, answered, greedy
 from tapml.tensors import HostArray
-
-
-class OnDevice:
-    """A device as an engine (`tapml.runtime.engine.Engine`)."""
-
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self._runner = ProgramRunner(device)
-
-    @property
-    def pool(self) -> BufferPool:
-        return self._runner.pool
-
-    def record(
-        self, compiled: Compiled, inputs: Sequence[int], outputs: Sequence[int], scratch: Sequence[int] | None = None
-    ) -> Sequence[Any]:
-        assert isinstance(compiled, Program)
-        return self._runner.launches(compiled, inputs, outputs, scratch)
-
-    def submit(self, work: Sequence[Any]) -> None:
-        self.device.run(work)
-
-    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
-        self.device.write(buffer, data, offset, keep)
-
-    def read_many(self, parts: Sequence[Part]) -> list[bytes]:
-        return self.device.read_many(parts)
 
 
 class Session:
@@ -63,12 +34,12 @@ class Session:
         programs = bundle.programs
         self._device = open_device(bundle.choice, device)
         try:
-            self._engine = OnDevice(self._device)
+            self._engine = ProgramRunner(self._device)
             self._weights = WeightCache(self._engine.pool)
             self._hybrid = Hybrid(bundle.model, _nothing, self._engine, self._weight)
             for name, program in programs.items():
                 try:
-                    self._engine._runner.load(program)
+                    self._engine.load(program)
                 except DeviceError as error:
                     raise UnavailableError(f"{self.info.name} does not take the kernels of {name}: {error}") from error
             self._device.synchronize()

@@ -4,7 +4,8 @@
     device.run(runner.launches(program, inputs, outputs))     buffers in, nothing read back
     arrays = runner.run_once(program, arrays)                 one isolated run, host arrays in and out
 
-Each kernel is loaded once, by its digest, whichever programs it is in. What the numbers mean is for others to judge.
+It is an engine (`tapml.runtime.engine`) over the device. Each kernel is loaded once, by its digest, whichever programs it is in.
+What the numbers mean is for others to judge.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tapml.devices.interface import Device, Launch
-from tapml.errors import ConnectionLost, DeviceLost
+from tapml.devices.interface import Device, Launch, Part
 from tapml.kernels import Argument, Kernel, Program
 from tapml.runtime.buffers import BufferPool, as_bytes, padded
+from tapml.runtime.engine import Compiled
 from tapml.tensors import NUMPY, HostArray, convert
 
 # Poison: these bytes are NaN in every float dtype, -1 in signed integers.
@@ -67,6 +68,23 @@ class ProgramRunner:
 
         return [Launch(kernels[step.kernel], tuple(map(bound, step.arguments))) for step in program.steps]
 
+    def record(
+        self, compiled: Compiled, inputs: Sequence[int], outputs: Sequence[int], scratch: Sequence[int] | None = None
+    ) -> Sequence[Launch]:
+        """`launches`, of what is a program."""
+        if not isinstance(compiled, Program):
+            raise ValueError("this runs on no device: it has no kernels")
+        return self.launches(compiled, inputs, outputs, scratch)
+
+    def submit(self, work: Sequence[Launch]) -> None:
+        self.device.run(work)
+
+    def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
+        self.device.write(buffer, data, offset, keep)
+
+    def read_many(self, parts: Sequence[Part]) -> list[bytes]:
+        return self.device.read_many(parts)
+
     def _shared_scratch(self, index: int, nbytes: int) -> int:
         key = (index, padded(nbytes))
         if key not in self._scratch:
@@ -81,16 +99,14 @@ class ProgramRunner:
         memory that the kernels forget to write shows. `keep`: the inputs may be wanted again (see `Device.write`). ValueError for
         inputs of other shapes than `program.inputs`; DeviceError, DeviceLost and ConnectionLost from the device."""
         _check_count("inputs", program.inputs, inputs)
-        taken: list[int] = []
+        with self.pool.borrowed() as borrow:
 
-        def take(nbytes: int, poisoned: bool) -> int:
-            buffer = self.pool.allocate(nbytes)
-            taken.append(buffer)
-            if poisoned:
-                self.device.write(buffer, bytes([POISON]) * nbytes)
-            return buffer
+            def take(nbytes: int, poisoned: bool) -> int:
+                buffer = borrow(nbytes)
+                if poisoned:
+                    self.device.write(buffer, bytes([POISON]) * nbytes)
+                return buffer
 
-        try:
             given: list[int] = []
             for spec, value in zip(program.inputs, inputs, strict=True):
                 if isinstance(value, int):
@@ -110,12 +126,6 @@ class ProgramRunner:
                 np.frombuffer(data, NUMPY[spec.dtype]).reshape(spec.shape)
                 for data, spec in zip(made, program.outputs, strict=True)
             ]
-        except (DeviceLost, ConnectionLost):
-            taken.clear()  # nothing is left to give back
-            raise
-        finally:
-            for buffer in taken:
-                self.pool.release(buffer)
 
 
 def _check_count(what: str, expected: Sequence[object], given: Sequence[object]) -> None:

@@ -12,10 +12,11 @@ buffer writes comes after.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
-from tapml.errors import DeviceError, OutOfMemory
+from tapml.errors import ConnectionLost, DeviceError, DeviceLost, OutOfMemory
 from tapml.tensors import HostArray, convert
 
 
@@ -66,6 +67,24 @@ class BufferPool:
         size = self._sizes.pop(buffer)
         self.in_use -= size
         self._idle[size].append(buffer)
+
+    @contextmanager
+    def borrowed(self) -> Iterator[Callable[[int], int]]:
+        """Allocates within a block, at whose end all of it is released; not after the device was lost, and all on it with it."""
+        taken: list[int] = []
+
+        def take(nbytes: int) -> int:
+            taken.append(self.allocate(nbytes))
+            return taken[-1]
+
+        try:
+            yield take
+        except (DeviceLost, ConnectionLost):
+            taken.clear()
+            raise
+        finally:
+            for buffer in taken:
+                self.release(buffer)
 
     def trim(self) -> int:
         """Frees the idle buffers on the device; returns how many bytes that were."""

@@ -18,7 +18,6 @@ import numpy as np
 from tapml.backends.interface import Compiled
 from tapml.carving.distance import HALF, distance
 from tapml.carving.tolerance import Reference
-from tapml.errors import ConnectionLost, DeviceLost
 from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Operator
 from tapml.runtime.buffers import as_bytes
@@ -51,19 +50,14 @@ def answer(
     """The outputs of one run in the dtypes of `specs`; weights are those that lie on the device. Raises DeviceError, DeviceLost
     and ConnectionLost."""
     backend = bench.backend
-    taken: list[int] = []
+    with backend.pool.borrowed() as take:
 
-    def take(nbytes: int) -> int:
-        taken.append(backend.pool.allocate(nbytes))
-        return taken[-1]
+        def memory(nbytes: int) -> int:
+            buffer = take(nbytes)
+            if filling is not None and nbytes:
+                backend.write(buffer, bytes([filling]) * nbytes)
+            return buffer
 
-    def memory(nbytes: int) -> int:
-        buffer = take(nbytes)
-        if filling is not None and nbytes:
-            backend.write(buffer, bytes([filling]) * nbytes)
-        return buffer
-
-    try:
         given: list[int] = []
         for array, key, spec in zip(inputs, bench.model.weight_keys(operator), program.inputs, strict=True):
             if key is not None:
@@ -80,12 +74,6 @@ def answer(
             as_read(np.frombuffer(data, NUMPY[stored.dtype]).reshape(spec.shape), spec.dtype)
             for data, stored, spec in zip(made, program.outputs, specs, strict=True)
         ]
-    except (DeviceLost, ConnectionLost):
-        taken.clear()  # nothing is left to give back
-        raise
-    finally:
-        for buffer in taken:
-            backend.pool.release(buffer)
 
 
 def difference(outputs: Sequence[HostArray], first: Sequence[HostArray], references: Sequence[Reference]) -> Apart | None:

@@ -30,7 +30,6 @@ from tapml.backends.interface import Compiled
 from tapml.diagnose.probes.evidence import Evidence, Finding
 from tapml.diagnose.probes.probe import Probe, Subject
 from tapml.diagnose.probes.shots import Shot, judge
-from tapml.errors import ConnectionLost, DeviceLost
 from tapml.migrate.operator_test import Trial
 from tapml.migrate.outcome import Attempted, Ran
 from tapml.migrate.workbench import Workbench
@@ -125,16 +124,14 @@ def run_guarded(
     bench: Workbench, program: Compiled, inputs: Sequence[HostArray], filling: Filling, guard: int
 ) -> GuardedRun:
     """Raises DeviceError, DeviceLost and ConnectionLost."""
-    taken: list[int] = []
     backend = bench.backend
+    with backend.pool.borrowed() as borrow:
 
-    def take(nbytes: int) -> int:
-        buffer = backend.pool.allocate(nbytes + guard)
-        taken.append(buffer)
-        backend.write(buffer, bytes([filling.around]) * guard, nbytes)
-        return buffer
+        def take(nbytes: int) -> int:
+            buffer = borrow(nbytes + guard)
+            backend.write(buffer, bytes([filling.around]) * guard, nbytes)
+            return buffer
 
-    try:
         buffers: dict[str, list[int]] = {"input": [], "output": [], "scratch": []}
         sizes: dict[str, list[int]] = {
             "input": [s.nbytes for s in program.inputs], "output": [s.nbytes for s in program.outputs],
@@ -164,12 +161,6 @@ def run_guarded(
         pattern = bytes([filling.around]) * guard
         after = made[len(outputs) :]
         return GuardedRun(outputs, tuple(name for (name, _, _), end in zip(ends, after, strict=True) if end != pattern))
-    except (DeviceLost, ConnectionLost):
-        taken.clear()  # nothing is left to give back
-        raise
-    finally:
-        for buffer in taken:
-            backend.pool.release(buffer)
 
 
 def findings_of(held: Sequence[GuardedRun], runs: Sequence[Filling] = RUNS) -> list[Finding]:
