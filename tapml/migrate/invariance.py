@@ -10,22 +10,14 @@ No reference decides here: the bits of a target are held against its own. How it
 
 from __future__ import annotations
 
-import json
-import logging
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tapml import strict
 from tapml.carving.folder import RunFolder
 from tapml.carving.layout import TARGET_FOLDER, folder_name
-from tapml.errors import RunError
-from tapml.inside import is_file, path_in, read_file
+from tapml.migrate.kept import keep_json, kept_json
 from tapml.verdicts import finite
-from tapml.whole_file import write_whole
-
-logger = logging.getLogger(__name__)
-
-_LARGEST = 2**26  # bytes of a file that is read
 
 # What was changed between two answers: nothing but the run (and what memory held), the places of the rows, the other rows, how
 # many rows there are in a call.
@@ -103,37 +95,20 @@ class Invariance:
 
 def keep_invariance(run: RunFolder, target: str, found: Invariance, injected: bool) -> None:
     """Replaces what was kept. A folder that cannot be written costs a warning."""
-    name = _name(target, injected)
-    path = run.path / name
-    try:
-        path_in(run.path, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(finite({"run": run.digest, **found.to_json()}), separators=(",", ":")))
-    except (OSError, RunError) as error:
-        logger.warning("invariance: %s cannot be written (%s); the results are not kept", path, error)
+    keep_json(run, _name(target, injected), finite({"run": run.digest, **found.to_json()}), "invariance")
 
 
 def kept_invariance(run: RunFolder, target: str, injected: bool = False) -> dict[str, Any] | None:
     """What was found for a target, as JSON. None when nothing was, or in a run that lay here before. Raises RunError when the
     file is damaged."""
-    name = _name(target, injected)
-    if not is_file(run.path, name):
-        return None
-    path = run.path / name
-    try:
-        data = strict.fields(strict.parse_small(read_file(run.path, name, most=_LARGEST)))
-        _check(data)
-    except strict.UNREADABLE as error:
-        raise RunError(
-            f"{path} is damaged ({type(error).__name__}: {error}). Run tapml test with --repeat again to replace it."
-        ) from error
-    return data if data["run"] == run.digest else None
+    again = "Run tapml test with --repeat again to replace it."
+    return kept_json(run, _name(target, injected), _checked, again)
 
 
-def _check(data: dict[str, Any]) -> None:
+def _checked(data: dict[str, Any]) -> str:
+    """The digest of its run."""
     for key in ("repeat", "operators", "calls", "with_rows"):
         strict.whole(data, key)
-    strict.text(data, "run")
     for key in ("not_deterministic", "depends_on_batch"):
         for spread in strict.items(data, key):
             for name in ("operator", "relation", "what", "case"):
@@ -145,6 +120,7 @@ def _check(data: dict[str, Any]) -> None:
     for left in strict.items(data, "not_run"):
         strict.text(left, "operator")
         strict.text(left, "reason")
+    return strict.text(data, "run")
 
 
 def _name(target: str, injected: bool) -> str:

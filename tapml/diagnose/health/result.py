@@ -8,23 +8,17 @@ A file belongs to the run with the digest in its facts. What was found with an i
 
 from __future__ import annotations
 
-import json
-import logging
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from tapml import strict
 from tapml.carving.folder import RunFolder
 from tapml.carving.layout import TARGET_FOLDER, folder_name
 from tapml.diagnose.health.anomalies import KINDS, Kind
-from tapml.errors import RunError
-from tapml.inside import is_file, path_in, read_file
 from tapml.migrate.circumstances import Circumstances
-from tapml.whole_file import write_whole
+from tapml.migrate.kept import keep_json, kept_json
 
-logger = logging.getLogger(__name__)
+WHAT = "numeric health"
 
-_LARGEST = 2**26  # bytes of a file that is read
 
 SOURCE = "source"
 
@@ -143,24 +137,16 @@ class Health:
 def keep_health(run: RunFolder, found: Health, target: str | None) -> None:
     """Replaces what was kept. A folder that cannot be written costs a warning."""
     alone = replace(found, target=None, facts=found.facts | _NO_TARGET, circumstances=Circumstances(run.digest))
-    _write(run, _name(None, False), alone.to_json())
+    keep_json(run, _name(None, False), alone.to_json(), WHAT)
     if target is not None:
-        _write(run, _name(target, found.facts["inject"] is not None), found.to_json())
+        keep_json(run, _name(target, found.facts["inject"] is not None), found.to_json(), WHAT)
 
 
 def kept_health(run: RunFolder, target: str | None, injected: bool = False) -> dict[str, Any] | None:
     """What was found for a target (None: the source alone), as JSON. None when nothing was, or in a run that lay here before.
     Raises RunError when the file is damaged."""
-    name = _name(target, injected)
-    if not is_file(run.path, name):
-        return None
-    path = run.path / name
-    try:
-        data = strict.fields(strict.parse_small(read_file(run.path, name, most=_LARGEST)))
-        belongs = data["facts"]["run"] == run.digest
-    except strict.UNREADABLE as error:
-        raise RunError(f"{path} is damaged ({type(error).__name__}: {error}). Run tapml health again to replace it.") from error
-    return data if belongs else None
+    again = "Run tapml health again to replace it."
+    return kept_json(run, _name(target, injected), lambda data: str(data["facts"]["run"]), again)
 
 
 _NO_TARGET: dict[str, Any] = dict.fromkeys(("target", "device", "device_info", "inject"))
@@ -169,16 +155,6 @@ _NO_TARGET: dict[str, Any] = dict.fromkeys(("target", "device", "device_info", "
 def _name(target: str | None, injected: bool) -> str:
     folder = SOURCE if target is None else folder_name(target)
     return f"{TARGET_FOLDER}/{folder}/health{'.injected' if injected else ''}.json"
-
-
-def _write(run: RunFolder, name: str, data: dict[str, Any]) -> None:
-    path = run.path / name
-    try:
-        path_in(run.path, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(data, separators=(",", ":")))
-    except (OSError, RunError) as error:
-        logger.warning("numeric health: %s cannot be written (%s); the results are not kept", path, error)
 
 
 def _firsts(side: Side) -> dict[str, Any]:
