@@ -14,10 +14,8 @@ import numpy as np
 import pytest
 
 import tapml
-from tapml.backends.onnxruntime import OnnxRuntime
 from tapml.backends.open import open_backend
 from tapml.cli import doctor
-from tapml.devices.interface import Device
 from tapml.devices.known import PLATFORMS
 from tapml.devices.onnxruntime_device import OnnxRuntimeDevice
 from tapml.devices.open import open_here
@@ -35,6 +33,7 @@ from tapml.remote.agent.offers import parse_offered
 from tapml.remote.open import open_device
 from tapml.targets.parse import parse
 from tapml.tensors import TensorSpec
+from tests.backends.here import Here
 from tests.compile.bodies import call
 from tests.compile.test_conversions import floats, ints
 from tests.conftest import MakeRun
@@ -70,13 +69,6 @@ def test_an_output_that_is_an_input_or_asked_for_twice() -> None:
     np.testing.assert_array_equal(other, -x)
     np.testing.assert_array_equal(again, -x)
     backend.close()
-
-
-class Here(OnnxRuntime):
-    """With its device in this process, without a pipe to a child."""
-
-    def _opened(self) -> Device:
-        return open_here(self.choice.name, self.choice.opened_with)
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 
 from tapml.api import Run
-from tapml.backends.onnxruntime import OnnxRuntime
 from tapml.cli.main import main
-from tapml.devices.interface import Device
-from tapml.devices.open import open_here
 from tapml.errors import UsageError
 from tapml.migrate.model import Model
 from tapml.migrate.segment import parse_segment
 from tapml.migrate.tested import TestResult
 from tapml.targets.parse import parse
+from tests.backends.here import Here
 from tests.conftest import MakeRun
 
 LAYER = "encoder.layer.0"
@@ -31,13 +29,6 @@ ALONE = """
 def wrong(operator, target, source):
     return source.replace("epsilon = 1e-12", "epsilon = 0.9")
 """
-
-
-class Here(OnnxRuntime):
-    """With its device in this process, without a pipe to a child."""
-
-    def _opened(self) -> Device:
-        return open_here(self.choice.name, self.choice.opened_with)
 
 
 def outcome(make_run: MakeRun, model: str, segment: str, inject: str | None = None) -> TestResult:
