@@ -1,6 +1,7 @@
-"""Writing a file whole or not at all: what was there stays until the new one is complete.
+"""Writing a file or a folder whole or not at all: what was there stays until the new one is complete.
 
     write_whole(Path("report.html"), "<!doctype html>…")
+    with whole_folder(Path("cases")) as partial: ...            files go into `partial`
 
 Several threads and processes may write the same file: the last one's stays. Pipes and devices (/dev/null, /dev/stdout) are
 written as they are.
@@ -9,9 +10,14 @@ written as they are.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+PARTIAL = ".partial"  # behind the name of a folder that is not complete
 
 
 def why_not(folder: Path) -> str:
@@ -39,6 +45,22 @@ def write_whole(path: Path, content: str | bytes) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)
         raise
+
+
+@contextmanager
+def whole_folder(place: Path) -> Iterator[Path]:
+    """An empty folder beside `place`, an absolute path, that takes its place, and that of what is there, at the end of the block.
+    After an error nothing is left of it. Raises OSError."""
+    partial = place.with_name(place.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if place.exists():
+            shutil.rmtree(place)
+        partial.rename(place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(path: Path, content: str | bytes) -> None:

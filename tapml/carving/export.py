@@ -15,7 +15,6 @@ The folder is made as a whole, or not at all.
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ import numpy as np
 import tapml
 from tapml.carving.case import Case
 from tapml.carving.folder import RunFolder
-from tapml.carving.layout import PARTIAL
 from tapml.carving.plain_reference import PlainReference
 from tapml.errors import UsageError
 from tapml.operators.graph import Operator
@@ -33,7 +31,7 @@ from tapml.operators.listing import calls
 from tapml.operators.matching import matching
 from tapml.tensors import HostArray, dtype_name
 from tapml.verdicts import finite
-from tapml.whole_file import why_not
+from tapml.whole_file import whole_folder, why_not
 
 INDEX = "cases.json"
 WEIGHTS = "weights"
@@ -68,8 +66,8 @@ def export_cases(run: RunFolder, out: Path, glob: str = "*") -> Exported:
         raise UsageError(
             f"No call of {glob!r} was recorded, so there is nothing to export. Carve with a longer prompt or more --decode-steps."
         )
-    partial = _begun(out)
-    try:
+    _refuse_taken(out)
+    with whole_folder(out.resolve()) as partial:
         writer = _Writer(run, partial)
         described = [writer.operator(s) for s in there]
         index = {
@@ -77,18 +75,12 @@ def export_cases(run: RunFolder, out: Path, glob: str = "*") -> Exported:
             "run_digest": run.digest, "rule": RULE, "operators": described,
         }  # fmt: skip
         writer.text(INDEX, json.dumps(finite(index), indent=1, allow_nan=False) + "\n")
-        if out.is_dir():
-            out.rmdir()  # empty, as `_begun` saw
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     without = tuple(o.name for o in operators if o.signature not in there)
     return Exported(out, len(there), sum(len(o["cases"]) for o in described), writer.files, writer.bytes, without)
 
 
-def _begun(out: Path) -> Path:
-    """The folder that becomes `out`."""
+def _refuse_taken(out: Path) -> None:
+    """Raises UsageError where no new folder can be made at `out`."""
     if out.is_dir() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty, and cases are written to a folder of their own. Remove it, or choose another -o.")
     if out.exists() and not out.is_dir():
@@ -98,10 +90,6 @@ def _begun(out: Path) -> Path:
         raise UsageError(f"-o {out}: there is no directory {above}. Create it first, or choose another -o.")
     if reason := why_not(above):
         raise UsageError(f"-o {out} cannot be written: {reason} in {above}. Choose another -o.")
-    partial = out.resolve().with_name(out.resolve().name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    return partial
 
 
 class _Writer:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 
+from tapml.whole_file import PARTIAL as PARTIAL
+
 FORMAT = "tapml-run"
 FORMAT_VERSION = 3
 
@@ -32,7 +34,6 @@ TARGET_FOLDER = "targets"
 
 LONGEST_FOLDER = 180  # bytes of a folder's name; file systems take 255
 
-PARTIAL = ".partial"
 LOCK = ".lock"
 
 

@@ -10,7 +10,6 @@ its place and renamed, so that a build that fails or is stopped leaves nothing.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ from tapml.source.safetensors_file import write_file
 from tapml.targets.parse import parse
 from tapml.tensors import HostArray, convert
 from tapml.verdicts import Verdict
-from tapml.whole_file import why_not
+from tapml.whole_file import whole_folder, why_not
 
 LISTED = 5
 
@@ -74,20 +73,13 @@ def build(run: RunFolder, target: str, out: Path, fresh: bool = False) -> Built:
     programs = {name: _program(records.folder, verdicts[name]) for name in (o.name for o in run.operators)}
     out = out.resolve()
     _refuse_taken(out, fresh)
-    partial = out.with_name(out.name + layout.PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        weight_bytes, nbytes = _Writer(run, partial, programs, sheet).write(str(choice))
-        differ = _prompts_that_differ(Bundle.open(partial))
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
+        with whole_folder(out) as partial:
+            weight_bytes, nbytes = _Writer(run, partial, programs, sheet).write(str(choice))
+            differ = _prompts_that_differ(Bundle.open(partial))
     except OSError as error:
         why = f"{out} cannot be written ({error.strerror}). Nothing was left behind. Make room, or choose another place with -o."
         raise BundleError(why) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Built(out, str(choice), len(run.operators), len({p.digest for p in programs.values()}), weight_bytes, nbytes, differ)
 
 

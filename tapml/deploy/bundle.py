@@ -31,6 +31,7 @@ from tapml.runtime.protocol import ModelProtocol
 from tapml.source.safetensors_file import Entry, header_of
 from tapml.targets.parse import TargetChoice, parse
 from tapml.tensors import NUMPY, HostArray, TensorSpec
+from tapml.whole_file import PARTIAL
 
 T = TypeVar("T")
 
@@ -56,7 +57,7 @@ class Bundle:
             folder = folder.resolve()
             manifest = strict.fields(strict.parse(read_file(folder, layout.MANIFEST, most=_LARGEST)))
         except FileNotFoundError:
-            partial = folder.with_name(folder.name + layout.PARTIAL)
+            partial = folder.with_name(folder.name + PARTIAL)
             hint = " A build of it was started and did not finish." if partial.exists() else ""
             raise BundleError(f"No bundle at {folder}.{hint} Make one: tapml build RUN --target T -o {folder}") from None
         except (OSError, RuntimeError, *strict.UNREADABLE) as error:

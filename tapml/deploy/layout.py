@@ -15,7 +15,6 @@ PROMPTS = "prompts.jsonl"  # the run's prompts, and what the source answered
 KERNEL_FOLDER = "kernels"
 SHARD_FOLDER = "weights"
 
-PARTIAL = ".partial"
 
 # Bytes of weights in a file, as far as one weight is not larger.
 SHARD_BYTES = 2**30
