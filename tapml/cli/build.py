@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> Outcome:
     return Outcome(ALL_PASSED, built.to_json(), (
         f"{built.path}: {built.operators:,} operators, {built.programs:,} programs, {amount(built.nbytes)}, of which weights "
         f"{amount(built.weight_bytes)}",
+        f"Memory beside the weights: {amount(built.planned_bytes)} ({amount(built.naive_bytes)} if none were used twice)",
         *differ,
         command(f"tapml generate {args.out} --prompt TEXT"),
     ))  # fmt: skip

@@ -23,6 +23,7 @@ from tapml.carving import layout as of_run
 from tapml.carving.folder import RunFolder
 from tapml.deploy import layout
 from tapml.deploy.bundle import Bundle, stored_of
+from tapml.deploy.plan import make_plan, naive_bytes
 from tapml.deploy.text import Text
 from tapml.errors import BundleError
 from tapml.kernels import Program
@@ -44,7 +45,8 @@ LISTED = 5
 @dataclass(frozen=True)
 class Built:
     """What a build wrote: bytes of weights and of all files, how many operators share how many programs. `prompts_differ` counts
-    the run's prompts whose text the bundle makes other tokens of than carving did."""
+    the run's prompts whose text the bundle makes other tokens of than carving did. `planned_bytes` is the memory that values,
+    constants and states take on the device, `naive_bytes` what they would take if none were used again."""
 
     path: Path
     target: str
@@ -52,13 +54,15 @@ class Built:
     programs: int
     weight_bytes: int
     nbytes: int
+    planned_bytes: int
+    naive_bytes: int
     prompts_differ: int
 
     def to_json(self) -> dict[str, Any]:
         return {
             "bundle": str(self.path), "target": self.target, "operators": self.operators, "programs": self.programs,
             "weight_bytes": self.weight_bytes, "bytes": self.nbytes,
-            "prompts_differ": self.prompts_differ,
+            "planned_bytes": self.planned_bytes, "naive_bytes": self.naive_bytes, "prompts_differ": self.prompts_differ,
         }  # fmt: skip
 
 
@@ -75,12 +79,15 @@ def build(run: RunFolder, target: str, out: Path, fresh: bool = False) -> Built:
     _refuse_taken(out, fresh)
     try:
         with whole_folder(out) as partial:
-            weight_bytes, nbytes = _Writer(run, partial, programs, sheet).write(str(choice))
+            writer = _Writer(run, partial, programs, sheet)
+            weight_bytes, nbytes = writer.write(str(choice))
+            memory = writer.plan.planned_bytes, naive_bytes(writer.plan, programs)
             differ = _prompts_that_differ(Bundle.open(partial))
     except OSError as error:
         why = f"{out} cannot be written ({error.strerror}). Nothing was left behind. Make room, or choose another place with -o."
         raise BundleError(why) from error
-    return Built(out, str(choice), len(run.operators), len({p.digest for p in programs.values()}), weight_bytes, nbytes, differ)
+    count = len({p.digest for p in programs.values()})
+    return Built(out, str(choice), len(run.operators), count, weight_bytes, nbytes, *memory, differ)
 
 
 def _prompts_that_differ(bundle: Bundle) -> int:
@@ -140,6 +147,7 @@ class _Writer:
         self.folder = folder
         self.programs = programs
         self.sheet = sheet
+        self.plan = make_plan(self.model, programs)
         self.files: dict[str, dict[str, Any]] = {}
 
     def write(self, target: str) -> tuple[int, int]:
@@ -149,6 +157,7 @@ class _Writer:
         self._lines(layout.OPERATORS, (
             {"operator": o.to_json(), "program": self.programs[o.name].digest} for o in run.operators
         ))  # fmt: skip
+        self._text(layout.PLAN, json.dumps(self.plan.to_json(), separators=(",", ":")))
         self._lines(layout.VERDICTS, (self.sheet.verdicts[o.name].to_json() for o in run.operators))
         self._lines(layout.PROMPTS, ({"text": p.text, "tokens": p.tokens, "generated": p.generated} for p in run.prompts))
         for program in {p.digest: p for p in self.programs.values()}.values():

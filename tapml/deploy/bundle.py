@@ -20,6 +20,7 @@ import numpy as np
 from tapml import strict
 from tapml.cache.folder import file_digest
 from tapml.deploy import layout
+from tapml.deploy.plan import Plan, check_plan
 from tapml.errors import BundleError, TargetError
 from tapml.inside import path_in, read_file
 from tapml.kernels import Program
@@ -118,6 +119,18 @@ class Bundle:
         """By operator, every one of them."""
         made = {digest: self._program(digest) for digest in dict.fromkeys(digest for _, digest in self._operators)}
         return {operator.name: made[digest] for operator, digest in self._operators}
+
+    @cached_property
+    def plan(self) -> Plan:
+        """How a call runs; proven to compute what the graphs say."""
+        try:
+            found = Plan.from_json(strict.fields(strict.parse(self.content(layout.PLAN))))
+            check_plan(found, self.model, self.programs)
+        except strict.UNREADABLE as error:
+            raise BundleError(f"{self.path / layout.PLAN} is damaged ({error}). {AGAIN}") from error
+        except BundleError as error:
+            raise BundleError(f"{self.path} cannot be run. {error} {AGAIN}") from error
+        return found
 
     @cached_property
     def prompts(self) -> tuple[dict[str, Any], ...]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 FORMAT = "tapml-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MANIFEST = "bundle.json"
 GRAPHS = "graphs.jsonl"
 OPERATORS = "operators.jsonl"
+PLAN = "plan.json"
 VERDICTS = "verdicts.jsonl"
 WEIGHTS = "weights.jsonl"
 STATES = "states.safetensors"  # those that do not begin as zeros

@@ -13,14 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tapml.deploy.bundle import Bundle
+from tapml.deploy.plan import Plan
+from tapml.deploy.player import PLANNED, OnBatch, Player, Way
 from tapml.devices.interface import DeviceInfo
 from tapml.devices.runner import ProgramRunner
-from tapml.errors import DeviceError, ModelError, PromptError, UnavailableError, UsageError
-from tapml.operators.graph import Operator
+from tapml.errors import DeviceError, PromptError, UnavailableError, UsageError
 from tapml.remote.open import open_device
 from tapml.runtime.buffers import WeightCache
-from tapml.runtime.engine import HostFunction
-from tapml.runtime.hybrid import Hybrid
 from tapml.runtime.protocol import Generating, answered, greedy
 from tapml.tensors import HostArray
 
@@ -36,14 +35,13 @@ class Session:
         try:
             self._engine = ProgramRunner(self._device)
             self._weights = WeightCache(self._engine.pool)
-            self._hybrid = Hybrid(bundle.model, _nothing, self._engine, self._weight)
             for name, program in programs.items():
                 try:
                     self._engine.load(program)
                 except DeviceError as error:
                     raise UnavailableError(f"{self.info.name} does not take the kernels of {name}: {error}") from error
             self._device.synchronize()
-            self._hybrid.offload(programs)
+            self._player = self.player(bundle.plan)
         except BaseException:
             self._device.close()
             raise
@@ -57,7 +55,14 @@ class Session:
         """Bytes of weights on the device."""
         return self._weights.bytes
 
-    def _weight(self, operator: Operator | None, key: str, dtype: str) -> int:
+    def player(self, plan: Plan, way: Way = PLANNED, on_batch: OnBatch | None = None) -> Player:
+        """Another one over the same weights and kernels: for a plan of the same bundle, and run in another way."""
+        programs = self.bundle.programs
+        return Player(
+            self.bundle.model, programs, plan, self._engine, self._weight, self._device.synchronize, way, on_batch
+        )
+
+    def _weight(self, key: str, dtype: str) -> int:
         digest = self.bundle.digest_of_weight(key, dtype)
         return self._weights.get(digest, dtype, lambda: self.bundle.weight(key, dtype))
 
@@ -78,7 +83,7 @@ class Session:
             raise UsageError(f"{self.bundle.name} chooses no tokens: it is called with inputs.")
         if beyond := [token for token in prompt if not 0 <= token < protocol.vocabulary]:
             raise PromptError(f"The prompt has token {beyond[0]}; the model's go from 0 to {protocol.vocabulary - 1}.")
-        for token, _ in greedy(self._hybrid, prompt, protocol, max_tokens):
+        for token, _ in greedy(self._player, prompt, protocol, max_tokens):
             yield token
 
     def run(self, inputs: dict[str, HostArray]) -> dict[str, HostArray]:
@@ -91,8 +96,5 @@ class Session:
                 if p.key not in inputs or tuple(inputs[p.key].shape) != p.spec.shape:
                     have = ", ".join(f"{key} {list(array.shape)}" for key, array in inputs.items())
                     raise UsageError(f"{self.bundle.name} takes {p.key} as {p.spec}; given: {have or 'nothing'}.")
-        return answered(self._hybrid, protocol.check(inputs, ()))
+        return answered(self._player, protocol.check(inputs, ()))
 
-
-def _nothing(signature: str) -> HostFunction:
-    raise ModelError(f"The bundle has no program for an operator of signature {signature}.")

@@ -135,12 +135,12 @@ def test_what_was_altered_is_refused(copy: Path) -> None:
 
 def answer(path: Path) -> list[int]:
     bundle = Bundle.open(path)
-    _ = bundle.programs, bundle.model, [bundle.weight(*key) for key in bundle._weights]
+    _ = bundle.plan, bundle.model, [bundle.weight(*key) for key in bundle._weights]
     return [1]
 
 
 @pytest.mark.parametrize("change, words", [
-    (lambda m: m.update(format_version=2), "has format 2; this TapML reads 1"),
+    (lambda m: m.update(format_version=3), "has format 3; this TapML reads 2"),
     (lambda m: m.update(format="zip"), "is not the manifest of a bundle"),
     (lambda m: m.update(target="openc"), "There is no target 'openc'"),
     (lambda m: m["files"].pop("graphs.jsonl"), "has no graphs.jsonl"),
