@@ -6,7 +6,7 @@ Statuses: `pass`; `fail` (wrong numbers); `flaky` (the same kernel on the same i
 `pass` passes. Stages name where it went wrong, in the order of the pipeline. Two of them are about numbers: `numeric` is what a
 test says (the numbers differ; where that comes from was not asked), `precision` is what a diagnosis says (it comes from how
 exact the reference itself is, so no stage of the compiler is at fault). `backend` is all that happens inside of an engine that
-TapML did not make, whose stages cannot be told apart.
+TapML did not make, whose stages cannot be told apart; `plan` how a bundle puts right operators together.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tapml import strict
 
 Status = Literal["pass", "fail", "flaky", "error", "crash", "unchecked", "skipped"]
 Stage = Literal[
-    "convert", "lower", "schedule", "codegen", "driver", "launch", "numeric", "precision", "weights", "state", "backend",
+    "convert", "lower", "schedule", "codegen", "driver", "launch", "numeric", "precision", "weights", "state", "backend", "plan",
 ]
 
 STATUSES: tuple[Status, ...] = ("pass", "fail", "flaky", "error", "crash", "unchecked", "skipped")
 STAGES: tuple[Stage, ...] = (
-    "convert", "lower", "schedule", "codegen", "driver", "launch", "numeric", "precision", "weights", "state", "backend",
+    "convert", "lower", "schedule", "codegen", "driver", "launch", "numeric", "precision", "weights", "state", "backend", "plan",
 )  # fmt: skip
 
 

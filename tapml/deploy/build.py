@@ -29,10 +29,12 @@ from tapml.errors import BundleError
 from tapml.kernels import Program
 from tapml.manifest import SEAL, digest, seal
 from tapml.migrate.circumstances import now
+from tapml.migrate.end_to_end import Reference
 from tapml.migrate.model import Model
 from tapml.migrate.programs import kept
 from tapml.migrate.records import Records, Sheet
 from tapml.runtime.buffers import as_bytes
+from tapml.runtime.hybrid import Hybrid
 from tapml.source.safetensors_file import write_file
 from tapml.targets.parse import parse
 from tapml.tensors import HostArray, convert
@@ -162,6 +164,8 @@ class _Writer:
         self._lines(layout.PROMPTS, ({"text": p.text, "tokens": p.tokens, "generated": p.generated} for p in run.prompts))
         for program in {p.digest: p for p in self.programs.values()}.values():
             self._text(f"{layout.KERNEL_FOLDER}/{program.digest}.json", json.dumps(program.to_json(), separators=(",", ":")))
+        if run.examples:
+            self._example()
         states = {key: array for key, array in run.initial_states.items() if array.view(np.uint8).any()}
         if states:
             self._arrays(layout.STATES, states)
@@ -179,6 +183,17 @@ class _Writer:
         manifest[SEAL] = seal(manifest)
         (self.folder / layout.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         return weight_bytes, sum(facts["bytes"] for facts in self.files.values())
+
+    def _example(self) -> None:
+        """The first one, what the source makes of it now, and how exact it is there."""
+        inputs = self.run.examples[0]
+        (judges,) = Reference.of(self.run, Hybrid(self.model, self.model.source)).judges()
+        arrays = {f"0 input {key}": array for key, array in inputs.items()}
+        self._arrays(layout.EXAMPLES, arrays | {f"0 output {key}": judge.values for key, judge in judges.items()})
+        self._lines(layout.ACCURACY, [{
+            key: {"error": judge.accuracy.error, "straddling": judge.straddling, "spread": judge.spread}
+            for key, judge in judges.items()
+        }])  # fmt: skip
 
     def _weights(self) -> int:
         """Each content once, as the programs store it; in shards."""

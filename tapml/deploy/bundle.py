@@ -11,6 +11,7 @@ nor a compiler. Building is `tapml.deploy.build`, running `tapml.deploy.session`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ import numpy as np
 
 from tapml import strict
 from tapml.cache.folder import file_digest
+from tapml.carving.tolerance import Reference, of_source
 from tapml.deploy import layout
 from tapml.deploy.plan import Plan, check_plan
 from tapml.errors import BundleError, TargetError
@@ -31,7 +33,7 @@ from tapml.runtime.model import ModelData
 from tapml.runtime.protocol import ModelProtocol
 from tapml.source.safetensors_file import Entry, header_of
 from tapml.targets.parse import TargetChoice, parse
-from tapml.tensors import NUMPY, HostArray, TensorSpec
+from tapml.tensors import NUMPY, HostArray, TensorSpec, dtype_name
 from tapml.whole_file import PARTIAL
 
 T = TypeVar("T")
@@ -40,6 +42,19 @@ AGAIN = "Build or fetch it again."
 
 # Bytes of a file that is read at once and is no weights.
 _LARGEST = 2**30
+
+
+@dataclass(frozen=True)
+class Example:
+    """Inputs by key, and what each output is judged by: the source's answer, and how exact that is."""
+
+    inputs: dict[str, HostArray]
+    outputs: dict[str, Reference]
+
+
+def _accuracy(line: dict[str, Any]) -> dict[str, tuple[float, int, float | None]]:
+    real, whole, maybe = strict.real, strict.whole, strict.maybe
+    return {key: (real(line[key], "error"), whole(line[key], "straddling"), maybe(real, line[key], "spread")) for key in line}
 
 
 class Bundle:
@@ -137,6 +152,23 @@ class Bundle:
         """The run's: {"text", "tokens", "generated"}."""
         return tuple(self._table(layout.PROMPTS, dict))
 
+    @cached_property
+    def examples(self) -> tuple[Example, ...]:
+        """The run's first one, where the model chooses no tokens."""
+        if layout.ACCURACY not in self.manifest["files"]:
+            return ()
+        arrays, lines = self._arrays(layout.EXAMPLES), self._table(layout.ACCURACY, _accuracy)
+        try:
+            return tuple(
+                Example(
+                    {name.removeprefix(f"{k} input "): array for name, array in arrays.items() if name.startswith(f"{k} input ")},
+                    {key: of_source(arrays[f"{k} output {key}"], *facts) for key, facts in line.items()},
+                )
+                for k, line in enumerate(lines)
+            )
+        except KeyError as error:
+            raise BundleError(f"{self.path / layout.EXAMPLES} has no array {error}. {AGAIN}") from error
+
     def _program(self, digest: str) -> Program:
         name = f"{layout.KERNEL_FOLDER}/{digest}.json"
         try:
@@ -195,12 +227,22 @@ class Bundle:
         specs = {p.key: p.spec for graph in self._graphs for p in graph.states}
         found = {key: np.zeros(spec.shape, NUMPY[spec.dtype]) for key, spec in specs.items()}
         if layout.STATES in self.manifest["files"]:
-            data, entries = self._open_shard(layout.STATES)
-            for key, entry in entries.items():
+            for key, array in self._arrays(layout.STATES).items():
                 spec = specs.get(key)
-                if spec is None or entry.spec != spec:
-                    raise BundleError(f"{self.path / layout.STATES}: {key[:80]!a} is {entry.spec}, not {spec}. {AGAIN}")
-                found[key] = data[entry.offset : entry.offset + entry.nbytes].view(NUMPY[spec.dtype]).reshape(spec.shape)
+                if spec is None or (array.shape, dtype_name(array)) != (spec.shape, spec.dtype):
+                    raise BundleError(f"{self.path / layout.STATES}: {key[:80]!a} is not {spec}. {AGAIN}")
+                found[key] = array
+        return found
+
+    def _arrays(self, name: str) -> dict[str, HostArray]:
+        """All that is in a file of arrays."""
+        data, entries = self._open_shard(name)
+        found: dict[str, HostArray] = {}
+        for key, entry in entries.items():
+            if entry.spec is None:
+                raise BundleError(f"{self.path / name}: {key[:80]!a} has a dtype that no model here has. {AGAIN}")
+            part = data[entry.offset : entry.offset + entry.nbytes]
+            found[key] = part.view(NUMPY[entry.spec.dtype]).reshape(entry.spec.shape)
         return found
 
     def content(self, name: str) -> bytes:

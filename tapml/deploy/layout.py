@@ -13,6 +13,8 @@ VERDICTS = "verdicts.jsonl"
 WEIGHTS = "weights.jsonl"
 STATES = "states.safetensors"  # those that do not begin as zeros
 PROMPTS = "prompts.jsonl"  # the run's prompts, and what the source answered
+EXAMPLES = "examples.safetensors"  # of a model that chooses no tokens: inputs, and what the source gave
+ACCURACY = "examples.jsonl"  # and how exact the source is there
 KERNEL_FOLDER = "kernels"
 SHARD_FOLDER = "weights"
 

@@ -15,7 +15,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -129,15 +129,18 @@ class Plan:
 
 
 def make_plan(
-    model: ModelData, programs: Mapping[str, Compiled], orders: Mapping[str, Sequence[str]] | None = None, reuse: bool = True
+    model: ModelData, programs: Mapping[str, Compiled], like: Plan | None = None, apart: Collection[str] = (), reuse: bool = True
 ) -> Plan:
-    """`orders` gives the operators' names of each graph in execution order (default: the source's); without `reuse` every value
-    has a slot of its own. Raises BundleError where two programs disagree on how a value between them is stored."""
-    planner = _Planner(model, programs, reuse)
+    """Operators run in the source's order, or in that of the plan `like`. What the operators named in `apart` write is in slots
+    of their own; without `reuse`, what all of them do. Raises BundleError where two programs disagree on how a value between them
+    is stored."""
+    planner = _Planner(model, programs, frozenset(o.name for o in model.operators) if not reuse else frozenset(apart))
     for name in model.graphs:
         operators = model.operators_of[name]
-        named = {o.name: o for o in operators}
-        planner.graph(name, operators if orders is None else [named[n] for n in orders[name]])
+        if like is not None:
+            place = {launch.operator: k for k, launch in enumerate(like.graphs[name].launches)}
+            operators = tuple(sorted(operators, key=lambda o: place.get(o.name, -1)))
+        planner.graph(name, operators)
     return planner.done()
 
 
@@ -155,12 +158,19 @@ def naive_bytes(plan: Plan, programs: Mapping[str, Compiled]) -> int:
 
 @dataclass
 class _Slots:
-    """Slots by number; those that nobody holds are handed out again."""
+    """Slots by number; those that nobody holds are handed out again, but for those of one owner."""
 
-    reuse: bool
     sizes: list[int] = field(default_factory=list)
     free: list[int] = field(default_factory=list)
     holders: dict[int, int] = field(default_factory=dict)
+    owned: set[int] = field(default_factory=set)
+
+    def own(self, nbytes: int) -> Place:
+        index = len(self.sizes)
+        self.sizes.append(nbytes)
+        self.owned.add(index)
+        self.holders[index] = 1
+        return Place("slot", str(index))
 
     def take(self, nbytes: int) -> Place:
         fitting = [i for i in self.free if self.sizes[i] >= nbytes]
@@ -185,20 +195,19 @@ class _Slots:
         if place.kind == "slot":
             index = int(place.name)
             self.holders[index] -= 1
-            if not self.holders[index] and self.reuse:
+            if not self.holders[index] and index not in self.owned:
                 self.free.append(index)
 
     def drop_all(self) -> None:
         """Between graphs: nothing in a slot outlives a call."""
-        if self.reuse:
-            self.free = list(range(len(self.sizes)))
+        self.free = [index for index in range(len(self.sizes)) if index not in self.owned]
         self.holders.clear()
 
 
 class _Planner:
-    def __init__(self, model: ModelData, programs: Mapping[str, Compiled], reuse: bool) -> None:
-        self.model, self.programs = model, programs
-        self.slots = _Slots(reuse)
+    def __init__(self, model: ModelData, programs: Mapping[str, Compiled], apart: Collection[str]) -> None:
+        self.model, self.programs, self.apart = model, programs, apart
+        self.slots = _Slots()
         self.constants: list[Launch] = []
         self.constant_bytes: dict[str, int] = {}
         self.states: dict[str, TensorSpec] = {}
@@ -214,7 +223,8 @@ class _Planner:
         kept = {*graph.outputs, *graph.mutations.values()}
         next_of = _next_of(graph)
         self.slots.drop_all()
-        places = _given(graph)
+        # A next content has its place from the start, so that an order that reads it too early (no sound one) can be planned.
+        places = _given(graph) | {value: Place("next", key) for value, key in next_of.items()}
         stored: dict[str, TensorSpec] = {}
         launches: list[Launch] = []
         for index, operator in enumerate(operators):
@@ -227,7 +237,7 @@ class _Planner:
                 outputs = self._constant(operator, program, inputs)
             else:
                 outputs = self._written(operator, program, inputs, next_of)
-                scratch = tuple(self.slots.take(nbytes) for nbytes in program.scratch)
+                scratch = tuple(self._take(operator, nbytes) for nbytes in program.scratch)
                 launches.append(Launch(operator.name, inputs, outputs, scratch))
                 for place in scratch:
                     self.slots.drop(place)
@@ -249,7 +259,7 @@ class _Planner:
             return Place(place.kind, place.name, spec.dtype)
         if place.kind == "state":
             self._store(place.name, spec)
-        elif (have := stored[value]).dtype != spec.dtype or have.elements != spec.elements:
+        elif (have := stored.get(value, spec)).dtype != spec.dtype or have.elements != spec.elements:
             raise BundleError(f"{value} of graph {graph.name} is stored as {have} by one kernel, and read as {spec} by another.")
         return place
 
@@ -293,8 +303,11 @@ class _Planner:
                 self._store(next_of[value], spec)
                 outputs.append(Place("next", next_of[value]))
             else:
-                outputs.append(self.slots.take(spec.nbytes))
+                outputs.append(self._take(operator, spec.nbytes))
         return tuple(outputs)
+
+    def _take(self, operator: Operator, nbytes: int) -> Place:
+        return self.slots.own(nbytes) if operator.name in self.apart else self.slots.take(nbytes)
 
     def _advance(
         self, graph: Graph, places: Mapping[str, Place], stored: Mapping[str, TensorSpec]

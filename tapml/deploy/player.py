@@ -110,8 +110,7 @@ class Player:
         self.begin(graph, inputs)
         launches = self.plan.graphs[graph].launches
         if self._way.serialised or self._way.poisoned:
-            for index in range(len(launches)):
-                self.launch(graph, index, index + 1)
+            self.launch(graph, 0, len(launches), apart=True)
         elif self._on_batch is not None:
             self.launch(graph, 0, len(launches))
         else:
@@ -135,13 +134,15 @@ class Player:
         if self._way.poisoned:
             self._poison(Place("next", key) for key in self.plan.graphs[graph].advanced)
 
-    def launch(self, graph: str, first: int, last: int) -> None:
-        """Submits the launches from `first` up to before `last` together; waits for them if the way is serialised."""
-        self._submit(self.plan.graphs[graph].launches[first:last])
-        if self._way.serialised:
-            self._wait()
-        if self._way.poisoned:
-            self._poison(place for index in range(first, last) for place in self._dying[graph][index])
+    def launch(self, graph: str, first: int, last: int, apart: bool = False) -> None:
+        """Submits the launches from `first` up to before `last`: together, or each alone with `apart`."""
+        step = 1 if apart else max(last - first, 1)
+        for start in range(first, last, step):
+            self._submit(self.plan.graphs[graph].launches[start : start + step])
+            if self._way.serialised:
+                self._wait()
+            if self._way.poisoned:
+                self._poison(place for index in range(start, start + step) for place in self._dying[graph][index])
 
     def end(self, graph: str) -> dict[str, HostArray]:
         """The outputs of the call, by key. States advance."""

@@ -27,6 +27,7 @@ from tapml import strict
 from tapml.carving.folder import Prompt, RunFolder
 from tapml.carving.late import check_calls as carve_calls
 from tapml.carving.tolerance import LEAST, Comparison, compare, compound_bound, of_source
+from tapml.carving.tolerance import Reference as Judge
 from tapml.errors import WrongValue, is_confined, unexpected
 from tapml.migrate.outcome import Failed
 from tapml.runtime.protocol import Call, Generating, Stepper, answered, greedy
@@ -92,6 +93,14 @@ class Reference:
         straddling = {key: oracle.straddling(prompt, key) for answer in outputs for key in answer}
         return Reference(calls, outputs, errors, straddling, run.protocol.chooses is not None, oracle.spread(prompt))
 
+    def judges(self) -> list[dict[str, Judge]]:
+        """What each output is judged by, call by call."""
+        calls = zip(self.outputs, self.errors, strict=True)
+        return [{key: self._judge(key, array, errors) for key, array in outputs.items()} for outputs, errors in calls]
+
+    def _judge(self, key: str, values: HostArray, errors: Mapping[str, float]) -> Judge:
+        return of_source(values, errors.get(key, 0.0), self.straddling.get(key, 0), self.spread.get(key))
+
     def check(self, target: Stepper) -> Answer:
         """Stops at the first call beyond its bound, or with a WrongValue. Other DeviceErrors and DeviceLost pass through; an
         error that nobody foresaw is an answer."""
@@ -107,9 +116,7 @@ class Reference:
                     raise
                 return Answer("error", None, None, None, None, f"{call.graph} (call {step}): {unexpected(error)}")
             for key, reference in expected.items():
-                found = compare(actual[key], of_source(
-                    reference, errors.get(key, 0.0), self.straddling.get(key, 0), self.spread.get(key),
-                ))  # fmt: skip
+                found = compare(actual[key], self._judge(key, reference, errors))
                 where = f"output {key} of {call.graph} (call {step}): {found.describe()}"
                 if not found.passed:
                     return Answer("fail", "numeric", found.error, found.bound, found.source_error, where)

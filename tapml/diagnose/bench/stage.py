@@ -39,7 +39,7 @@ from tapml.diagnose.bench.neighbours import BackendBench, FlashinferBench, TestB
 from tapml.diagnose.bench.own_method import OwnMethod
 from tapml.diagnose.bench.prefix import PrefixBisection
 from tapml.diagnose.bench.result import METHODS, BenchResult, Clean, Diagnosis, Fault, Found, Method, Row
-from tapml.diagnose.faults.catalogue import CATALOGUE, changed, find, put_in, sites
+from tapml.diagnose.faults.catalogue import OF_OPERATORS, changed, find, put_in, sites
 from tapml.diagnose.faults.fault import FaultClass
 from tapml.diagnose.faults.placed import edition
 from tapml.diagnose.probes.reference_backends import ReferenceBackends
@@ -78,7 +78,9 @@ def bench(
     if operators < 1:
         raise UsageError(f"--operators {operators} leaves nothing to bench. Give 1 or more.")
     started = time.monotonic()
-    classes = CATALOGUE if faults is None else tuple(find(f) if isinstance(f, str) else f for f in faults)
+    classes = OF_OPERATORS if faults is None else tuple(find(f) if isinstance(f, str) else f for f in faults)
+    if others := [f"{f.number} {f.name}" for f in classes if f not in OF_OPERATORS]:
+        raise UsageError(f"{', '.join(others)}: no fault of an operator, but of a plan. Bench a bundle in place of the run.")
     with Workbench.on(run, target, device, deadline=DEADLINE) as clean, ReferenceBackends(run, clean) as backends:
         header = Header(
             version=tapml.__version__, run=run.digest, target=str(clean.choice), target_key=clean.target.key,

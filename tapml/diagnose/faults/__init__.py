@@ -1,1 +1,1 @@
-"""The fault catalogue: 28 classes of real deployment bugs that can be put into one operator (`catalogue.py` lists them)."""
+"""The fault catalogue: 34 classes of real deployment bugs, of one operator or of a bundle's plan (`catalogue.py` lists them)."""

@@ -16,14 +16,14 @@ from dataclasses import replace
 
 from tapml.backends.on_device import with_kernels
 from tapml.backends.rewrite import Rewrite, Rewritten, rewritten
-from tapml.diagnose.faults import device, graph, kernel_text, launch, lowering, schedule, state, weights
+from tapml.diagnose.faults import composition, device, graph, kernel_text, launch, lowering, schedule, state, weights
 from tapml.diagnose.faults.fault import COMPILED, NO_KERNELS, FaultClass, Site, cannot
 from tapml.errors import UsageError, nearest
 from tapml.kernels import Program
 from tapml.migrate.workbench import Workbench
 from tapml.operators.graph import Operator
 
-_FILES = (kernel_text, schedule, lowering, launch, graph, weights, state, device)
+_FILES = (kernel_text, schedule, lowering, launch, graph, weights, state, device, composition)
 
 _NO_KERNELS = cannot(lambda language: "" if language.generated else NO_KERNELS)
 
@@ -35,6 +35,10 @@ def _of_kernels(fault: FaultClass) -> FaultClass:
 CATALOGUE: tuple[FaultClass, ...] = tuple(
     sorted((_of_kernels(f) for file in _FILES for f in file.CLASSES), key=lambda f: f.number)
 )
+
+# Those that are put into an operator of a run, and those that are put into the plan of a bundle.
+OF_OPERATORS = tuple(fault for fault in CATALOGUE if fault.compose is None)
+OF_PLANS = tuple(fault for fault in CATALOGUE if fault.compose is not None)
 
 
 def find(text: str) -> FaultClass:

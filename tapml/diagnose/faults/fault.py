@@ -11,7 +11,7 @@ by the path that tests and migrates models.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,8 +25,10 @@ from tapml.verdicts import Stage
 
 if TYPE_CHECKING:
     from tapml.backends.rewrite import Rewrite
+    from tapml.deploy.bundle import Bundle
+    from tapml.deploy.composition import Composition
 
-Level = Literal["kernel text", "schedule", "lowering", "graph", "state", "weights", "launch"]
+Level = Literal["kernel text", "schedule", "lowering", "graph", "state", "weights", "launch", "plan"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,15 @@ class Site:
     compile: Callable[[str], Program | None]
 
 
+@dataclass(frozen=True)
+class PlanFault:
+    """A fault of composition in one place: the operator that is wrong because of it, and the one that it takes besides."""
+
+    operator: str
+    other: str | None
+    composition: Composition
+
+
 # Levels whose faults are put into what the compiler gives; the others look at the model only.
 COMPILED: tuple[Level, ...] = ("kernel text", "schedule", "lowering", "launch")
 NO_KERNELS = "that target runs no kernels of TapML"
@@ -47,9 +58,10 @@ NO_KERNELS = "that target runs no kernels of TapML"
 
 @dataclass(frozen=True)
 class FaultClass:
-    """One class of bugs. `number` is its place in the catalogue (1 to 28), `name` what people type. `stage` is the true
+    """One class of bugs. `number` is its place in the catalogue (1 to 34), `name` what people type. `stage` is the true
     stage, which triage should name. `imitates` says which real bug it stands for and where the imitation is smaller than the
-    real thing; `seen_in` where that was reported ("apache/tvm#16438"); `cannot` which targets cannot express it, and why."""
+    real thing; `seen_in` where that was reported ("apache/tvm#16438"); `cannot` which targets cannot express it, and why. A class
+    of the level "plan" is put into a bundle by `compose`, place by place, all others into an operator by `place`."""
 
     number: int
     name: str
@@ -60,6 +72,7 @@ class FaultClass:
     seen_in: tuple[str, ...]
     cannot: dict[str, str]
     place: Callable[[Operator, Body, Site], Rewrite | None]
+    compose: Callable[[Bundle, int], Iterator[PlanFault]] | None = None
 
     def why_not(self, target: str) -> str:
         """Why the target of this name cannot express it; "" for one that can. Engines of packages run no kernels of TapML."""
@@ -67,7 +80,7 @@ class FaultClass:
         return self.cannot.get(target, NO_KERNELS if engine else "")
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the function."""
+        """Everything but the functions."""
         return {
             "number": self.number, "name": self.name, "title": self.title, "level": self.level, "stage": self.stage,
             "imitates": self.imitates, "seen_in": list(self.seen_in), "cannot": dict(self.cannot),
