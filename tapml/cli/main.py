@@ -47,6 +47,7 @@ from tapml.cli import (
     migrate,
     report,
     test,
+    verify,
 )
 from tapml.cli.verb import ALL_PASSED, INTERRUPTED, JSON, WRONG_USE, Outcome, Verb, check_file
 from tapml.errors import TapmlError, UsageError, nearest
@@ -59,8 +60,8 @@ from tapml.whole_file import write_whole
 VERBS: dict[str, Verb] = {
     verb.NAME: verb
     for verb in (
-        doctor, carve, test, migrate, bisect, explain, health, check, report, export, build, generate, faults, hub, agent,
-        devices,
+        doctor, carve, test, migrate, bisect, explain, health, check, report, export, build, verify, generate, faults, hub,
+        agent, devices,
     )
 }
 

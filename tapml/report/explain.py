@@ -44,6 +44,7 @@ MEANING = {
     "driver": "the platform's own compiler or runtime",
     "backend": "the engine that runs it, whose stages cannot be told apart",
     "state": "what is passed between calls",
+    "plan": "how a bundle puts operators together",
 }
 
 

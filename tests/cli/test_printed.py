@@ -218,8 +218,15 @@ def generate(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.Monkey
     check(type_in("generate", evil[1], "--prompt", "5"))
 
 
+def verify(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = evil[1].parent / f"verified{EVIL}"
+    check(type_in("migrate", evil[1], "--target", "cpu", "--fresh"))
+    check(type_in("build", evil[1], "--target", "cpu", "-o", bundle))
+    assert check(type_in("verify", bundle, "--repeat", "2")).code == 0
+
+
 BY_VERB = {one.__name__: one for one in (
-    doctor, carve, test, migrate, bisect, explain, health, report, build, generate, faults, hub, agent, devices,
+    doctor, carve, test, migrate, bisect, explain, health, report, build, verify, generate, faults, hub, agent, devices,
 )} | {"check": deployment, "export-cases": export_cases}  # fmt: skip
 del test  # pytest is not to take it for one
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tapml.api import Run
+from tapml.cli.main import main
 from tapml.deploy.build import build
 from tapml.deploy.bundle import Bundle
 from tapml.deploy.composition import QUESTIONS, TRIES
+from tapml.deploy.plan import check_plan
 from tapml.deploy.session import Session
-from tapml.deploy.verify import Verified, verify
-from tapml.diagnose.faults.catalogue import OF_PLANS
+from tapml.deploy.verify import verify
+from tapml.diagnose.faults.catalogue import OF_PLANS, find
 from tapml.diagnose.faults.fault import FaultClass
+from tapml.errors import BundleError
+from tapml.report.verify import view
+from tests.cli.test_schemas import meets
 from tests.conftest import MakeRun
 
-TARGETS = ("cpu", "opencl", "vulkan")
+TARGETS = ("opencl", "vulkan")
 
 
 @pytest.fixture(scope="module")
@@ -63,4 +71,52 @@ def test_a_fault_of_composition_is_found_and_named(
     named = {put.operator, put.other} if fault.name == "observer" else {put.operator}
     assert found.operator in named
     assert 0 < found.wrong <= TRIES and set(found.answers) == {q.name for q in QUESTIONS}
-    print(found)
+
+
+def test_what_a_plan_itself_gets_wrong_is_refused_before_it_runs(open_session: Callable[[str], Session]) -> None:
+    """Also without running anything."""
+    bundle = open_session("opencl").bundle
+    for name in ("early-reuse", "unsafe-reorder"):
+        compose = find(name).compose
+        assert compose is not None
+        with pytest.raises(BundleError, match="not sound"):
+            check_plan(next(compose(bundle, 3)).composition.plan, bundle.model, bundle.programs)
+
+
+def test_other_values_than_the_source_are_not_blamed_on_the_plan(open_session: Callable[[str], Session]) -> None:
+    """Here the run's record is another: as if the kernels gave other values on this device."""
+    bundle = Bundle.open(open_session("opencl").bundle.path)
+    bundle.__dict__["prompts"] = tuple(p | {"generated": [*p["generated"][:2], 1, *p["generated"][3:]]} for p in bundle.prompts)
+    with Session(bundle) as session:
+        verified = verify(session, repeat=2, max_tokens=3)
+    wrong = [check for check in verified.checks if not check.passed]
+    assert [check.name for check in wrong] == ["source"] and verified.found is None
+    assert re.match(r"prompt 0 chooses \d+ as token 2, and the source 1, and 1 more", wrong[0].detail)
+
+
+def test_the_command_line(open_session: Callable[[str], Session], capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(open_session("opencl").bundle.path)
+    assert main(["verify", path, "--repeat", "2", "--max-tokens", "2", "--json", "-"]) == 0
+    meets("verify", json.loads(capsys.readouterr().out))
+    for argv, code, said in (
+        (["verify", path + "x"], 2, "No bundle at"),
+        (["verify", path, "--repeat", "0"], 2, "'0' is not a whole number of at least 1"),
+        (["verify", path, "--device", "phone"], 2, "There is no device 'phone' here"),
+    ):
+        assert main(argv) == code
+        assert said in capsys.readouterr().err
+
+
+def test_what_was_found_is_shown(open_session: Callable[[str], Session]) -> None:
+    session = open_session("opencl")
+    compose = find("context-shape").compose
+    assert compose is not None
+    put = next(compose(session.bundle, 3))
+    verified = verify(session, repeat=2, max_tokens=2, composition=put.composition)
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    for part in view(verified, "llama · opencl", 1.0):
+        console.print(part)
+    text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert f"first wrong: {put.operator}, at stage plan: context-shape" in text
+    assert f"it takes 2 launches submitted together, from {put.other} on" in text
+    assert "right serialised" in text and "wrong without reuse" in text and "failed · llama · opencl" in text

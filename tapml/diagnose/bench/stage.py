@@ -80,7 +80,7 @@ def bench(
     started = time.monotonic()
     classes = OF_OPERATORS if faults is None else tuple(find(f) if isinstance(f, str) else f for f in faults)
     if others := [f"{f.number} {f.name}" for f in classes if f not in OF_OPERATORS]:
-        raise UsageError(f"{', '.join(others)}: no fault of an operator, but of a plan. Bench a bundle in place of the run.")
+        raise UsageError(f"{', '.join(others)}: a fault of a bundle's plan, not of an operator. Leave it out of --faults.")
     with Workbench.on(run, target, device, deadline=DEADLINE) as clean, ReferenceBackends(run, clean) as backends:
         header = Header(
             version=tapml.__version__, run=run.digest, target=str(clean.choice), target_key=clean.target.key,

@@ -128,7 +128,7 @@ def _short_cuts(bundle: Bundle, seed: int, active: Callable[[Sequence[Launch], i
     for _, graph in _shuffled(bundle.plan, seed):
         for first, second in _pairs(graph, seed):
             k = _instead(bundle.programs, first)
-            if k is None:
+            if k is None or first.inputs[k] in (*second.outputs, *second.scratch):
                 continue
 
             def hook(first: str = first.operator, second: str = second.operator, k: int = k) -> OnBatch:
@@ -137,6 +137,8 @@ def _short_cuts(bundle: Bundle, seed: int, active: Callable[[Sequence[Launch], i
                     if at is None or not active(batch, at):
                         return batch
                     one, other = batch[at], batch[at + 1]
+                    if one.inputs[k] in (*other.outputs, *other.scratch):
+                        return batch  # in this plan that would not be a launch
                     inputs = tuple(one.inputs[k] if place == one.outputs[0] else place for place in other.inputs)
                     return [*batch[: at + 1], replace(other, inputs=inputs), *batch[at + 2 :]]
 
