@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from tapml.deploy.bundle import Bundle
-from tapml.deploy.plan import Launch, Place, Plan, make_plan
+from tapml.deploy.plan import Launch, Place, Plan, make_plan, set_apart
 from tapml.deploy.player import PLANNED, OnBatch, Player, Way
 from tapml.deploy.session import Session
 from tapml.runtime.engine import Compiled
@@ -34,6 +34,9 @@ from tapml.runtime.protocol import Call
 
 # How often a call that is right is run again before it is believed, where runs differ from each other.
 TRIES = 8
+
+# How probes run: memory holds nothing that a run before left, which may have been right.
+FRESH = Way(fresh=True)
 
 Cause = Literal["early-reuse", "missing-hazard", "unsafe-reorder", "long-chain", "context-shape", "observer"]
 
@@ -71,10 +74,9 @@ class Stand:
         hook = self.composition.on_batch
         return self.session.player(plan or self.composition.plan, way, None if hook is None else hook())
 
-    def plan(self, source_order: bool = False, reuse: bool = True, apart: Sequence[str] = ()) -> Plan:
+    def plan(self, source_order: bool = False, reuse: bool = True) -> Plan:
         """The composition's plan, made otherwise."""
-        like = None if source_order else self.composition.plan
-        return make_plan(self.bundle.model, self.bundle.programs, like, apart, reuse)
+        return make_plan(self.bundle.model, self.bundle.programs, None if source_order else self.composition.plan, reuse)
 
     def truth(self) -> Player:
         """Each operator alone."""
@@ -91,10 +93,10 @@ class Variant:
     source_order: bool = False
     reuse: bool = True
 
-    def player(self, stand: Stand) -> Player:
+    def player(self, stand: Stand, fresh: bool = False) -> Player:
         as_planned = self.reuse and not self.source_order
         plan = None if as_planned else stand.plan(self.source_order, self.reuse)
-        return stand.player(plan, self.way)
+        return stand.player(plan, replace(self.way, fresh=fresh))
 
 
 QUESTIONS = (
@@ -110,8 +112,8 @@ class Found:
     """`operator` is the first with other bits, in call number `call` (from 0) of the prompt. `other` is the operator that it
     takes besides: the one that wrote over what it reads (early-reuse), the one whose write it should have seen (unsafe-reorder),
     or the first of the launches that have to be submitted together, `span` of them. `wrong` of `TRIES` runs of the plan as it
-    ships were wrong, unprobed. `probe`: the fault goes away when it is looked at. `answers` says, for each of `QUESTIONS`,
-    whether the bits are those of the truth."""
+    ships were wrong, unprobed: none where it reads what an earlier run left, and that was right. `probe`: the fault goes away when
+    it is looked at. `answers` says, for each of `QUESTIONS`, whether the bits are those of the truth."""
 
     operator: str
     graph: str
@@ -169,20 +171,22 @@ class _Search:
                 self.right.append(digest_of(player.end(call.graph)))
 
     def found(self) -> Found | None:
-        wrong, steady = self._unprobed()
+        wrong, steady = self._unprobed(PLANNED)
         if not wrong:
-            return None
+            hidden, steady = self._unprobed(FRESH)
+            if not hidden:
+                return None
         answers = {variant.name: self._right_by(variant) for variant in QUESTIONS}
         found = self._with_memory_apart(steady, answers) or self._overwritten() or self._shy()
         return None if found is None else replace(found, wrong=wrong, answers=answers)
 
     def _right_by(self, variant: Variant) -> bool:
-        with closing(variant.player(self.stand)) as player:
+        with closing(variant.player(self.stand, fresh=True)) as player:
             return all(trace(player, self.calls) == self.right for _ in range(TRIES))
 
-    def _unprobed(self) -> tuple[int, bool]:
+    def _unprobed(self, way: Way) -> tuple[int, bool]:
         """How many of the runs of the plan as it ships are wrong, and whether all give the same bits."""
-        with closing(self.stand.player()) as player:
+        with closing(self.stand.player(way=way)) as player:
             traces = [trace(player, self.calls) for _ in range(TRIES)]
         return sum(one != self.right for one in traces), all(one == traces[0] for one in traces)
 
@@ -202,7 +206,7 @@ class _Search:
         return replace(self._told(operator, call, cause, launches[index - span + 1].operator if span > 1 else None), span=span)
 
     def _first_with_memory_apart(self) -> tuple[int, int] | None:
-        with closing(self.stand.player(self.apart)) as player:
+        with closing(self.stand.player(self.apart, FRESH)) as player:
             for _ in range(TRIES):
                 player.reset()
                 for number, call in enumerate(self.calls):
@@ -222,7 +226,7 @@ class _Search:
         """How many launches, this one the last of them, have to be submitted together for it to be wrong; all before them are
         submitted one by one."""
         low, high = 0, index
-        with closing(self.stand.player(self.apart, Way(serialised=True))) as player:
+        with closing(self.stand.player(self.apart, Way(serialised=True, fresh=True))) as player:
             while low < high:
                 middle = (low + high + 1) // 2
                 wrong = any(self._wrong_behind(player, call, middle, index) for _ in range(TRIES))
@@ -244,7 +248,7 @@ class _Search:
     def _overwritten(self) -> Found | None:
         """Bisection over the launches of the first wrong call, as planned: the launch after which a value that is still needed is
         no longer what it was."""
-        with closing(self.stand.player()) as player:
+        with closing(self.stand.player(way=FRESH)) as player:
             for call, one in enumerate(self.calls):
                 launches = player.plan.graphs[one.graph].launches
                 low, high = 0, len(launches)
@@ -278,22 +282,22 @@ class _Search:
 
     def _shy(self) -> Found | None:
         """The first operator that needs memory of its own for the fault to go away, all before it having that too."""
-        call = next((k for k in range(len(self.calls)) if self._wrong_with((), k)), None)
+        call = next((k for k in range(len(self.calls)) if self._wrong_apart(k, ())), None)
         if call is None:
             return None
-        graph = self.calls[call].graph
-        names = [launch.operator for launch in self.stand.composition.plan.graphs[graph].launches]
-        if self._wrong_with(names, call):
+        names = [launch.operator for launch in self.stand.composition.plan.graphs[self.calls[call].graph].launches]
+        if self._wrong_apart(call, names):
             return None
         low, high = 0, len(names)
         while low + 1 < high:
             middle = (low + high) // 2
-            low, high = (middle, high) if self._wrong_with(names[:middle], call) else (low, middle)
+            low, high = (middle, high) if self._wrong_apart(call, names[:middle]) else (low, middle)
         return replace(self._told(names[high - 1], call, "observer"), probe=True)
 
-    def _wrong_with(self, apart: Sequence[str], call: int) -> bool:
-        plan = self.stand.plan(apart=apart) if apart else None
-        with closing(self.stand.player(plan)) as player:
+    def _wrong_apart(self, call: int, names: Sequence[str]) -> bool:
+        bundle = self.stand.bundle
+        plan = set_apart(self.stand.composition.plan, bundle.model, bundle.programs, names)
+        with closing(self.stand.player(plan, FRESH)) as player:
             return any(trace(player, self.calls[: call + 1])[-1] != self.right[call] for _ in range(TRIES))
 
     def _told(self, operator: str, call: int, cause: Cause, other: str | None = None) -> Found:

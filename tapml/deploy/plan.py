@@ -16,7 +16,7 @@ it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from tapml import strict
@@ -129,12 +129,11 @@ class Plan:
 
 
 def make_plan(
-    model: ModelData, programs: Mapping[str, Compiled], like: Plan | None = None, apart: Collection[str] = (), reuse: bool = True
+    model: ModelData, programs: Mapping[str, Compiled], like: Plan | None = None, reuse: bool = True
 ) -> Plan:
-    """Operators run in the source's order, or in that of the plan `like`. What the operators named in `apart` write is in slots
-    of their own; without `reuse`, what all of them do. Raises BundleError where two programs disagree on how a value between them
-    is stored."""
-    planner = _Planner(model, programs, frozenset(o.name for o in model.operators) if not reuse else frozenset(apart))
+    """Operators run in the source's order, or in that of the plan `like`; without `reuse`, each value has a slot of its own.
+    Raises BundleError where two programs disagree on how a value between them is stored."""
+    planner = _Planner(model, programs, reuse)
     for name in model.graphs:
         operators = model.operators_of[name]
         if like is not None:
@@ -142,6 +141,37 @@ def make_plan(
             operators = tuple(sorted(operators, key=lambda o: place.get(o.name, -1)))
         planner.graph(name, operators)
     return planner.done()
+
+
+def set_apart(plan: Plan, model: ModelData, programs: Mapping[str, Compiled], names: Collection[str]) -> Plan:
+    """The same plan, but for what these operators write into slots: that gets slots of its own, and all else stays in place."""
+    slots = list(plan.slots)
+    graphs: dict[str, GraphPlan] = {}
+    for name, graph in plan.graphs.items():
+        moved: dict[str, Place] = {}
+        launches: list[Launch] = []
+        for launch in graph.launches:
+            operator, program = model.named[launch.operator], programs[launch.operator]
+            forwards = dict(program.forwards)
+            for k, (value, spec, place) in enumerate(zip(operator.outputs, program.outputs, launch.outputs, strict=True)):
+                if k in forwards and operator.inputs[forwards[k]] in moved:
+                    moved[value] = moved[operator.inputs[forwards[k]]]
+                elif k not in forwards and place.kind == "slot" and launch.operator in names:
+                    moved[value] = Place("slot", str(len(slots)))
+                    slots.append(spec.nbytes)
+            inputs, outputs = (
+                tuple(moved.get(value, place) for value, place in zip(values, places, strict=True))
+                for values, places in ((operator.inputs, launch.inputs), (operator.outputs, launch.outputs))
+            )
+            launches.append(replace(launch, inputs=inputs, outputs=outputs))
+        facts = model.graphs[name]
+        ends = dict(zip(facts.output_keys, facts.outputs, strict=True))
+        graphs[name] = replace(
+            graph, launches=tuple(launches),
+            outputs={key: moved.get(ends[key], place) for key, place in graph.outputs.items()},
+            carried={key: moved.get(facts.mutations[key], place) for key, place in graph.carried.items()},
+        )  # fmt: skip
+    return replace(plan, slots=tuple(slots), graphs=graphs)
 
 
 def naive_bytes(plan: Plan, programs: Mapping[str, Compiled]) -> int:
@@ -158,19 +188,12 @@ def naive_bytes(plan: Plan, programs: Mapping[str, Compiled]) -> int:
 
 @dataclass
 class _Slots:
-    """Slots by number; those that nobody holds are handed out again, but for those of one owner."""
+    """Slots by number; those that nobody holds are handed out again."""
 
+    reuse: bool
     sizes: list[int] = field(default_factory=list)
     free: list[int] = field(default_factory=list)
     holders: dict[int, int] = field(default_factory=dict)
-    owned: set[int] = field(default_factory=set)
-
-    def own(self, nbytes: int) -> Place:
-        index = len(self.sizes)
-        self.sizes.append(nbytes)
-        self.owned.add(index)
-        self.holders[index] = 1
-        return Place("slot", str(index))
 
     def take(self, nbytes: int) -> Place:
         fitting = [i for i in self.free if self.sizes[i] >= nbytes]
@@ -195,19 +218,19 @@ class _Slots:
         if place.kind == "slot":
             index = int(place.name)
             self.holders[index] -= 1
-            if not self.holders[index] and index not in self.owned:
+            if not self.holders[index] and self.reuse:
                 self.free.append(index)
 
     def drop_all(self) -> None:
         """Between graphs: nothing in a slot outlives a call."""
-        self.free = [index for index in range(len(self.sizes)) if index not in self.owned]
+        self.free = list(range(len(self.sizes))) if self.reuse else []
         self.holders.clear()
 
 
 class _Planner:
-    def __init__(self, model: ModelData, programs: Mapping[str, Compiled], apart: Collection[str]) -> None:
-        self.model, self.programs, self.apart = model, programs, apart
-        self.slots = _Slots()
+    def __init__(self, model: ModelData, programs: Mapping[str, Compiled], reuse: bool) -> None:
+        self.model, self.programs = model, programs
+        self.slots = _Slots(reuse)
         self.constants: list[Launch] = []
         self.constant_bytes: dict[str, int] = {}
         self.states: dict[str, TensorSpec] = {}
@@ -237,7 +260,7 @@ class _Planner:
                 outputs = self._constant(operator, program, inputs)
             else:
                 outputs = self._written(operator, program, inputs, next_of)
-                scratch = tuple(self._take(operator, nbytes) for nbytes in program.scratch)
+                scratch = tuple(self.slots.take(nbytes) for nbytes in program.scratch)
                 launches.append(Launch(operator.name, inputs, outputs, scratch))
                 for place in scratch:
                     self.slots.drop(place)
@@ -303,11 +326,8 @@ class _Planner:
                 self._store(next_of[value], spec)
                 outputs.append(Place("next", next_of[value]))
             else:
-                outputs.append(self._take(operator, spec.nbytes))
+                outputs.append(self.slots.take(spec.nbytes))
         return tuple(outputs)
-
-    def _take(self, operator: Operator, nbytes: int) -> Place:
-        return self.slots.own(nbytes) if operator.name in self.apart else self.slots.take(nbytes)
 
     def _advance(
         self, graph: Graph, places: Mapping[str, Place], stored: Mapping[str, TensorSpec]

@@ -36,9 +36,11 @@ OnBatch = Callable[[Sequence[Launch]], Sequence[Launch]]
 
 @dataclass(frozen=True)
 class Way:
-    """How a plan is run."""
+    """How a plan is run. `fresh`: NaN in all memory whenever states are set back, so that nothing that an earlier call left there
+    can pass for what this one should have written. `poisoned`: also as soon as nothing in a buffer is needed any more."""
 
     serialised: bool = False
+    fresh: bool = False
     poisoned: bool = False
 
 
@@ -96,11 +98,15 @@ class Player:
     def _allocate(self, place: Place, nbytes: int) -> None:
         self._buffers[place] = self._engine.pool.allocate(nbytes)
         self._sizes[place] = nbytes
-        if self._way.poisoned:
+        if self._way.fresh or self._way.poisoned:
             self._engine.write(self._buffers[place], POISON * nbytes)
 
     def reset(self) -> None:
         """Sets every state back to its initial content."""
+        if self._way.fresh or self._way.poisoned:
+            for place, nbytes in self._sizes.items():
+                if place.kind != "constant":
+                    self._engine.write(self._buffers[place], POISON * nbytes)
         for key, spec in self.plan.states.items():
             self._which[key] = 0
             self._engine.write(self._halves[key][0], as_bytes(convert(self.model.initial_states[key], spec.dtype)))

@@ -41,7 +41,10 @@ def _found(found: Found) -> Iterator[RenderableType]:
     from tapml.deploy.composition import QUESTIONS, TRIES
 
     yield Text.assemble("first wrong: ", (found.operator, "bold"), f", at stage plan: {found.cause}")
-    rows = [found.because, f"seen in call {found.call} ({found.graph}); {found.wrong} of {TRIES} runs are wrong as it ships"]
+    often = f"{found.wrong} of {TRIES} runs are wrong as it ships"
+    if not found.wrong:
+        often += ": it reads what an earlier run left, which was right by chance"
+    rows = [found.because, f"seen in call {found.call} ({found.graph}); {often}"]
     if found.other is not None:
         rows.append({
             "early-reuse": f"{found.other} writes over what it reads",

@@ -18,7 +18,7 @@ from tapml.carving.folder import RunFolder
 from tapml.deploy import layout
 from tapml.deploy.build import build
 from tapml.deploy.bundle import Bundle
-from tapml.deploy.plan import GraphPlan, Launch, Place, Plan, check_plan, make_plan, naive_bytes
+from tapml.deploy.plan import GraphPlan, Launch, Place, Plan, check_plan, make_plan, naive_bytes, set_apart
 from tapml.deploy.player import dying
 from tapml.deploy.session import Session
 from tapml.errors import BundleError
@@ -44,6 +44,10 @@ def test_memory_is_used_again(bundle: Bundle) -> None:
     check_plan(apart, model, programs)
     assert naive_bytes(plan, programs) == naive_bytes(apart, programs) == apart.planned_bytes > 2 * plan.planned_bytes
     assert len(apart.slots) > 9 * len(plan.slots)
+    some = [launch.operator for launch in plan.graphs["decode"].launches[4:9]]
+    moved = set_apart(plan, model, programs, some)
+    check_plan(moved, model, programs)
+    assert len(plan.slots) < len(moved.slots) <= len(plan.slots) + 8
     assert plan == make_plan(model, programs) == Plan.from_json(json.loads(json.dumps(plan.to_json())))
 
 

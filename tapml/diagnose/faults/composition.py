@@ -118,8 +118,7 @@ def observer(bundle: Bundle, seed: int) -> Iterator[PlanFault]:
 
     def active(batch: Sequence[Launch], at: int) -> bool:
         between = set(batch[at].outputs)
-        shared = any(between & set(launch.outputs) for launch in batch[at + 1 :])
-        return len(batch) in whole and shared
+        return len(batch) in whole and any(between & set(launch.outputs) for launch in batch[at + 1 :])
 
     yield from _short_cuts(bundle, seed, active)
 
