@@ -112,8 +112,8 @@ class Found:
     """`operator` is the first with other bits, in call number `call` (from 0) of the prompt. `other` is the operator that it
     takes besides: the one that wrote over what it reads (early-reuse), the one whose write it should have seen (unsafe-reorder),
     or the first of the launches that have to be submitted together, `span` of them. `wrong` of `TRIES` runs of the plan as it
-    ships were wrong, unprobed: none where it reads what an earlier run left, and that was right. `probe`: the fault goes away when
-    it is looked at. `answers` says, for each of `QUESTIONS`, whether the bits are those of the truth."""
+    ships were wrong, unprobed: none where it reads what an earlier run left, and that was right. `probe`: the fault goes away
+    when it is looked at. `answers` says, for each of `QUESTIONS`, whether the bits are those of the truth."""
 
     operator: str
     graph: str
