@@ -1,12 +1,17 @@
-"""`tapml generate BUNDLE --prompt TEXT`: a bundle's answer, greedily."""
+"""`tapml generate BUNDLE --prompt TEXT`: a bundle's answers, printed while they come.
+
+The answer alone goes to stdout, where there are several each after its prompt; how long it took and why it ended to stderr. With
+`--json` nothing is printed before the end.
+"""
 
 from __future__ import annotations
 
 import argparse
-import time
+import sys
 from typing import Any
 
-from tapml.cli.verb import ALL_PASSED, DEVICE, Outcome, count, prompts_of
+from tapml.cli.answering import add_flags, asked_of
+from tapml.cli.verb import ALL_PASSED, SOMETHING_FAILED, Outcome, prompts_of
 
 NAME = "generate"
 HELP = "have a bundle answer prompts"
@@ -16,11 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a bundle made by tapml build")
     parser.add_argument("--prompt", metavar="TEXT", action="append", default=[], help="a prompt; may be repeated")
     parser.add_argument("--prompt-file", metavar="F", help="a file with one prompt per line")
-    parser.add_argument("--max-tokens", metavar="N", type=count, default=128, help="tokens of an answer at most (default: 128)")
-    parser.add_argument("--device", metavar="D", default="local", help=DEVICE)
+    add_flags(parser)
 
 
 def run(args: argparse.Namespace) -> Outcome:
+    from tapml.deploy.answer import Answer
     from tapml.deploy.bundle import Bundle
     from tapml.deploy.session import Session
     from tapml.deploy.text import Text
@@ -31,22 +36,29 @@ def run(args: argparse.Namespace) -> Outcome:
         raise PromptError("There is nothing to answer. Give at least one --prompt TEXT.")
     bundle = Bundle.open(args.bundle)
     text = Text(bundle)
-    answers: list[dict[str, Any]] = []
+    asked = asked_of(args, bundle)
+    prompts = [(prompt, text.tokens(prompt, args.system)) for prompt in texts]
+    streams = args.json is None
+    found: list[dict[str, Any]] = []
+    view: list[str] = []
+    whole = True
     with Session(bundle, args.device) as session:
-        for prompt in texts:
-            tokens = text.tokens(prompt)
-            started = time.monotonic()
-            made: list[int] = []
-            first = 0.0
-            for token in session.generate(tokens, args.max_tokens):
-                first = first or time.monotonic() - started
-                made.append(token)
-            answers.append({
-                "prompt": prompt, "tokens": tokens, "generated": made, "text": text.of(made), "first_token_seconds": first,
-                "seconds": time.monotonic() - started,
-            })  # fmt: skip
+        for prompt, tokens in prompts:
+            answer = Answer(session, text, tokens, asked)
+            title = f"> {prompt}" if len(prompts) > 1 else ""
+            if streams and title:
+                print(title, flush=True)
+            for piece in answer:
+                if streams:
+                    print(piece, end="", flush=True)
+            if streams:
+                print("\n" if title else "", flush=True)
+            print(answer.summary, file=sys.stderr, flush=True)
+            whole = whole and answer.complete is not False
+            found.append({"prompt": prompt} | answer.to_json())
+            view += [title, answer.text, ""] if title else [answer.text]
         device = session.info
-    view = [line for answer in answers for line in (f"> {answer['prompt']}", str(answer["text"]), "")][:-1]
-    return Outcome(ALL_PASSED, {
-        "bundle": str(bundle.path), "target": str(bundle.choice), "device": device.to_json(), "answers": answers,
-    }, tuple(view))  # fmt: skip
+    return Outcome(ALL_PASSED if whole else SOMETHING_FAILED, {
+        "bundle": str(bundle.path), "target": str(bundle.choice), "device": device.to_json(),
+        "sampling": asked.sampling.to_json(), "answers": found,
+    }, () if streams else tuple(view))  # fmt: skip

@@ -1,7 +1,7 @@
 """Choosing a token from the logits of a model.
 
     sampling = Sampling(temperature=0.7, top_p=0.9, seed=3)
-    sampler = Sampler(sampling, vocabulary, prompt)      of one answer
+    sampler = Sampler(sampling, vocabulary, prompt)      of one answer; with a Grammar, what it allows
     token = sampler.choose(row, position)                row: the logits float32 [vocabulary]; position: of the token in the text
 
 The steps, in this order; each is left out at its default:
@@ -31,7 +31,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -42,6 +42,14 @@ SEEDS = 2**64
 
 # Tokens that are sorted before more are looked at.
 SORTED_FIRST = 512
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -82,15 +90,32 @@ class Sampling:
         }
 
 
+GREEDY = Sampling()
+
 # Those that are one number.
 SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+
+
+class Grammar(Protocol):
+    """What an answer may be made of, token by token."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is whole and nothing can follow."""
+
+    def allowed(self) -> HostArray:
+        """Which tokens may follow, bool [vocabulary]."""
+
+    def take(self, token: int) -> None:
+        """The next token, one of those allowed."""
 
 
 class Sampler:
     """Of one answer: it remembers which tokens stand in the text. Raises UsageError for a bias of a token that there is not."""
 
-    def __init__(self, sampling: Sampling, vocabulary: int, prompt: Sequence[int] = ()) -> None:
+    def __init__(self, sampling: Sampling, vocabulary: int, prompt: Sequence[int] = (), grammar: Grammar | None = None) -> None:
         self.sampling = sampling
+        self.grammar = grammar
         if beyond := [token for token in sampling.logit_bias if token >= vocabulary]:
             raise UsageError(f"logit_bias names token {beyond[0]}; the model's go from 0 to {vocabulary - 1}.")
         self._biased = np.array(list(sampling.logit_bias), np.int64)
@@ -98,28 +123,30 @@ class Sampler:
         self._seen = np.zeros(vocabulary, bool)
         self._seen[list(prompt)] = True
 
-    def choose(self, row: HostArray, position: int, allowed: HostArray | None = None) -> int:
-        """The token at a position of the text, of its logits [vocabulary] and, by a grammar, what may follow, bool [vocabulary].
-        Raises WrongValue for logits that are NaN or infinite, or where every token is left out."""
-        logits = self._logits(row, position, allowed)
+    def choose(self, row: HostArray, position: int) -> int:
+        """The token at a position of the text, of its logits [vocabulary]. Raises WrongValue for logits that are NaN or infinite,
+        or where every token is left out; what the grammar raises."""
+        logits = self._logits(row, position)
         if self.sampling.temperature == 0:
             token = int(logits.argmax())
         else:
             tokens, weights = self._kept(logits)
             token = int(tokens[drawn(weights, uniform(self.sampling.seed, position))])
         self._seen[token] = True
+        if self.grammar is not None:
+            self.grammar.take(token)
         return token
 
-    def distribution(self, row: HostArray, position: int = 0, allowed: HostArray | None = None) -> tuple[HostArray, HostArray]:
+    def distribution(self, row: HostArray, position: int = 0) -> tuple[HostArray, HostArray]:
         """Tokens int64 and their probabilities float64, most probable first, of those that `choose` draws from."""
-        logits = self._logits(row, position, allowed)
+        logits = self._logits(row, position)
         if self.sampling.temperature == 0:
             return np.array([logits.argmax()]), np.ones(1)
         tokens, weights = self._kept(logits)
         order, _ = _largest(weights, np.inf)
         return tokens[order], weights[order] / weights.sum()
 
-    def _logits(self, row: HostArray, position: int, allowed: HostArray | None) -> HostArray:
+    def _logits(self, row: HostArray, position: int) -> HostArray:
         """Steps 1 to 3, in float64."""
         logits = row.astype(np.float64)
         if wrong := int((np.isnan(logits) | (logits == np.inf)).sum()):
@@ -133,8 +160,8 @@ class Sampler:
             seen = logits[self._seen]
             logits[self._seen] = np.where(seen > 0, seen / penalty, seen * penalty)
         logits[self._biased] += self._biases
-        if allowed is not None:
-            logits[~allowed] = -np.inf
+        if self.grammar is not None:
+            logits[~self.grammar.allowed()] = -np.inf
         if logits.max() == -np.inf:
             raise WrongValue("logits", f"Every token at position {position} is left out, so none can be chosen.")
         return logits
@@ -185,11 +212,3 @@ def drawn(weights: HostArray, number: float) -> int:
     wanted = number * weights.sum()
     order, sums = _largest(weights, wanted)
     return int(order[min(int(np.searchsorted(sums, wanted, side="right")), len(sums) - 1)])
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,7 +1,7 @@
 """Running a bundle on a device.
 
     with Session(bundle) as session:                            here; Session(bundle, "phone@http://…") elsewhere
-        for token in session.generate([5, 9, 70], max_tokens=16): ...
+        for token in session.generate([5, 9, 70], max_tokens=16, sampling=Sampling(temperature=0.7)): ...
         outputs = session.run({"input_ids": array})             of a model that chooses no tokens
 
 The kernels are those of the bundle; nothing is compiled but by the device's own driver. A call is the uploads of its inputs, one
@@ -10,17 +10,19 @@ submission, and one read of its outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from tapml.deploy.bundle import Bundle
+from tapml.deploy.held import Held
 from tapml.deploy.plan import Plan
 from tapml.deploy.player import PLANNED, OnBatch, Player, Way
+from tapml.deploy.sampling import GREEDY, Grammar, Sampler, Sampling
 from tapml.devices.interface import DeviceInfo
 from tapml.devices.runner import ProgramRunner
 from tapml.errors import DeviceError, PromptError, UnavailableError, UsageError
 from tapml.remote.open import open_device
 from tapml.runtime.buffers import WeightCache
-from tapml.runtime.protocol import Generating, answered, greedy
+from tapml.runtime.protocol import Generating, answered, generated
 from tapml.tensors import HostArray
 
 
@@ -30,6 +32,7 @@ class Session:
 
     def __init__(self, bundle: Bundle, device: str = "local") -> None:
         self.bundle = bundle
+        self.held = Held()
         programs = bundle.programs
         self._device = open_device(bundle.choice, device)
         try:
@@ -75,16 +78,26 @@ class Session:
     def close(self) -> None:
         self._device.close()
 
-    def generate(self, prompt: Sequence[int], max_tokens: int = 128) -> Iterator[int]:
-        """Greedy tokens, a stop token included. Raises PromptError for a prompt that does not fit, UsageError for a model that
-        chooses no tokens; DeviceError and UnavailableError from the device."""
+    def generate(
+        self, prompt: Sequence[int], max_tokens: int = 128, sampling: Sampling = GREEDY, grammar: Grammar | None = None,
+        reuse: bool = False,
+    ) -> Generator[int, None, None]:  # fmt: skip
+        """Tokens, a stop token included; greedy unless `sampling` says otherwise. With `reuse`, what the cache holds of the last
+        prompt and answer is kept as far as this prompt begins alike. One answer at a time. Raises PromptError for a prompt that
+        does not fit, UsageError for a model that chooses no tokens or a bias of a token that it does not have; WrongValue for
+        logits that no token can be chosen from; DeviceError and UnavailableError from the device."""
         protocol = self.bundle.protocol
         if not isinstance(protocol, Generating):
             raise UsageError(f"{self.bundle.name} chooses no tokens: it is called with inputs.")
         if beyond := [token for token in prompt if not 0 <= token < protocol.vocabulary]:
             raise PromptError(f"The prompt has token {beyond[0]}; the model's go from 0 to {protocol.vocabulary - 1}.")
-        for token, _ in greedy(self._player, prompt, protocol, max_tokens):
+        sampler = Sampler(sampling, protocol.vocabulary, prompt, grammar)
+        kept = self.held.shared(prompt, protocol, reuse)
+        chosen = generated(self._player, prompt, protocol, max_tokens, sampler.choose, kept=kept)
+        for token in self.held.watched(prompt, chosen):
             yield token
+            if grammar is not None and grammar.done:
+                return
 
     def run(self, inputs: dict[str, HostArray]) -> dict[str, HostArray]:
         """The outputs of a model that chooses no tokens, by key. Raises UsageError for inputs that it does not take."""

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from tapml import strict
 from tapml.carving import layout as of_run
 from tapml.deploy.bundle import AGAIN, Bundle
-from tapml.errors import BundleError, PromptError, UnavailableError
+from tapml.errors import BundleError, PromptError, UnavailableError, UsageError
 from tapml.source.within_limits import Unbounded, bounded
 
 
@@ -30,17 +30,28 @@ class Text:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
 
-    def tokens(self, prompt: str) -> list[int]:
-        """Raises PromptError for a prompt without tokens, BundleError for a template that cannot be rendered."""
+    def tokens(self, prompt: str, system: str | None = None) -> list[int]:
+        """Of one turn of a user, after a system message where there is one. Raises PromptError for a prompt without tokens,
+        UsageError for a system message to a model without a chat template, BundleError for a template that cannot be rendered."""
+        if system is not None or (self._chat is not None and self._tokenizer is not None):
+            before = [] if system is None else [{"role": "system", "content": system}]
+            return self.of_turns([*before, {"role": "user", "content": prompt}])
         if self._tokenizer is None:
             if not re.fullmatch(r"\s*\d{1,9}(?:[\s,]+\d{1,9})*\s*", prompt):
                 name = self.bundle.name
                 raise PromptError(f"{name} has no tokenizer: give token ids, such as --prompt '5 9 70', not {prompt[:40]!r}.")
             return [int(n) for n in re.findall(r"\d+", prompt)]
-        rendered = prompt if self._chat is None else self._rendered([{"role": "user", "content": prompt}])
-        found: list[int] = self._tokenizer.encode(rendered, add_special_tokens=self._chat is None).ids
+        found: list[int] = self._tokenizer.encode(prompt).ids
         if not found:
             raise PromptError(f"The prompt {prompt[:40]!r} has no tokens. Give at least one word with --prompt.")
+        return found
+
+    def of_turns(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """The tokens of messages {"role", "content"}, up to where the answer begins. Raises UsageError where there is no chat
+        template, BundleError for one that cannot be rendered."""
+        if self._chat is None or self._tokenizer is None:
+            raise UsageError(f"{self.bundle.name} has no chat template, so it knows no turns and no system message.")
+        found: list[int] = self._tokenizer.encode(self._rendered(messages), add_special_tokens=False).ids
         return found
 
     def of(self, tokens: Sequence[int]) -> str:

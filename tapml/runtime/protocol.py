@@ -12,7 +12,7 @@ the calls (the source, a hybrid, a shipped model) is a `Stepper`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -152,18 +152,38 @@ def answered(stepper: Stepper, calls: Iterable[Call]) -> dict[str, HostArray]:
     return outputs
 
 
-def greedy(
-    stepper: Stepper, prompt: Sequence[int], protocol: Generating, max_tokens: int, ignore_stop: bool = False
-) -> Iterator[tuple[int, HostArray]]:
+def generated(
+    stepper: Stepper, prompt: Sequence[int], protocol: Generating, max_tokens: int, choose: Callable[[HostArray, int], int],
+    ignore_stop: bool = False, kept: int = 0,
+) -> Iterator[tuple[int, HostArray]]:  # fmt: skip
     """Yields (token, the row [vocabulary] that it is chosen from) until a stop token, which is yielded too, `max_tokens` or the
-    last position."""
-    row = protocol.row(answered(stepper, protocol.read(prompt)))
+    last position. `choose` is given the row and the token's position. With `kept`, so many first tokens of the prompt are in the
+    cache already (of a kind that has one), and the calls that would take in nothing else are left out, but for the last."""
     position = protocol.first(prompt)
+    row = protocol.row(_taken_in(stepper, prompt, protocol, kept))
     for count in range(1, max_tokens + 1):
-        token = int(row.argmax())
+        token = choose(row, position)
         yield token, row
         if (token in protocol.stop and not ignore_stop) or count == max_tokens or position >= protocol.max_len:
             return
         call = protocol.append(token, position)
         row = protocol.row(stepper.step(call.graph, call.inputs))
         position += 1
+
+
+def _taken_in(stepper: Stepper, prompt: Sequence[int], protocol: Generating, kept: int) -> dict[str, HostArray]:
+    """The outputs of the calls that take in a prompt."""
+    if not kept or not isinstance(protocol, Cached):
+        return answered(stepper, protocol.read(prompt))
+    *calls, last = protocol.read(prompt)
+    for call in calls:
+        if call.position + call.tokens > kept:
+            stepper.step(call.graph, call.inputs)
+    return stepper.step(last.graph, last.inputs)
+
+
+def greedy(
+    stepper: Stepper, prompt: Sequence[int], protocol: Generating, max_tokens: int, ignore_stop: bool = False
+) -> Iterator[tuple[int, HostArray]]:
+    """As `generated`, of the largest element of each row; of equal ones the first."""
+    return generated(stepper, prompt, protocol, max_tokens, lambda row, position: int(row.argmax()), ignore_stop)

@@ -28,20 +28,7 @@ from tapml.runtime.hybrid import Hybrid
 from tapml.runtime.protocol import answered
 from tests.cli.test_schemas import meets
 from tests.conftest import MakeRun
-
-TARGET = "cpu"
-
-
-@pytest.fixture(scope="module")
-def run(make_run: MakeRun) -> RunFolder:
-    found = make_run("llama")
-    Run.open(found.path).migrate(TARGET, fresh=True)
-    return found
-
-
-@pytest.fixture(scope="module")
-def built(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(run, TARGET, tmp_path_factory.mktemp("bundles") / "llama").path
+from tests.deploy.conftest import TARGET
 
 
 @pytest.fixture
