@@ -57,6 +57,7 @@ HOMES = {
     "websockets": {"remote"},
     "segno": {"remote"},
     "cryptography": {"remote"},
+    "llguidance": {"deploy"},
     "rich": {"report", "cli"},
     "bokeh": {"report"},
     "matplotlib": {"report"},

@@ -35,6 +35,7 @@ from tapml.cli import (
     bisect,
     build,
     carve,
+    chat,
     check,
     devices,
     doctor,
@@ -60,8 +61,8 @@ from tapml.whole_file import write_whole
 VERBS: dict[str, Verb] = {
     verb.NAME: verb
     for verb in (
-        doctor, carve, test, migrate, bisect, explain, health, check, report, export, build, verify, generate, faults, hub,
-        agent, devices,
+        doctor, carve, test, migrate, bisect, explain, health, check, report, export, build, verify, generate, chat, faults,
+        hub, agent, devices,
     )
 }
 

@@ -41,7 +41,8 @@ class Asked:
 
 class Answer:
     """See the module's docstring. Iterating gives pieces of text, and raises what `Session.generate` and `Stream` raise. `ended`
-    is None until then; `complete` is whether its JSON is whole, None without a schema."""
+    is None until then; `complete` is whether its JSON is whole, None without a schema;
+    `reused`, how many first tokens of the prompt the cache held."""
 
     def __init__(self, session: Session, text: Text, prompt: Sequence[int], asked: Asked, reuse: bool = False) -> None:
         protocol = session.bundle.protocol
@@ -59,6 +60,7 @@ class Answer:
         self.stop_string: str | None = None
         self.complete: bool | None = None
         self.seconds = self.first_seconds = 0.0
+        self.reused = 0
         self.interrupted = False
 
     def __iter__(self) -> Iterator[str]:
@@ -72,6 +74,7 @@ class Answer:
                 self.tokens.append(token)
                 self.seconds = time.monotonic() - started
                 self.first_seconds = self.first_seconds or self.seconds
+                self.reused = self._session.held.reused
                 yield from self._said(stream.add(token))
                 self.stop_string = stream.stopped
                 if self.stop_string is not None:
@@ -123,5 +126,5 @@ class Answer:
         return {
             "tokens": self.prompt, "generated": self.tokens, "text": self.text, "ended": self.ended,
             "stop_string": self.stop_string, "complete": self.complete, "first_token_seconds": self.first_seconds,
-            "seconds": self.seconds, "tokens_per_second": self.tokens_per_second,
+            "seconds": self.seconds, "tokens_per_second": self.tokens_per_second, "reused": self.reused,
         }  # fmt: skip

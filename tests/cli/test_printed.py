@@ -216,6 +216,12 @@ def build(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPat
 
 def generate(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     check(type_in("generate", evil[1], "--prompt", "5"))
+    check(type_in("generate", evil[1].parent / f"bundle{EVIL}", "--prompt", "5", "--json-schema", EVIL))
+
+
+def chat(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    check(type_in("chat", evil[1]))
+    check(type_in("chat", evil[1].parent / f"bundle{EVIL}", "--json-schema", EVIL))
 
 
 def verify(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +232,8 @@ def verify(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPa
 
 
 BY_VERB = {one.__name__: one for one in (
-    doctor, carve, test, migrate, bisect, explain, health, report, build, verify, generate, faults, hub, agent, devices,
+    doctor, carve, test, migrate, bisect, explain, health, report, build, verify, generate, chat, faults, hub, agent,
+    devices,
 )} | {"check": deployment, "export-cases": export_cases}  # fmt: skip
 del test  # pytest is not to take it for one
 
