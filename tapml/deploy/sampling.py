@@ -179,7 +179,7 @@ class Sampler:
         if asked.top_p < 1:
             wanted = asked.top_p * weights.sum()
             order, sums = _largest(weights, wanted)
-            order = order[: 1 + np.count_nonzero(sums[:-1] < wanted)]
+            order = order[: 1 + np.count_nonzero(sums < wanted)]
             tokens, weights = tokens[order], weights[order]
         if asked.min_p:
             kept = weights >= asked.min_p * weights.max()

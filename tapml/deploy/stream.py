@@ -76,7 +76,7 @@ class Stream:
         """At a boundary between characters: what stood before the last boundary is not needed any more."""
         later = self._window[self._context :]
         shown = self._decode(later) if self._context else text
-        if shown and text.endswith(shown):
+        if shown:
             self._window, self._text, self._given = later, shown, len(shown)
         self._context = len(self._window)
 

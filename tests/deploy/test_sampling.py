@@ -19,7 +19,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from tapml.deploy.sampling import Sampler, Sampling, uniform
+from tapml.deploy.sampling import Sampler, Sampling, drawn, uniform
 from tapml.errors import UsageError, WrongValue
 from tapml.tensors import HostArray
 
@@ -142,6 +142,11 @@ def test_a_draw_inverts_the_distribution(seed: int, kinds: int, position: int) -
         if math.fsum(passed) > number * whole:
             break
     assert Sampler(Sampling(temperature=1.0, seed=seed), 2000).choose(row, position) == token
+
+
+def test_a_limit_belongs_to_the_token_after_it() -> None:
+    weights = np.array([0.25, 0.5, 0.0, 0.25])
+    assert [drawn(weights, number) for number in (0.0, 0.49, 0.5, 0.74, 0.75, 1 - 2**-53)] == [1, 1, 0, 0, 3, 3]
 
 
 def test_a_token_depends_on_its_seed_and_its_position_alone() -> None:

@@ -34,6 +34,7 @@ PERSON = {
     "additionalProperties": False,
 }
 OTHERS = [
+    {"type": "integer", "minimum": 0, "maximum": 1500},  # which may end before it has to
     {"enum": ["yes", "no", "perhaps \"so\""]},
     {"type": "array", "items": {"type": "integer", "minimum": -9, "maximum": 9}, "minItems": 2, "maxItems": 4},
     {"type": "string", "pattern": "^[a-z]{2,5}-[0-9]+$", "maxLength": 9},
@@ -84,6 +85,15 @@ def test_whatever_the_logits_it_is_json_of_the_schema(one: tuple[Any, Schema], s
     Draft202012Validator(found).validate(json.loads(text))
     if found["type" if "type" in found else "enum"] == "array":
         assert re.fullmatch(r"\[-?\d(, -?\d)+\]", text), "no white space but this"
+
+
+def test_a_stop_token_is_offered_where_the_json_may_end() -> None:
+    grammar = schema_of(OTHERS[0]).grammar()
+    assert not grammar.whole and not grammar.allowed()[END]
+    grammar.take(small().token_to_id("7"))
+    assert grammar.whole and not grammar.done and grammar.allowed()[END]
+    grammar.take(END)
+    assert grammar.whole and grammar.done
 
 
 def test_with_a_real_tokenizer_and_rows_that_have_no_token() -> None:

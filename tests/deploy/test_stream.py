@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tapml.deploy.stream import UNKNOWN, Stream
 from tapml.errors import UsageError
-from tests.deploy.vocabularies import pieces, real
+from tests.deploy.vocabularies import pieces, real, words
 
 TEXT = "Hello, world! 👩‍💻🎉 你好，世界。 naïve\tcafé\r\n\n  x = [1, 2]; 🇪🇺🏳️‍🌈 \u0928\u092e\u0938\u094d\u0924\u0947 end"
 
@@ -77,6 +77,11 @@ def test_no_piece_ends_within_a_character(text: str) -> None:
 @given(st.lists(st.integers(258, pieces().get_vocab_size() - 1), max_size=30))
 def test_spaces_that_only_the_first_word_loses(tokens: list[int]) -> None:
     assert "".join(streamed(pieces(), tokens)[0]) == decoding(pieces())(tokens)
+
+
+@given(st.lists(st.integers(0, words().get_vocab_size() - 1), max_size=30))
+def test_parts_of_words_that_only_the_first_token_shows(tokens: list[int]) -> None:
+    assert "".join(streamed(words(), tokens)[0]) == decoding(words())(tokens)
 
 
 def test_text_comes_as_soon_as_it_is_known() -> None:

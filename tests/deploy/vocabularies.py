@@ -52,6 +52,17 @@ def pieces() -> Tokenizer:
     return made
 
 
+@functools.cache
+def words() -> Tokenizer:
+    """WordPiece: parts of a word begin with ##, which the first token keeps; spaces before punctuation are taken out."""
+    made = Tokenizer(models.WordPiece({token: n for n, token in enumerate(
+        ["[UNK]", "[CLS]", "play", "##ing", "##s", ".", ",", "'", "the", "##the", "?", "a"]
+    )}, unk_token="[UNK]"))  # fmt: skip
+    made.decoder = decoders.WordPiece("##", cleanup=True)
+    made.add_special_tokens(["[UNK]", "[CLS]"])
+    return made
+
+
 def small() -> Tokenizer:
     """Of a vocabulary that the small models have: ASCII, one character a token, after the four that `CHAT` writes."""
     special = ["<e>", "<s>", "<u>", "<a>"]
