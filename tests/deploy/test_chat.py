@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -360,14 +361,20 @@ def test_a_conversation_at_a_terminal(screen: Screen) -> None:
     screen.type("\x03")
     shown += screen.until("ended: interrupted]")
     assert not left_in(shown, bars=True)
-    some = int(shown.partition("[")[2].split()[0] if "[" in shown else 0)
-    assert 0 < some < 20
+    counted = re.search(r"\[(\d+) tokens?; the first after", shown)
+    assert counted and 0 < int(counted[1]) < 20, shown
     screen.until("> ")
-    screen.type('/set max-tokens 2\n"""\nx\ny\n"""\n')
+    screen.type("/set max-tokens 2\n")
+    screen.until("max-tokens is 2.")
+    screen.until("> ")
+    for line in ('"""', "x", "y"):
+        screen.type(f"{line}\n")
+        screen.until("… ")
+    screen.type('"""\n')
     screen.until("ended: max tokens]")
     screen.until("> ")
     screen.type("/stats\n")
-    screen.until(f"2 answers, {some + 2} tokens")
+    screen.until(f"2 answers, {int(counted[1]) + 2} tokens")
     screen.until("> ")
     screen.type("\x04")
     assert screen.close() == 0
