@@ -50,23 +50,23 @@ def test_tokens_are_drawn_from_the_logits_of_the_model(session: Session) -> None
     assert tokens != list(session.generate(PROMPT, 12, Sampling(temperature=1.0, top_k=20, seed=5)))
     protocol = session.bundle.protocol
     assert isinstance(protocol, Generating)
-    row = protocol.row(answered(session._hybrid, protocol.read(PROMPT)))
+    row = protocol.row(answered(session._player, protocol.read(PROMPT)))
     for place, token in enumerate(tokens):
         assert token == Sampler(SAMPLING, protocol.vocabulary).choose(row, len(PROMPT) + place)
         call = protocol.append(token, len(PROMPT) + place)
-        row = protocol.row(session._hybrid.step(call.graph, call.inputs))
+        row = protocol.row(session._player.step(call.graph, call.inputs))
 
 
 def steps(session: Session, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The graphs of the calls from now on."""
     made: list[str] = []
-    step = session._hybrid.step
+    step = session._player.step
 
     def watched(graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         made.append(graph)
         return step(graph, inputs)
 
-    monkeypatch.setattr(session._hybrid, "step", watched)
+    monkeypatch.setattr(session._player, "step", watched)
     return made
 
 
@@ -97,7 +97,7 @@ def test_a_call_that_failed_leaves_nothing_to_reuse(session: Session, monkeypatc
     generating.close()
     assert session.held.tokens == [*PROMPT, expected[0]], "an answer that nobody wants any more"
     with monkeypatch.context() as patch:
-        patch.setattr(session._hybrid, "step", lambda graph, inputs: 1 / 0)
+        patch.setattr(session._player, "step", lambda graph, inputs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             list(session.generate(PROMPT, 6, SAMPLING, reuse=True))
     assert session.held.tokens == []
