@@ -288,13 +288,13 @@ def test_flags_that_cannot_be_followed(
 SLOW = """
 import fcntl, sys, termios, time
 from tapml.cli.main import main
-from tapml.runtime.hybrid import Hybrid
+from tapml.deploy.player import Player
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-step = Hybrid.step
+step = Player.step
 def slow(self, graph, inputs):
     time.sleep(0.2)
     return step(self, graph, inputs)
-Hybrid.step = slow
+Player.step = slow
 sys.exit(main(sys.argv[1:]))
 """
 
