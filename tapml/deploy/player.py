@@ -221,7 +221,7 @@ class Player:
     def _recorded(self, graph: str, launches: Sequence[Launch]) -> Sequence[Any]:
         key = graph, tuple(self._which.values())
         if key not in self._batches:
-            self._batches[key] = [item for launch in launches for item in self._one(launch)]
+            self._batches[key] = tuple(item for launch in launches for item in self._one(launch))
         return self._batches[key]
 
 

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tapml.devices.batches import Batches, launches
 from tapml.devices.frames import PIECE, FrameReader, FrameWriter, PeerGone, TooLate, widen
 from tapml.devices.handles import Handles, check_binding, check_range, cut_reads
 from tapml.devices.interface import DeviceInfo, Launch, Part
@@ -57,6 +58,7 @@ class ChildDevice:
         self._closed = False
         self._buffers: Handles[int] = Handles("buffer")
         self._kernels: Handles[Kernel] = Handles("kernel")
+        self._batches = Batches(self._send, self._check_launches, most=sys.maxsize)
         self._errors = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (lives as long as the child)
         words = ["tapml.devices.server", platform, *(["--device", device] if device is not None else [])]
         path = os.pathsep.join(p for p in (PACKAGE_PARENT, os.environ.get("PYTHONPATH", "")) if p)
@@ -120,6 +122,7 @@ class ChildDevice:
     def free(self, buffer: int) -> None:
         self._check()
         self._buffers.pop(buffer)
+        self._batches.forget_those_with("buffer", buffer)
         self._send(["free", buffer])
 
     def write(self, buffer: int, data: bytes | memoryview, offset: int = 0, keep: bool = False) -> None:
@@ -151,17 +154,22 @@ class ChildDevice:
     def unload(self, kernel: int) -> None:
         self._check()
         self._kernels.pop(kernel)
+        self._batches.forget_those_with("kernel", kernel)
         self._send(["unload", kernel])
 
     def run(self, batch: Sequence[Launch]) -> None:
         self._check()
+        if not batch:
+            return
+        number = self._batches.number(batch)
+        self._send(["launch", launches(batch)] if number is None else ["run", number])
+
+    def _check_launches(self, batch: Sequence[Launch]) -> None:
         for launch in batch:
             kernel = self._kernels[launch.kernel]
             check_binding(kernel.entry, kernel.access, launch.buffers)
             for buffer in launch.buffers:
                 self._buffers[buffer]
-        if batch:
-            self._send(["run", [[launch.kernel, launch.buffers] for launch in batch]])
 
     def synchronize(self) -> None:
         self._check()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ from tapml.languages.opencl_c import LANGUAGE
 from tapml.limits import Limits
 from tapml.runtime.buffers import padded
 
+# Batches that are kept ready to be run again.
+RECORDED = 32
 LOST = ("OUT_OF_RESOURCES", "INVALID_COMMAND_QUEUE", "INVALID_CONTEXT", "DEVICE_NOT_AVAILABLE")
 # The platform whose driver gives back sooner what it made than it makes it anew.
 POCL = "Portable Computing Language"
@@ -42,6 +45,14 @@ class _Loaded:
     access: tuple[str, ...]
     size: tuple[int, int, int]
     block: tuple[int, int, int]
+
+
+@dataclass
+class _Recorded:
+    """`batch` is kept, so that its identity stays its own; `launches` are None until it comes again."""
+
+    batch: tuple[Launch, ...]
+    launches: list[tuple[Any, tuple[int, int, int], tuple[int, int, int]]] | None = None
 
 
 class OpenClDevice(ReadsInTurn):
@@ -66,6 +77,7 @@ class OpenClDevice(ReadsInTurn):
         self._binaries = Binaries("opencl") if chosen.platform.name.strip() == POCL else None
         self._buffers: Handles[Any] = Handles("buffer")
         self._kernels: Handles[_Loaded] = Handles("kernel")
+        self._recorded: OrderedDict[int, _Recorded] = OrderedDict()
         self._bytes = 0
         self._room = int(chosen.global_mem_size)
         self._closed = False
@@ -92,6 +104,7 @@ class OpenClDevice(ReadsInTurn):
 
     def free(self, buffer: int) -> None:
         memory = self._buffers.pop(buffer)
+        self._recorded.clear()
         self._bytes -= memory.size
         memory.release()
 
@@ -155,22 +168,60 @@ class OpenClDevice(ReadsInTurn):
 
     def unload(self, kernel: int) -> None:
         self._kernels.pop(kernel)
+        self._recorded.clear()
 
     def run(self, batch: Sequence[Launch]) -> None:
         self._check_open()
-        enqueue = self._cl.enqueue_nd_range_kernel
+        recorded = self._record(batch) if isinstance(batch, tuple) else None
+        if recorded is not None:
+            self._replay(recorded)
+            return
         for launch in batch:
-            loaded = self._kernels[launch.kernel]
-            check_binding(loaded.entry, loaded.access, launch.buffers)
-            memories = [self._buffers[b] for b in launch.buffers]
+            loaded, memories = self._bound(launch)
             if 0 in loaded.size:
                 continue
             try:
                 loaded.kernel.set_args(*memories)
-                enqueue(self._queue, loaded.kernel, loaded.size, loaded.block)
+                self._cl.enqueue_nd_range_kernel(self._queue, loaded.kernel, loaded.size, loaded.block)
             except self._cl.Error as error:
                 raise self._failure(f"launch of {loaded.entry}", error) from error
         self._queue.flush()
+
+    def _bound(self, launch: Launch) -> tuple[_Loaded, list[Any]]:
+        loaded = self._kernels[launch.kernel]
+        check_binding(loaded.entry, loaded.access, launch.buffers)
+        return loaded, [self._buffers[b] for b in launch.buffers]
+
+    def _record(self, batch: tuple[Launch, ...]) -> _Recorded | None:
+        """What a batch comes to, each launch a kernel object of its own that keeps its arguments; made when the very same tuple
+        comes a second time, as the steps of a decoder do. None before."""
+        found = self._recorded.get(id(batch))
+        if found is None or found.batch is not batch:
+            self._recorded[id(batch)] = _Recorded(batch)
+            while len(self._recorded) > RECORDED:
+                self._recorded.popitem(last=False)
+            return None
+        self._recorded.move_to_end(id(batch))
+        if found.launches is None:
+            found.launches = []
+            for launch in batch:
+                loaded, memories = self._bound(launch)
+                if 0 not in loaded.size:
+                    kernel = self._cl.Kernel(loaded.kernel.program, loaded.entry)
+                    kernel.set_args(*memories)
+                    found.launches.append((kernel, loaded.size, loaded.block))
+        return found
+
+    def _replay(self, recorded: _Recorded) -> None:
+        enqueue, queue = self._cl.enqueue_nd_range_kernel, self._queue
+        assert recorded.launches is not None
+        kernel = None
+        try:
+            for kernel, size, block in recorded.launches:
+                enqueue(queue, kernel, size, block)
+        except self._cl.Error as error:
+            raise self._failure(f"launch of {kernel.function_name if kernel is not None else 'a batch'}", error) from error
+        queue.flush()
 
     def synchronize(self) -> None:
         self._check_open()
@@ -186,6 +237,7 @@ class OpenClDevice(ReadsInTurn):
         try:
             self._queue.finish()
         finally:
+            self._recorded.clear()
             self._kernels.clear()
             for memory in self._buffers:
                 memory.release()

@@ -5,7 +5,8 @@
 Frames come in on stdin and leave on what was stdout; stdout itself is turned to stderr, so that a driver that
 prints does not break the protocol. Requests are lists, the name first. Handles are the parent's own.
 
-    no reply:  ["write", buffer, offset] + bytes  ["free", buffer]  ["unload", kernel]  ["run", [[kernel, [buffer, …]], …]]
+    no reply:  ["write", buffer, offset] + bytes  ["free", buffer]  ["unload", kernel]  ["launch", [[kernel, [buffer, …]], …]]
+               ["define", batch, [[kernel, [buffer, …]], …]]  ["run", batch]  ["forget", batch]
     a reply:   ["allocate", buffer, nbytes]  ["load", kernel, {…}]  ["read", buffer, offset, nbytes]  ["synchronize"]  ["close"]
 
 A reply is ["ok", …] + bytes or ["error", kind, stage, message]. When a request without a reply fails, the error is kept for the
@@ -37,12 +38,13 @@ class Server:
         self._device = device
         self._buffers: dict[int, int] = {}
         self._kernels: dict[int, int] = {}
+        self._batches: dict[int, tuple[Launch, ...]] = {}
         self._failed: Exception | None = None
 
     def answer(self, message: list[Any], payload: bytearray) -> tuple[list[Any], bytes] | None:
         """Carries out one request; None when it has no reply."""
         name, *arguments = message
-        if name in ("write", "free", "unload", "run"):
+        if name in ("write", "free", "unload", "launch", "define", "run", "forget"):
             try:
                 self._post(name, arguments, payload)
             except Exception as error:
@@ -64,10 +66,15 @@ class Server:
             self._device.free(self._buffers.pop(arguments[0]))
         elif name == "unload":
             self._device.unload(self._kernels.pop(arguments[0]))
+        elif name == "define":
+            self._batches[arguments[0]] = self._batch(arguments[1])
+        elif name == "forget":
+            del self._batches[arguments[0]]
         elif self._failed is None:
-            self._device.run(
-                [Launch(self._kernels[k], tuple(self._buffers[b] for b in buffers)) for k, buffers in arguments[0]]
-            )
+            self._device.run(self._batch(arguments[0]) if name == "launch" else self._batches[arguments[0]])
+
+    def _batch(self, launches: list[Any]) -> tuple[Launch, ...]:
+        return tuple(Launch(self._kernels[k], tuple(self._buffers[b] for b in buffers)) for k, buffers in launches)
 
     def _reply(self, name: str, arguments: list[Any]) -> tuple[list[Any], bytes]:
         if name == "allocate":

@@ -236,6 +236,30 @@ def test_many_launches(device: Device, language: str) -> None:
     np.testing.assert_array_equal(floats(device, y), np.float32(2000))
 
 
+def test_a_batch_that_comes_again(device: Device, language: str) -> None:
+    """The very same tuple, as a decoder's step: it sees what buffers hold now, whatever came and went in between."""
+    double = device.load(kernels.elementwise(language, "x[i] * 2", "twice"))
+    add = device.load(kernels.elementwise(language, "x[i] + 1", "more"))
+    x, y, z = filled(device, 1.0), filled(device, 0.0), filled(device, 0.0)
+    batch = (Launch(double, (x, y)), Launch(add, (y, z)))
+    for count in range(1, 6):
+        device.write(x, np.full(COUNT, count, np.float32).tobytes())
+        device.run(batch)
+        assert np.all(floats(device, z) == 2 * count + 1)
+        other = filled(device, 9.0)
+        device.run((Launch(double, (x, other)),))
+        device.free(other)
+    device.free(z)
+    with pytest.raises(ValueError):
+        device.run(batch)
+    w = filled(device, 0.0)
+    device.run((Launch(double, (x, y)), Launch(add, (y, w))))
+    assert np.all(floats(device, w) == 11.0)
+    device.unload(add)
+    with pytest.raises(ValueError):
+        device.run((Launch(double, (x, y)), Launch(add, (y, w))))
+
+
 def test_an_empty_batch(device: Device) -> None:
     device.run([])
     device.synchronize()

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tapml.devices.batches import BATCHES
 from tapml.devices.interface import Launch
 from tapml.errors import ConnectionLost, DeviceError, DeviceLost, OutOfMemory, UnavailableError
 from tapml.migrate.operator_test import OperatorTester
 from tapml.remote.client.absent import judge
-from tapml.remote.client.batches import BATCHES
 from tapml.remote.client.client import RemoteDevice
 from tapml.remote.open import open_device
 from tapml.runtime.buffers import BufferPool

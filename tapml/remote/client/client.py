@@ -7,9 +7,9 @@ Nothing waits but `read`, `read_many`, `synchronize`, opening, and an `allocate`
 collected and leave with the next one that waits, or when there are many of them; one that fails is told there, with its own
 class. So a decode step is one packet there and one back.
 
-What is sent once only is the matter of `content.py`, batches that are run again of `batches.py`, broken connections of `link.py`,
-whether an answer can be one of `answers.py`. The device's own errors come back as they were raised there. A device that answers
-what cannot be an answer is dropped: ConnectionLost with its name, `final`, then and for every call after it.
+What is sent once only is the matter of `content.py`, batches that are run again of `tapml.devices.batches`, broken connections of
+`link.py`, whether an answer can be one of `answers.py`. The device's own errors come back as they were raised there. A device
+that answers what cannot be an answer is dropped: ConnectionLost with its name, `final`, then and for every call after it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tapml.devices.batches import LAUNCHES_TOGETHER, Batches, launches
 from tapml.devices.handles import Handles, check_binding, check_range, cut_reads
 from tapml.devices.interface import DeviceInfo, Launch, Part
 from tapml.devices.replies import error_of
@@ -28,7 +29,6 @@ from tapml.errors import ConnectionLost, DeviceError, DeviceLost, OutOfMemory, U
 from tapml.kernels import Kernel
 from tapml.remote.address import RemoteName
 from tapml.remote.client.answers import MOST_LINE, Malformed, dropped, opened, told, value_of
-from tapml.remote.client.batches import LAUNCHES_TOGETHER, Batches, launches
 from tapml.remote.client.content import Content
 from tapml.remote.client.link import Answer, Link, Traffic
 from tapml.remote.wire import PIECE

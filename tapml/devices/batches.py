@@ -5,7 +5,8 @@
     batches.forget_those_with("buffer", 3)       it is freed
 
 `post` takes a request, `check` refuses launches of things that are not there; it is asked once for a batch. The device holds
-`BATCHES` of them at most; of more, the one that was run longest ago is forgotten.
+`BATCHES` of them at most; of more, the one that was run longest ago is forgotten. A batch of more than `most` launches is sent
+whole each time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Literal
 from tapml.devices.interface import Launch
 
 BATCHES = 64
-# The launches of one request.
+# The launches of one request to a device elsewhere.
 LAUNCHES_TOGETHER = 2048
 
 Batch = tuple[Launch, ...]
@@ -26,8 +27,11 @@ Batch = tuple[Launch, ...]
 class Batches:
     """See the module's docstring."""
 
-    def __init__(self, post: Callable[[list[Any]], None], check: Callable[[Batch], None]) -> None:
+    def __init__(
+        self, post: Callable[[list[Any]], None], check: Callable[[Batch], None], most: int = LAUNCHES_TOGETHER
+    ) -> None:
         self._post = post
+        self._most = most
         self._check = check
         self._seen: OrderedDict[Batch, None] = OrderedDict()
         self._numbers: OrderedDict[Batch, int] = OrderedDict()
@@ -62,7 +66,7 @@ class Batches:
         self._with.pop((kind, handle), None)
 
     def _define(self, batch: Batch) -> int | None:
-        if len(batch) > LAUNCHES_TOGETHER:
+        if len(batch) > self._most:
             return None
         if batch not in self._seen:
             self._seen[batch] = None
