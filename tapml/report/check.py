@@ -34,11 +34,21 @@ def view(result: CheckResult) -> Iterator[RenderableType]:
             yield Padding(_table(look.wrong[:WRONG_SHOWN], len({question for question, _ in look.found}) > 1), (0, 0, 0, 2))
             if len(look.wrong) > WRONG_SHOWN:
                 yield Text(f"  … and {len(look.wrong) - WRONG_SHOWN} more", style="dim")
-            yield _first(look.wrong[0][1])
+        if look.first is not None:
+            yield _first(look.first)
         if look.probing:
             yield Text(f"  The verdicts may depend on looking: {look.probing}", style="bold red")
         if look.unseen:
             yield Text(f"  not shown: {_listed(look.unseen)}", style="dim")
+    for text in list(result.weights.values())[:WRONG_SHOWN]:
+        yield Text.assemble("  wrong weight: ", (text, "bold red"))
+    if len(result.weights) > WRONG_SHOWN:
+        yield Text(f"  … and {len(result.weights) - WRONG_SHOWN} more", style="dim")
+    if result.unknown_weights:
+        yield Text(
+            f"  {plural(len(result.unknown_weights), 'quantized weight')} of the file could not be found in the model, and "
+            f"compared with nothing: {_listed(result.unknown_weights)}", style="yellow",
+        )  # fmt: skip
     yield Text.assemble(
         ("passed", "green") if result.passed else ("failed", "bold red"),
         (f" · {result.engine} · {seconds(result.seconds)}", "dim"),
@@ -64,7 +74,7 @@ def _first(found: Found) -> Text:
     if found.among:
         text.append(f", or an operator before it whose value is not shown: {_listed(found.among)}")
     if found.weight:
-        text.append(f"\n  its weight: {found.weight}")
+        text.append(", by a weight of its own" + ("" if found.status == "fail" else "; its value is right for these inputs"))
     return text
 
 

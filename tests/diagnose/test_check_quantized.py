@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 import tapml
 from tapml.carving.folder import RunFolder
@@ -134,7 +134,53 @@ def test_a_wrong_zero_point_is_the_weights(bits: int, tmp_path: Path, capsys: py
     assert not result.passed and wrong.operator.kind == "linear"
     assert "is not up.weight of the model" in wrong.weight and "half a step" in wrong.weight
     assert main(["check", str(made()[0].path), "--onnx", str(tmp_path / "model.onnx")]) == 1
-    assert "its weight: " in capsys.readouterr().out
+    assert "wrong weight: " in capsys.readouterr().out
+
+
+class Table(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = torch.nn.Embedding(16, SIZE)
+        self.out = torch.nn.Linear(SIZE, SIZE)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.out(self.words(tokens))
+
+
+def in_rows(weight: HostArray) -> tuple[HostArray, HostArray, HostArray]:
+    """Codes, scales and zero points, a row each."""
+    low, high = weight.min(1), weight.max(1)
+    scale = ((high - low) / 255).astype(np.float32)
+    zero = np.rint(-low / scale)
+    return np.clip(np.rint(weight / scale[:, None]) + zero[:, None], 0, 255).astype(np.uint8), scale, zero.astype(np.uint8)
+
+
+@pytest.mark.parametrize("row", [None, 11])
+def test_a_wrong_row_that_the_inputs_do_not_touch_fails(
+    row: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = (torch.tensor([[1, 2, 3, 4, 5]]),)
+    run = tapml.carve(Table(), tokens, out=tmp_path / "run").folder
+    model = exported(Table().eval(), tokens, tmp_path, ["tokens"], ["y"], {})
+    gather = next(n for n in model.graph.node if n.op_type == "Gather")
+    held = next(t for t in model.graph.initializer if t.name == gather.input[0])
+    codes, scale, zero = in_rows(numpy_helper.to_array(held))
+    if row is not None:
+        zero[row] += 9
+    model.graph.initializer.extend(
+        numpy_helper.from_array(a, name) for name, a in (("codes", codes), ("scale", scale), ("zero", zero))
+    )
+    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["table"], axis=0))
+    gather.input[0] = "table"
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    code = main(["check", str(run.path), "--onnx", str(tmp_path / "model.onnx")])
+    said = " ".join(capsys.readouterr().out.split())
+    assert code == (0 if row is None else 1), said
+    if row is not None:
+        assert "wrong weight: codes in the file is not words.weight of the model: 32 of 512 elements" in said
+        assert "up to 9." in said and "all of them in [11, :]" in said
+        assert "2 of 2 operators recognised, all right first wrong: words, by a weight of its own; its value is right" in said
 
 
 def test_a_transposed_weight_and_a_lost_bias_are_found(tmp_path: Path) -> None:
@@ -166,3 +212,30 @@ def test_what_is_quantized_within_operators_is_no_case_for_it(tmp_path: Path) ->
     onnx.save(sorted_by_use(model), str(tmp_path / "model.onnx"))
     with pytest.raises(UsageError, match=r"quantizes activations within operators.*or one that is quantized dynamically"):
         check_onnx(made()[0], tmp_path / "model.onnx")
+
+
+class OneExample(CalibrationDataReader):
+    def __init__(self) -> None:
+        self.left = [{"x": torch.randn(6, SIZE).numpy()}]
+
+    def get_next(self) -> dict[str, HostArray] | None:
+        return self.left.pop() if self.left else None
+
+
+def test_files_whose_operators_read_codes_are_no_case_for_it(tmp_path: Path) -> None:
+    onnx.save(made()[1], str(tmp_path / "plain.onnx"))
+    file = tmp_path / "model.onnx"
+    quantize_static(str(tmp_path / "plain.onnx"), str(file), OneExample(), quant_format=QuantFormat.QOperator)
+    assert any(n.op_type.startswith("QLinear") for n in onnx.load(str(file)).graph.node)
+    with pytest.raises(UsageError, match=r"quantizes activations within operators.*or one that is quantized dynamically"):
+        check_onnx(made()[0], file)
+
+
+def test_weights_that_were_compared_with_nothing_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = dynamic(tmp_path)
+    name = next(n for n in model.graph.node if n.op_type == "MatMulInteger").input[1]
+    changed(model, name, lambda a: np.random.default_rng(0).permutation(a.reshape(-1)).reshape(a.shape))
+    assert list(checked(model, tmp_path).unknown_weights) == [name]
+    assert main(["check", str(made()[0].path), "--onnx", str(tmp_path / "model.onnx")]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"1 quantized weight of the file could not be found in the model, and compared with nothing: {name}" in said

@@ -96,8 +96,8 @@ class OnnxFile:
         """Values that are quantized within operators, in the file as it is written."""
         return quantized(self._model, self._folder).inside
 
-    def weights(self) -> dict[str, QuantizedWeight]:
-        """Those that are quantized, in the file as it is written."""
+    def weights(self) -> dict[str, QuantizedWeight | None]:
+        """Those that are quantized, in the file as it is written; None for one that cannot be read."""
         return quantized_weights(self._model, self._folder)
 
     @property

@@ -4,10 +4,11 @@
     found = matched(run_model, weights)               which are the model's within the rounding, and which are not
     activations = quantized(model, folder)            what is rounded on its way; `activations.roundings(values)` says how
 
-Known: DequantizeLinear of constants (also behind a Gather), MatMulInteger with a constant and a scale, MatMulNBits; of
-activations DynamicQuantizeLinear and DynamicQuantizeMatMul, and QuantizeLinear before products and convolutions, by the formulas
-of the ONNX standard. Where activations are quantized within operators, quantization and faults cannot be told apart: `inside`
-names such values.
+Known: DequantizeLinear of constants (also behind a Gather), MatMulInteger and ConvInteger with a constant and a scale,
+MatMulNBits; what else holds a weight in few bits is named, and not read. Of activations DynamicQuantizeLinear and
+DynamicQuantizeMatMul, and QuantizeLinear before products and convolutions, by the formulas of the ONNX standard. Where
+activations are quantized within operators (also by those of QOperator files, QLinearMatMul and others), quantization and faults
+cannot be told apart: `inside` names such values.
 
 A weight that was quantized is off by at most half a step, where it stands at an end of the range by at most a step more.
 """
@@ -35,6 +36,17 @@ Rounding = Callable[[HostArray], HostArray]
 # What reads an input that was rounded on the way to it, and gives what was not.
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "MatMulNBits")
 
+# Integer products, whose scale comes after them; and the axis of a weight that has a scale a place.
+_INTEGER = {"MatMulInteger": 1, "ConvInteger": 0}
+
+MICROSOFT = "com.microsoft"
+
+# ONNX's numbers of these element types.
+_UINT8, _INT8 = 2, 3
+
+# Operators that read codes and give codes, beside those that are called QLinear….
+_OF_CODES = ("QGemm", "QAttention", "QOrderedMatMul", "QOrderedAttention", "QEmbedLayerNormalization")
+
 
 @dataclass(frozen=True)
 class QuantizedWeight:
@@ -49,7 +61,7 @@ class QuantizedWeight:
 @dataclass(frozen=True)
 class Quantized:
     """Activations: `fixed` and `dynamic` are values that are rounded, with constants and by what is in them; `inside` those of
-    `fixed` that other nodes than products and convolutions read rounded."""
+    `fixed` that other nodes than products and convolutions read rounded, and results that are codes."""
 
     fixed: Mapping[str, Rounding] = field(default_factory=dict)
     dynamic: tuple[str, ...] = ()
@@ -62,11 +74,13 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Weights:
-    """Of the model's weights, by key: `instead` what the file has, where that is the weight within its rounding; `wrong` what to
-    say of those that are not."""
+    """Of the model's weights, by key: `instead` what the file has, where that is the weight within its rounding, and the model's
+    own elements where it is not; `wrong` what to say of those with such elements. `unknown`: quantized weights of the file that
+    are like none of the model's, or whose form is not known here: they were compared with nothing."""
 
     instead: Mapping[str, HostArray] = field(default_factory=dict)
     wrong: Mapping[str, str] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
 
 
 def quantized(model: Any, folder: Path) -> Quantized:
@@ -74,8 +88,8 @@ def quantized(model: Any, folder: Path) -> Quantized:
     return _Reading(model, folder).activations()
 
 
-def quantized_weights(model: Any, folder: Path) -> dict[str, QuantizedWeight]:
-    """All that are quantized, by the name of the constant."""
+def quantized_weights(model: Any, folder: Path) -> dict[str, QuantizedWeight | None]:
+    """All that are quantized, by the name of the constant; None for one in a form that is not known here."""
     return _Reading(model, folder).weights()
 
 
@@ -93,23 +107,32 @@ class _Reading:
             if node.op_type == "Constant":
                 self.tensors.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
 
-    def weights(self) -> dict[str, QuantizedWeight]:
-        found: dict[str, QuantizedWeight] = {}
+    def weights(self) -> dict[str, QuantizedWeight | None]:
+        found: dict[str, QuantizedWeight | None] = {}
         for node in self.nodes:
+            name = node.input[0] if node.op_type == "DequantizeLinear" else node.input[1] if len(node.input) > 1 else ""
             if node.op_type == "DequantizeLinear":
-                name = node.input[0]
                 made_by = self.maker.get(name)
                 if made_by is not None and made_by.op_type == "Gather":
                     name = made_by.input[0]
-                if name in self.tensors and (scale := self._array(node, 1)) is not None:
-                    found[name] = _dequantized(self._constant(name), scale, self._array(node, 2), _axis(node))
-            elif node.op_type == "MatMulInteger" and node.input[1] in self.tensors:
-                scale = self._scale_behind(node)
-                if scale is not None:
-                    found[node.input[1]] = _dequantized(self._constant(node.input[1]), scale, self._array(node, 3), 1)
-            elif node.op_type == "MatMulNBits" and node.input[1] in self.tensors:
-                found[node.input[1]] = self._packed(node)
+                if name in self.tensors:
+                    scale = self._array(node, 1)
+                    zero = self._array(node, 2)
+                    found[name] = None if scale is None else _dequantized(self._constant(name), scale, zero, _axis(node))
+            elif node.op_type in _INTEGER and name in self.tensors:
+                scale, axis = self._scale_behind(node), _INTEGER[node.op_type]
+                zero = self._array(node, 3)
+                found[name] = None if scale is None else _dequantized(self._constant(name), scale, zero, axis)
+            elif node.op_type == "MatMulNBits" and name in self.tensors:
+                found[name] = self._packed(node)
+            elif node.domain == MICROSOFT:
+                found |= {each: None for each in node.input if self._is_codes(each)}
         return found
+
+    def _is_codes(self, name: str) -> bool:
+        """Whether a constant may be a weight in few bits: a matrix of bytes."""
+        tensor = self.tensors.get(name)
+        return tensor is not None and len(tensor.dims) > 1 and tensor.data_type in (_UINT8, _INT8)
 
     def activations(self) -> Quantized:
         fixed: dict[str, Rounding] = {}
@@ -124,6 +147,8 @@ class _Reading:
                         inside.append(node.input[0])
             elif node.op_type in ("DynamicQuantizeLinear", "DynamicQuantizeMatMul"):
                 dynamic.append(node.input[0])
+            elif node.op_type.startswith("QLinear") or node.op_type in _OF_CODES:
+                inside += node.output[:1]
         return Quantized(fixed, tuple(dynamic), tuple(inside))
 
     def _users(self, node: Any) -> list[Any]:
@@ -222,13 +247,14 @@ def _dynamic(whole: HostArray) -> Rounding:
     return _fixed(step, np.clip(np.rint(np.float32(-low) / step), 0, 255).astype(np.uint8), 1)
 
 
-def matched(model: Model, found: Mapping[str, QuantizedWeight]) -> Weights:
+def matched(model: Model, found: Mapping[str, QuantizedWeight | None]) -> Weights:
     """The quantized weights by the model's keys. A model's weight that no quantized one is like is left as it is."""
     keys = dict.fromkeys(p.key for graph in model.graphs.values() for p in graph.weights)
     instead: dict[str, HostArray] = {}
     wrong: dict[str, str] = {}
+    unknown: list[str] = []
     for name, weight in found.items():
-        like = [
+        like = [] if weight is None else [
             (_off(theirs, own), key, turned)
             for key in keys
             for own in [model.weight(key)]
@@ -236,23 +262,30 @@ def matched(model: Model, found: Mapping[str, QuantizedWeight]) -> Weights:
             for turned in ((False, True) if own.ndim == 2 else (False,))
             for theirs in [weight.values.T if turned else weight.values]
             if theirs.shape == own.shape
-        ]
+        ]  # fmt: skip
         nearest = min(like, default=None)
-        if nearest is None or nearest[0] > ALIKE:
+        if weight is None or nearest is None or nearest[0] > ALIKE:
+            unknown.append(name)
             continue
         _, key, turned = nearest
         values, step, end = (a.T if turned else a for a in (weight.values, weight.step, weight.end))
         own = model.weight(key)
         steps = np.abs(values.astype(np.float64) - own.astype(np.float64)) / np.maximum(step, np.finfo(np.float32).tiny)
-        beyond = steps > np.where(end, 1.5, 0.5) + 1e-2
+        beyond = ~(steps <= np.where(end, 1.5, 0.5) + 1e-2)  # a NaN too
         if beyond.any():
             wrong[key] = (
                 f"{name} in the file is not {key} of the model: {int(beyond.sum()):,} of {own.size:,} elements are off by more "
-                f"than half a step of the quantization, up to {float(steps.max()):.3g} steps"
+                f"than half a step of the quantization, up to {float(np.max(steps)):.3g} steps, all of them in {_box(beyond)}"
             )
-        else:
-            instead[key] = np.ascontiguousarray(values.astype(own.dtype))
-    return Weights(instead, wrong)
+        instead[key] = np.ascontiguousarray(np.where(beyond, own, values.astype(own.dtype)))
+    return Weights(instead, wrong, tuple(unknown))
+
+
+def _box(which: HostArray) -> str:
+    """The smallest part of an array that holds the elements that are true, as Python writes it."""
+    places = [(int(p.min()), int(p.max()) + 1) for p in np.nonzero(which)]
+    return "[" + ", ".join(str(a) if b == a + 1 else ":" if b - a == n else f"{a}:{b}"
+                           for (a, b), n in zip(places, which.shape, strict=True)) + "]"  # fmt: skip
 
 
 def _off(theirs: HostArray, own: HostArray) -> float:

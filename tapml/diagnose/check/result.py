@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,8 +24,13 @@ class Look:
         return tuple((question, f) for question, f in self.found if f.status == "fail")
 
     @property
+    def first(self) -> Found | None:
+        """The first that is wrong, by its value or by a weight that is not the model's."""
+        return next((f for _, f in self.found if f.status == "fail" or f.weight), None)
+
+    @property
     def first_wrong(self) -> str | None:
-        return self.wrong[0][1].operator.name if self.wrong else None
+        return None if self.first is None else self.first.operator.name
 
     @cached_property
     def seen(self) -> tuple[str, ...]:
@@ -61,16 +66,19 @@ def _value(question: str, found: Found) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """`engine`: what ran, with its version."""
+    """`engine`: what ran, with its version. `weights`: by the model's keys, what to say of quantized weights of the deployment
+    that are not the model's, whatever came of them. `unknown_weights`: quantized ones that were compared with nothing."""
 
     engine: str
     looks: Sequence[Look]
     seconds: float
     run_digest: str
+    weights: Mapping[str, str] = field(default_factory=dict)
+    unknown_weights: Sequence[str] = ()
 
     @property
     def passed(self) -> bool:
-        return all(look.passed for look in self.looks)
+        return all(look.passed for look in self.looks) and not self.weights
 
     @property
     def first_wrong(self) -> str | None:
@@ -80,5 +88,6 @@ class CheckResult:
         first, *others = [look.to_json() for look in self.looks]
         return first | {
             "engine": self.engine, "optimised": others[0] if others else None, "first_wrong": self.first_wrong,
-            "seconds": self.seconds, "run_digest": self.run_digest,
+            "seconds": self.seconds, "run_digest": self.run_digest, "wrong_weights": dict(self.weights),
+            "unknown_weights": list(self.unknown_weights),
         }  # fmt: skip

@@ -63,15 +63,16 @@ def check_onnx(
     for label in (AS_WRITTEN, OPTIMISED)[: 2 if optimised else 1]:
         with closing(OnnxFile(path, provider, label == OPTIMISED)) as file:
             if inside := file.inside:
+                more = f" and {len(inside) - 1:,} more" if len(inside) > 1 else ""
                 raise UsageError(
-                    f"{path} quantizes activations within operators, {inside[0]} and {len(inside) - 1} more: there, quantization "
-                    "and faults cannot be told apart. Check the file before its activations are quantized, or one that is "
-                    "quantized dynamically."
+                    f"{path} quantizes activations within operators, {inside[0]}{more}: there, quantization and faults cannot "
+                    "be told apart. Check the file before its activations are quantized, or one that is quantized dynamically."
                 )
             weights = weights or matched(model, file.weights())
             looks.append(_looked(run, model, file, weights, label, tell))
             engine = f"{path.name} in {file.version}"
-    return CheckResult(engine, looks, time.monotonic() - started, run.digest)
+    assert weights is not None
+    return CheckResult(engine, looks, time.monotonic() - started, run.digest, weights.wrong, weights.unknown)
 
 
 def _looked(run: RunFolder, model: Model, file: OnnxFile, weights: Weights, label: str, tell: Progress) -> Look:
