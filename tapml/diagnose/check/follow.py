@@ -27,14 +27,15 @@ import numpy as np
 
 from tapml.carving.distance import undecided
 from tapml.carving.tolerance import FEW, Accuracy, Comparison, Reference, compare, measure
-from tapml.diagnose.check.fits import Fit, fits, regions
+from tapml.diagnose.check.fits import Fit, fits
+from tapml.diagnose.check.held import Held, floating, norm
 from tapml.diagnose.check.quantized import Weights
 from tapml.diagnose.check.seen import Seen
 from tapml.errors import UsageError, first_line, is_confined
 from tapml.migrate.model import Model
 from tapml.operators.graph import Graph, Operator
 from tapml.runtime.walk import Step, Walk
-from tapml.tensors import FLOATS, HostArray, dtype_name
+from tapml.tensors import HostArray, dtype_name
 
 How = Literal["value", "name", "what follows", "output"]
 
@@ -44,9 +45,6 @@ CANDIDATES = 12
 
 # How many steps after a right value a wrong one is looked for that is made of it.
 STEPS = 3
-
-# Norms that are this near may belong to one value, before its elements are compared.
-NEAR = 0.02
 
 # A value this far off, as a share of its norm, is not taken for a wrong one without a name that says so.
 ALIKE = 0.7
@@ -118,6 +116,7 @@ class Follower:
         self._model = model
         self._seen = seen
         self._real = real
+        self._held = Held(seen.values, real)
 
     def follow(
         self, graph: Graph, inputs: Mapping[str, HostArray], states: Mapping[str, HostArray]
@@ -190,7 +189,7 @@ class Follower:
 
     def _rounding(self, value: _Value) -> Callable[[HostArray], HostArray] | None:
         """How the engine rounds it; one that it does not show (a row of many), as it rounds what that is of."""
-        if dtype_name(value.own) not in FLOATS:
+        if not floating(value.own):
             return None
         names = (value.name,) if value.name else value.of
         return next((self._rounded[name] for name in names if name in self._rounded), None)
@@ -227,7 +226,7 @@ class Follower:
         """The value of the engine that agrees with what is computed: of several, one that bears the operator's name. With
         `judges` by the operator's own bound, where one call's error makes it too narrow."""
         best: _Match | None = None
-        for name in self._near(value.own):
+        for name in self._held.near(value.own):
             if not self._plausible(course, operator, name):
                 continue
             for fit in fits(self._seen.values[name].shape, value.own.shape, self._real):
@@ -313,7 +312,7 @@ class Follower:
                 match = self._agreeing(ahead, after, value)
                 if match is not None and hangs and _tells(value.own, shown):
                     return True
-                if match is None and not hangs and beside and dtype_name(value.own) in FLOATS:
+                if match is None and not hangs and beside and floating(value.own):
                     match = next(self._candidates(ahead, after, value), None)
                 if match is not None:
                     self._take(ahead, after, k, value, match)
@@ -332,9 +331,9 @@ class Follower:
         they are like it; then, where the engine tells what was computed from what, those that come soonest after the inputs."""
         named: list[tuple[str, Fit]] = []
         others: list[tuple[float, str, Fit]] = []
-        for place, name in enumerate(self._seen.values if among is None else among):
+        for place, name in enumerate(self._held.sized(value.own) if among is None else among):
             array = self._seen.values[name]
-            if name in course.taken or not self._alike(name, value.own) or not self._plausible(course, operator, name):
+            if name in course.taken or floating(array) != floating(value.own) or not self._plausible(course, operator, name):
                 continue
             found = [(_off(fit.taken(array), fit.part(value.own)), fit) for fit in fits(array.shape, value.own.shape, self._real)]
             if not found:
@@ -360,7 +359,7 @@ class Follower:
         fitting = [
             (name, fit) for name in self._seen.outputs
             for fit in [next(fits(self._seen.values[name].shape, value.own.shape, self._real), None)]
-            if fit is not None and self._alike(name, value.own)
+            if fit is not None and floating(self._seen.values[name]) == floating(value.own)
         ]  # fmt: skip
         chosen = [pair for pair in fitting if pair[0] in keys] or (fitting if len(fitting) == 1 else [])
         if not chosen:
@@ -392,35 +391,14 @@ class Follower:
         n = min(len(mine), len(theirs))
         return mine[-n:] == theirs[-n:]
 
-    def _near(self, own: HostArray) -> list[str]:
-        """Values of the engine that may be equal to this one, by their kind, size and norm."""
-        sizes = {_norm(own[tuple(slice(0, n) for n in region)]) for region in regions(own.shape, self._real)}
-        return [
-            name for name, array in self._seen.values.items()
-            if self._alike(name, own)
-            and (any(abs(self._norms[name] - n) <= NEAR * n for n in sizes) or _last_of_many(array, own, self._real))
-        ]  # fmt: skip
-
-    def _alike(self, name: str, own: HostArray) -> bool:
-        """Whether a value of the engine and one of the model are numbers of one kind."""
-        return self._floating[name] == (dtype_name(own) in FLOATS)
-
-    @cached_property
-    def _floating(self) -> dict[str, bool]:
-        return {name: dtype_name(array) in FLOATS for name, array in self._seen.values.items()}
-
-    @cached_property
-    def _norms(self) -> dict[str, float]:
-        return {name: _norm(array) for name, array in self._seen.values.items()}
-
     def _compared(self, value: _Value, name: str, fit: Fit) -> Comparison:
         """By how far the source is from float64 on this very call, in the engine's dtype where that is narrower."""
         theirs = self._seen.values[name]
         own, actual = value.own, fit.over(value.own, theirs)
-        if dtype_name(own) in FLOATS and theirs.dtype.itemsize < own.dtype.itemsize:
+        if floating(own) and theirs.dtype.itemsize < own.dtype.itemsize:
             own, actual = own.astype(theirs.dtype), actual.astype(theirs.dtype)
         mask = undecided(own, value.exact)
-        if dtype_name(own) not in FLOATS:
+        if not floating(own):
             return compare(actual, Reference(own, Accuracy(), None, mask))
         accuracy = measure(own, value.exact, mask)
         return compare(actual, Reference(own, Accuracy(error=accuracy.error), None, mask, spread=accuracy.spread, few=FEW))
@@ -436,19 +414,6 @@ class Follower:
         return self._model.references(operator.signature).on_host([value.own for value in given])
 
 
-def _last_of_many(theirs: HostArray, own: HostArray, real: Mapping[int, int]) -> bool:
-    return any(n > 1 and own.size * n == theirs.size and n in theirs.shape for n in real.values())
-
-
-def _norm(array: HostArray) -> float:
-    """Of the elements that are finite and no mask."""
-    if not array.size:
-        return 0.0
-    wide = array.astype(np.float64)
-    wide = wide[np.abs(wide) < 1e30]  # False for NaN
-    return float(np.sqrt(np.dot(wide, wide)))
-
-
 def _off(theirs: HostArray, own: HostArray) -> float:
     """How far one is from the other, as a share of the norm of the second."""
     a, b = theirs.astype(np.float64), own.astype(np.float64)
@@ -459,19 +424,19 @@ def _off(theirs: HostArray, own: HostArray) -> float:
 
 def _close(theirs: HostArray, own: HostArray) -> bool:
     """A quick look before the real comparison."""
-    if dtype_name(own) not in FLOATS:
+    if not floating(own):
         return bool(np.array_equal(theirs, own))
     with np.errstate(invalid="ignore", over="ignore"):
         return np.allclose(theirs.astype(np.float64), own.astype(np.float64), 0.05, 0.05 * _scale(own), equal_nan=True)
 
 
 def _scale(own: HostArray) -> float:
-    return _norm(own) / math.sqrt(max(own.size, 1))
+    return norm(own) / math.sqrt(max(own.size, 1))
 
 
 def _tells(value: HostArray, shown: Sequence[HostArray]) -> bool:
     """Whether agreeing with it says anything: it is no constant, and not one of these in another shape or order of axes."""
-    if dtype_name(value) not in FLOATS or value.size < 2 or np.all(value == value.flat[0]):
+    if not floating(value) or value.size < 2 or np.all(value == value.flat[0]):
         return False
     mine = np.sort(value, axis=None)
     return not any(other.size == value.size and np.array_equal(np.sort(other, axis=None), mine) for other in shown)
