@@ -73,6 +73,8 @@ def _first(found: Found) -> Text:
     text = Text.assemble("  first wrong: ", (found.operator.name, "bold"))
     if found.among:
         text.append(f", or an operator before it whose value is not shown: {_listed(found.among)}")
+    if found.exchanged:
+        text.append(f", which has the value of {found.exchanged}, and that has its: their weights may be exchanged")
     if found.weight:
         text.append(", by a weight of its own" + ("" if found.status == "fail" else "; its value is right for these inputs"))
     return text

@@ -142,10 +142,25 @@ def _rotated_the_other_way(model: onnx.ModelProto) -> None:
     _node(model, "layers.1/self_attn/Neg").op_type = "Identity"
 
 
-def _residual_dropped(model: onnx.ModelProto) -> None:
-    add = _node(model, "layers.0/Add_1")
-    add.op_type = "Identity"
-    del add.input[0]
+def _residual_dropped(end: str) -> Callable[[onnx.ModelProto], None]:
+    """What an addition adds to is left out."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        add = _node(model, end)
+        add.op_type = "Identity"
+        del add.input[0]
+
+    return edit
+
+
+def _exchanged(one: str, other: str) -> Callable[[onnx.ModelProto], None]:
+    """The weights of two projections."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        a, b = _node(model, f"{one}/MatMul"), _node(model, f"{other}/MatMul")
+        a.input[1], b.input[1] = b.input[1], a.input[1]
+
+    return edit
 
 
 def _quantized(shift: int) -> Callable[[onnx.ModelProto], None]:
@@ -175,7 +190,10 @@ LLAMA_BUGS = (
     Bug("rotary pairs", "layers.1.self_attn.rotary", _rotated_the_other_way),
     Bug("transposed weight", "layers.0.self_attn.q_proj", _constant("layers.0/self_attn/q_proj/MatMul", 1, lambda a: a.T)),
     Bug("columns swapped", "layers.1.self_attn.k_proj", _constant("layers.1/self_attn/k_proj/MatMul", 1, lambda a: a[:, ::-1])),
-    Bug("residual dropped", "layers.0.mlp.down_proj", _residual_dropped),
+    Bug("residual dropped", "layers.0.mlp.down_proj", _residual_dropped("layers.0/Add_1")),
+    Bug("attention's residual", "layers.1.self_attn.o_proj", _residual_dropped("layers.1/Add")),
+    Bug("k and v exchanged", "layers.1.self_attn.k_proj", _exchanged("layers.1/self_attn/k_proj", "layers.1/self_attn/v_proj")),
+    Bug("gate and up exchanged", "layers.0.mlp.gate_proj", _exchanged("layers.0/mlp/gate_proj", "layers.0/mlp/up_proj")),
     Bug("rows shifted", "layers.1.mlp.down_proj", _constant("layers.1/mlp/down_proj/MatMul", 1, lambda a: np.roll(a, 1, 0))),
     Bug("zero point", "layers.1.mlp.gate_proj", _quantized(40)),
 )  # fmt: skip

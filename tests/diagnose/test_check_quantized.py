@@ -21,7 +21,7 @@ from tapml.diagnose.check.result import CheckResult
 from tapml.diagnose.check.stage import check_onnx
 from tapml.errors import UsageError
 from tapml.tensors import HostArray
-from tests.diagnose.onnx_bugs import exported
+from tests.diagnose.onnx_bugs import copy, exported, stripped
 
 SIZE = 32
 
@@ -54,7 +54,7 @@ def dynamic(folder: Path, **settings: object) -> onnx.ModelProto:
 
 def in_four_bits(folder: Path) -> onnx.ModelProto:
     """Products with MatMulNBits, in blocks of 16, each with its zero point."""
-    model = onnx.ModelProto.FromString(made()[1].SerializeToString())
+    model = copy(made()[1])
     tensors = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
         turned = node.op_type == "Gemm"
@@ -183,6 +183,15 @@ def test_a_wrong_row_that_the_inputs_do_not_touch_fails(
         assert "2 of 2 operators recognised, all right first wrong: words, by a weight of its own; its value is right" in said
 
 
+@pytest.mark.parametrize("layer", ["up", "down"])
+def test_a_lost_bias_is_found_in_a_file_that_is_not_quantized(layer: str, tmp_path: Path) -> None:
+    model = copy(made()[1])
+    changed(model, f"{layer}.bias", np.zeros_like)
+    for names in (True, False):
+        result = checked(model if names else stripped(model), tmp_path)
+        assert {f.operator.name for look in result.looks for _, f in look.wrong} == {layer}
+
+
 def test_a_transposed_weight_and_a_lost_bias_are_found(tmp_path: Path) -> None:
     model = dynamic(tmp_path)
     quantized = next(n for n in model.graph.node if n.op_type == "MatMulInteger").input[1]
@@ -195,7 +204,7 @@ def test_a_transposed_weight_and_a_lost_bias_are_found(tmp_path: Path) -> None:
 
 def test_what_is_quantized_within_operators_is_no_case_for_it(tmp_path: Path) -> None:
     """A product's result that is rounded before the activation behind it, as QDQ files have it."""
-    model = onnx.ModelProto.FromString(made()[1].SerializeToString())
+    model = copy(made()[1])
     product = next(n for n in model.graph.node if n.op_type in ("MatMul", "Gemm"))
     value = product.output[0]
     for node in model.graph.node:

@@ -10,7 +10,8 @@ A value of the engine is the operator's where it agrees with what is computed, i
 is one of two. The engine may not show the value, since it fused the operator with others: then what follows agrees, if it is
 computed from the right value. Or the value is wrong: then it is one of those that do not agree, and it is known by what follows
 from it, since the operators after it agree with what is computed from the wrong value. Values that bear the operator's name are
-tried first, then those that are most alike.
+tried first, then those that are most alike. Two operators whose weights are exchanged are a case of their own: the right value of
+each is there, as the other's, and the first operator that reads one of them is right with the other.
 
 Bounds are those of the run (`tapml.carving.reference`): the source's own distance from float64 on the same inputs.
 """
@@ -54,7 +55,8 @@ ALIKE = 0.7
 class Found:
     """One output of an operator in the engine's run. `name` is what the engine calls it, "" where it does not show it; `how` says
     by what it was recognised. `comparison` is None where nothing was compared. `among`: operators before it whose values are not
-    shown, so that an error may be theirs. `weight` says which quantized weight of it is not the model's, "" for none."""
+    shown, so that an error may be theirs. `weight` says which quantized weight of it is not the model's, "" for none.
+    `exchanged`: the operator whose value it has, where each has the other's, "" for none."""
 
     operator: Operator
     output: int
@@ -63,6 +65,7 @@ class Found:
     comparison: Comparison | None = None
     among: tuple[str, ...] = ()
     weight: str = ""
+    exchanged: str = ""
 
     @property
     def status(self) -> Literal["pass", "fail", "unchecked", "unseen"]:
@@ -103,6 +106,15 @@ class _Course:
         return _Course(dict(self.values), set(self.taken))
 
 
+@dataclass(frozen=True)
+class _Done:
+    """An operator that was followed: `before` is the course up to it."""
+
+    index: int
+    before: _Course
+    found: list[Found]
+
+
 # Gives what an operator's outputs are judged by, measured once where it is asked for.
 _Judges = Callable[[], Sequence[Reference]]
 
@@ -125,8 +137,16 @@ class Follower:
         where PyTorch refuses what the engine has for an operator's inputs."""
         walk = self._walk = Walk(graph, self._model.operators_of[graph.name])
         course = _Course(walk.begin(*({key: _Value(a, a) for key, a in given.items()} for given in (inputs, states))))
+        recent: list[_Done] = []
         for index in range(len(walk.steps)):
-            yield from self._operator(course, index)
+            before = course.copy()
+            recent.append(_Done(index, before, list(self._operator(course, index))))
+            if any(found.status == "fail" for found in recent[-1].found):
+                course = self._without_exchange(recent) or course
+            if len(recent) > AHEAD:
+                yield from recent.pop(0).found
+        for done in recent:
+            yield from done.found
         advanced = walk.advanced(course.values, self._weight)
         self.states = {**states, **{key: value.own for key, value in advanced.items()}}
 
@@ -165,6 +185,74 @@ class Follower:
             else:
                 self._take(course, operator, output, value, match)
                 yield Found(operator, output, match.name, how, match.comparison, value.unseen, wrong)
+
+    def _without_exchange(self, recent: list[_Done]) -> _Course | None:
+        """Where the last operator is wrong, and right if two before it have each other's values (their weights are exchanged):
+        those are wrong instead, which is put down in `recent`. The course after it; None where that explains nothing. Both values
+        are in the engine, so that each was recognised as the other's."""
+        for place, one in enumerate(recent[:-1]):
+            for other in recent[place + 1 : -1]:
+                if not self._alternatives(one, other) or not self._explained(recent[place:], other):
+                    continue
+                course = one.before.copy()
+                again = []
+                for done in recent[place:]:
+                    before = course.copy()
+                    if done is one or done is other:
+                        found = [self._exchanged(course, done, other if done is one else one, recent[-1].before)]
+                    else:
+                        found = list(self._operator(course, done.index))
+                    again.append(_Done(done.index, before, found))
+                if not any(found.status == "fail" for found in again[-1].found):
+                    recent[place:] = again
+                    return course
+        return None
+
+    def _alternatives(self, one: _Done, other: _Done) -> bool:
+        """Whether two operators do the same to the same activations, with other weights, and the engine has a value for each."""
+        a, b = (self._walk.steps[done.index] for done in (one, other))
+        read = [[i for i, key in zip(s.operator.inputs, s.weights, strict=True) if key is None] for s in (a, b)]
+        names = {found.name for done in (one, other) for found in done.found if found.status == "pass"}
+        return a.operator.signature == b.operator.signature and read[0] == read[1] and len(names - {""}) == 2
+
+    def _explained(self, steps: Sequence[_Done], other: _Done) -> bool:
+        """Whether the last of `steps` agrees with the engine, if the first and `other` have each other's values."""
+        latest = steps[-1].before
+        [mine], [theirs] = (self._walk.steps[done.index].operator.outputs for done in (steps[0], other))
+        ahead = latest.copy()
+        ahead.values[mine], ahead.values[theirs] = latest.values[theirs], latest.values[mine]
+        behind = {mine, theirs}
+        match: _Match | None = None
+        for done in steps[1:]:
+            step = self._walk.steps[done.index]
+            match = None
+            if done is other or not behind & set(step.operator.inputs):
+                continue
+            try:
+                _, computed = self._made(ahead, step)
+            except Exception as error:  # what was supposed may be nothing that the operator takes
+                if not is_confined(error):
+                    raise
+                return False
+            for k, value in enumerate(computed):
+                name = step.operator.outputs[k]
+                behind.add(name)
+                ahead.values[name] = value
+                match = self._agreeing(ahead, step.operator, value)
+                if match is not None:
+                    self._take(ahead, step.operator, k, value, match)
+        return match is not None
+
+    def _exchanged(self, course: _Course, done: _Done, other: _Done, latest: _Course) -> Found:
+        """An operator that has another's value."""
+        step, instead = (self._walk.steps[each.index] for each in (done, other))
+        given, _ = self._made(course, step)
+        value = latest.values[instead.operator.outputs[0]]
+        course.values[step.operator.outputs[0]] = value
+        course.taken.add(value.name)
+        comparison = compare(value.own, self._references(step.operator, given)[0])
+        how: How = "name" if self._named(step.operator, value.name) else "what follows"
+        return replace(done.found[0], name=value.name, how=how, comparison=comparison, exchanged=instead.operator.name)
 
     def _made(self, course: _Course, step: Step) -> tuple[list[_Value], list[_Value]]:
         """The operator's inputs as the engine has them, and what the source makes of those. Where the engine rounds inputs on

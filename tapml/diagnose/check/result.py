@@ -61,6 +61,7 @@ def _value(question: str, found: Found) -> dict[str, Any]:
         "source_error": None if comparison is None else comparison.source_error, "name": found.name or None,
         "recognised_by": found.how if found.name else None, "among": list(found.among),
         "reason": "" if comparison is None else comparison.describe(), "weight": found.weight or None,
+        "exchanged_with": found.exchanged or None,
     }  # fmt: skip
 
 
