@@ -78,7 +78,7 @@ LEAST = 0.5
 SIDES = 0.25
 MANY = 8
 
-Measure = Literal["element", "relative", "bias", "scale", "spread", "sides"]
+Measure = Literal["element", "relative", "bias", "scale", "spread", "sides", "sum"]
 
 
 @dataclass(frozen=True)
@@ -237,6 +237,7 @@ _WORDS: dict[str, str] = {
     "bias": "mean error of all elements",
     "scale": "error in proportion to the output, over all elements,",
     "spread": "root mean square error of all elements",
+    "sum": "error of the sum, as a share of what the elements' bounds allow it,",
     "sides": "share of the elements at a jump that take neither the source's side of it nor float64's,",
 }
 

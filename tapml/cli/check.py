@@ -16,8 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--onnx", metavar="FILE", help="an ONNX file, run by ONNX Runtime: as written, and optimised")
     what.add_argument(
-        "--outputs", metavar="DIR", help="arrays that any engine wrote (.npy, .npz, .safetensors; map.json gives other names)"
-    )
+        "--outputs", metavar="DIR",
+        help="arrays that any engine wrote (.npy, .npz, .safetensors; map.json gives other names), or llama-eval-callback's text",
+    )  # fmt: skip
     what.add_argument(
         "--backend", metavar="FILE.py:FUNCTION",
         help="a function (inputs, names of operators) -> arrays by name; runs in this process",

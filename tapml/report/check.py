@@ -23,6 +23,7 @@ UNSEEN_SHOWN = 8
 
 _HOW = {
     "value": "its values", "name": "its name", "what follows": "what follows from it", "output": "its place as an output",
+    "likeness": "what it is like", "order": "its place in the order",
 }  # fmt: skip
 
 
@@ -38,6 +39,8 @@ def view(result: CheckResult) -> Iterator[RenderableType]:
             yield _first(look.first)
         if look.probing:
             yield Text(f"  The verdicts may depend on looking: {look.probing}", style="bold red")
+        if partly := [f for _, f in look.found if f.parts is not None]:
+            yield _partly(partly)
         if look.unseen:
             yield Text(f"  not shown: {_listed(look.unseen)}", style="dim")
     for text in list(result.weights.values())[:WRONG_SHOWN]:
@@ -78,6 +81,18 @@ def _first(found: Found) -> Text:
     if found.weight:
         text.append(", by a weight of its own" + ("" if found.status == "fail" else "; its value is right for these inputs"))
     return text
+
+
+def _partly(found: Sequence[Found]) -> Text:
+    shown = sorted(f.parts[0] for f in found if f.parts is not None)
+    summed = sum(f.summed for f in found)
+    values = plural(len(found), "value")
+    text = f"  seen: {shown[0]:,} to {shown[-1]:,} elements of each value, and the sum of {summed:,} of {values}"
+    if summed < len(found):
+        text += "; those without it are unchecked"
+    if any(f.status == "fail" for f in found):
+        text += ". Values after the first wrong one are made of it, and may be wrong for that"
+    return Text(text, style="yellow")
 
 
 def _table(wrong: Sequence[tuple[str, Found]], several_calls: bool) -> Table:

@@ -27,7 +27,7 @@ from typing import Literal
 import numpy as np
 
 from tapml.carving.distance import undecided
-from tapml.carving.tolerance import FEW, Accuracy, Comparison, Reference, compare, measure
+from tapml.carving.tolerance import FEW, Accuracy, Comparison, Reference, compare, enough, measure
 from tapml.diagnose.check.fits import Fit, fits
 from tapml.diagnose.check.held import Held, floating, norm
 from tapml.diagnose.check.quantized import Weights
@@ -38,7 +38,7 @@ from tapml.operators.graph import Graph, Operator
 from tapml.runtime.walk import Step, Walk
 from tapml.tensors import HostArray, dtype_name
 
-How = Literal["value", "name", "what follows", "output"]
+How = Literal["value", "name", "what follows", "output", "likeness", "order"]
 
 # How many operators after one are looked at for what follows from it, and how many values of the engine may be it.
 AHEAD = 20
@@ -56,7 +56,8 @@ class Found:
     """One output of an operator in the engine's run. `name` is what the engine calls it, "" where it does not show it; `how` says
     by what it was recognised. `comparison` is None where nothing was compared. `among`: operators before it whose values are not
     shown, so that an error may be theirs. `weight` says which quantized weight of it is not the model's, "" for none.
-    `exchanged`: the operator whose value it has, where each has the other's, "" for none."""
+    `exchanged`: the operator whose value it has, where each has the other's, "" for none. `parts`: where the engine shows the
+    value in part, how many elements of how many; `summed`, whether it also shows the sum of all."""
 
     operator: Operator
     output: int
@@ -66,6 +67,8 @@ class Found:
     among: tuple[str, ...] = ()
     weight: str = ""
     exchanged: str = ""
+    parts: tuple[int, int] | None = None
+    summed: bool = False
 
     @property
     def status(self) -> Literal["pass", "fail", "unchecked", "unseen"]:
@@ -73,7 +76,8 @@ class Found:
             return "unseen"
         if not self.comparison.passed:
             return "fail"
-        return "pass" if self.comparison.checked else "unchecked"
+        whole = self.parts is None or self.summed or enough(*self.parts)
+        return "pass" if self.comparison.checked and whole else "unchecked"
 
 
 @dataclass(frozen=True)

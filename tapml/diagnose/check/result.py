@@ -62,6 +62,8 @@ def _value(question: str, found: Found) -> dict[str, Any]:
         "recognised_by": found.how if found.name else None, "among": list(found.among),
         "reason": "" if comparison is None else comparison.describe(), "weight": found.weight or None,
         "exchanged_with": found.exchanged or None,
+        "elements_shown": None if found.parts is None else found.parts[0],
+        "summed": None if found.parts is None else found.summed,
     }  # fmt: skip
 
 

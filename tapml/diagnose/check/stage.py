@@ -17,11 +17,13 @@ from pathlib import Path
 
 from tapml.carving.folder import RunFolder
 from tapml.carving.tolerance import compare, of_source
-from tapml.diagnose.check.dumps import read_dumps
+from tapml.diagnose.check.dumps import read_dumps, read_texts
 from tapml.diagnose.check.feeds import Question, decode_question, questions
 from tapml.diagnose.check.follow import Follower, Found
 from tapml.diagnose.check.function import Engine
+from tapml.diagnose.check.ggml_text import Glimpse
 from tapml.diagnose.check.onnx_file import OnnxFile, Wanted
+from tapml.diagnose.check.partly import follow_partly
 from tapml.diagnose.check.quantized import Weights, matched
 from tapml.diagnose.check.result import CheckResult, Look
 from tapml.diagnose.check.seen import Seen
@@ -118,7 +120,10 @@ def _changed(plain: Mapping[str, HostArray], seen: Seen) -> str:
 
 
 def check_outputs(run: RunFolder, folder: Path, progress: Progress | None = None) -> CheckResult:
-    """Arrays in files (see `dumps.py`), of the run's first example or of the first tokens of its first prompt."""
+    """Arrays in files, or a text of llama.cpp (see `dumps.py`), of the run's first example or of the first tokens of its first
+    prompt."""
+    if (texts := read_texts(folder)) is not None:
+        return _partly(run, f"the text in {folder}", *texts)
     return _once(run, f"the files in {folder}", lambda question: read_dumps(folder, run.operators), progress)
 
 
@@ -140,6 +145,16 @@ def _once(
         raise UsageError(f"There is nothing to compare: {engine} gave no arrays.")
     found = _followed(model, Follower(model, seen, question.real), question, model.initial_states, tell)
     return CheckResult(engine, [Look(AS_WRITTEN, tuple(found))], time.monotonic() - started, run.digest)
+
+
+def _partly(run: RunFolder, engine: str, shown: Sequence[Glimpse], names: Mapping[str, str]) -> CheckResult:
+    started = time.monotonic()
+    model = Model.of(run)
+    question = questions(run, _own_inputs(run))[0]
+    graph = model.graphs[question.call.graph]
+    found = follow_partly(model, graph, question.call.inputs, model.initial_states, shown, names, question.real)
+    look = Look(AS_WRITTEN, tuple((question.label, each) for each in found))
+    return CheckResult(engine, [look], time.monotonic() - started, run.digest)
 
 
 def _own_inputs(run: RunFolder) -> Sequence[Wanted]:
