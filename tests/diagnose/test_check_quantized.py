@@ -183,6 +183,41 @@ def test_a_wrong_row_that_the_inputs_do_not_touch_fails(
         assert "2 of 2 operators recognised, all right first wrong: words, by a weight of its own; its value is right" in said
 
 
+class Tied(Table):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(SIZE, 16, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(super().forward(tokens)))
+
+
+@pytest.mark.parametrize(("quantized", "wrong"), [("both", False), ("words", False), ("head", False), ("head", True)])
+def test_a_weight_may_be_quantized_for_each_of_its_readers(quantized: str, wrong: bool, tmp_path: Path) -> None:
+    tokens = (torch.tensor([[1, 2, 3, 4, 5]]),)
+    run = tapml.carve(Tied(), tokens, out=tmp_path / "run").folder
+    model = exported(Tied().eval(), tokens, tmp_path, ["tokens"], ["y"], {})
+    weight = Tied().words.weight.detach().numpy()
+    for name, node, place, array in (
+        ("words", next(n for n in model.graph.node if n.op_type == "Gather"), 0, weight),
+        ("head", [n for n in model.graph.node if n.op_type == "MatMul"][-1], 1, np.ascontiguousarray(weight.T)),
+    ):
+        if quantized in (name, "both"):
+            codes, scale, zero = in_rows(array)
+            if wrong:
+                zero[3] += 5
+            for kind, made_of in (("codes", codes), ("scale", scale), ("zero", zero)):
+                model.graph.initializer.append(numpy_helper.from_array(made_of, f"{name}_{kind}"))
+            given = [f"{name}_codes", f"{name}_scale", f"{name}_zero"]
+            model.graph.node.insert(0, helper.make_node("DequantizeLinear", given, [f"{name}_back"], axis=0))
+            node.input[place] = f"{name}_back"
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    result = check_onnx(run, tmp_path / "model.onnx", optimised=False)
+    assert result.passed != wrong and set(result.weights) == ({"words.weight"} if wrong else set())
+    assert len(result.looks[0].seen) == len(run.operators)
+
+
 @pytest.mark.parametrize("layer", ["up", "down"])
 def test_a_lost_bias_is_found_in_a_file_that_is_not_quantized(layer: str, tmp_path: Path) -> None:
     model = copy(made()[1])

@@ -19,9 +19,11 @@ Bounds are those of the run (`tapml.carving.reference`): the source's own distan
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -261,17 +263,40 @@ class Follower:
     def _made(self, course: _Course, step: Step) -> tuple[list[_Value], list[_Value]]:
         """The operator's inputs as the engine has them, and what the source makes of those. Where the engine rounds inputs on
         their way to it, and shows what follows from that: as they are rounded."""
-        given = step.read(course.values, self._weight)
-        made = self._computed(step, given)
-        rounded = [k for k, value in enumerate(given) if self._rounding(value) is not None]
-        for some in dict.fromkeys([tuple(rounded), *((k,) for k in rounded)]) if rounded else ():
-            if any(self._agreeing(course, step.operator, value) is not None for value in made):
-                break
-            other = [self._as_rounded(value) if k in some else value for k, value in enumerate(given)]
-            again = self._computed(step, other)
-            if any(self._agreeing(course, step.operator, value) is not None for value in again):
-                return other, again
-        return given, made
+        first: tuple[list[_Value], list[_Value]] | None = None
+        ways = self._ways(step)
+        for weights in ways:
+            given = step.read(course.values, weights.__getitem__)
+            made = self._computed(step, given)
+            first = first or (given, made)
+            rounded = [k for k, value in enumerate(given) if self._rounding(value) is not None]
+            if (rounded or len(ways) > 1) and self._agrees(course, step, made):
+                return given, made
+            for some in dict.fromkeys([tuple(rounded), *((k,) for k in rounded)]) if rounded else ():
+                other = [self._as_rounded(value) if k in some else value for k, value in enumerate(given)]
+                again = self._computed(step, other)
+                if self._agrees(course, step, again):
+                    return other, again
+        assert first is not None
+        return first
+
+    def _agrees(self, course: _Course, step: Step, made: Sequence[_Value]) -> bool:
+        return any(self._agreeing(course, step.operator, value) is not None for value in made)
+
+    def _ways(self, step: Step) -> list[dict[str, _Value]]:
+        """The weights of an operator, by key. There are several ways where several operators read one that the file has
+        quantized: it may have a copy for each, rounded otherwise, or for some only."""
+        options: dict[str, list[_Value]] = {}
+        for key in step.weights:
+            if key is not None and key not in options:
+                own = self._weights.instead.get(key, ())
+                arrays = own if own and self._readers[key] == 1 else (*own, self._model.weight(key))
+                options[key] = [_Value(array, array) for array in arrays]
+        return [dict(zip(options, some, strict=True)) for some in product(*options.values())]
+
+    @cached_property
+    def _readers(self) -> Counter[str]:
+        return Counter(key for step in self._walk.steps for key in step.weights if key is not None)
 
     def _as_rounded(self, value: _Value) -> _Value:
         rounding = self._rounding(value)
@@ -307,7 +332,7 @@ class Follower:
         return [_Value(y, e, unseen, "", of) for y, e in zip(own, exact, strict=True)]
 
     def _weight(self, key: str) -> _Value:
-        array = self._weights.instead.get(key)
+        array = next(iter(self._weights.instead.get(key, ())), None)
         if array is None:
             array = self._model.weight(key)
         return _Value(array, array)

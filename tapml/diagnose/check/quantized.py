@@ -74,11 +74,12 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Weights:
-    """Of the model's weights, by key: `instead` what the file has, where that is the weight within its rounding, and the model's
-    own elements where it is not; `wrong` what to say of those with such elements. `unknown`: quantized weights of the file that
-    are like none of the model's, or whose form is not known here: they were compared with nothing."""
+    """Of the model's weights, by key: `instead` what the file has, each time that it has it (for an embedding and for a head),
+    where that is the weight within its rounding, and the model's own elements where it is not; `wrong` what to say of those with
+    such elements. `unknown`: quantized weights of the file that are like none of the model's, or whose form is not known here:
+    they were compared with nothing."""
 
-    instead: Mapping[str, HostArray] = field(default_factory=dict)
+    instead: Mapping[str, tuple[HostArray, ...]] = field(default_factory=dict)
     wrong: Mapping[str, str] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
 
@@ -250,7 +251,7 @@ def _dynamic(whole: HostArray) -> Rounding:
 def matched(model: Model, found: Mapping[str, QuantizedWeight | None]) -> Weights:
     """The quantized weights by the model's keys. A model's weight that no quantized one is like is left as it is."""
     keys = dict.fromkeys(p.key for graph in model.graphs.values() for p in graph.weights)
-    instead: dict[str, HostArray] = {}
+    instead: dict[str, tuple[HostArray, ...]] = {}
     wrong: dict[str, str] = {}
     unknown: list[str] = []
     for name, weight in found.items():
@@ -273,11 +274,12 @@ def matched(model: Model, found: Mapping[str, QuantizedWeight | None]) -> Weight
         steps = np.abs(values.astype(np.float64) - own.astype(np.float64)) / np.maximum(step, np.finfo(np.float32).tiny)
         beyond = ~(steps <= np.where(end, 1.5, 0.5) + 1e-2)  # a NaN too
         if beyond.any():
-            wrong[key] = (
+            said = (
                 f"{name} in the file is not {key} of the model: {int(beyond.sum()):,} of {own.size:,} elements are off by more "
                 f"than half a step of the quantization, up to {float(np.max(steps)):.3g} steps, all of them in {_box(beyond)}"
             )
-        instead[key] = np.ascontiguousarray(np.where(beyond, own, values.astype(own.dtype)))
+            wrong[key] = f"{wrong[key]}; {said}" if key in wrong else said
+        instead[key] = (*instead.get(key, ()), np.ascontiguousarray(np.where(beyond, own, values.astype(own.dtype))))
     return Weights(instead, wrong, tuple(unknown))
 
 
