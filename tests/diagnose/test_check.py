@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from tapml.carving.folder import RunFolder
+from tapml.diagnose.check.feeds import questions
 from tapml.diagnose.check.fits import fits
+from tapml.diagnose.check.onnx_file import Wanted
 from tapml.diagnose.check.stage import check_function, check_onnx, check_outputs
 from tapml.errors import UnavailableError, UsageError
 from tapml.migrate.model import Model
 from tapml.runtime.hybrid import Hybrid
-from tests.diagnose.onnx_bugs import LLAMA_BUGS, Bug, WithCache, WithoutCache, exported, stripped
+from tests.diagnose.onnx_bugs import LLAMA_BUGS, Bug, WithCache, WithoutCache, copy, exported, stripped
 from tests.models import causal_lm, conv_net
 
 MakeRun = Callable[[str], RunFolder]
@@ -78,6 +80,48 @@ def test_a_cache_is_filled_and_read(make_run: MakeRun, tmp_path: Path) -> None:
     right = check_onnx(run, written(model, tmp_path), optimised=False)
     assert right.passed and {f.operator.graph for _, f in right.looks[0].found} == {"prefill", "decode"}
     assert len(right.looks[0].seen) >= len(run.operators) - 4
+
+
+@pytest.mark.parametrize("gives", ["all", "the last", "the new"])
+def test_a_cache_of_fixed_length_is_filled_and_read(gives: str, make_run: MakeRun, tmp_path: Path) -> None:
+    """One token at a time over a cache of 16 positions; the file gives all 17, the last 16, or the new one."""
+    length = 16
+    kept = [f"{layer}.{what}" for layer in (0, 1) for what in ("key", "value")]
+    given = ["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in kept)]
+    inputs = (
+        TOKENS[:, :1], torch.ones(1, length + 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long),
+        *[torch.zeros(1, 2, length, 16)] * 4,
+    )  # fmt: skip
+    names = ["logits", *(f"present.{name}" for name in kept)]
+    first = {"all": 0, "the last": 1, "the new": length}[gives]
+    model = exported(Sliced(WithCache(causal_lm("llama")), first), inputs, tmp_path, given, names)
+    result = check_onnx(make_run("llama"), written(model, tmp_path), optimised=False)
+    look = result.looks[0]
+    assert result.passed and {f.operator.graph for _, f in look.found} == {"prefill", "decode"}
+    assert "decode/lm_head" in look.seen and "decode/layers.1.self_attn.attention" in look.seen
+
+
+@pytest.mark.parametrize(("length", "first"), [(16, 0), (24, 16)])
+def test_the_mask_tells_whether_tokens_are_written_in_place(length: int, first: int, make_run: MakeRun) -> None:
+    inputs = [
+        Wanted("input_ids", "int64", (1, 8)), Wanted("attention_mask", "int64", (1, length)),
+        Wanted("past_key_values.0.key", "float32", (1, 2, 16, 16)),
+    ]  # fmt: skip
+    [question] = questions(make_run("llama"), inputs)
+    assert np.flatnonzero(question.feed["attention_mask"]).tolist() == list(range(first, first + 8))
+
+
+class Sliced(torch.nn.Module):
+    """Of what a model keeps, the positions from `first` on."""
+
+    def __init__(self, model: torch.nn.Module, first: int) -> None:
+        super().__init__()
+        self.model = model
+        self.first = first
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logits, *kept = self.model(*inputs)
+        return (logits, *(x[:, :, self.first :] for x in kept))
 
 
 def test_what_is_fused_away_is_said_to_be_unseen(make_run: MakeRun, tmp_path: Path) -> None:
@@ -155,6 +199,10 @@ def test_wrong_use_is_one_line(make_run: MakeRun, llama: onnx.ModelProto, tmp_pa
         check_onnx(run, written(llama, tmp_path), "abacus")
     with pytest.raises(UsageError, match="is not among the run's example inputs"):
         check_onnx(make_run("conv_net"), written(llama, tmp_path))
+    two = copy(llama)
+    two.graph.input[0].name = "encoder_hidden_states"
+    with pytest.raises(UsageError, match="encoder_hidden_states is that of a model with an encoder and a decoder"):
+        check_onnx(run, written(two, tmp_path))
     with pytest.raises(UsageError, match="no such folder"):
         check_outputs(run, tmp_path / "absent")
 

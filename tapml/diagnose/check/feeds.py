@@ -5,7 +5,7 @@
 
 A module's example inputs are matched by name, else in order, by shape and dtype. A causal language model gets the first tokens
 of the first prompt, as many as one call of the run's graph takes in, without padding; an attention mask of ones, positions from
-0, and an empty cache where the file has inputs for one.
+0, and an empty cache where the file has inputs for one; one of a fixed length is zeros, which the mask leaves out.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tapml.tensors import NUMPY, HostArray
 _TOKENS = ("input_ids", "tokens", "input")
 _MASK = ("attention_mask", "mask")
 _POSITIONS = ("position_ids", "positions", "cache_position")
+_TWO_PARTS = ("encoder_", "decoder_")
 _PAST = re.compile(r"past|cache(?!_position)|state", re.IGNORECASE)
 _PRESENT = re.compile(r"present|past|cache|state", re.IGNORECASE)
 
@@ -74,6 +75,11 @@ def _named(inputs: Sequence[Wanted], given: Mapping[str, HostArray]) -> dict[str
 def _prefill(run: RunFolder, protocol: Cached, inputs: Sequence[Wanted], tokens: int | None) -> Question:
     prompt = run.prompts[0].tokens
     names = {w.name: w for w in inputs}
+    if other := next((name for name in names if name.startswith(_TWO_PARTS)), None):
+        raise UsageError(
+            f"The file's input {other} is that of a model with an encoder and a decoder; a run of a language model has one part. "
+            "Carve the part that the file holds as a module (FILE.py:FUNCTION), with inputs of these names."
+        )
     ids = _one(names, _TOKENS)
     if ids is None:
         raise UsageError(f"None of the file's inputs takes tokens ({', '.join(names)}); a language model's is called input_ids.")
@@ -108,7 +114,8 @@ def _texts(inputs: Sequence[Wanted], tokens: Sequence[int], before: int) -> dict
     ):  # fmt: skip
         if wanted is not None:
             if len(wanted.shape) == 2 and wanted.shape[1] is not None and wanted.shape[1] > values.shape[-1]:
-                values = np.concatenate([np.zeros((1, wanted.shape[1] - values.shape[-1])), values], axis=1)
+                rest = np.zeros((1, wanted.shape[1] - values.shape[-1]))
+                values = np.concatenate([values, rest] if _in_place(inputs, wanted) else [rest, values], axis=1)
             found[wanted.name] = values.astype(NUMPY[wanted.dtype])
     for wanted in inputs:
         if wanted.dtype == "bool" and wanted.name.startswith("use_cache"):
@@ -116,6 +123,29 @@ def _texts(inputs: Sequence[Wanted], tokens: Sequence[int], before: int) -> dict
         elif wanted.name == "token_type_ids":
             found[wanted.name] = np.zeros((1, count), NUMPY[wanted.dtype])
     return found
+
+
+def _in_place(inputs: Sequence[Wanted], mask: Wanted) -> bool:
+    """Whether the file writes tokens to their positions in a cache of fixed length, as its mask has one element a position; else
+    it appends them to what is there, and what is there ends with the last token."""
+    return any(_PAST.search(w.name) and len(w.shape) > 2 and mask.shape[1] in w.shape[2:] for w in inputs)
+
+
+def _kept(wanted: Wanted, before: HostArray, present: HostArray) -> HostArray | None:
+    """What the engine gave for a cache, as it takes it: of a fixed length the last positions, where it gave more of them or the
+    new ones alone. None where the two do not fit."""
+    if present.ndim != len(wanted.shape):
+        return None
+    changing = [axis for axis, n in enumerate(wanted.shape) if n is not None and n != present.shape[axis]]
+    if not changing:
+        return present
+    if len(changing) > 1:
+        return None
+    axis, n = changing[0], wanted.shape[changing[0]]
+    assert n is not None
+    if present.shape[axis] < n:
+        present = np.concatenate([before.astype(present.dtype), present], axis)
+    return present.take(range(present.shape[axis] - n, present.shape[axis]), axis)
 
 
 def decode_question(
@@ -130,11 +160,16 @@ def decode_question(
     present = [name for name in outputs if _PRESENT.search(name) and outputs[name].ndim > 2]
     if not past or len(past) != len(present) or len(text) <= before.tokens or before.tokens >= protocol.max_len:
         return None
-    if any(None not in w.shape[1:] for w in past):
+    ids = _one({w.name: w for w in inputs}, _TOKENS)
+    if ids is None or ids.shape[-1] not in (None, 1):
         return None
     token = text[before.tokens]
     feed = _texts(inputs, [token], before.tokens)
-    feed |= {w.name: outputs[name].astype(NUMPY[w.dtype]) for w, name in zip(past, present, strict=True)}
+    for wanted, name in zip(past, present, strict=True):
+        kept = _kept(wanted, before.feed[wanted.name], outputs[name])
+        if kept is None or (None not in wanted.shape and before.tokens >= max(n or 0 for n in wanted.shape[2:])):
+            return None
+        feed[wanted.name] = kept.astype(NUMPY[wanted.dtype])
     real = {protocol.max_len: before.tokens + 1}
     return Question("one more token over its cache", protocol.append(token, before.tokens), feed, real, before.tokens + 1)
 
