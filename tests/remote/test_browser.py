@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ import numpy as np
 import pytest
 
 from tapml.api import Run
+from tapml.carving.folder import RunFolder
+from tapml.deploy.build import build
+from tapml.deploy.bundle import Bundle
+from tapml.deploy.session import Session
+from tapml.deploy.verify import verify
 from tapml.devices.interface import Launch
 from tapml.errors import DeviceError, DeviceLost, OutOfMemory
 from tapml.kernels import Kernel
@@ -197,6 +203,26 @@ def test_a_model_migrates_though_its_tab_is_loaded_again(
     assert found["summary"]["pass"] == len(found["offloaded"]) == sum(found["summary"].values())
     assert found["end_to_end"]["tokens_match"] and found["end_to_end"]["tokens_target"]
     browser.wait_ready(tab)
+    bundle = Bundle.open(build(RunFolder.open(run), "webgpu", tmp_path / "bundle").path)
+    runs_as_a_bundle(bundle, f"any@{hub.url}")
+
+
+def runs_as_a_bundle(bundle: Bundle, device: str) -> None:
+    """In the tab: the source's tokens, weights sent once, one packet each way a token, and the same bits every way."""
+    with Session(bundle, device) as session:
+        assert "Chrom" in session.info.name + session.info.driver
+        prompt = bundle.prompts[0]
+        for _ in range(2):
+            assert list(session.generate(prompt["tokens"], len(prompt["generated"]))) == prompt["generated"]
+        sent = session.uploaded
+        made = []
+        remote = session._device
+        assert isinstance(remote, RemoteDevice)
+        for _ in session.generate(prompt["tokens"], 12):
+            made.append((remote.traffic.packets_sent, remote.traffic.packets_received))
+        assert [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(made)][-3:] == [(1, 1)] * 3
+        assert session.uploaded == sent
+        assert verify(session, repeat=2, max_tokens=2).passed
 
 
 def test_kernels_of_ones_own_run_in_a_tab(hub: Hub, tab: str, make_run: MakeRun, tmp_path: Path) -> None:
