@@ -22,7 +22,7 @@ from tapml.errors import ConnectionLost, DeviceLost, WrongValue
 from tapml.runtime.buffers import as_bytes
 from tapml.runtime.engine import Compiled, Engine
 from tapml.runtime.model import ModelData
-from tapml.tensors import NUMPY, HostArray, as_read, convert, out_of_range
+from tapml.tensors import NUMPY, HostArray, TensorSpec, as_read, convert, out_of_range
 
 # These bytes are NaN in every float dtype, -1 in signed integers.
 POISON = b"\xff"
@@ -95,11 +95,23 @@ class Player:
                 self._allocate(place, spec.nbytes)
             self._halves[key] = self._buffers[Place("state", key)], self._buffers[Place("next", key)]
 
+    def _allocate_once(self, place: Place, nbytes: int) -> None:
+        if place not in self._buffers:
+            self._allocate(place, nbytes)
+
     def _allocate(self, place: Place, nbytes: int) -> None:
         self._buffers[place] = self._engine.pool.allocate(nbytes)
         self._sizes[place] = nbytes
         if self._way.fresh or self._way.poisoned:
             self._engine.write(self._buffers[place], POISON * nbytes)
+
+    def prepare(self) -> None:
+        """Records the first call of each graph, which brings the weights onto the device; else the first call does so."""
+        for name in self.plan.graphs:
+            for place in self._inputs[name]:
+                spec = next(p.spec for p in self.model.graphs[name].inputs if p.key == place.name)
+                self._allocate_once(place, TensorSpec(spec.shape, place.dtype).nbytes)
+            self._recorded(name)
 
     def reset(self) -> None:
         """Sets every state back to its initial content."""
@@ -120,7 +132,7 @@ class Player:
         elif self._on_batch is not None:
             self.launch(graph, 0, len(launches))
         else:
-            self._engine.submit(self._recorded(graph, launches))
+            self._engine.submit(self._recorded(graph))
         return self.end(graph)
 
     def begin(self, graph: str, inputs: dict[str, HostArray]) -> None:
@@ -134,8 +146,7 @@ class Player:
         self._given = {key: inputs[key] for key in specs}
         for place in self._inputs[graph]:
             array = convert(self._given[place.name], place.dtype)
-            if place not in self._buffers:
-                self._allocate(place, array.nbytes)
+            self._allocate_once(place, array.nbytes)
             self._engine.write(self._buffers[place], as_bytes(array))
         if self._way.poisoned:
             self._poison(Place("next", key) for key in self.plan.graphs[graph].advanced)
@@ -218,9 +229,10 @@ class Player:
             self._work[key] = self._engine.record(self.programs[launch.operator], *places)
         return self._work[key]
 
-    def _recorded(self, graph: str, launches: Sequence[Launch]) -> Sequence[Any]:
+    def _recorded(self, graph: str) -> Sequence[Any]:
         key = graph, tuple(self._which.values())
         if key not in self._batches:
+            launches = self.plan.graphs[graph].launches
             self._batches[key] = tuple(item for launch in launches for item in self._one(launch))
         return self._batches[key]
 

@@ -45,6 +45,8 @@ class Session:
                     raise UnavailableError(f"{self.info.name} does not take the kernels of {name}: {error}") from error
             self._device.synchronize()
             self._player = self.player(bundle.plan)
+            self._player.prepare()
+            self._device.synchronize()
         except BaseException:
             self._device.close()
             raise
