@@ -30,8 +30,8 @@ LONGEST = (
     "remote/test_verbs.py", "diagnose/test_explain.py", "operators/test_cut.py", "migrate/test_integers.py",
     "report/test_html_browser.py", "carving/test_smollm2.py", "migrate/test_unchecked.py", "test_tutorial.py",
     "carving/test_suite.py", "compile/test_ordinary.py", "test_ci.py", "cli/test_bad_input.py",
-    "remote/test_client.py", "source/test_smollm2.py",
-    "compile/test_architectures.py", "cli/test_schemas.py", "remote/test_share.py", "migrate/test_late_positions.py",
+    "remote/test_client.py", "compile/test_architectures.py", "cli/test_schemas.py", "remote/test_share.py",
+    "migrate/test_late_positions.py",
 )
 
 
