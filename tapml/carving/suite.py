@@ -57,12 +57,13 @@ _CONFTEST = '''"""Options --target, --device, --inject and --skip-missing, and w
 import pytest
 
 from tapml.carving.pytest_plugin import Platform, check, pytest_addoption, pytest_configure, pytest_sessionfinish  # noqa: F401
-from tapml.migrate.operator_test import OperatorTester
 
 
 @pytest.fixture(scope="session")
 def platform(pytestconfig):
     """Compilers, device and uploaded weights: made once, closed when the last test is done."""
+    from tapml.migrate.operator_test import OperatorTester  # loads PyTorch, which collecting the tests does not need
+
     with Platform(pytestconfig, OperatorTester) as made:
         yield made
 '''
