@@ -59,7 +59,9 @@ def test_a_hybrid_of_any_two_backends_gives_what_the_model_gives(make_run: MakeR
             hybrid.offload({o.name: programs[o.signature] for o in chosen})
             answer = reference.check(hybrid)
             assert answer.passed, (share, answer.reason)
-            assert answer.error is not None and (answer.error > 0) == (sides != ("source", "float64") or share > 0)
+            # What PyTorch computes in float32 may be the source's bits; what a kernel or float64 does is not.
+            computing = {side for side, runs in zip(sides, (share < 1, share > 0), strict=True) if runs}
+            assert answer.error is not None and (answer.error > 0 or not computing & {"kernels", "float64"})
     finally:
         source.close()
         target.close()

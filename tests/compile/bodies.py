@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +76,8 @@ def chain(calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]]) -> Made:
         operator: Any = torch.ops
         for part in target.split("."):
             operator = getattr(operator, part)
-        value = operator(*[real(a) for a in args], **{k: real(v) for k, v in kwargs.items()})
+        with without_onednn():
+            value = operator(*[real(a) for a in args], **{k: real(v) for k, v in kwargs.items()})
         name = f"n{len(nodes)}"
         many = value if isinstance(value, list | tuple) else [value]
         nodes.append(Node(name, target, tuple(encoded(a) for a in args), {k: encoded(v) for k, v in kwargs.items()},
@@ -91,6 +94,17 @@ def chain(calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]]) -> Made:
     body = Body(kind, specs, ("value",) * len(inputs), tuple(nodes), tuple(outputs))
     arrays = tuple(host_from_tensor(t.contiguous()) for t in inputs)
     return Made(body, arrays, tuple(host_from_tensor(t.contiguous()) for t in last))
+
+
+@contextlib.contextmanager
+def without_onednn() -> Iterator[None]:
+    """PyTorch's own kernels: oneDNN's GELU of infinity is NaN on processors with AVX-512."""
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def bench(
         raise UsageError(f"--operators {operators} leaves nothing to bench. Give 1 or more.")
     started = time.monotonic()
     classes = OF_OPERATORS if faults is None else tuple(find(f) if isinstance(f, str) else f for f in faults)
-    if others := [f"{f.number} {f.name}" for f in classes if f not in OF_OPERATORS]:
+    if others := [f"{f.number} {f.name}" for f in classes if f.compose is not None]:
         raise UsageError(f"{', '.join(others)}: a fault of a bundle's plan, not of an operator. Leave it out of --faults.")
     with Workbench.on(run, target, device, deadline=DEADLINE) as clean, ReferenceBackends(run, clean) as backends:
         header = Header(
