@@ -2,9 +2,9 @@
 
     found = locate(stand, calls)            None: the plan as it ships gives the bits that its operators give alone
 
-The truth is each operator run alone: in the source's order, each value in memory of its own, each launch waited for. Against it
-the plan as it ships is asked four questions (`QUESTIONS`), and its first wrong operator is looked for in ways that disturb
-little:
+The truth is each operator run alone: in the source's order, each value in memory of its own, each launch waited for. An operator
+whose bits differ from run to run even so is the answer, and no fault of the plan. Otherwise the plan as it ships is asked four
+questions (`QUESTIONS`), and its first wrong operator is looked for in ways that disturb little:
 
 1. With every value in memory of its own, all of a call submitted at once, and everything read when the call is over. The first
    value with other bits is the answer, and the probe added nothing but memory.
@@ -31,6 +31,7 @@ from tapml.deploy.player import PLANNED, OnBatch, Player, Way
 from tapml.deploy.session import Session
 from tapml.runtime.engine import Compiled
 from tapml.runtime.protocol import Call
+from tapml.verdicts import Stage
 
 # How often a call that is right is run again before it is believed, where runs differ from each other.
 TRIES = 8
@@ -38,7 +39,9 @@ TRIES = 8
 # How probes run: memory holds nothing that a run before left, which may have been right.
 FRESH = Way(fresh=True)
 
-Cause = Literal["early-reuse", "missing-hazard", "unsafe-reorder", "long-chain", "context-shape", "observer"]
+Cause = Literal[
+    "early-reuse", "missing-hazard", "unsafe-reorder", "long-chain", "context-shape", "observer", "not-deterministic"
+]
 
 CAUSES: dict[Cause, str] = {
     "early-reuse": "memory is given to another value while a reader is still to come",
@@ -47,6 +50,7 @@ CAUSES: dict[Cause, str] = {
     "long-chain": "a launch sees old content when many others were submitted together before it",
     "context-shape": "two neighbours submitted together give other bits than one after the other",
     "observer": "the fault goes away when the value has memory of its own or the call is cut: looking at it changes it",
+    "not-deterministic": "alone, too, it gives other bits from run to run: it is its kernel, not the plan",
 }
 
 
@@ -129,8 +133,12 @@ class Found:
     def because(self) -> str:
         return CAUSES[self.cause]
 
+    @property
+    def stage(self) -> Stage:
+        return "numeric" if self.cause == "not-deterministic" else "plan"
+
     def to_json(self) -> dict[str, Any]:
-        return {"stage": "plan", **asdict(self), "because": self.because, "runs": TRIES}
+        return {"stage": self.stage, **asdict(self), "because": self.because, "runs": TRIES}
 
 
 def trace(player: Player, calls: Sequence[Call]) -> list[str]:
@@ -160,15 +168,19 @@ class _Search:
     def __init__(self, stand: Stand, calls: Sequence[Call]) -> None:
         self.stand, self.calls = stand, calls
         self.apart = stand.plan(reuse=False)
-        self.truths: list[_Digests] = []
-        self.right: list[str] = []
         with closing(stand.truth()) as player:
-            player.reset()
-            for call in calls:
-                player.begin(call.graph, call.inputs)
-                player.launch(call.graph, 0, _count(player.plan, call.graph), apart=True)
-                self.truths.append(_written(player, call.graph))
-                self.right.append(digest_of(player.end(call.graph)))
+            runs = list(self._alone(player))
+        self.truths = [written for written, _ in runs]
+        self.right = [digest for _, digest in runs]
+
+    def _alone(self, player: Player) -> Iterator[tuple[_Digests, str]]:
+        """What each operator of each call writes, each alone, and a digest of the call's outputs."""
+        player.reset()
+        for call in self.calls:
+            player.begin(call.graph, call.inputs)
+            player.launch(call.graph, 0, _count(player.plan, call.graph), apart=True)
+            written = _written(player, call.graph)
+            yield written, digest_of(player.end(call.graph))
 
     def found(self) -> Found | None:
         wrong, steady = self._unprobed(PLANNED)
@@ -177,7 +189,7 @@ class _Search:
             if not hidden:
                 return None
         answers = {variant.name: self._right_by(variant) for variant in QUESTIONS}
-        found = self._with_memory_apart(steady, answers) or self._overwritten() or self._shy()
+        found = self._unsteady() or self._with_memory_apart(steady, answers) or self._overwritten() or self._shy()
         return None if found is None else replace(found, wrong=wrong, answers=answers)
 
     def _right_by(self, variant: Variant) -> bool:
@@ -189,6 +201,18 @@ class _Search:
         with closing(self.stand.player(way=way)) as player:
             traces = [trace(player, self.calls) for _ in range(TRIES)]
         return sum(one != self.right for one in traces), all(one == traces[0] for one in traces)
+
+    def _unsteady(self) -> Found | None:
+        """The first operator that gives other bits from run to run although it runs alone."""
+        with closing(self.stand.truth()) as player:
+            for _ in range(TRIES - 1):
+                for call, (written, _) in enumerate(self._alone(player)):
+                    wrong = {operator for operator, _ in self._wrong(call, written)}
+                    launches = player.plan.graphs[self.calls[call].graph].launches
+                    first = next((launch.operator for launch in launches if launch.operator in wrong), None)
+                    if first is not None:
+                        return self._told(first, call, "not-deterministic")
+        return None
 
     def _with_memory_apart(self, steady: bool, answers: Mapping[str, bool]) -> Found | None:
         """The first operator with other bits, each value in memory of its own and each call submitted at once: it is wrong by

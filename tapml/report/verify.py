@@ -38,25 +38,37 @@ def view(verified: Verified, where: str, spent: float) -> Iterator[RenderableTyp
 
 
 def _found(found: Found) -> Iterator[RenderableType]:
-    from tapml.deploy.composition import QUESTIONS, TRIES
+    from tapml.deploy.composition import QUESTIONS
 
-    yield Text.assemble("first wrong: ", (found.operator, "bold"), f", at stage plan: {found.cause}")
-    often = f"{found.wrong} of {TRIES} runs are wrong as it ships"
-    if not found.wrong:
-        often += ": it reads what an earlier run left, which was right by chance"
-    rows = [found.because, f"seen in call {found.call} ({found.graph}); {often}"]
-    if found.other is not None:
-        rows.append({
-            "early-reuse": f"{found.other} writes over what it reads",
-            "unsafe-reorder": f"{found.other} should have written before it",
-        }.get(found.cause, f"it takes {plural(found.span or 1, 'launch')} submitted together, from {found.other} on"))
-    if found.probe:
-        rows.append("the operators before it are right when they are looked at, so this one is named by what repairs it")
-    for row in rows:
+    yield Text.assemble("first wrong: ", (found.operator, "bold"), f", at stage {found.stage}: {found.cause}")
+    for row in (found.because, *_circumstances(found)):
         yield Padding(Text(row), (0, 0, 0, 2))
+    if found.stage != "plan":
+        return
     for question in QUESTIONS:
         right = found.answers[question.name]
         yield Padding(Text.assemble("right " if right else "wrong ", (question.name, "dim")), (0, 0, 0, 2))
+
+
+def _circumstances(found: Found) -> Iterator[str]:
+    from tapml.deploy.composition import TRIES
+
+    seen = f"seen in call {found.call} ({found.graph})"
+    if found.stage != "plan":
+        yield seen
+        yield f"its kernel on the recorded calls: tapml test RUN --target T --repeat 20 --operator {found.operator}"
+        return
+    often = f"{found.wrong} of {TRIES} runs are wrong as it ships"
+    if not found.wrong:
+        often += ": it reads what an earlier run left, which was right by chance"
+    yield f"{seen}; {often}"
+    if found.other is not None:
+        yield {
+            "early-reuse": f"{found.other} writes over what it reads",
+            "unsafe-reorder": f"{found.other} should have written before it",
+        }.get(found.cause, f"it takes {plural(found.span or 1, 'launch')} submitted together, from {found.other} on")
+    if found.probe:
+        yield "the operators before it are right when they are looked at, so this one is named by what repairs it"
 
 
 def _advice(verified: Verified) -> str:

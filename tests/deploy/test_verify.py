@@ -18,7 +18,7 @@ from tapml.deploy.bundle import Bundle
 from tapml.deploy.composition import QUESTIONS
 from tapml.deploy.plan import check_plan
 from tapml.deploy.session import Session
-from tapml.deploy.verify import verify
+from tapml.deploy.verify import Verified, verify
 from tapml.diagnose.faults.catalogue import OF_PLANS, find
 from tapml.diagnose.faults.fault import FaultClass
 from tapml.errors import BundleError
@@ -85,6 +85,32 @@ def test_what_a_plan_itself_gets_wrong_is_refused_before_it_runs(open_session: C
             check_plan(next(compose(bundle, 3)).composition.plan, bundle.model, bundle.programs)
 
 
+def test_an_operator_that_is_not_deterministic_alone_is_no_fault_of_the_plan(
+    open_session: Callable[[str], Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that counts how often it has run, and adds that."""
+    monkeypatch.setattr(composition, "TRIES", 3)
+    bundle = Bundle.open(open_session("cpu").bundle.path)
+    name = "decode/layers.1.mlp.down_proj"
+    program = bundle.programs[name]
+    counting = program.with_sources(tuple(counts(kernel.source) for kernel in program.kernels))
+    bundle.__dict__["programs"] = {**bundle.programs, name: counting}
+    with Session(bundle) as session:
+        verified = verify(session, repeat=3, max_tokens=3)
+    assert not verified.passed and verified.found is not None
+    assert (verified.found.operator, verified.found.cause) == (name, "not-deterministic")
+    assert verified.found.to_json()["stage"] == "numeric"
+    text = shown(verified)
+    assert f"first wrong: {name}, at stage numeric: not-deterministic" in text
+    assert f"tapml test RUN --target T --repeat 20 --operator {name}" in text and "serialised" not in text.split("first wrong")[1]
+
+
+def counts(source: str) -> str:
+    changed, count = re.subn(r"(out3_ptr\[ax0\] = )(.*);", r"static int runs; \1\2 + 1e-3f * (float)(runs++ % 5);", source)
+    assert count == 1, source
+    return changed
+
+
 def test_other_values_than_the_source_are_not_blamed_on_the_plan(open_session: Callable[[str], Session]) -> None:
     """Here the run's record is another: as if the kernels gave other values on this device."""
     bundle = Bundle.open(open_session("opencl").bundle.path)
@@ -115,10 +141,16 @@ def test_what_was_found_is_shown(open_session: Callable[[str], Session]) -> None
     assert compose is not None
     put = next(compose(session.bundle, 3))
     verified = verify(session, repeat=2, max_tokens=2, composition=put.composition)
-    console = Console(file=io.StringIO(), width=100, color_system=None)
-    for part in view(verified, "llama · opencl", 1.0):
-        console.print(part)
-    text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    text = shown(verified)
     assert f"first wrong: {put.operator}, at stage plan: context-shape" in text
     assert f"it takes 2 launches submitted together, from {put.other} on" in text
     assert "right serialised" in text and "wrong without reuse" in text and "failed · llama · opencl" in text
+
+
+def shown(verified: Verified) -> str:
+    """In one line."""
+    out = io.StringIO()
+    console = Console(file=out, width=100, color_system=None)
+    for part in view(verified, "llama · opencl", 1.0):
+        console.print(part)
+    return " ".join(out.getvalue().split())
