@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from tapml.deploy.bundle import Bundle
     from tapml.deploy.session import Session
     from tapml.deploy.verify import verify
+    from tapml.report.bundle import unproven
     from tapml.report.progress import Progress
     from tapml.report.verify import view
 
@@ -35,7 +36,10 @@ def run(args: argparse.Namespace) -> Outcome:
             found = verify(session, args.repeat, args.max_tokens, progress=progress)
             device = session.info
     spent = time.monotonic() - started
-    data = {"bundle": str(bundle.path), "target": str(bundle.choice), "device": device.to_json(), "seconds": spent}
+    data = {
+        "bundle": str(bundle.path), "target": str(bundle.choice), "device": device.to_json(), "seconds": spent,
+        "allowed": list(bundle.allowed),
+    }  # fmt: skip
     code = ALL_PASSED if found.passed else SOMETHING_FAILED
     where = f"{bundle.path.name} · {bundle.choice} · {device.name}"
-    return Outcome(code, data | found.to_json(), tuple(view(found, where, spent)))
+    return Outcome(code, data | found.to_json(), (*unproven(bundle.allowed), *view(found, where, spent)))

@@ -3,14 +3,15 @@
     built = build(run, "opencl", Path("smollm2"))
 
 What ships is what passed: the programs that the migration's verdicts name, byte for byte, and the weights as those programs store
-them. An operator that stayed on the source, or has no passing verdict, is refused with its reason. The folder is written beside
+them. An operator that stayed on the source, or has no passing verdict, is refused with its reason; one that is allowed by name
+ships with the kernels that its verdict is about, and the bundle says so. The folder is written beside
 its place and renamed, so that a build that fails or is stopped leaves nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tapml.deploy import layout
 from tapml.deploy.bundle import Bundle, stored_of
 from tapml.deploy.plan import make_plan, naive_bytes
 from tapml.deploy.text import Text
-from tapml.errors import BundleError
+from tapml.errors import BundleError, UsageError
 from tapml.kernels import Program
 from tapml.manifest import SEAL, digest, seal
 from tapml.migrate.circumstances import now
@@ -33,6 +34,7 @@ from tapml.migrate.end_to_end import Reference
 from tapml.migrate.model import Model
 from tapml.migrate.programs import kept
 from tapml.migrate.records import Records, Sheet
+from tapml.operators.matching import matching
 from tapml.runtime.buffers import as_bytes
 from tapml.runtime.hybrid import Hybrid
 from tapml.source.safetensors_file import write_file
@@ -48,7 +50,8 @@ LISTED = 5
 class Built:
     """What a build wrote: bytes of weights and of all files, how many operators share how many programs. `prompts_differ` counts
     the run's prompts whose text the bundle makes other tokens of than carving did. `planned_bytes` is the memory that values,
-    constants and states take on the device, `naive_bytes` what they would take if none were used again."""
+    constants and states take on the device, `naive_bytes` what they would take if none were used again. `allowed` names the
+    operators that ship without having passed."""
 
     path: Path
     target: str
@@ -59,29 +62,32 @@ class Built:
     planned_bytes: int
     naive_bytes: int
     prompts_differ: int
+    allowed: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
             "bundle": str(self.path), "target": self.target, "operators": self.operators, "programs": self.programs,
             "weight_bytes": self.weight_bytes, "bytes": self.nbytes,
             "planned_bytes": self.planned_bytes, "naive_bytes": self.naive_bytes, "prompts_differ": self.prompts_differ,
+            "allowed": list(self.allowed),
         }  # fmt: skip
 
 
-def build(run: RunFolder, target: str, out: Path, fresh: bool = False) -> Built:
-    """Raises TargetError for what is no target; BundleError where the run was not migrated to it wholly, or `out` is taken or
-    cannot be written; RunError for a damaged run."""
+def build(run: RunFolder, target: str, out: Path, fresh: bool = False, allow: Sequence[str] = ()) -> Built:
+    """`allow` has names or patterns of operators that ship although they did not pass. Raises TargetError for what is no target;
+    BundleError where the run was not migrated to it wholly, or `out` is taken or cannot be written; UsageError for a pattern that
+    no operator needs; RunError for a damaged run."""
     choice = parse(target)
     records = Records.of(run, str(choice))
     sheet = _finished(records, run, str(choice))
-    _refuse_stayed(run, sheet, str(choice))
+    allowed = _allowed(run, sheet, str(choice), allow)
     verdicts = sheet.verdicts
     programs = {name: _program(records.folder, verdicts[name]) for name in (o.name for o in run.operators)}
     out = out.resolve()
     _refuse_taken(out, fresh)
     try:
         with whole_folder(out) as partial:
-            writer = _Writer(run, partial, programs, sheet)
+            writer = _Writer(run, partial, programs, sheet, allowed)
             weight_bytes, nbytes = writer.write(str(choice))
             memory = writer.plan.planned_bytes, naive_bytes(writer.plan, programs)
             differ = _prompts_that_differ(Bundle.open(partial))
@@ -89,7 +95,7 @@ def build(run: RunFolder, target: str, out: Path, fresh: bool = False) -> Built:
         why = f"{out} cannot be written ({error.strerror}). Nothing was left behind. Make room, or choose another place with -o."
         raise BundleError(why) from error
     count = len({p.digest for p in programs.values()})
-    return Built(out, str(choice), len(run.operators), count, weight_bytes, nbytes, *memory, differ)
+    return Built(out, str(choice), len(run.operators), count, weight_bytes, nbytes, *memory, differ, allowed)
 
 
 def _prompts_that_differ(bundle: Bundle) -> int:
@@ -107,19 +113,27 @@ def _finished(records: Records, run: RunFolder, target: str) -> Sheet:
     return sheet
 
 
-def _refuse_stayed(run: RunFolder, sheet: Sheet, target: str) -> None:
-    """Raises BundleError unless every operator moved, and has a verdict that passed."""
+def _allowed(run: RunFolder, sheet: Sheet, target: str, allow: Sequence[str]) -> tuple[str, ...]:
+    """The operators that did not move, or have no passing verdict. Raises BundleError unless each of them is allowed and has
+    kernels, UsageError for a pattern without any of them."""
     moved = {name for r in sheet.records if r["record"] == "moved" for name in r["operators"]}
     stayed = [o.name for o in run.operators if o.name not in moved or sheet.verdicts[o.name].status != "pass"]
-    if not stayed:
-        return
-    first = (sheet.verdicts[name] for name in stayed[:LISTED])
-    reasons = "; ".join(f"{v.operator} ({v.status}: {v.reason[:120]})" for v in first)
-    more = f" and {len(stayed) - LISTED} more" if len(stayed) > LISTED else ""
-    raise BundleError(
-        f"{len(stayed)} of {len(run.operators)} operators stayed on the source and cannot ship: {reasons}{more}. Look into the "
-        f"first: tapml explain {run.path} {stayed[0]} --target {target}"
-    )
+    chosen = {pattern: {o.name for o in matching(run.operators, pattern)}.intersection(stayed) for pattern in allow}
+    if idle := [pattern for pattern, names in chosen.items() if not names]:
+        raise UsageError(f"--allow {idle[0]}: each operator of that name passed on {target}. Leave it out.")
+    allowed = set().union(*chosen.values())
+    if refused := [name for name in stayed if name not in allowed]:
+        first = (sheet.verdicts[name] for name in refused[:LISTED])
+        reasons = "; ".join(f"{v.operator} ({v.status}: {v.reason[:120]})" for v in first)
+        more = f" and {len(refused) - LISTED} more" if len(refused) > LISTED else ""
+        raise BundleError(
+            f"{len(refused)} of {len(run.operators)} operators stayed on the source and cannot ship: {reasons}{more}. Look into "
+            f"the first: tapml explain {run.path} {refused[0]} --target {target}"
+        )
+    if bare := [name for name in stayed if sheet.verdicts[name].kernel is None]:
+        verdict = sheet.verdicts[bare[0]]
+        raise BundleError(f"{bare[0]} has no kernels to ship, allowed or not ({verdict.status}: {verdict.reason[:120]}).")
+    return tuple(stayed)
 
 
 def _program(folder: Path, verdict: Verdict) -> Program:
@@ -143,8 +157,11 @@ def _refuse_taken(out: Path, fresh: bool) -> None:
 
 
 class _Writer:
-    def __init__(self, run: RunFolder, folder: Path, programs: Mapping[str, Program], sheet: Sheet) -> None:
+    def __init__(
+        self, run: RunFolder, folder: Path, programs: Mapping[str, Program], sheet: Sheet, allowed: Sequence[str]
+    ) -> None:
         self.run = run
+        self.allowed = allowed
         self.model = Model.of(run)
         self.folder = folder
         self.programs = programs
@@ -178,7 +195,7 @@ class _Writer:
             "format": layout.FORMAT, "format_version": layout.FORMAT_VERSION, "version": tapml.__version__, "date": now(),
             "model": run.manifest["model"]["name"], "kind": run.kind, "calls": run.protocol.to_json(), "run": run.digest,
             "target": target, "target_key": header["target_key"], "device": header.get("device_info"),
-            "compiler": header.get("compiler"), "files": self.files,
+            "compiler": header.get("compiler"), "allowed": list(self.allowed), "files": self.files,
         }  # fmt: skip
         manifest[SEAL] = seal(manifest)
         (self.folder / layout.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

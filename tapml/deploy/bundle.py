@@ -89,7 +89,7 @@ class Bundle:
             raise BundleError(f"{folder / layout.MANIFEST} was changed: its content is not what was built. {AGAIN}")
         found = Bundle(folder, manifest)
         try:
-            _ = found.choice, found.protocol, found.name
+            _ = found.choice, found.protocol, found.name, found.allowed
             for name in strict.inner(manifest, "files"):
                 strict.hexadecimal(manifest["files"][name], "digest")
                 strict.whole(manifest["files"][name], "bytes")
@@ -106,6 +106,11 @@ class Bundle:
     def choice(self) -> TargetChoice:
         """The target that its kernels are for."""
         return parse(strict.text(self.manifest, "target"))
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """The operators that ship without having passed, because whoever built it said so."""
+        return strict.several(strict.name, self.manifest, "allowed")
 
     @cached_property
     def protocol(self) -> ModelProtocol:

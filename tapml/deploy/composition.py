@@ -39,9 +39,7 @@ TRIES = 8
 # How probes run: memory holds nothing that a run before left, which may have been right.
 FRESH = Way(fresh=True)
 
-Cause = Literal[
-    "early-reuse", "missing-hazard", "unsafe-reorder", "long-chain", "context-shape", "observer", "not-deterministic"
-]
+Cause = Literal["early-reuse", "missing-hazard", "unsafe-reorder", "long-chain", "context-shape", "observer", "not-deterministic"]
 
 CAUSES: dict[Cause, str] = {
     "early-reuse": "memory is given to another value while a reader is still to come",

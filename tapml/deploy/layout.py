@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 FORMAT = "tapml-bundle"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 MANIFEST = "bundle.json"
 GRAPHS = "graphs.jsonl"
