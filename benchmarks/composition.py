@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from architectures import MODEL  # noqa: E402
 
-from tapml.deploy.bundle import Bundle  # noqa: E402
+from tapml.deploy.bundle import BundleFolder  # noqa: E402
 from tapml.deploy.session import Session  # noqa: E402
 from tapml.deploy.verify import verify  # noqa: E402
 from tapml.diagnose.faults.catalogue import OF_PLANS  # noqa: E402
@@ -68,7 +68,7 @@ def ready(*words: str) -> None:
 
 
 def of_bundle(path: Path, places: int) -> dict[str, Any]:
-    with Session(Bundle.open(path)) as session:
+    with Session(BundleFolder.open(path)) as session:
         started = time.monotonic()
         verified = verify(session)
         clean = {"clean": verified.passed, "seconds": round(time.monotonic() - started, 1)}

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from measure import save  # noqa: E402
 
-from tapml.deploy.bundle import Bundle  # noqa: E402
+from tapml.deploy.bundle import BundleFolder  # noqa: E402
 from tapml.deploy.session import Session  # noqa: E402
 from tapml.errors import BundleError  # noqa: E402
 
@@ -53,7 +53,7 @@ def made(folder: Path) -> Path:
 
 def content(path: Path) -> str:
     """A digest of all that running reads."""
-    bundle = Bundle.open(path)
+    bundle = BundleFolder.open(path)
     text = hashlib.blake2b(digest_size=16)
 
     def note(*things: object) -> None:
@@ -77,7 +77,7 @@ def content(path: Path) -> str:
 
 
 def answer(path: Path) -> list[int]:
-    bundle = Bundle.open(path)
+    bundle = BundleFolder.open(path)
     with Session(bundle) as session:
         return list(session.generate(bundle.prompts[0]["tokens"], 3))
 

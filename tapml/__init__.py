@@ -4,8 +4,11 @@
     result = run.test(target="opencl")
     result = run.migrate(target="vulkan")
 
-Everything public is named in `__all__` and told in `tapml.api`. It is loaded when first used, so that `import tapml` costs
-nothing.
+    with tapml.Bundle.open("bundle") as bundle:             of tapml build; needs neither PyTorch nor a compiler
+        print(bundle.generate("Why is the sky blue?").text)
+
+Everything public is named in `__all__` and told in `tapml.api` and `tapml.deploy.api`. It is loaded when first used, so that
+`import tapml` costs nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tapml.api import Run, carve
+    from tapml.deploy.api import Bundle
     from tapml.errors import TapmlError
     from tapml.migrate.migrate import MigrationResult
     from tapml.migrate.tested import TestResult
@@ -24,13 +28,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "carve": "tapml.api",
     "Run": "tapml.api",
+    "Bundle": "tapml.deploy.api",
     "TestResult": "tapml.migrate.tested",
     "MigrationResult": "tapml.migrate.migrate",
     "Verdict": "tapml.verdicts",
     "TapmlError": "tapml.errors",
 }
 
-__all__ = ["MigrationResult", "Run", "TapmlError", "TestResult", "Verdict", "__version__", "carve"]
+__all__ = ["Bundle", "MigrationResult", "Run", "TapmlError", "TestResult", "Verdict", "__version__", "carve"]
 
 
 def __getattr__(name: str) -> Any:

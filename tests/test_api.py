@@ -12,10 +12,13 @@ from tests.models import conv_net
 
 
 def test_what_is_public() -> None:
-    assert dir(tapml) == ["MigrationResult", "Run", "TapmlError", "TestResult", "Verdict", "__version__", "carve"]
+    assert dir(tapml) == ["Bundle", "MigrationResult", "Run", "TapmlError", "TestResult", "Verdict", "__version__", "carve"]
     assert [name for name in vars(tapml.Run) if not name.startswith("_")] == [
         "open", "path", "operators", "cases", "facts", "test", "migrate", "bisect", "explain", "health", "check", "export_cases",
         "report", "prompt_text", "text",
+    ]  # fmt: skip
+    assert [name for name in vars(tapml.Bundle) if not name.startswith("_")] == [
+        "open", "close", "path", "name", "target", "inputs", "session", "run", "generate", "stream",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="no attribute 'curve'"):
         _ = tapml.curve

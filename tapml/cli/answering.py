@@ -15,7 +15,7 @@ from tapml.errors import UsageError
 
 if TYPE_CHECKING:
     from tapml.deploy.answer import Asked
-    from tapml.deploy.bundle import Bundle
+    from tapml.deploy.bundle import BundleFolder
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="D", default="local", help=DEVICE)
 
 
-def asked_of(args: argparse.Namespace, bundle: Bundle) -> Asked:
+def asked_of(args: argparse.Namespace, bundle: BundleFolder) -> Asked:
     """Raises UsageError for numbers out of range, a schema that cannot be read or followed, and an empty stop string."""
     from tapml.deploy.answer import Asked
     from tapml.deploy.sampling import SETTINGS, Sampling

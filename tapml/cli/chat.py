@@ -50,11 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Outcome:
-    from tapml.deploy.bundle import Bundle
+    from tapml.deploy.bundle import BundleFolder
     from tapml.deploy.session import Session
     from tapml.deploy.text import Text
 
-    bundle = Bundle.open(args.bundle)
+    bundle = BundleFolder.open(args.bundle)
     text = Text(bundle)
     asked = asked_of(args, bundle)
     text.of_turns([{"role": "user", "content": "?"}])  # a model without a chat template says so now

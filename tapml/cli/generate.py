@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     from tapml.deploy.answer import Answer
-    from tapml.deploy.bundle import Bundle
+    from tapml.deploy.bundle import BundleFolder
     from tapml.deploy.session import Session
     from tapml.deploy.text import Text
     from tapml.errors import PromptError
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> Outcome:
     texts = prompts_of(args.prompt, args.prompt_file)
     if not texts:
         raise PromptError("There is nothing to answer. Give at least one --prompt TEXT.")
-    bundle = Bundle.open(args.bundle)
+    bundle = BundleFolder.open(args.bundle)
     text = Text(bundle)
     asked = asked_of(args, bundle)
     prompts = [(prompt, text.tokens(prompt, args.system)) for prompt in texts]

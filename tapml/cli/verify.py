@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Outcome:
-    from tapml.deploy.bundle import Bundle
+    from tapml.deploy.bundle import BundleFolder
     from tapml.deploy.session import Session
     from tapml.deploy.verify import verify
     from tapml.report.bundle import unproven
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from tapml.report.verify import view
 
     started = time.monotonic()
-    bundle = Bundle.open(args.bundle)
+    bundle = BundleFolder.open(args.bundle)
     with Progress(NAME) as progress:
         progress("load")
         with Session(bundle, args.device) as session:

@@ -23,7 +23,7 @@ from tapml.cache.folder import file_digest
 from tapml.carving import layout as of_run
 from tapml.carving.folder import RunFolder
 from tapml.deploy import layout
-from tapml.deploy.bundle import Bundle, stored_of
+from tapml.deploy.bundle import BundleFolder, stored_of
 from tapml.deploy.plan import make_plan, naive_bytes
 from tapml.deploy.text import Text
 from tapml.errors import BundleError, UsageError
@@ -90,7 +90,7 @@ def build(run: RunFolder, target: str, out: Path, fresh: bool = False, allow: Se
             writer = _Writer(run, partial, programs, sheet, allowed)
             weight_bytes, nbytes = writer.write(str(choice))
             memory = writer.plan.planned_bytes, naive_bytes(writer.plan, programs)
-            differ = _prompts_that_differ(Bundle.open(partial))
+            differ = _prompts_that_differ(BundleFolder.open(partial))
     except OSError as error:
         why = f"{out} cannot be written ({error.strerror}). Nothing was left behind. Make room, or choose another place with -o."
         raise BundleError(why) from error
@@ -98,7 +98,7 @@ def build(run: RunFolder, target: str, out: Path, fresh: bool = False, allow: Se
     return Built(out, str(choice), len(run.operators), count, weight_bytes, nbytes, *memory, differ, allowed)
 
 
-def _prompts_that_differ(bundle: Bundle) -> int:
+def _prompts_that_differ(bundle: BundleFolder) -> int:
     text = Text(bundle)
     return sum(text.tokens(prompt["text"]) != prompt["tokens"] for prompt in bundle.prompts if prompt["text"])
 

@@ -1,6 +1,6 @@
 """Reading a bundle: a model that ships, with the kernels that passed.
 
-    bundle = Bundle.open("smollm2")
+    bundle = BundleFolder.open("smollm2")
     bundle.model.operators, bundle.programs["decode/lm_head"], bundle.weight("lm_head.weight", "float32")
 
 Opening checks the manifest alone; it holds size and digest of every other file, and each file is read as a whole and checked
@@ -57,7 +57,7 @@ def _accuracy(line: dict[str, Any]) -> dict[str, tuple[float, int, float | None]
     return {key: (real(line[key], "error"), whole(line[key], "straddling"), maybe(real, line[key], "spread")) for key in line}
 
 
-class Bundle:
+class BundleFolder:
     """See the module's docstring. Everything is read when it is first asked for. Raises BundleError."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ class Bundle:
         self._shards: dict[str, tuple[HostArray, Mapping[str, Entry]]] = {}
 
     @staticmethod
-    def open(path: str | Path) -> Bundle:
+    def open(path: str | Path) -> BundleFolder:
         """Raises BundleError where there is no bundle, or none of this format."""
         folder = Path(path)
         try:
@@ -87,7 +87,7 @@ class Bundle:
             )
         if seal(manifest) != manifest.get(SEAL):
             raise BundleError(f"{folder / layout.MANIFEST} was changed: its content is not what was built. {AGAIN}")
-        found = Bundle(folder, manifest)
+        found = BundleFolder(folder, manifest)
         try:
             _ = found.choice, found.protocol, found.name, found.allowed
             for name in strict.inner(manifest, "files"):

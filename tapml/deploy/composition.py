@@ -25,7 +25,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from tapml.deploy.bundle import Bundle
+from tapml.deploy.bundle import BundleFolder
 from tapml.deploy.plan import Launch, Place, Plan, make_plan, set_apart
 from tapml.deploy.player import PLANNED, OnBatch, Player, Way
 from tapml.deploy.session import Session
@@ -68,7 +68,7 @@ class Stand:
     composition: Composition
 
     @property
-    def bundle(self) -> Bundle:
+    def bundle(self) -> BundleFolder:
         return self.session.bundle
 
     def player(self, plan: Plan | None = None, way: Way = PLANNED) -> Player:

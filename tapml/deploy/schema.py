@@ -17,7 +17,7 @@ import numpy as np
 
 from tapml import strict
 from tapml.carving import layout as of_run
-from tapml.deploy.bundle import Bundle
+from tapml.deploy.bundle import BundleFolder
 from tapml.errors import UnavailableError, UsageError
 from tapml.runtime.protocol import Generating
 from tapml.tensors import HostArray
@@ -30,7 +30,7 @@ class Schema:
     """See the module's docstring. Raises UsageError for what is no schema that can be followed, or a bundle without a tokenizer;
     UnavailableError without llguidance."""
 
-    def __init__(self, bundle: Bundle, schema: str) -> None:
+    def __init__(self, bundle: BundleFolder, schema: str) -> None:
         self._bundle = bundle
         protocol = bundle.protocol
         if not isinstance(protocol, Generating) or of_run.TOKENIZER not in bundle.manifest["files"]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from tapml.deploy.bundle import Bundle
+from tapml.deploy.bundle import BundleFolder
 from tapml.deploy.held import Held
 from tapml.deploy.plan import Plan
 from tapml.deploy.player import PLANNED, OnBatch, Player, Way
@@ -30,7 +30,7 @@ class Session:
     """See the module's docstring. Opening raises BundleError, UsageError for what is no device, and UnavailableError, also where
     the device does not take the bundle's kernels or weights."""
 
-    def __init__(self, bundle: Bundle, device: str = "local") -> None:
+    def __init__(self, bundle: BundleFolder, device: str = "local") -> None:
         self.bundle = bundle
         self.held = Held()
         programs = bundle.programs

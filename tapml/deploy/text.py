@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from tapml import strict
 from tapml.carving import layout as of_run
-from tapml.deploy.bundle import AGAIN, Bundle
+from tapml.deploy.bundle import AGAIN, BundleFolder
 from tapml.errors import BundleError, PromptError, UnavailableError, UsageError
 from tapml.source.within_limits import Unbounded, bounded
 
@@ -27,7 +27,7 @@ from tapml.source.within_limits import Unbounded, bounded
 class Text:
     """Of one bundle."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: BundleFolder) -> None:
         self.bundle = bundle
 
     def tokens(self, prompt: str, system: str | None = None) -> list[int]:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tapml.carving.tolerance import compare
-from tapml.deploy.bundle import AGAIN, Bundle, Example
+from tapml.deploy.bundle import AGAIN, BundleFolder, Example
 from tapml.deploy.chunks import first_apart, other_pieces
 from tapml.deploy.composition import QUESTIONS, Composition, Found, Stand, digest_of, locate, trace
 from tapml.deploy.player import Player
@@ -131,7 +131,7 @@ def _outputs(player: Player, calls: Sequence[Call]) -> list[_Outputs]:
     return [player.step(call.graph, call.inputs) for call in calls]
 
 
-def _prompts(bundle: Bundle, max_tokens: int | None) -> list[_Prompt]:
+def _prompts(bundle: BundleFolder, max_tokens: int | None) -> list[_Prompt]:
     protocol = bundle.protocol
     if isinstance(protocol, Generating):
         found = [_prompt(protocol, k, p["tokens"], p["generated"][:max_tokens]) for k, p in enumerate(bundle.prompts)]

@@ -18,7 +18,7 @@ from tapml.carving.folder import RunFolder
 from tapml.cli.main import main
 from tapml.deploy import layout
 from tapml.deploy.build import build
-from tapml.deploy.bundle import Bundle
+from tapml.deploy.bundle import BundleFolder
 from tapml.deploy.session import Session
 from tapml.deploy.text import Text, _render
 from tapml.errors import BundleError, PromptError, UsageError
@@ -37,7 +37,7 @@ def copy(built: Path, tmp_path: Path) -> Path:
 
 
 def test_it_answers_as_the_source_does(built: Path, run: RunFolder) -> None:
-    bundle = Bundle.open(built)
+    bundle = BundleFolder.open(built)
     with Session(bundle) as session:
         for _ in range(2):
             for prompt in run.prompts:
@@ -50,7 +50,7 @@ def headers(built: Path) -> int:
 
 
 def test_the_programs_are_those_that_passed(built: Path, run: RunFolder) -> None:
-    programs = Bundle.open(built).programs
+    programs = BundleFolder.open(built).programs
     verdicts = [json.loads(line) for line in (built / layout.VERDICTS).read_text().splitlines()]
     assert {v["operator"]: v["kernel"] for v in verdicts} == {name: program.digest for name, program in programs.items()}
     assert {v["status"] for v in verdicts} == {"pass"} and len(programs) == len(run.operators)
@@ -63,12 +63,10 @@ class Refuse:
         if name.partition(".")[0] in ("torch", "tvm", "tvm_ffi", "transformers"):
             raise ImportError(f"{name} is not here")
 sys.meta_path.insert(0, Refuse())
-from tapml.deploy.bundle import Bundle
-from tapml.deploy.session import Session
-bundle = Bundle.open(sys.argv[1])
-prompt = bundle.prompts[0]
-with Session(bundle) as session:
-    print(list(session.generate(prompt["tokens"], len(prompt["generated"]))) == prompt["generated"])
+import json, pathlib, tapml
+prompt = json.loads((pathlib.Path(sys.argv[1]) / "prompts.jsonl").read_text().splitlines()[0])
+with tapml.Bundle.open(sys.argv[1]) as bundle:
+    print(bundle.generate(prompt["tokens"], len(prompt["generated"])).tokens == prompt["generated"])
 """
 
 
@@ -80,7 +78,7 @@ def test_neither_torch_nor_a_compiler_of_ours_is_needed(built: Path) -> None:
 def test_a_module_gives_its_outputs(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("conv_net")
     Run.open(run.path).migrate(TARGET, fresh=True)
-    bundle = Bundle.open(build(run, TARGET, tmp_path / "conv_net").path)
+    bundle = BundleFolder.open(build(run, TARGET, tmp_path / "conv_net").path)
     inputs = {p.key: run.examples[0][p.key] for p in run.graphs[0].inputs}
     model = Model.of(run)
     expected = answered(Hybrid(model, model.source), run.protocol.check(inputs, ()))
@@ -121,7 +119,7 @@ def test_what_was_altered_is_refused(copy: Path) -> None:
 
 
 def answer(path: Path) -> list[int]:
-    bundle = Bundle.open(path)
+    bundle = BundleFolder.open(path)
     _ = bundle.plan, bundle.model, [bundle.weight(*key) for key in bundle._weights]
     return [1]
 
@@ -153,7 +151,7 @@ def test_what_cannot_be_built_says_why(run: RunFolder, built: Path, make_run: Ma
     with pytest.raises(BundleError, match="is no bundle, so it was left"):
         build(run, TARGET, tmp_path / "mine", fresh=True)
     with pytest.raises(BundleError, match="No bundle at"):
-        Bundle.open(tmp_path / "nothing")
+        BundleFolder.open(tmp_path / "nothing")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine"]
 
 
@@ -195,9 +193,9 @@ def test_an_operator_that_failed_ships_where_it_is_allowed(
     assert main([*words, "--allow", "*layers.1.mlp.*"]) == 0
     line = f"Not proven: 1 operator ships without having passed: {name}"
     assert line in " ".join(capsys.readouterr().out.split())
-    bundle = Bundle.open(tmp_path / "out")
+    bundle = BundleFolder.open(tmp_path / "out")
     assert bundle.allowed == (name,)
-    assert bundle.programs[name] == Bundle.open(built).programs[name]
+    assert bundle.programs[name] == BundleFolder.open(built).programs[name]
     assert main(["verify", str(tmp_path / "out"), "--repeat", "1", "--max-tokens", "2"]) == 0
     assert line in " ".join(capsys.readouterr().out.split())
 
@@ -240,7 +238,7 @@ def test_a_chat_template_is_rendered_in_a_sandbox() -> None:
 
 
 def test_a_model_without_a_tokenizer_takes_ids(built: Path) -> None:
-    text = Text(Bundle.open(built))
+    text = Text(BundleFolder.open(built))
     assert text.tokens("5, 9 70") == [5, 9, 70] and text.of([5, 9]) == "5 9"
     with pytest.raises(PromptError, match="has no tokenizer"):
         text.tokens("five")

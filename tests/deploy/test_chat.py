@@ -21,7 +21,7 @@ import pytest
 from tapml.cli.chat import _stopped_by_ctrl_c, read
 from tapml.cli.main import main
 from tapml.deploy.answer import CONTEXT_FULL, INTERRUPTED, MAX_TOKENS, STOP_STRING, STOP_TOKEN, Answer, Asked
-from tapml.deploy.bundle import Bundle
+from tapml.deploy.bundle import BundleFolder
 from tapml.deploy.conversation import Conversation
 from tapml.deploy.sampling import Sampler, Sampling
 from tapml.deploy.session import Session
@@ -39,7 +39,7 @@ PROMPT = [5, 9, 70, 33, 12, 8, 44, 51, 17, 6]
 
 @pytest.fixture(scope="module")
 def session(talking: Path) -> Iterator[Session]:
-    with Session(Bundle.open(talking)) as opened:
+    with Session(BundleFolder.open(talking)) as opened:
         yield opened
 
 
@@ -131,7 +131,7 @@ def test_why_an_answer_ends(session: Session) -> None:
 
 
 def test_turns_are_dropped_when_they_do_not_fit(talking: Path) -> None:
-    text = Text(Bundle.open(talking))
+    text = Text(BundleFolder.open(talking))
     conversation = Conversation(text, 32, "be")
     assert conversation.ask("abc", 4).tokens[-6:] == [USER, *text._tokenizer.encode("abc").ids, END, ASSISTANT]
     conversation.answered("wxyz")
@@ -220,7 +220,7 @@ def test_a_model_without_turns(built: Path, capsys: pytest.CaptureFixture[str]) 
     assert "has no chat template, so it knows no turns" in capsys.readouterr().err
     assert main(["generate", str(built), "--prompt", "5", "--system", "be"]) == 2
     with pytest.raises(UsageError, match="no chat template"):
-        Text(Bundle.open(built)).of_turns([])
+        Text(BundleFolder.open(built)).of_turns([])
 
 
 ALONE = """
@@ -258,7 +258,7 @@ def test_generate_prints_and_tells(talking: Path, capsys: pytest.CaptureFixture[
     meets("generate", data)
     assert data["sampling"]["seed"] == 3 and data["sampling"]["logit_bias"] == {str(END): "-inf"}
     (answer,) = data["answers"]
-    assert answer["ended"] == MAX_TOKENS and answer["tokens"] == Text(Bundle.open(talking)).tokens("ab", "d")
+    assert answer["ended"] == MAX_TOKENS and answer["tokens"] == Text(BundleFolder.open(talking)).tokens("ab", "d")
     unfinished = ("--json-schema", '{"type": "string", "minLength": 9}')
     assert main(["generate", str(talking), "--prompt", "ab", *flags, *unfinished]) == 1
     assert capsys.readouterr().err.endswith("ended: max tokens; the JSON is not whole\n")

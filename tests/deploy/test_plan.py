@@ -17,7 +17,7 @@ from tapml.api import Run
 from tapml.carving.folder import RunFolder
 from tapml.deploy import layout
 from tapml.deploy.build import build
-from tapml.deploy.bundle import Bundle
+from tapml.deploy.bundle import BundleFolder
 from tapml.deploy.plan import GraphPlan, Launch, Place, Plan, check_plan, make_plan, naive_bytes, set_apart
 from tapml.deploy.player import dying
 from tapml.deploy.session import Session
@@ -32,13 +32,13 @@ TARGET = "cpu"
 
 
 @pytest.fixture(scope="module")
-def bundle(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> BundleFolder:
     run: RunFolder = make_run("llama")
     Run.open(run.path).migrate(TARGET, fresh=True)
-    return Bundle.open(build(run, TARGET, tmp_path_factory.mktemp("bundles") / "llama").path)
+    return BundleFolder.open(build(run, TARGET, tmp_path_factory.mktemp("bundles") / "llama").path)
 
 
-def test_memory_is_used_again(bundle: Bundle) -> None:
+def test_memory_is_used_again(bundle: BundleFolder) -> None:
     plan, model, programs = bundle.plan, bundle.model, bundle.programs
     apart = make_plan(model, programs, reuse=False)
     check_plan(apart, model, programs)
@@ -67,7 +67,7 @@ def test_constants_are_made_when_the_bundle_is_loaded(tmp_path: Path) -> None:
     module, x = Mixing().eval(), torch.randn(2, 8)
     run = tapml.carve(module, {"x": x}, out=tmp_path / "run")
     run.migrate(TARGET)
-    bundle = Bundle.open(build(run.folder, TARGET, tmp_path / "bundle").path)
+    bundle = BundleFolder.open(build(run.folder, TARGET, tmp_path / "bundle").path)
     plan = bundle.plan
     assert [launch.operator for launch in plan.constants] == ["softmax"] and plan.constant_bytes == {"forward/softmax": 256}
     assert [launch.operator for launch in plan.graphs["forward"].launches] == ["matmul"]
@@ -158,7 +158,7 @@ def changes(plan: Plan, rng: random.Random) -> Iterator[tuple[str, Plan]]:
         yield f"slot {index} too small", replace(plan, slots=small)
 
 
-def test_a_plan_that_computes_something_else_is_refused(bundle: Bundle) -> None:
+def test_a_plan_that_computes_something_else_is_refused(bundle: BundleFolder) -> None:
     plan, model, programs = bundle.plan, bundle.model, bundle.programs
     tried = 0
     for what, changed in changes(plan, random.Random(5)):
@@ -169,7 +169,7 @@ def test_a_plan_that_computes_something_else_is_refused(bundle: Bundle) -> None:
     assert tried > 60
 
 
-def test_memory_that_is_given_away_too_early_is_seen(bundle: Bundle) -> None:
+def test_memory_that_is_given_away_too_early_is_seen(bundle: BundleFolder) -> None:
     """Two values that live at one time, in one slot: each launch by itself looks right."""
     plan, model, programs = bundle.plan, bundle.model, bundle.programs
     graph = plan.graphs["decode"]
@@ -185,7 +185,7 @@ def test_memory_that_is_given_away_too_early_is_seen(bundle: Bundle) -> None:
         check_plan(replace(plan, graphs=plan.graphs | {"decode": changed}), model, programs)
 
 
-def test_slots_die_after_their_last_reader(bundle: Bundle) -> None:
+def test_slots_die_after_their_last_reader(bundle: BundleFolder) -> None:
     for graph in bundle.plan.graphs.values():
         gone: set[Place] = set()
         for launch, places in zip(graph.launches, dying(graph), strict=True):
@@ -195,7 +195,7 @@ def test_slots_die_after_their_last_reader(bundle: Bundle) -> None:
         assert gone and not gone & set(graph.outputs.values())
 
 
-def test_a_sealed_plan_that_is_unsound_does_not_run(bundle: Bundle) -> None:
+def test_a_sealed_plan_that_is_unsound_does_not_run(bundle: BundleFolder) -> None:
     path = bundle.path / layout.PLAN
     clean, manifest = path.read_bytes(), (bundle.path / layout.MANIFEST).read_text()
     changed = json.loads(clean)
@@ -204,10 +204,10 @@ def test_a_sealed_plan_that_is_unsound_does_not_run(bundle: Bundle) -> None:
     try:
         reseal(bundle.path, json.dumps(changed).encode())
         with pytest.raises(BundleError, match=r"cannot be run. Its plan is not sound: decode/.* Build or fetch it again"):
-            _ = Bundle.open(bundle.path).plan
+            _ = BundleFolder.open(bundle.path).plan
         reseal(bundle.path, json.dumps(changed | {"slots": [-1]}).encode())
         with pytest.raises(BundleError, match=r"plan.json is damaged \(item 0 is -1"):
-            _ = Bundle.open(bundle.path).plan
+            _ = BundleFolder.open(bundle.path).plan
     finally:
         path.write_bytes(clean)
         (bundle.path / layout.MANIFEST).write_text(manifest)

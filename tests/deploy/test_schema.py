@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from tapml.carving import layout as of_run
-from tapml.deploy.bundle import Bundle
+from tapml.deploy.bundle import BundleFolder
 from tapml.deploy.sampling import Sampler, Sampling
 from tapml.deploy.schema import Schema
 from tapml.errors import UsageError
@@ -55,7 +55,7 @@ class Stub:
 
 def schema_of(found: Any, tokenizer: Any = None, vocabulary: int = VOCABULARY, stop: tuple[int, ...] = (END,)) -> Schema:
     text = found if isinstance(found, str) else json.dumps(found)
-    return Schema(cast(Bundle, Stub(tokenizer or small(), vocabulary, stop)), text)
+    return Schema(cast(BundleFolder, Stub(tokenizer or small(), vocabulary, stop)), text)
 
 
 def written(schema: Schema, seed: int, temperature: float, most: int = 400) -> list[int]:
@@ -130,4 +130,4 @@ def test_schemas_that_cannot_be_followed(text: str, said: str) -> None:
 
 def test_a_bundle_without_a_tokenizer_writes_no_json(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="stub has no tokenizer, so it writes no JSON"):
-        Schema(cast(Bundle, Stub(None, VOCABULARY, ())), "{}")
+        Schema(cast(BundleFolder, Stub(None, VOCABULARY, ())), "{}")

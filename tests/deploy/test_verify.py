@@ -14,7 +14,7 @@ from tapml.api import Run
 from tapml.cli.main import main
 from tapml.deploy import composition
 from tapml.deploy.build import build
-from tapml.deploy.bundle import Bundle
+from tapml.deploy.bundle import BundleFolder
 from tapml.deploy.composition import QUESTIONS
 from tapml.deploy.plan import check_plan
 from tapml.deploy.session import Session
@@ -37,7 +37,7 @@ def sessions(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Ite
         if target not in made:
             run = make_run("llama")
             Run.open(run.path).migrate(target, fresh=True)
-            made[target] = Session(Bundle.open(build(run, target, tmp_path_factory.mktemp(target) / "llama").path))
+            made[target] = Session(BundleFolder.open(build(run, target, tmp_path_factory.mktemp(target) / "llama").path))
         return made[target]
 
     yield opened
@@ -90,7 +90,7 @@ def test_an_operator_that_is_not_deterministic_alone_is_no_fault_of_the_plan(
 ) -> None:
     """A kernel that counts how often it has run, and adds that."""
     monkeypatch.setattr(composition, "TRIES", 3)
-    bundle = Bundle.open(open_session("cpu").bundle.path)
+    bundle = BundleFolder.open(open_session("cpu").bundle.path)
     name = "decode/layers.1.mlp.down_proj"
     program = bundle.programs[name]
     counting = program.with_sources(tuple(counts(kernel.source) for kernel in program.kernels))
@@ -113,7 +113,7 @@ def counts(source: str) -> str:
 
 def test_other_values_than_the_source_are_not_blamed_on_the_plan(open_session: Callable[[str], Session]) -> None:
     """Here the run's record is another: as if the kernels gave other values on this device."""
-    bundle = Bundle.open(open_session("opencl").bundle.path)
+    bundle = BundleFolder.open(open_session("opencl").bundle.path)
     bundle.__dict__["prompts"] = tuple(p | {"generated": [*p["generated"][:2], 1, *p["generated"][3:]]} for p in bundle.prompts)
     with Session(bundle) as session:
         verified = verify(session, repeat=2, max_tokens=3)

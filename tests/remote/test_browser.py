@@ -20,7 +20,7 @@ import pytest
 from tapml.api import Run
 from tapml.carving.folder import RunFolder
 from tapml.deploy.build import build
-from tapml.deploy.bundle import Bundle
+from tapml.deploy.bundle import BundleFolder
 from tapml.deploy.session import Session
 from tapml.deploy.verify import verify
 from tapml.devices.interface import Launch
@@ -203,11 +203,11 @@ def test_a_model_migrates_though_its_tab_is_loaded_again(
     assert found["summary"]["pass"] == len(found["offloaded"]) == sum(found["summary"].values())
     assert found["end_to_end"]["tokens_match"] and found["end_to_end"]["tokens_target"]
     browser.wait_ready(tab)
-    bundle = Bundle.open(build(RunFolder.open(run), "webgpu", tmp_path / "bundle").path)
+    bundle = BundleFolder.open(build(RunFolder.open(run), "webgpu", tmp_path / "bundle").path)
     runs_as_a_bundle(bundle, f"any@{hub.url}")
 
 
-def runs_as_a_bundle(bundle: Bundle, device: str) -> None:
+def runs_as_a_bundle(bundle: BundleFolder, device: str) -> None:
     """In the tab: the source's tokens, weights sent once, one packet each way a token, and the same bits every way."""
     with Session(bundle, device) as session:
         assert "Chrom" in session.info.name + session.info.driver

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from tapml.deploy.bundle import Bundle
+from tapml.deploy.bundle import BundleFolder
 from tapml.deploy.composition import Composition
 from tapml.deploy.plan import GraphPlan, Launch, Place, Plan, make_plan
 from tapml.deploy.player import OnBatch
@@ -30,7 +30,7 @@ def _nowhere(operator: Operator, body: Body, site: Site) -> None:
     """No operator can have one."""
 
 
-def early_reuse(bundle: Bundle, seed: int) -> Iterator[PlanFault]:
+def early_reuse(bundle: BundleFolder, seed: int) -> Iterator[PlanFault]:
     """What a launch writes is given the slot of a value that is still to be read."""
     plan = bundle.plan
     for name, graph in _shuffled(plan, seed):
@@ -55,7 +55,7 @@ def early_reuse(bundle: Bundle, seed: int) -> Iterator[PlanFault]:
                 break
 
 
-def missing_hazard(bundle: Bundle, seed: int) -> Iterator[PlanFault]:
+def missing_hazard(bundle: BundleFolder, seed: int) -> Iterator[PlanFault]:
     """A launch does not wait for the one before it, half of the times."""
     for _, graph in _shuffled(bundle.plan, seed):
         for writer, reader in _pairs(graph, seed):
@@ -72,7 +72,7 @@ def missing_hazard(bundle: Bundle, seed: int) -> Iterator[PlanFault]:
             yield PlanFault(reader.operator, writer.operator, Composition(bundle.plan, hook))
 
 
-def unsafe_reorder(bundle: Bundle, seed: int) -> Iterator[PlanFault]:
+def unsafe_reorder(bundle: BundleFolder, seed: int) -> Iterator[PlanFault]:
     """The first reader of a state's new content runs before it is written."""
     plan = bundle.plan
     for name, graph in _shuffled(plan, seed):
@@ -90,7 +90,7 @@ def unsafe_reorder(bundle: Bundle, seed: int) -> Iterator[PlanFault]:
             yield PlanFault(launches[reader].operator, launches[writer].operator, Composition(changed))
 
 
-def long_chain(bundle: Bundle, seed: int) -> Iterator[PlanFault]:
+def long_chain(bundle: BundleFolder, seed: int) -> Iterator[PlanFault]:
     """A launch with at least so many before it in its batch sees old content."""
     for _, graph in _shuffled(bundle.plan, seed):
         for writer, reader in _pairs(graph, seed):
@@ -107,12 +107,12 @@ def long_chain(bundle: Bundle, seed: int) -> Iterator[PlanFault]:
             yield PlanFault(reader.operator, None, Composition(bundle.plan, hook))
 
 
-def context_shape(bundle: Bundle, seed: int) -> Iterator[PlanFault]:
+def context_shape(bundle: BundleFolder, seed: int) -> Iterator[PlanFault]:
     """Two neighbours are taken for a pattern, and the second is given what the first reads."""
     yield from _short_cuts(bundle, seed, lambda batch, at: True)
 
 
-def observer(bundle: Bundle, seed: int) -> Iterator[PlanFault]:
+def observer(bundle: BundleFolder, seed: int) -> Iterator[PlanFault]:
     """The same, only where the whole call is one batch and the value between them shares its memory with others."""
     whole = {len(graph.launches) for graph in bundle.plan.graphs.values()}
 
@@ -123,7 +123,7 @@ def observer(bundle: Bundle, seed: int) -> Iterator[PlanFault]:
     yield from _short_cuts(bundle, seed, active)
 
 
-def _short_cuts(bundle: Bundle, seed: int, active: Callable[[Sequence[Launch], int], bool]) -> Iterator[PlanFault]:
+def _short_cuts(bundle: BundleFolder, seed: int, active: Callable[[Sequence[Launch], int], bool]) -> Iterator[PlanFault]:
     for _, graph in _shuffled(bundle.plan, seed):
         for first, second in _pairs(graph, seed):
             k = _instead(bundle.programs, first)
@@ -222,7 +222,7 @@ def _live(launches: Sequence[Launch], k: int) -> set[Place]:
 
 def _class(
     number: int, name: str, title: str, imitates: str, seen_in: tuple[str, ...],
-    compose: Callable[[Bundle, int], Iterator[PlanFault]],
+    compose: Callable[[BundleFolder, int], Iterator[PlanFault]],
 ) -> FaultClass:  # fmt: skip
     return FaultClass(number, name, title, "plan", "plan", imitates, seen_in, {}, _nowhere, compose)
 

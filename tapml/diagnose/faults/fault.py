@@ -25,7 +25,7 @@ from tapml.verdicts import Stage
 
 if TYPE_CHECKING:
     from tapml.backends.rewrite import Rewrite
-    from tapml.deploy.bundle import Bundle
+    from tapml.deploy.bundle import BundleFolder
     from tapml.deploy.composition import Composition
 
 Level = Literal["kernel text", "schedule", "lowering", "graph", "state", "weights", "launch", "plan"]
@@ -72,7 +72,7 @@ class FaultClass:
     seen_in: tuple[str, ...]
     cannot: dict[str, str]
     place: Callable[[Operator, Body, Site], Rewrite | None]
-    compose: Callable[[Bundle, int], Iterator[PlanFault]] | None = None
+    compose: Callable[[BundleFolder, int], Iterator[PlanFault]] | None = None
 
     def why_not(self, target: str) -> str:
         """Why the target of this name cannot express it; "" for one that can. Engines of packages run no kernels of TapML."""
