@@ -28,7 +28,8 @@ def run(args: argparse.Namespace) -> Outcome:
     from tapml.report.bundle import unproven
     from tapml.report.console import amount, command
 
-    built = build(RunFolder.open(Path(args.run)), args.target, Path(args.out), fresh=args.fresh, allow=args.allow)
+    folder = RunFolder.open(Path(args.run))
+    built = build(folder, args.target, Path(args.out), fresh=args.fresh, allow=args.allow)
     differ = [] if not built.prompts_differ else [
         f"{built.prompts_differ} of the run's prompts give other tokens here than in the carve: the tokenizer or the chat "
         "template does not ship as it was"
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> Outcome:
         f"Memory beside the weights: {amount(built.planned_bytes)} ({amount(built.naive_bytes)} if none were used twice)",
         *differ,
         *unproven(built.allowed),
-        command(f"tapml generate {args.out} --prompt TEXT"),
+        command(f"tapml generate {args.out} --prompt TEXT" if folder.protocol.chooses else f"tapml verify {args.out}"),
     ))  # fmt: skip
 
 

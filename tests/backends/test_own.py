@@ -35,6 +35,13 @@ WRONG = {
     "one position off": ("attention.cl", "values[shared + p * SIZE + k]", "values[shared + max(p - 1, 0) * SIZE + k]"),
 }
 
+# The same in the WGSL of the attention, for devices that take nothing else.
+WRONG_IN_WGSL = [mistake for mistake in WRONG.values() if mistake[0] == "rms_norm.wgsl"] + [
+    ("attention.wgsl", "mask[row * LENGTH + p] != 0", "true"),
+    ("attention.wgsl", "const SCALE = 0.25", "const SCALE = 1.0"),
+    ("attention.wgsl", "values[shared_from + p * SIZE", "values[shared_from + (max(p, 1u) - 1u) * SIZE"),
+]
+
 
 @pytest.fixture(scope="module")
 def run(make_run: MakeRun) -> Run:

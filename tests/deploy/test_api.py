@@ -12,6 +12,7 @@ import torch
 import tapml
 from tapml.api import Run
 from tapml.carving.folder import RunFolder
+from tapml.cli.main import main
 from tapml.deploy.build import build
 from tapml.errors import BundleError, PromptError, UsageError
 from tapml.tensors import TensorSpec
@@ -52,10 +53,12 @@ def test_an_answer_comes_in_pieces(talking: Path) -> None:
         assert told.complete and set(json.loads(told.text)) == {"a"}
 
 
-def test_a_module_is_called_with_inputs(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_module_is_called_with_inputs(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run("conv_net")
     Run.open(run.path).migrate(TARGET, fresh=True)
-    with tapml.Bundle.open(build(run, TARGET, tmp_path / "conv_net").path) as bundle:
+    assert main(["build", str(run.path), "--target", TARGET, "-o", str(tmp_path / "conv_net")]) == 0
+    assert f"Next: tapml verify {tmp_path / 'conv_net'}" in " ".join(capsys.readouterr().out.split())
+    with tapml.Bundle.open(tmp_path / "conv_net") as bundle:
         ((key, spec),) = bundle.inputs.items()
         image = run.examples[0][key]
         assert spec == TensorSpec(image.shape, "float32")
