@@ -32,6 +32,7 @@ from typing import Any, NoReturn, TextIO
 import tapml
 from tapml.cli import (
     agent,
+    bench,
     bisect,
     build,
     carve,
@@ -61,8 +62,8 @@ from tapml.whole_file import write_whole
 VERBS: dict[str, Verb] = {
     verb.NAME: verb
     for verb in (
-        doctor, carve, test, migrate, bisect, explain, health, check, report, export, build, verify, generate, chat, faults,
-        hub, agent, devices,
+        doctor, carve, test, migrate, bisect, explain, health, check, report, export, build, verify, bench, generate, chat,
+        faults, hub, agent, devices,
     )
 }
 

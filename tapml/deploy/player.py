@@ -135,6 +135,17 @@ class Player:
             self._engine.submit(self._recorded(graph))
         return self.end(graph)
 
+    def launches(self, graph: str) -> int:
+        """How many launches a call submits."""
+        return len(self._recorded(graph))
+
+    def repeat(self, graph: str, times: int) -> None:
+        """Submits the launches of a call so many times with what lies in the buffers now, and waits for all of them. Nothing is
+        uploaded or read, and states do not advance."""
+        for _ in range(times):
+            self._engine.submit(self._recorded(graph))
+        self._wait()
+
     def begin(self, graph: str, inputs: dict[str, HostArray]) -> None:
         """Uploads the inputs of a call."""
         specs = {p.key: p.spec for p in self.model.graphs[graph].inputs}

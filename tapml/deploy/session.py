@@ -17,7 +17,7 @@ from tapml.deploy.held import Held
 from tapml.deploy.plan import Plan
 from tapml.deploy.player import PLANNED, OnBatch, Player, Way
 from tapml.deploy.sampling import GREEDY, Grammar, Sampler, Sampling
-from tapml.devices.interface import DeviceInfo
+from tapml.devices.interface import Device, DeviceInfo
 from tapml.devices.runner import ProgramRunner
 from tapml.errors import DeviceError, PromptError, UnavailableError, UsageError
 from tapml.remote.open import open_device
@@ -56,9 +56,23 @@ class Session:
         return self._device.info
 
     @property
+    def device(self) -> Device:
+        return self._device
+
+    @property
+    def stepper(self) -> Player:
+        """What carries out the calls. After it was used, `generate` must not `reuse`."""
+        return self._player
+
+    @property
     def uploaded(self) -> int:
         """Bytes of weights on the device."""
         return self._weights.bytes
+
+    @property
+    def peak(self) -> int:
+        """The most bytes of buffers that were on the device at once."""
+        return self._engine.pool.peak
 
     def player(self, plan: Plan, way: Way = PLANNED, on_batch: OnBatch | None = None) -> Player:
         """Another one over the same weights and kernels: for a plan of the same bundle, and run in another way."""

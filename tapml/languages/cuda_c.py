@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tapml.languages.c_like import in_c
-from tapml.languages.language import TRIAL, TRIAL_COUNT, Language
+from tapml.languages.language import COPY, TRIAL, TRIAL_COUNT, Language
 
 BARRIER = "__syncthreads();"
 
@@ -20,6 +20,12 @@ LANGUAGE = Language(
 extern "C" __global__ void {TRIAL}(const float* x, float* y) {{
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < {TRIAL_COUNT}) y[i] = 2.0f * x[i] + 1.0f;
+}}
+""",
+    copy=lambda words: f"""
+extern "C" __global__ void {COPY}(const uint4* x, uint4* y) {{
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  y[i] = x[i];
 }}
 """,
 )

@@ -21,6 +21,11 @@ TRIAL = "tapml_trial"
 TRIAL_COUNT = 1000
 TRIAL_BLOCK = 64
 
+# The kernel by which the speed of a device's memory is measured copies x to y in words of so many bytes, one an invocation.
+COPY = "tapml_copy"
+COPY_WORD = 16
+COPY_BLOCK = 256
+
 
 def unchanged(text: str) -> str:
     return text
@@ -73,7 +78,8 @@ class Language:
     ValueError for what is no such text.
 
     `trial` is the text of the kernel that a device is tried with, `trial_uniform` its uniform words; "" for a language that
-    nothing here runs. `reproducer` is None for such a one."""
+    nothing here runs. `copy` gives the text of one that copies so many words of `COPY_WORD` bytes (None: the language has none).
+    `reproducer` is None for a language that nothing here runs."""
 
     name: str
     title: str
@@ -111,6 +117,7 @@ class Language:
 
     trial: str = ""
     trial_uniform: tuple[int, ...] = ()
+    copy: Callable[[int], str] | None = None
     reproducer: Reproducer | None = None
 
     def waits(self, text: str) -> bool:

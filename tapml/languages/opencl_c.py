@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tapml.languages.c_like import in_c
-from tapml.languages.language import TRIAL, TRIAL_COUNT, Language, Reproducer
+from tapml.languages.language import COPY, TRIAL, TRIAL_COUNT, Language, Reproducer
 
 
 def finished(text: str) -> str:
@@ -29,6 +29,11 @@ LANGUAGE = Language(
 __kernel void {TRIAL}(__global const float* x, __global float* y) {{
   const int i = get_global_id(0);
   if (i < {TRIAL_COUNT}) y[i] = 2.0f * x[i] + 1.0f;
+}}
+""",
+    copy=lambda words: f"""
+__kernel void {COPY}(__global const uint4* x, __global uint4* y) {{
+  y[get_global_id(0)] = x[get_global_id(0)];
 }}
 """,
     reproducer=Reproducer("run_opencl.py", "pyopencl"),

@@ -8,7 +8,7 @@ numbers, conversions and the names of functions, which `PRELUDE` defines.
 from __future__ import annotations
 
 from tapml.languages.c_like import in_c
-from tapml.languages.language import TRIAL, TRIAL_COUNT, Language, Reproducer
+from tapml.languages.language import COPY, COPY_WORD, TRIAL, TRIAL_COUNT, Language, Reproducer
 
 PRELUDE = """\
 #include <stdbool.h>
@@ -59,6 +59,11 @@ LANGUAGE = Language(
     trial=f"""
 void {TRIAL}(const float* x, float* y) {{
   for (int i = 0; i < {TRIAL_COUNT}; ++i) y[i] = 2.0f * x[i] + 1.0f;
+}}
+""",
+    copy=lambda words: f"""
+void {COPY}(const unsigned long long* x, unsigned long long* y) {{
+  for (long i = 0; i < {words * COPY_WORD // 8}; ++i) y[i] = x[i];
 }}
 """,
     reproducer=Reproducer("run_cpu.py"),

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import re
 
-from tapml.languages.language import TRIAL, TRIAL_BLOCK, TRIAL_COUNT, Extent, Language, Reproducer, unchanged
+from tapml.languages.language import (
+    COPY,
+    COPY_BLOCK,
+    TRIAL,
+    TRIAL_BLOCK,
+    TRIAL_COUNT,
+    Extent,
+    Language,
+    Reproducer,
+    unchanged,
+)
 from tapml.limits import LimitError
 
 # TVM writes tanh for WGSL with (1 - exp(-2x)) in it, which cancels near 0. Here a polynomial there (degree 4 in x², fitted to
@@ -107,5 +117,13 @@ fn {TRIAL}(@builtin(global_invocation_id) id : vec3<u32>) {{
 }}
 """,
     trial_uniform=(TRIAL_COUNT,),
+    copy=lambda words: f"""
+@group(0) @binding(0) var<storage, read> x : array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read_write> y : array<vec4<u32>>;
+@compute @workgroup_size({COPY_BLOCK})
+fn {COPY}(@builtin(global_invocation_id) id : vec3<u32>) {{
+  y[id.x] = x[id.x];
+}}
+""",
     reproducer=Reproducer("run_wgpu.py", "wgpu"),
 )

@@ -231,9 +231,16 @@ def verify(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPa
     assert check(type_in("verify", bundle, "--repeat", "2")).code == 0
 
 
+def bench(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = evil[1].parent / f"benched{EVIL}"
+    check(type_in("migrate", evil[1], "--target", "cpu", "--fresh"))
+    check(type_in("build", evil[1], "--target", "cpu", "-o", bundle))
+    assert check(type_in("bench", bundle, "--repeat", "1")).code == 0
+
+
 BY_VERB = {one.__name__: one for one in (
-    doctor, carve, test, migrate, bisect, explain, health, report, build, verify, generate, chat, faults, hub, agent,
-    devices,
+    doctor, carve, test, migrate, bisect, explain, health, report, build, verify, bench, generate, chat, faults, hub,
+    agent, devices,
 )} | {"check": deployment, "export-cases": export_cases}  # fmt: skip
 del test  # pytest is not to take it for one
 
