@@ -2,9 +2,9 @@
 
     bundle.py [--target opencl] [--prompts 20] [--tokens 64] [--rounds 5]
 
-The peers, in turn with the bundle, each with the same prompt and the same number of tokens: the hybrid that the migration compared
-(every operator on the target, PyTorch between the calls), and transformers' `generate` on the model that was carved, with PyTorch's
-threads. A token's time is that from token to token, without the first.
+The peers, in turn with the bundle, each with the same prompt and the same number of tokens: the hybrid that the migration
+compared (every operator on the target), and transformers' `generate` on the model that was carved, with all of PyTorch's threads.
+A token's time is that from token to token, without the first.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def test_what_is_public() -> None:
         "report", "prompt_text", "text",
     ]  # fmt: skip
     assert [name for name in vars(tapml.Bundle) if not name.startswith("_")] == [
-        "open", "close", "path", "name", "target", "inputs", "session", "run", "generate", "stream",
+        "open", "close", "path", "name", "target", "licence", "inputs", "session", "run", "generate", "stream",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="no attribute 'curve'"):
         _ = tapml.curve

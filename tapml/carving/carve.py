@@ -164,6 +164,14 @@ def _chat(model: LoadedModel) -> dict[str, Any] | None:
     return {"template": template, "special": {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}}
 
 
+def _generation(model: LoadedModel) -> dict[str, float]:
+    """How the model's publisher has tokens chosen, in the names of `tapml.deploy.sampling`; {} where nothing is said."""
+    config = getattr(model.module, "generation_config", None) if model.kind == "causal_lm" else None
+    sampled = ("temperature", "top_k", "top_p", "min_p") if getattr(config, "do_sample", False) else ()
+    found = {name: getattr(config, name, None) for name in (*sampled, "repetition_penalty")}
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+
+
 class _Clock:
     """Seconds of each stage, and progress."""
 
@@ -410,11 +418,12 @@ def _manifest(model: LoadedModel, exported: Exported, selection: Selection, resu
     counts = {s: {"seen": t.seen, "kept": len(t.kept), "dropped": t.dropped} for s, t in selection.tallies.items()}
     return {
         "code": code_of(model) if exported.has_own_code else {},
-        "model": {"name": model.name, "spec": model.spec, "digest": model.digest},
+        "model": {"name": model.name, "spec": model.spec, "digest": model.digest, "licence": model.licence},
         "kind": result.kind,
         "dtype": model.dtype,
         "weights": model.weights,
         "decoder": exported.protocol.to_json(),
+        "generation": _generation(model),
         "result": {k: v for k, v in result.to_json().items() if k != "prompts"},
         "signatures": counts,
     }

@@ -394,7 +394,7 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         strict.hexadecimal(manifest["files"], name)
     strict.one_of(manifest, "kind", tuple(KINDS))
     _protocol(manifest)
-    for key, nothing in (("dtype", ""), ("model", {}), ("result", {})):
+    for key, nothing in (("dtype", ""), ("model", {}), ("result", {}), ("generation", {})):
         manifest.setdefault(key, nothing)
     for key in {"dtype", "weights"} & manifest.keys():
         strict.text(manifest, key)
@@ -404,7 +404,10 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         strict.text(code, key)
     model = strict.inner(manifest, "model")
     model.setdefault("name", "")
-    for key in {"name", "spec", "digest"} & model.keys():
+    model.setdefault("licence", "")
+    for key in strict.inner(manifest, "generation"):
+        strict.real(manifest["generation"], key)
+    for key in {"name", "spec", "digest", "licence"} & model.keys():
         strict.maybe(strict.text, model, key)
     strict.refuse_deep(manifest)
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,18 +22,22 @@ if TYPE_CHECKING:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", metavar="N", type=count, default=128, help="tokens of an answer at most (default: 128)")
     parser.add_argument("--system", metavar="TEXT", help="a system message, for models with a chat template")
-    parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
-    parser.add_argument("--top-k", metavar="K", type=int, default=0, help="of the K likeliest tokens (default: 0, all)")
-    parser.add_argument("--top-p", metavar="P", type=float, default=1.0, help="of the likeliest that make up P (default: 1, all)")
+    parser.add_argument("--temperature", metavar="T", type=float, help="0 takes the likeliest token (default: 0)")
+    parser.add_argument("--top-k", metavar="K", type=int, help="of the K likeliest tokens (default: 0, all)")
+    parser.add_argument("--top-p", metavar="P", type=float, help="of the likeliest that make up P (default: 1, all)")
     parser.add_argument(
-        "--min-p", metavar="P", type=float, default=0.0,
+        "--min-p", metavar="P", type=float,
         help="of those at least P times as likely as the likeliest (default: 0, all)",
     )  # fmt: skip
     parser.add_argument(
-        "--repetition-penalty", metavar="R", type=float, default=1.0,
+        "--repetition-penalty", metavar="R", type=float,
         help="above 1, tokens that are in the text already are less likely (default: 1)",
     )  # fmt: skip
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="the same seed gives the same answer (default: 0)")
+    parser.add_argument(
+        "--published", action="store_true",
+        help="choose tokens as the model's publisher does; flags that are given count all the same",
+    )
+    parser.add_argument("--seed", metavar="N", type=int, help="the same seed gives the same answer (default: 0)")
     parser.add_argument(
         "--logit-bias", metavar="TOKEN=BIAS", type=_bias, action="append", default=[],
         help="added to the logit of a token id, -inf leaves it out; may be repeated",
@@ -45,10 +50,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def asked_of(args: argparse.Namespace, bundle: BundleFolder) -> Asked:
     """Raises UsageError for numbers out of range, a schema that cannot be read or followed, and an empty stop string."""
     from tapml.deploy.answer import Asked
-    from tapml.deploy.sampling import SETTINGS, Sampling
+    from tapml.deploy.sampling import GREEDY, SETTINGS
     from tapml.deploy.schema import Schema
 
-    sampling = Sampling(**{name: getattr(args, name) for name in SETTINGS}, logit_bias=dict(args.logit_bias))
+    given = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
+    sampling = replace(bundle.published if args.published else GREEDY, **given, logit_bias=dict(args.logit_bias))
     if "" in args.stop:
         raise UsageError("--stop is empty, so every answer would be. Give it a text, or leave it out.")
     schema = None if args.json_schema is None else Schema(bundle, _schema_text(args.json_schema))

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> Outcome:
         f"{built.path}: {built.operators:,} operators, {built.programs:,} programs, {amount(built.nbytes)}, of which weights "
         f"{amount(built.weight_bytes)}",
         f"Memory beside the weights: {amount(built.planned_bytes)} ({amount(built.naive_bytes)} if none were used twice)",
+        f"Licence of the weights: {folder.manifest['model']['licence'] or 'not stated by the files of the model'}",
         *differ,
         *unproven(built.allowed),
         command(f"tapml generate {args.out} --prompt TEXT" if folder.protocol.chooses else f"tapml verify {args.out}"),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 
 from tapml.deploy.answer import Answer, Asked
 from tapml.deploy.bundle import BundleFolder
-from tapml.deploy.sampling import Sampling
+from tapml.deploy.sampling import GREEDY, Sampling
 from tapml.deploy.schema import Schema
 from tapml.deploy.session import Session
 from tapml.deploy.text import Text
@@ -73,6 +74,11 @@ class Bundle:
         """What its kernels are for."""
         return str(self._folder.choice)
 
+    @property
+    def licence(self) -> str:
+        """Of the weights, as the files of the model state it; "" where they do not."""
+        return self._folder.licence
+
     @cached_property
     def inputs(self) -> dict[str, TensorSpec]:
         """What `run` takes: shape and dtype by key. Empty for a model that generates."""
@@ -109,17 +115,19 @@ class Bundle:
 
     def stream(
         self, prompt: str | Sequence[int], max_tokens: int = 128, *, system: str | None = None, stop: Sequence[str] = (),
-        json_schema: str | Mapping[str, Any] | None = None, **sampling: Any,
+        json_schema: str | Mapping[str, Any] | None = None, published: bool = False, **sampling: Any,
     ) -> Answer:
         """An answer that is made while it is iterated over: pieces of text. `stop` has strings that end it, `json_schema` is what
         its JSON must meet; `sampling` are the settings of `tapml.deploy.sampling.Sampling`: temperature, top_k, top_p, min_p,
-        repetition_penalty, seed, logit_bias. Raises UsageError for settings out of range and for a model that generates no text,
+        repetition_penalty, seed, logit_bias. Those that are not given are greedy, or with `published` what the model's publisher
+        gives. Raises UsageError for settings out of range and for a model that generates no text,
         PromptError for a prompt that does not fit."""
         try:
-            chosen = Sampling(**sampling)
+            chosen = replace(self._folder.published if published else GREEDY, **sampling)
         except TypeError as error:
             known = ", ".join(Sampling.__dataclass_fields__)
-            raise UsageError(f"{error}. Besides max_tokens, system, stop and json_schema there are {known}.") from error
+            others = "max_tokens, system, stop, json_schema and published"
+            raise UsageError(f"{error}. Besides {others} there are {known}.") from error
         text = Text(self._folder)
         if not isinstance(self._folder.protocol, Generating):
             raise UsageError(f"{self.name} chooses no tokens: it is called with inputs, by run.")

@@ -195,7 +195,8 @@ class _Writer:
             "format": layout.FORMAT, "format_version": layout.FORMAT_VERSION, "version": tapml.__version__, "date": now(),
             "model": run.manifest["model"]["name"], "kind": run.kind, "calls": run.protocol.to_json(), "run": run.digest,
             "target": target, "target_key": header["target_key"], "device": header.get("device_info"),
-            "compiler": header.get("compiler"), "allowed": list(self.allowed), "files": self.files,
+            "compiler": header.get("compiler"), "licence": run.manifest["model"]["licence"],
+            "generation": run.manifest["generation"], "allowed": list(self.allowed), "files": self.files,
         }  # fmt: skip
         manifest[SEAL] = seal(manifest)
         (self.folder / layout.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

@@ -23,7 +23,8 @@ from tapml.cache.folder import file_digest
 from tapml.carving.tolerance import Reference, of_source
 from tapml.deploy import layout
 from tapml.deploy.plan import Plan, check_plan
-from tapml.errors import BundleError, TargetError
+from tapml.deploy.sampling import Sampling
+from tapml.errors import BundleError, TargetError, UsageError
 from tapml.inside import path_in, read_file
 from tapml.kernels import Program
 from tapml.manifest import SEAL, digest, seal
@@ -89,11 +90,11 @@ class BundleFolder:
             raise BundleError(f"{folder / layout.MANIFEST} was changed: its content is not what was built. {AGAIN}")
         found = BundleFolder(folder, manifest)
         try:
-            _ = found.choice, found.protocol, found.name, found.allowed
+            _ = found.choice, found.protocol, found.name, found.allowed, found.licence, found.published
             for name in strict.inner(manifest, "files"):
                 strict.hexadecimal(manifest["files"][name], "digest")
                 strict.whole(manifest["files"][name], "bytes")
-        except (TargetError, *strict.UNREADABLE) as error:
+        except (TargetError, UsageError, *strict.UNREADABLE) as error:
             raise BundleError(f"{folder / layout.MANIFEST} is damaged ({error}). {AGAIN}") from error
         return found
 
@@ -106,6 +107,16 @@ class BundleFolder:
     def choice(self) -> TargetChoice:
         """The target that its kernels are for."""
         return parse(strict.text(self.manifest, "target"))
+
+    @property
+    def licence(self) -> str:
+        """Of the weights, as the model's files state it; "" where they do not."""
+        return strict.text(self.manifest, "licence")
+
+    @cached_property
+    def published(self) -> Sampling:
+        """How the model's publisher has tokens chosen; greedy where nothing is said."""
+        return Sampling(**strict.inner(self.manifest, "generation"))
 
     @property
     def allowed(self) -> tuple[str, ...]:

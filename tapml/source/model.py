@@ -24,9 +24,9 @@ class LoadedModel:
     (anything else: one forward pass). `name` is for people, `spec` is how it was asked for. `dtype` is that of its floating
     point weights. `tokenizer` is transformers' or None. `example_inputs` are keyword arguments of one call, tensors on the
     module's device ({} where none are needed or known); those that `positional` names go in without their names, in that order.
-    `stop` holds the token ids that end generation. `weight_files` are the
-    safetensors files that hold the weights as the module has them, if there are any. `weights` says how a file holds them where
-    that is not `dtype` ("Q4_1"). `notes` are what was done to the module that its owner should know."""
+    `stop` holds the token ids that end generation. `weight_files` are the safetensors files that hold the weights as the module
+    has them, if there are any. `weights` says how a file holds them where that is not `dtype` ("Q4_1"). `licence` is that of the
+    weights where their files state it. `notes` are what was done to the module that its owner should know."""
 
     module: torch.nn.Module
     kind: Kind
@@ -39,6 +39,7 @@ class LoadedModel:
     weight_files: tuple[Path, ...] = ()
     positional: tuple[str, ...] = ()
     weights: str = ""
+    licence: str = ""
     notes: tuple[str, ...] = ()
 
     def call(self, inputs: Mapping[str, Any]) -> Any:

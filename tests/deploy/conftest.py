@@ -35,7 +35,8 @@ def built(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def talking(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same weights with text: one token a character, turns as in `tests.deploy.vocabularies.CHAT`, 32 positions."""
+    """The same weights with text: one token a character, turns as in `tests.deploy.vocabularies.CHAT`, 32 positions; its
+    publisher samples with a temperature of 2."""
     folder = Path(shutil.copytree(built, tmp_path_factory.mktemp("talking") / "bundle"))
     (folder / of_run.TOKENIZER).write_text(small().to_str())
     (folder / of_run.CHAT).write_text(json.dumps({"template": CHAT, "special": {}}))
@@ -44,6 +45,7 @@ def talking(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / name
         manifest["files"][name] = {"bytes": path.stat().st_size, "digest": file_digest(path)}
     manifest["calls"]["stop"] = [END]
+    manifest |= {"licence": "mit", "generation": {"temperature": 2.0, "top_k": 40}}
     manifest[SEAL] = seal(manifest)
     (folder / layout.MANIFEST).write_text(json.dumps(manifest))
     return folder

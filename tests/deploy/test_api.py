@@ -14,10 +14,12 @@ from tapml.api import Run
 from tapml.carving.folder import RunFolder
 from tapml.cli.main import main
 from tapml.deploy.build import build
+from tapml.deploy.bundle import BundleFolder
 from tapml.errors import BundleError, PromptError, UsageError
 from tapml.tensors import TensorSpec
 from tests.conftest import MakeRun
 from tests.deploy.conftest import TARGET
+from tests.models import causal_lm, save
 
 
 def test_a_decoder_answers(built: Path, run: RunFolder) -> None:
@@ -48,6 +50,8 @@ def test_an_answer_comes_in_pieces(talking: Path) -> None:
         assert not answer.tokens
         assert "".join(answer) == answer.text and answer.ended is not None and answer.tokens
         assert bundle.generate("hi", 6, temperature=2.0, seed=5).tokens == answer.tokens
+        published = bundle.generate("hi", 6, published=True, seed=5, top_k=0)
+        assert published.tokens == answer.tokens != bundle.generate("hi", 6).tokens and bundle.licence == "mit"
         schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
         told = bundle.generate("hi", 20, json_schema=schema)
         assert told.complete and set(json.loads(told.text)) == {"a"}
@@ -88,3 +92,16 @@ def test_whole_numbers_stay_what_they_are(tmp_path: Path) -> None:
         for wrong in (np.array([2**63 + 1, 0, 3], np.uint64), np.array([1.0, 2.0, 3.0])):
             with pytest.raises(UsageError, match=r"takes .* does not hold the"):
                 bundle.run({key: wrong})
+
+
+def test_what_the_publisher_says_travels(tmp_path: Path) -> None:
+    folder = save(causal_lm("llama"), tmp_path / "model")
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    settings |= {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    run = tapml.carve(folder, out=tmp_path / "run", prompts=["5 9 70"], decode_steps=2)
+    run.migrate(TARGET)
+    bundle = BundleFolder.open(build(run.folder, TARGET, tmp_path / "bundle").path)
+    assert bundle.licence == "apache-2.0"
+    assert (bundle.published.temperature, bundle.published.top_p) == (0.6, 0.95)

@@ -127,6 +127,8 @@ def answer(path: Path) -> list[int]:
 @pytest.mark.parametrize("change, words", [
     (lambda m: m.update(format_version=4), "has format 4; this TapML reads 3"),
         (lambda m: m.pop("allowed"), "is damaged"),
+        (lambda m: m.update(generation={"temperature": -1}), "is damaged"),
+        (lambda m: m.update(generation={"heat": 1}), "is damaged"),
     (lambda m: m.update(format="zip"), "is not the manifest of a bundle"),
     (lambda m: m.update(target="openc"), "There is no target 'openc'"),
     (lambda m: m["files"].pop("graphs.jsonl"), "has no graphs.jsonl"),

@@ -259,6 +259,9 @@ def test_generate_prints_and_tells(talking: Path, capsys: pytest.CaptureFixture[
     assert data["sampling"]["seed"] == 3 and data["sampling"]["logit_bias"] == {str(END): "-inf"}
     (answer,) = data["answers"]
     assert answer["ended"] == MAX_TOKENS and answer["tokens"] == Text(BundleFolder.open(talking)).tokens("ab", "d")
+    assert main(["generate", str(talking), "--prompt", "ab", "--published", "--top-k", "7", "--json", "-"]) == 0
+    sampling = json.loads(capsys.readouterr().out)["sampling"]
+    assert (sampling["temperature"], sampling["top_k"], sampling["top_p"]) == (2.0, 7, 1.0)
     unfinished = ("--json-schema", '{"type": "string", "minLength": 9}')
     assert main(["generate", str(talking), "--prompt", "ab", *flags, *unfinished]) == 1
     assert capsys.readouterr().err.endswith("ended: max tokens; the JSON is not whole\n")

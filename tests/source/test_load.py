@@ -48,6 +48,7 @@ def tiny_gguf(path: Path, kind: str = "F32") -> Path:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(300)
+    writer.add_license("mit")
     letters = [bytes([b]).decode("latin-1") for b in range(33, 127)]
     tokens = ["<unk>", "<s>", "</s>", *letters]
     tokens += ["th", "in"]
@@ -109,7 +110,7 @@ def test_digest_follows_the_weights(folder: Path, tmp_path: Path) -> None:
 def test_gguf_is_converted_once_and_again_when_the_copy_is_damaged(tmp_path: Path, cache: Path) -> None:
     path = tiny_gguf(tmp_path / "tiny.gguf")
     model = load(path)
-    assert (model.kind, model.dtype, model.stop) == ("causal_lm", "float32", (2,))
+    assert (model.kind, model.dtype, model.stop, model.licence) == ("causal_lm", "float32", (2,), "mit")
     copy = model.weight_files[0]
     assert copy.is_relative_to(cache)
     expected = model.module(torch.tensor([[5, 9]])).logits

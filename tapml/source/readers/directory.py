@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tapml.errors import ModelError, message_of
+from tapml.source.licence import stated
 from tapml.source.model import Kind, LoadedModel, is_causal_lm, stop_tokens
 from tapml.source.own_code import own_code, refused
 from tapml.source.readers.module import dtype_of
@@ -44,7 +45,7 @@ def from_directory(folder: Path, name: str, spec: str, dtype: str | None) -> Loa
     kind: Kind = "causal_lm" if is_causal_lm(module) else "module"
     return LoadedModel(
         module, kind, name, spec, dtype_of(module), _tokenizer(folder), {},
-        stop_tokens(module) if kind == "causal_lm" else (), files,
+        stop_tokens(module) if kind == "causal_lm" else (), files, licence=stated(folder),
     )
 
 

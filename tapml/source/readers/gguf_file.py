@@ -24,6 +24,7 @@ import numpy as np
 
 from tapml.cache.folder import file_digest, keep
 from tapml.errors import ModelError, TapmlError, message_of
+from tapml.source.licence import CARD, card
 from tapml.source.model import LoadedModel
 from tapml.source.own_code import refused, tokenizer_beside
 from tapml.source.readers.directory import from_directory
@@ -32,7 +33,7 @@ from tapml.source.readers.reader import Reader, Request
 from tapml.tensors import HostArray
 
 # Part of the key of a conversion: counts up when the same file would be converted to something else.
-_FORMAT = 2
+_FORMAT = 3
 
 # What GGUF calls weights that are as they are computed with.
 _AS_COMPUTED = {"float32": ("f32",), "float16": ("f16",), "bfloat16": ("bf16",)}
@@ -77,9 +78,18 @@ def _convert(path: Path, dtype: str, folder: Path) -> None:
     try:
         model.save_pretrained(folder, max_shard_size="1000GB")
         tokenizer.save_pretrained(folder)
+        (folder / CARD).write_text(card(_licence(path)), encoding="utf-8")
     except SafetensorError as error:
         # A full disk, in the words of a library that has its own type for it.
         raise OSError(str(error)) from error
+
+
+def _licence(path: Path) -> str:
+    """What the file says in general.license."""
+    import gguf
+
+    field = gguf.GGUFReader(path).get_field("general.license")
+    return "" if field is None else str(field.contents())
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from tapml.errors import ModelError, message_of
+from tapml.source.licence import CARD
 from tapml.source.model import LoadedModel
 from tapml.source.readers.directory import from_directory
 from tapml.source.readers.reader import Reader, Request
@@ -18,7 +19,7 @@ def downloaded(spec: str) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", CARD]
     try:
         return Path(huggingface_hub.snapshot_download(spec, allow_patterns=wanted, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
