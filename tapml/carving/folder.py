@@ -356,6 +356,11 @@ def _manifest(path: Path) -> dict[str, Any]:
         hint = f" A carve to it was started and did not finish ({partial.name})." if partial.exists() else ""
         raise RunError(f"No run at {path}.{hint} Make one: tapml carve MODEL -o {path}")
     if not file.is_file():
+        if (path / layout.BUNDLE).is_file():
+            raise RunError(
+                f"{path} is a bundle, not a run. Give the run that it was built from; whether the bundle's operators are right "
+                f"together, too, is asked by tapml verify {path}"
+            )
         if path.name.endswith(layout.PARTIAL):
             raise RunError(f"{path} is an unfinished run. Carve again, and use the folder without {layout.PARTIAL!r}.")
         raise RunError(f"{path} is not a run of TapML: it has no {layout.MANIFEST}. Make one: tapml carve MODEL -o RUN")

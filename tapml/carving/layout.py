@@ -11,6 +11,7 @@ FORMAT = "tapml-run"
 FORMAT_VERSION = 3
 
 MANIFEST = "run.json"
+BUNDLE = "bundle.json"  # the manifest of a bundle, which is no run
 GRAPHS = "graphs.jsonl"
 BODIES = "bodies.jsonl"
 OPERATORS = "operators.jsonl"

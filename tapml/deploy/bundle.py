@@ -20,6 +20,7 @@ import numpy as np
 
 from tapml import strict
 from tapml.cache.folder import file_digest
+from tapml.carving import layout as of_run
 from tapml.carving.tolerance import Reference, of_source
 from tapml.deploy import layout
 from tapml.deploy.plan import Plan, check_plan
@@ -74,6 +75,10 @@ class BundleFolder:
             folder = folder.resolve()
             manifest = strict.fields(strict.parse(read_file(folder, layout.MANIFEST, most=_LARGEST)))
         except FileNotFoundError:
+            if (folder / of_run.MANIFEST).is_file():
+                raise BundleError(
+                    f"{folder} is a run, not a bundle. Make one of it: tapml build {folder} --target T -o BUNDLE"
+                ) from None
             partial = folder.with_name(folder.name + PARTIAL)
             hint = " A build of it was started and did not finish." if partial.exists() else ""
             raise BundleError(f"No bundle at {folder}.{hint} Make one: tapml build RUN --target T -o {folder}") from None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from tapml.carving.layout import BUNDLE
+
 FORMAT = "tapml-bundle"
 FORMAT_VERSION = 3
 
-MANIFEST = "bundle.json"
+MANIFEST = BUNDLE
 GRAPHS = "graphs.jsonl"
 OPERATORS = "operators.jsonl"
 PLAN = "plan.json"

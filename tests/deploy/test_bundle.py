@@ -21,7 +21,7 @@ from tapml.deploy.build import build
 from tapml.deploy.bundle import BundleFolder
 from tapml.deploy.session import Session
 from tapml.deploy.text import Text, _render
-from tapml.errors import BundleError, PromptError, UsageError
+from tapml.errors import BundleError, PromptError, RunError, UsageError
 from tapml.manifest import SEAL, seal
 from tapml.migrate.model import Model
 from tapml.runtime.hybrid import Hybrid
@@ -154,6 +154,10 @@ def test_what_cannot_be_built_says_why(run: RunFolder, built: Path, make_run: Ma
         build(run, TARGET, tmp_path / "mine", fresh=True)
     with pytest.raises(BundleError, match="No bundle at"):
         BundleFolder.open(tmp_path / "nothing")
+    with pytest.raises(BundleError, match=r"is a run, not a bundle\. Make one of it: tapml build"):
+        BundleFolder.open(run.path)
+    with pytest.raises(RunError, match=r"is a bundle, not a run.*tapml verify"):
+        RunFolder.open(built)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine"]
 
 
