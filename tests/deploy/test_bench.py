@@ -67,6 +67,7 @@ def test_what_is_counted_is_what_ran(built: Path, submitted: list[int]) -> None:
     first = next(k for k in range(len(submitted)) if submitted[k : k + len(answer)] == answer)
     runs = submitted[first : first + (REPEAT + 1) * len(answer)]
     assert runs == answer * (REPEAT + 1), "one that is not counted, then as many as were asked for"
+    assert submitted[first + len(runs)] == steps["decode"] != steps["prefill"], "the launches alone follow"
 
 
 def test_the_numbers_follow_from_each_other(measured: Measured, built: Path) -> None:
