@@ -40,6 +40,7 @@ from tapml.cli import (
     check,
     devices,
     doctor,
+    evaluate,
     explain,
     export,
     faults,
@@ -62,8 +63,8 @@ from tapml.whole_file import write_whole
 VERBS: dict[str, Verb] = {
     verb.NAME: verb
     for verb in (
-        doctor, carve, test, migrate, bisect, explain, health, check, report, export, build, verify, bench, generate, chat,
-        faults, hub, agent, devices,
+        doctor, carve, test, migrate, bisect, explain, health, check, report, export, build, verify, bench, evaluate,
+        generate, chat, faults, hub, agent, devices,
     )
 }
 

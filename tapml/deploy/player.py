@@ -177,7 +177,7 @@ class Player:
         planned, facts = self.plan.graphs[graph], self.model.graphs[graph]
         wanted = [(value, planned.outputs[key]) for key, value in zip(facts.output_keys, facts.outputs, strict=True)]
         carried = [(facts.mutations[key], place) for key, place in planned.carried.items()]
-        arrays = self._read(graph, [*wanted, *carried])
+        arrays = self.values(graph, [*wanted, *carried])
         for key, array in zip(planned.carried, arrays[len(wanted) :], strict=True):
             data = as_bytes(convert(array, self.plan.states[key].dtype))
             self._engine.write(self._halves[key][1 - self._which[key]], data)
@@ -185,8 +185,8 @@ class Player:
             self._which[key] = 1 - self._which[key]
         return dict(zip(facts.output_keys, arrays, strict=False))
 
-    def _read(self, graph: str, asked: Sequence[tuple[str, Place]]) -> list[HostArray]:
-        """Values as the graph has them. What was given is as it was given."""
+    def values(self, graph: str, asked: Sequence[tuple[str, Place]]) -> list[HostArray]:
+        """What lies in some places now, as the values of the graph that they hold. What was given is as it was given."""
         there = [(value, place) for value, place in asked if place.kind not in ("input", "weight")]
         specs = [self._stored.get((graph, value)) or self.plan.states[place.name] for value, place in there]
         data = self.contents([(place, spec.nbytes) for (_, place), spec in zip(there, specs, strict=True)]) if there else []

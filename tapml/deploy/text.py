@@ -36,14 +36,18 @@ class Text:
         if system is not None or (self._chat is not None and self._tokenizer is not None):
             before = [] if system is None else [{"role": "system", "content": system}]
             return self.of_turns([*before, {"role": "user", "content": prompt}])
+        return self.plain(prompt)
+
+    def plain(self, text: str) -> list[int]:
+        """Of a text as it is, without turns. Raises PromptError for one without tokens."""
         if self._tokenizer is None:
-            if not re.fullmatch(r"\s*\d{1,9}(?:[\s,]+\d{1,9})*\s*", prompt):
+            if not re.fullmatch(r"\s*\d{1,9}(?:[\s,]+\d{1,9})*\s*", text):
                 name = self.bundle.name
-                raise PromptError(f"{name} has no tokenizer: give token ids, such as --prompt '5 9 70', not {prompt[:40]!r}.")
-            return [int(n) for n in re.findall(r"\d+", prompt)]
-        found: list[int] = self._tokenizer.encode(prompt).ids
+                raise PromptError(f"{name} has no tokenizer: give token ids, such as '5 9 70', not {text[:40]!r}.")
+            return [int(n) for n in re.findall(r"\d+", text)]
+        found: list[int] = self._tokenizer.encode(text).ids
         if not found:
-            raise PromptError(f"The prompt {prompt[:40]!r} has no tokens. Give at least one word with --prompt.")
+            raise PromptError(f"The text {text[:40]!r} has no tokens. Give at least one word.")
         return found
 
     def of_turns(self, messages: Sequence[dict[str, str]]) -> list[int]:
