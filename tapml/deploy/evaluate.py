@@ -61,8 +61,10 @@ class Window:
 
 
 def windows(tokens: int, longest: int) -> Iterator[Window]:
-    """Of a text of so many tokens, none longer than `longest`."""
+    """Of a text of so many tokens, none longer than `longest`; none where that is no room for a prompt and a scored token."""
     whole = min(tokens, longest)
+    if whole < 2:
+        return
     prompt = whole // 2
     for start in range(0, tokens - prompt, whole - prompt):
         yield Window(start, prompt, min(whole - prompt, tokens - start - prompt))

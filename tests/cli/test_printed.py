@@ -238,10 +238,19 @@ def bench(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPat
     assert check(type_in("bench", bundle, "--repeat", "1")).code == 0
 
 
+def evaluate(type_in: TypeIn, evil: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, text = evil[1].parent / f"evaluated{EVIL}", evil[1].parent / f"text{EVIL}"
+    check(type_in("migrate", evil[1], "--target", "cpu", "--fresh"))
+    check(type_in("build", evil[1], "--target", "cpu", "-o", bundle))
+    check(type_in("eval", bundle, "--against", evil[1], "--text", text))
+    text.write_text(EVIL)
+    check(type_in("eval", bundle, "--against", evil[1], "--text", text))
+
+
 BY_VERB = {one.__name__: one for one in (
     doctor, carve, test, migrate, bisect, explain, health, report, build, verify, bench, generate, chat, faults, hub,
     agent, devices,
-)} | {"check": deployment, "export-cases": export_cases}  # fmt: skip
+)} | {"check": deployment, "export-cases": export_cases, "eval": evaluate}  # fmt: skip
 del test  # pytest is not to take it for one
 
 
