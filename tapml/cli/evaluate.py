@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from tapml.deploy.bundle import Bundle
+    from tapml.deploy.bundle import BundleFolder
     from tapml.deploy.evaluate import Evaluated
     from tapml.deploy.likelihood import Estimate
 
@@ -36,13 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     from tapml.carving.folder import RunFolder
-    from tapml.deploy.bundle import Bundle
+    from tapml.deploy.bundle import BundleFolder
     from tapml.deploy.evaluate import OWN_TEXT_NAME, comparable, evaluate
     from tapml.deploy.session import Session
     from tapml.deploy.text import Text
     from tapml.report.progress import Progress
 
-    bundle = Bundle.open(args.bundle)
+    bundle = BundleFolder.open(args.bundle)
     against = RunFolder.open(Path(args.against))
     comparable(bundle, against, args.other_run)
     tokens = Text(bundle).plain(_text(args.text, bundle))
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> Outcome:
     return Outcome(ALL_PASSED, data | found.to_json(), (title, *found.differences, *_view(found, text)))
 
 
-def _text(file: str | None, bundle: Bundle) -> str:
+def _text(file: str | None, bundle: BundleFolder) -> str:
     from tapml.carving.layout import TOKENIZER
     from tapml.deploy.evaluate import own_text
 

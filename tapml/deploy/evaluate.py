@@ -28,7 +28,7 @@ import numpy as np
 
 from tapml.carving import layout as of_run
 from tapml.carving.folder import RunFolder
-from tapml.deploy.bundle import Bundle, stored_of
+from tapml.deploy.bundle import BundleFolder, stored_of
 from tapml.deploy.layers import BundleInside, SourceInside, layer_ends
 from tapml.deploy.likelihood import Estimate, Tally
 from tapml.deploy.session import Session
@@ -109,7 +109,7 @@ class Evaluated:
         }  # fmt: skip
 
 
-def comparable(bundle: Bundle, run: RunFolder, other_run: bool = False) -> tuple[str, ...]:
+def comparable(bundle: BundleFolder, run: RunFolder, other_run: bool = False) -> tuple[str, ...]:
     """In what a run is another than the one that the bundle was built from, in sentences; none where it is that one. Raises
     UsageError for a model that chooses no tokens, for another run unless `other_run`, and always for one whose tokens are
     others."""

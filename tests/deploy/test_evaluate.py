@@ -20,7 +20,7 @@ from tapml.carving.folder import RunFolder
 from tapml.cli.main import main
 from tapml.deploy import layout
 from tapml.deploy.build import build
-from tapml.deploy.bundle import Bundle
+from tapml.deploy.bundle import BundleFolder
 from tapml.deploy.evaluate import Evaluated, comparable, evaluate, own_text, windows
 from tapml.deploy.layers import layer_ends, layer_of
 from tapml.deploy.likelihood import Estimate, Tally
@@ -116,7 +116,7 @@ def test_layers_by_name(operator: str, layer: str) -> None:
 
 
 def test_a_layer_ends_where_the_next_begins(built: Path) -> None:
-    model = Bundle.open(built).model
+    model = BundleFolder.open(built).model
     ends = layer_ends(model, "decode")
     makers = {value: operator.name for operator in model.operators for value in operator.outputs}
     assert {layer: [makers[value] for value in values] for layer, values in ends.items()} == {
@@ -124,8 +124,8 @@ def test_a_layer_ends_where_the_next_begins(built: Path) -> None:
     }  # fmt: skip
 
 
-def evaluated(bundle: Path | Bundle, run: RunFolder, **more: Any) -> Evaluated:
-    with Session(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)) as session:
+def evaluated(bundle: Path | BundleFolder, run: RunFolder, **more: Any) -> Evaluated:
+    with Session(bundle if isinstance(bundle, BundleFolder) else BundleFolder.open(bundle)) as session:
         return evaluate(session, run, TEXT, **more)
 
 
@@ -190,8 +190,8 @@ def test_a_changed_weight_shows_and_so_does_its_layer(clean: Evaluated, built: P
     assert first.error == first_before.error and second.error.value > 1e3 * second_before.error.value
 
 
-def with_kernels(built: Path, operator: str, old: str, new: str) -> Bundle:
-    bundle = Bundle.open(built)
+def with_kernels(built: Path, operator: str, old: str, new: str) -> BundleFolder:
+    bundle = BundleFolder.open(built)
     programs = dict(bundle.programs)
     program = programs[operator]
     changed = program.with_sources(tuple(kernel.source.replace(old, new) for kernel in program.kernels))
@@ -220,7 +220,7 @@ def other(make_run: MakeRun) -> RunFolder:
 
 
 def test_another_run_is_refused_or_what_differs_is_said(built: Path, other: RunFolder, make_run: MakeRun) -> None:
-    bundle = Bundle.open(built)
+    bundle = BundleFolder.open(built)
     with pytest.raises(UsageError, match=r"is not the run that .* was built from.*--other-run"):
         evaluated(built, other)
     found = evaluated(built, other, max_tokens=8, other_run=True)
@@ -239,10 +239,10 @@ def test_another_run_is_refused_or_what_differs_is_said(built: Path, other: RunF
 def test_what_cannot_be_evaluated(built: Path, run: RunFolder, make_run: MakeRun, tmp_path: Path) -> None:
     encoder = make_run("encoder")
     Run.open(encoder.path).migrate(TARGET, fresh=True)
-    bundle = Bundle.open(build(encoder, TARGET, tmp_path / "encoder").path)
+    bundle = BundleFolder.open(build(encoder, TARGET, tmp_path / "encoder").path)
     with pytest.raises(UsageError, match="chooses no tokens"):
         comparable(bundle, encoder)
-    with Session(Bundle.open(built)) as session:
+    with Session(BundleFolder.open(built)) as session:
         for tokens, most, words in (([5], None, "0 tokens of 1"), ([5, 6], None, "1 token of 2"), (TEXT, 1, "1 token of 60")):
             with pytest.raises(PromptError, match=f"{words} would be scored; error bars take two"):
                 evaluate(session, run, tokens, most)
