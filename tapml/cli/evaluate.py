@@ -108,7 +108,8 @@ def _grid(*justify: str) -> Table:
 
 
 def _shown(estimate: Estimate) -> str:
-    return f"{estimate.value:.4g} ± {estimate.error:.2g}"
+    error = f"{estimate.error:.2g}" if estimate.error < 100 else f"{estimate.error:.0f}"
+    return f"{estimate.value:.4g} ± {error}"
 
 
 def _percent(estimate: Estimate) -> str:

@@ -36,7 +36,7 @@ from tapml.deploy.plan import GraphPlan, Place
 from tapml.deploy.session import Session
 from tapml.devices.copying import CopySpeed, copy_speed
 from tapml.devices.interface import DeviceInfo
-from tapml.errors import BundleError, DeviceError, PromptError, UsageError
+from tapml.errors import BundleError, PromptError, UnavailableError, UsageError
 from tapml.kernels import Program
 from tapml.operators.graph import Operator
 from tapml.runtime.protocol import Call, Generating, Stepper, answered, generated
@@ -187,10 +187,11 @@ def bench(
         else:
             calls = protocol.check(bundle.examples[0].inputs, ())
             cost = _cost(session, tuple(call.graph for call in calls), _calls(session, calls, repeat, tell), repeat)
+        info = session.info
         memory = Memory(session.uploaded, bundle.plan.planned_bytes, session.peak, _host_peak())
         tell("copy", 0, 0)
         copy, no_copy = _copied(session)
-        return Measured(session.info, repeat, load, prompt, tokens, decode, cost, memory, copy, no_copy)
+        return Measured(info, repeat, load, prompt, tokens, decode, cost, memory, copy, no_copy)
 
 
 def _fitting(name: str, protocol: Generating, prompt: int | None, tokens: int | None) -> tuple[int, int]:
@@ -293,9 +294,10 @@ def bytes_read(plan: GraphPlan, operators: dict[str, Operator], programs: dict[s
 
 
 def _copied(session: Session) -> tuple[CopySpeed | None, str]:
+    """Comes last, so that a device which does not survive it costs no other number."""
     try:
         return copy_speed(session.device, session.bundle.choice.target.language), ""
-    except DeviceError as error:
+    except UnavailableError as error:
         return None, str(error)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from tapml.devices.child import ChildDevice
 from tapml.devices.copying import copy_speed
 from tapml.devices.interface import Launch
 from tapml.errors import PromptError, UsageError
+from tapml.languages import LANGUAGES
+from tapml.languages.language import COPY
 from tests.cli.test_schemas import meets
 from tests.conftest import MakeRun
 from tests.deploy.conftest import TARGET
@@ -143,6 +146,13 @@ def test_a_device_whose_copying_cannot_be_measured(built: Path, monkeypatch: pyt
     monkeypatch.setattr("tapml.deploy.bench.copy_speed", partial(copy_speed, nbytes=2**62))
     measured = bench(BundleFolder.open(built), prompt_tokens=3, tokens=1, repeat=1)
     assert measured.copy is None and measured.copy_share is None and "no room" in measured.no_copy
+
+
+def test_a_device_that_does_not_survive_copying_costs_no_other_number(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crash = f"void {COPY}(const float* x, float* y) {{ *(volatile float*)8 = x[0]; }}"
+    monkeypatch.setitem(LANGUAGES, "c", replace(LANGUAGES["c"], copy=lambda words: crash))
+    measured = bench(BundleFolder.open(built), prompt_tokens=3, tokens=1, repeat=1)
+    assert measured.copy is None and "SIGSEGV" in measured.no_copy and measured.call.launches > 0
 
 
 def test_the_command_line(
