@@ -48,7 +48,7 @@ def test_an_unknown_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    assert "'migrat'" in err and "Did you mean migrate" in err and "agent, bisect, build, carve, chat, check" in err
+    assert "'migrat'" in err and "Did you mean migrate" in err and "agent, bench, bisect, build, carve, chat" in err
 
 
 @pytest.mark.parametrize(
