@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import pty
@@ -313,6 +314,7 @@ class Screen:
         )  # fmt: skip
         os.close(its)
         self.text = ""
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")  # what comes may end within a character
 
     def type(self, text: str) -> None:
         os.write(self.own, text.encode())
@@ -324,11 +326,22 @@ class Screen:
         before, _, self.text = (self.text, "", "") if words == "" else self.text.partition(words)
         return before
 
+    def press(self, key: str, words: str) -> None:
+        """Presses a key until these words come. Ctrl-C is lost, as far as the next key, if it comes just between the prompt and
+        Python's waiting for a line."""
+        for _ in range(30):
+            self.type(key)
+            while select.select([self.own], [], [], 2)[0] and words not in self.text:
+                assert self._more(), f"it ended without {words!r}: {self.text!r}"
+            if words in self.text:
+                break
+        self.until(words)
+
     def _more(self) -> bool:
         """Waits for the program to print; False when it has ended."""
         assert select.select([self.own], [], [], 60)[0], f"nothing came after {self.text!r}"
         try:
-            self.text += os.read(self.own, 2**16).decode(errors="replace")
+            self.text += self.decoder.decode(os.read(self.own, 2**16))
         except OSError:  # nobody has the other end any more
             return False
         return True
@@ -352,8 +365,7 @@ def screen(talking: Path) -> Iterator[Screen]:
 
 def test_a_conversation_at_a_terminal(screen: Screen) -> None:
     assert "32 positions · /help for commands, Ctrl-D to leave" in screen.until("> ")
-    screen.type("\x03")
-    screen.until("To leave, type /exit or press Ctrl-D.")
+    screen.press("\x03", "To leave, type /exit or press Ctrl-D.")
     screen.until("> ")
     screen.type("/nothing\n")
     screen.until("There is no command /nothing.")
